@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, NamedTuple
 
+from agentd.egress import addresses
+
 Address = IPv4Address | IPv6Address
 
 #: Somebody's own networks (RFC 1918, 6598, 4193): reached where a rule names them alone.
@@ -105,7 +107,7 @@ class EgressTable:
         """Judge a connection to a number that a program dialled."""
         address = _plain(ip)
         lines = list(self._at(address))
-        if is_private(address):
+        if is_private(addresses.judged(address)):
             lines = [line for line in lines if line.private or not line.allow]
         return _judge(lines, port, f"no rule has the address {address}")
 
@@ -116,6 +118,7 @@ class EgressTable:
         for line in lines:
             if not line.allow and line.has(port):
                 return EgressVerdict(False, line.text, f"denied by {line.text}")
+        address = addresses.judged(address)
         if not is_private(address) or named.private:
             return named
         for line in lines:
@@ -139,13 +142,19 @@ class EgressTable:
             rest = rest.partition(".")[2]
 
     def _at(self, address: Address) -> Iterator[_Line]:
+        """What has that address; through NAT64 it is the IPv4 one, and IPv6 can be denied too."""
+        inner = addresses.judged(address)
         for network, line in self._networks:
-            if network.version == address.version and address in network:
+            if _within(inner, network) or (not line.allow and _within(address, network)):
                 yield line
 
 
+def _within(address: Address, network: IPv4Network | IPv6Network) -> bool:
+    return network.version == address.version and address in network
+
+
 def is_private(address: Address) -> bool:
-    return any(own.version == address.version and address in own for own in PRIVATE)
+    return any(_within(address, own) for own in PRIVATE)
 
 
 def _judge(lines: Iterable[_Line], port: int, none: str) -> EgressVerdict:

@@ -69,6 +69,11 @@ def test_this_hosts_own_addresses_are_nobodys_within_ipv6_either(found: dict[str
     assert found["mappedfar.example"] == "203.0.113.9"
 
 
+def test_what_is_denied_of_ipv6_is_so_where_it_leads_to_ipv4(found: dict[str, Any]) -> None:
+    assert found["denied.example"] == errno.ECONNRESET
+    assert reason(found, "denied.example") == "denied by ![64:ff9b::/96]"
+
+
 def test_rules_that_change_while_a_name_is_resolved_hold_for_where_it_leads(
     found: dict[str, Any],
 ) -> None:

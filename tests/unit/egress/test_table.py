@@ -70,6 +70,10 @@ def test_only_a_name_that_some_port_is_allowed_of_is_resolved() -> None:
         (["[::/0]:443"], "fd00::1", 443, False),
         (["[fd00::/8]:443"], "fd00::1", 443, True),
         (["pypi", "*.example.com"], "151.101.0.223", 443, False),
+        (["10.0.0.0/8:443"], "64:ff9b::10.1.2.3", 443, True),
+        (["[::/0]:443", "[64:ff9b::/96]:443"], "64:ff9b::8.8.8.8", 443, False),
+        (["0.0.0.0/0:443"], "64:ff9b::10.1.2.3", 443, False),
+        (["0.0.0.0/0:443", "![64:ff9b::/96]"], "64:ff9b::8.8.8.8", 443, False),
     ],
 )
 def test_addresses(rules: list[str], address: str, port: int, allowed: bool) -> None:
@@ -89,6 +93,9 @@ def test_addresses(rules: list[str], address: str, port: int, allowed: bool) -> 
         (["*.example.com", "0.0.0.0/0:443"], "10.1.2.3", False),
         (["db.example.com", "!10.0.0.0/8"], "10.1.2.3", False),
         (["db.example.com", "!93.184.216.0/24"], "93.184.216.34", False),
+        (["*.example.com"], "64:ff9b::10.1.2.3", False),
+        (["db.example.com", "!10.0.0.0/8"], "64:ff9b::10.1.2.3", False),
+        (["db.example.com", "![::/0]"], "64:ff9b::8.8.8.8", False),
     ],
 )
 def test_what_a_name_is_resolved_to(rules: list[str], address: str, allowed: bool) -> None:

@@ -49,10 +49,12 @@ NAMES = {
     "host.example": ["203.0.113.1"],
     "mapped.example": ["::ffff:203.0.113.1"],
     "translated.example": ["64:ff9b::203.0.113.1"],
+    "denied.example": ["64:ff9b::203.0.113.9"],
     "mappedfar.example": ["::ffff:203.0.113.9"],
 }
 RULES = ("far.example:7", "second.example:7", "six.example:7", "both.example:7", "mine.example:7")
 RULES += ("mapped.example:7", "translated.example:7", "mappedfar.example:7", "late.example:7")
+RULES += ("denied.example:7", "![64:ff9b::/96]")
 RULES += ("*.evil.example:7", "host.example:7", "203.0.113.0/24:*")
 
 

@@ -57,7 +57,7 @@ class Relay:
 
     @staticmethod
     def parse(address: str) -> IPv4Address | IPv6Address:
-        return addresses.judged(addresses.parse(address))
+        return addresses.parse(address)
 
     def ended(self, connection: RelayedConnection) -> None:
         self._open -= 1

@@ -120,7 +120,7 @@ class _Judge(NamedTuple):
     def _why_not(self, address: str) -> str:
         if why := self.finder.hindrance(address):
             return why
-        found = addresses.judged(addresses.parse(address))
+        found = addresses.parse(address)
         verdict = self.table.of_answer(self.verdict, found, self.port)
         return "" if verdict.allowed else verdict.reason
 
