@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -269,6 +270,25 @@ def test_a_command_that_failed_is_told_what_was_refused() -> None:
     told = done.stderr.splitlines()[-1]
     assert "the network refused files.example.com (no rule allows that name);" in told
     assert told.endswith("--net pypi,files.example.com")
+
+
+def test_a_command_of_a_daemon_that_failed_is_told_where_refusals_are_listed(
+    daemon: Daemon,
+) -> None:
+    code = "import socket; socket.getaddrinfo('x.example.com', 1)"
+    told = "refused this sandbox [1-9] names or connections so far; agentd net ls"
+    with Sandbox.create(url=daemon.url, net=["pypi"]) as sandbox:
+        for words, hint in (
+            (["python3", "-c", "raise SystemExit(3)"], None),
+            (["python3", "-c", code], rf"{told} {sandbox.id} lists them$"),
+            (["true"], None),
+        ):
+            argv = [sys.executable, "-m", "agentd", "exec", "--url", daemon.url, sandbox.id, "--"]
+            done = subprocess.run([*argv, *words], capture_output=True, text=True, check=False)
+            if hint is None:
+                assert "network" not in done.stderr
+            else:
+                assert done.returncode == 1 and re.search(hint, done.stderr.strip())
 
 
 def test_a_name_that_a_rule_forbids_is_told_by_that_rule() -> None:

@@ -63,6 +63,10 @@ def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interr
         output.write_all(1, output.as_json(result))
     else:
         output.explain(result.cause, options.name, truncated=result.truncated)
+        denied = getattr(result.usage.network, "denied", 0)  # there is none without rules
+        if result.status != "ok" and denied:
+            told = f"the network has refused this sandbox {denied} names or connections so far"
+            output.say(f"{told}; agentd net ls {options.id} lists them", options.name)
     return output.exit_code(result)
 
 
