@@ -4,6 +4,7 @@ with that control switched off the attack succeeds."""
 import contextlib
 import errno
 import os
+import select
 import signal
 import socket
 import threading
@@ -342,10 +343,11 @@ def test_a_relay_that_is_killed_at_any_moment_opens_nothing() -> None:
 
 
 ATTACKS = """
-import os, socket, json
+import fcntl, mmap, os, socket, json
 from agentd.egress.relay import relay
 def tried(self):
     found = {}
+    own = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     for name, attempt in {
         "open": lambda: open("/etc/passwd"),
         "list": lambda: os.listdir("/"),
@@ -354,6 +356,12 @@ def tried(self):
         "fork": lambda: os.fork(),
         "unix": lambda: socket.socket(socket.AF_UNIX),
         "raw": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1),
+        "packets": lambda: socket.socket(socket.AF_INET, socket.SOCK_SEQPACKET),
+        "filter": lambda: own.setsockopt(socket.SOL_SOCKET, 26, bytes(16)),
+        "module": lambda: own.setsockopt(270, 1, 1),
+        "code": lambda: mmap.mmap(-1, 4096, prot=7),
+        "owner": lambda: fcntl.fcntl(own, fcntl.F_SETOWN, 0),
+        "input": lambda: fcntl.ioctl(own, 0x5412, b"x"),
         "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0),
         "listen": lambda: socket.create_server(("127.0.0.1", 0)),
         "kill": lambda: os.kill(os.getppid(), 0),
@@ -380,13 +388,28 @@ def test_a_relay_that_was_taken_over_has_nothing() -> None:
                 eventually(lambda: keeper.faults)
             found = __import__("json").loads(keeper.faults[0])
             status = _status(keeper.pid)
+            dumpable = os.stat(f"/proc/{keeper.pid}/status").st_uid != 0
     finally:
         processes.MODULE = RELAY
     assert set(found.values()) <= {errno.EPERM, errno.EACCES}, found
+    assert not dumpable  # else a process of its user reads its memory
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
     assert status["Uid"].split()[0] != "0"
+
+
+def test_a_relay_has_nothing_that_its_host_forgot_to_mark() -> None:
+    """By: it closes all but the socket to its host before it hears anything."""
+    ours, forgotten = os.pipe()
+    os.set_inheritable(forgotten, True)
+    with relayed() as (keeper, _), sandbox(keeper, "db.internal:1"):
+        os.close(forgotten)
+        ends = select.poll()
+        ends.register(ours, select.POLLHUP)
+        found = ends.poll(0)
+    os.close(ours)
+    assert found  # nobody else has it
 
 
 NO_FILTER = (
