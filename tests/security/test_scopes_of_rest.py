@@ -28,6 +28,7 @@ BODIES: dict[str, object] = {
     "POST /v1/sandboxes/{id}/processes/{proc}/signal": {"signal": 0},
     "POST /v1/sandboxes/{id}/processes/{proc}/resize": {"rows": 1, "cols": 1},
     "POST /v1/sandboxes/{id}/processes/{proc}/stdin": b"",
+    "PUT /v1/sandboxes/{id}/network": {"net": ["pypi"]},
     "PUT /v1/sandboxes/{id}/files": b"",
     "PUT /v1/sandboxes/{id}/files/tar": b"",
     "POST /v1/sandboxes/{id}/files/mkdir": {"path": "/x"},
