@@ -348,12 +348,15 @@ class Command(Stepped):
             return self._known
 
     def _lose(self, error: BackendLost | GuestError) -> None:
-        ms = (time.monotonic() - self._began) * 1000
         why = self._ended_for()
         if why is None:
-            self._lost = of_wall(self._handle.wall, error, self._before, ms)
+            spent = self._spent().wall_ms
+            self._lost = of_wall(self._handle.wall, error, self._before, spent)
         else:
-            self._lost = Exit(None, None, why, Usage(wall_ms=ms))
+            self._lost = Exit(None, None, why, self._spent())
+
+    def _spent(self) -> Usage:
+        return Usage(wall_ms=(time.monotonic() - self._began) * 1000)
 
     def _ended_for(self) -> Cause | None:
         """Why somebody ends it, or its sandbox; None where it ends by itself."""
@@ -361,7 +364,12 @@ class Command(Stepped):
 
     def _let_go(self, error: AgentdError) -> Result:
         """Kill what nobody follows any more: what is told to have ended does not go on; the
-        record of its end says why."""
+        record of its end says why. One that is lost with a sandbox that somebody ends ends so."""
+        why = self._ended_for() if isinstance(error, BackendLost | GuestError) else None
+        if why is not None and self._known is None and self._lost is None:
+            self._lost = Exit(None, None, why, self._spent())
+            with contextlib.suppress(AgentdError):
+                return self._finished()
         with contextlib.suppress(AgentdError):
             if self.pid is not None and self._listed and not isinstance(error, BackendLost):
                 self._handle.guest.signal(self.pid, signal.SIGKILL)

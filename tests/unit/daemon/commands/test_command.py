@@ -2,9 +2,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from agentd.daemon.commands import ends
 from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command
-from agentd.daemon.commands.ends import refine, status
+from agentd.daemon.commands.ends import DESTROYED, refine, status
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost, GuestError
 from agentd.model.result import Exit, SandboxInfo
@@ -59,6 +60,7 @@ class Breaking:
     """A command whose stream breaks."""
 
     exit = None
+    pid = 7
     truncated = False
     stdout = bytearray(b"before")
 
@@ -72,7 +74,7 @@ class Breaking:
         pass
 
 
-def broken(error, *, dies, oom):
+def broken(error, *, dies, oom, admission=None):
     counters = {"oom": 0}
     wall = SimpleNamespace(enforcement={}, wait=lambda s: dies, counters=lambda: counters)
     guest = SimpleNamespace(start=lambda request, capture: Breaking(error))
@@ -85,7 +87,7 @@ def broken(error, *, dies, oom):
         unreported_ms=5.0,
         enforcement={},
     )
-    command = Command(handle, BeginStreamed(ExecRequest(("x",)), capture=True))
+    command = Command(handle, BeginStreamed(ExecRequest(("x",)), capture=True), admission)
     counters = {"oom": oom}
     return command
 
@@ -106,6 +108,27 @@ def test_a_lost_wall_is_a_result_with_its_cause(dies, oom, cause):
 def test_a_lying_agent_behind_a_living_wall_is_an_error():
     with broken(GuestError("nonsense"), dies=False, oom=0) as command, pytest.raises(GuestError):
         command.finish()
+
+
+@pytest.mark.parametrize(("why", "code"), [(DESTROYED, "cancelled"), (None, "backend_lost")])
+def test_what_is_lost_with_a_sandbox_that_somebody_ends_has_that_cause(why, code):
+    """Whatever of it the loss was noticed at: here at the counters of a wall that is gone."""
+
+    def counters():
+        raise BackendLost("gone")
+
+    recorded = []
+    admission = SimpleNamespace(
+        request_id="req-a",
+        unconnected=lambda refused: None,
+        end=lambda result, digests: recorded.append(str(result.cause.code)),
+        fail=lambda error: recorded.append(str(ends.cause_of(error).code)),
+    )
+    command = broken(BackendLost("gone"), dies=True, oom=0, admission=admission)
+    command.running.exit = ended("signalled", None, 9)
+    command._handle.why, command._handle.wall.counters = why, counters
+    command.abandon(BackendLost("gone"))
+    assert recorded == [code]
 
 
 def test_a_command_counts_from_its_start_to_its_close_and_once():
