@@ -85,6 +85,27 @@ def test_who_ends_a_sandbox_is_told_so_and_not_that_the_machine_failed(shared: D
     assert end.fields["cause"]["infrastructure"] is False
 
 
+def test_a_command_that_is_just_being_started_is_told_who_ended_its_sandbox(
+    shared: Daemon,
+) -> None:
+    """Its process is not there yet: the sandbox is idle, and ended while the answer waits."""
+    box = shared.sandbox()
+    processes = f"/v1/sandboxes/{box}/processes"
+    begun = {"cmd": "exec sleep 615.25", "wait": False}
+    first = shared.ask("POST", f"/v1/sandboxes/{box}/exec", begun).json["id"]
+    up = f"/v1/sandboxes/{box}/exec", {"cmd": "pgrep -f '^sleep 615.25'"}
+    until(lambda: shared.ask("POST", *up).json["exit_code"] == 0)
+    agent = first_above("615.25")
+    shared.ask("POST", f"{processes}/{first}/signal", {"signal": 9})
+    until(lambda: shared.ask("GET", f"{processes}/{first}").json["state"] != "running")
+    os.kill(agent, signal.SIGSTOP)
+    waits = Later(lambda: shared.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": "sleep 615.5"}))
+    until(lambda: any("615.5" in str(one["argv"]) for one in shared.ask("GET", processes).json))
+    assert shared.ask("DELETE", f"/v1/sandboxes/{box}").status == 204
+    told = waits.answer().json
+    assert (told["cause"]["code"], told["status"]) == ("cancelled", "failed"), told
+
+
 def test_a_lease_that_ends_is_nobodys_failure(shared: Daemon) -> None:
     box = shared.sandbox(ttl="3s")
     told = Later(

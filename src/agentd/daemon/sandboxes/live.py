@@ -40,6 +40,23 @@ class Live:
                 self.handle.why = _WHY.get(reason)
         return first
 
+    def begin_end_if_idle(self, reason: str) -> bool:
+        """``begin_end`` where its end takes no time; where not, the caller ends it all the same.
+
+        Never blocks. A command that is just being started is seen by nobody yet, and ends with it:
+        that is told why, too.
+        """
+        if not self.lock.acquire(blocking=False):
+            return False
+        try:
+            if self.ending:
+                return False
+            self.handle.why = _WHY.get(reason)
+            self.ending = self.wall.end_if_idle()
+            return self.ending
+        finally:
+            self.lock.release()
+
     def lease(self, left: float | None) -> None:
         """Set its lease, by a clock that nobody sets; what the record says is for people."""
         self._ends = None if left is None else boottime() + left

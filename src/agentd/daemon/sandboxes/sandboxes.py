@@ -167,15 +167,9 @@ class Sandboxes(Pauses, Adoption):
 
     def end_at_once(self, live: Live, reason: str = "destroyed") -> Callable[[], None] | None:
         """``end`` as far as an answer waits for it: nothing runs in it any more, and the call does
-        the rest. None where that takes time. Never blocks."""
-        if not live.lock.acquire(blocking=False):
+        the rest. None where that takes time, and ``end`` has to. Never blocks."""
+        if not live.begin_end_if_idle(reason):
             return None
-        try:
-            if live.ending or not live.wall.end_if_idle():
-                return None
-            live.ending = True
-        finally:
-            live.lock.release()
         self._forget(live)
         return lambda: self._finish(live, reason)
 
