@@ -85,6 +85,7 @@ class RelayKeeper:
         self._failure = ""
         self._closed = False
         self._resting = False
+        self._shut = False  # the relay of now is ended by us, and does not die
         self._ids = 0
         self._asked = 0  # the last ``sync``, and the last that was answered
         self._synced = 0
@@ -172,7 +173,7 @@ class RelayKeeper:
         with self._changed:
             if self._admitted or self._thread is None:
                 return
-            self._resting, self._ready = True, False
+            self._resting, self._shut, self._ready = True, True, False
             if self._process is not None:
                 self._process.shut()
             self._changed.wait_for(lambda: self._thread is None or not self._resting, _REST_SECONDS)
@@ -207,7 +208,7 @@ class RelayKeeper:
             raise SandboxError("the network relay was closed")
         self._resting = False
         if self._thread is None:
-            self._failure, self._deaths = "", []
+            self._failure, self._deaths, self._shut = "", [], False
             self._start()
             self._thread = threading.Thread(target=self._keep, name="agentd-egress", daemon=True)
             self._thread.start()
@@ -279,7 +280,8 @@ class RelayKeeper:
 
     def _again(self) -> bool:
         now = time.monotonic()
-        self._deaths = [each for each in self._deaths if now - each < _WITHIN] + [now]
+        died, self._shut = not self._shut, False
+        self._deaths = [each for each in self._deaths if now - each < _WITHIN] + [now] * died
         if len(self._deaths) >= _DEATHS or self._failure:
             self._give_up(self._failure or f"it died {_DEATHS} times within {_WITHIN:g} s")
             return False

@@ -10,6 +10,8 @@ import pytest
 from tests.captured import Captured, Served, echo, eventually, relayed
 from tests.unit.egress.test_relay import table
 
+from agentd.egress import process
+
 RESET, REFUSED = errno.ECONNRESET, errno.ECONNREFUSED
 
 
@@ -58,3 +60,25 @@ def test_what_is_open_to_an_operators_host_ends_where_that_is_another(
         assert inside.ask("keep('db.internal', 1)") == 0
         admitted.set(table("db.internal:1", db_internal=port + 1 if port < 65535 else 1))
         assert inside.ask("kept[0].recv(1)") == RESET
+
+
+def test_a_relay_that_was_ended_for_want_of_sandboxes_has_not_died(
+    inside: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever needs one just when it is ended gets the next, as often as that happens."""
+    shut = process.RelayProcess.shut
+    with relayed() as (keeper, _):
+
+        def shut_and_begin(self: process.RelayProcess) -> None:
+            shut(self)
+            keeper.begin()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(process.RelayProcess, "shut", shut_and_begin)
+            for _ in range(7):
+                before = keeper.pid
+                keeper.rest()
+                eventually(lambda before=before: keeper.pid not in (0, before))
+        admitted = keeper.admit(inside.sockets, table())
+        assert inside.ask("attempt(talk, '8.8.8.8', 1)") in (RESET, REFUSED)
+        assert admitted.connections().totals["denied"]
