@@ -87,10 +87,12 @@ def test_the_key_stays_over_its_lives(control):
 
 def test_a_second_one_is_refused_and_leaves_nothing_open(control):
     control()
-    before = os.listdir("/proc/self/fd")
-    with pytest.raises(AuditLocked):
-        control()
-    assert len(os.listdir("/proc/self/fd")) == len(before)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        with pytest.raises(AuditLocked):
+            control()
+    # The first has one or two more open while its writer is at work.
+    assert abs(len(os.listdir("/proc/self/fd")) - before) < 5
 
 
 def test_shared_ones_write_to_one_log(control, tmp_path):
