@@ -58,6 +58,7 @@ class SandboxHandle:
         self.used = time.monotonic()  # when anything in it was last asked for
         #: Called where something is asked of it while it is paused; it may have it go on.
         self.on_use: Callable[[], None] | None = None
+        self._after_pause: list[Callable[[], None]] = []  # guarded by ``lock``
         self.lock = threading.Lock()  # held while the state changes
         self.turn = threading.Lock()  # held by a pause, a resume or a snapshot
         self._wall: Wall | None = None
@@ -118,13 +119,33 @@ class SandboxHandle:
     def info(self) -> SandboxInfo:
         return SandboxInfo(self.id, self.backend, self.level.label)
 
-    def begin_command(self) -> Guest:
-        """The guest, for a command that counts as running until ``end_command``."""
+    def if_paused(self, then: Callable[[], None]) -> bool:
+        """Return whether it is paused. Where it is, ``then`` is called when it has gone on, or has
+        ended, by whoever did that."""
+        with self.lock:
+            paused = self.state is State.PAUSED
+            if paused:
+                self._after_pause.append(then)
+        return paused
+
+    def pause_over(self) -> None:
+        """Call what waits for the end of a pause, unless it is paused."""
+        with self.lock:
+            if self.state is State.PAUSED:
+                return
+            waiting, self._after_pause = self._after_pause, []
+        for then in waiting:
+            then()
+
+    def begin_command(self, *, paused: bool = False) -> Guest:
+        """The guest, for a command that counts as running until ``end_command``. Raises Conflict
+        where it is paused, unless that one runs already: ``paused``."""
         while True:
             self.rouse()
             with self.lock:
                 if self.state is not State.SNAPSHOTTING:
-                    guest = self._guest_now()
+                    standing = paused and self.state is State.PAUSED
+                    guest = self._guest if standing and self._guest else self._guest_now()
                     self.commands += 1
                     return guest
             with self.turn:

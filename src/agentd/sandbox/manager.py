@@ -252,6 +252,7 @@ class Manager:
                 with handle.lock:
                     for result in filter(None, following):
                         self._feed(handle, result)
+                handle.pause_over()
         return True
 
     def _restorable(self, spec: SandboxSpec) -> Choice:
@@ -286,6 +287,8 @@ class Manager:
             if reason is None:
                 raise
             reason.add_note(f"and the sandbox could not be freed: {error}")
+        finally:
+            handle.pause_over()
 
     def _feed(self, handle: SandboxHandle, event: LifecycleEvent) -> None:
         """Events in, instructions out, until none is left; an instruction's end is an event."""

@@ -60,16 +60,3 @@ class BeginDetached:
             with contextlib.suppress(AgentdError):
                 guest.signal(pid, signal.SIGKILL)
             raise
-
-
-class BeginAgain:
-    """Follows a detached command again, from those bytes of stdout and stderr on."""
-
-    pid: int | None = None
-
-    def __init__(self, tag: str, place: tuple[int, int]) -> None:
-        self._tag = tag
-        self.place: tuple[int, int] | None = place
-
-    def __call__(self, guest: "Guest") -> "Running":
-        return guest.attach(self._tag, self.place or (0, 0), hold=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from agentd.daemon.commands.begin import BeginAgain
+from agentd.daemon.commands.again import BeginAgain
 from agentd.daemon.commands.command import Command
 from agentd.daemon.commands.listed import Listed
 from agentd.daemon.sandboxes.live import Live
@@ -23,7 +23,7 @@ def found(live: Live, journals: Journals) -> Command | None:
         begun.id, live, begun.argv, journals.create(place), tag=TAG, started=begun.began
     )
     try:
-        return Command(live.handle, BeginAgain(begun.id, (0, 0)), None, listed)
+        return Command(live.handle, BeginAgain(live.handle, begun.id, (0, 0)), None, listed)
     except (AgentdError, OSError):  # it has ended, and the agent has forgotten it
         listed.errands.close()
         with contextlib.suppress(OSError):

@@ -15,6 +15,7 @@ import msgspec
 
 from agentd.daemon.commands import views
 from agentd.daemon.commands.ends import (
+    CommandLost,
     Digests,
     lost,
     of_wall,
@@ -92,7 +93,8 @@ class Command(Stepped):
         self._open = False
         self._why: Cause | None = None  # who kills it says so, before it does
         try:
-            guest = handle.begin_command()
+            follows = begin.place is not None  # one that runs, and does so while it is paused
+            guest = handle.begin_command(paused=True) if follows else handle.begin_command()
             self._open = True
             self.running: Running = begin(guest)
         except BaseException as error:
@@ -187,7 +189,7 @@ class Command(Stepped):
             result = self._finished()
             self.usage = result.usage
         except Exception as error:  # whoever waits for its end shall not wait for ever
-            result = self._let_go(self.listed.as_told(error, self.pid))
+            result = self._let_go(self.listed.as_told(error, self.running.pid))
         finally:
             with contextlib.suppress(AgentdError):
                 self.close()
@@ -371,7 +373,8 @@ class Command(Stepped):
             with contextlib.suppress(AgentdError):
                 return self._finished()
         with contextlib.suppress(AgentdError):
-            if self.pid is not None and self._listed and not isinstance(error, BackendLost):
+            gone = isinstance(error, BackendLost | CommandLost)
+            if self.pid is not None and self._listed and not gone:
                 self._handle.guest.signal(self.pid, signal.SIGKILL)
         with contextlib.suppress(AgentdError):
             self.running.close()

@@ -6,14 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Set
-from signal import SIGKILL
 
 import msgspec
 
 from agentd.daemon import events
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.commands import begun
-from agentd.daemon.commands.begin import BeginAgain, BeginDetached, BeginStreamed
+from agentd.daemon.commands.again import BeginAgain, kill_once_it_goes_on
+from agentd.daemon.commands.begin import BeginDetached, BeginStreamed
 from agentd.daemon.commands.command import Command, Emit
 from agentd.daemon.commands.ends import SHUT_DOWN, completed
 from agentd.daemon.commands.listed import Listed
@@ -215,13 +215,11 @@ class Commands:
 
     def end_unheard(self, live: Live, started: Iterable[tuple[str, str]]) -> None:
         """Kill what was ``started`` in it, by (request, process), right before the daemon was
-        killed: nobody was told of it, and no record would find it again."""
+        killed: nobody was told of it, and no record would find it again. In a sandbox that is
+        paused, as soon as that goes on."""
         for request, process in started:
             if request not in self.taken_over:
-                with contextlib.suppress(AgentdError, OSError):
-                    live.handle.guest.tell(
-                        "signal", tag=process, signal=int(SIGKILL), target="group"
-                    )
+                kill_once_it_goes_on(live.handle, process)
 
     def part(
         self,
@@ -317,7 +315,8 @@ class Commands:
             adopted=True,
         )
         try:
-            command = Command(live.handle, BeginAgain(record.id, place), admission, listed)
+            again = BeginAgain(live.handle, record.id, place, record.pid)
+            command = Command(live.handle, again, admission, listed)
         except BaseException:
             listed.errands.close()
             raise
