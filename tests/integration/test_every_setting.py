@@ -68,6 +68,9 @@ audience = "here"
 [ids]
 start = 2100007936
 blocks = 100
+[ports]
+url = "https://ports.example.org:8443"
+max_ttl = "2h"
 [idempotency]
 keep = "2m"
 keys = 100

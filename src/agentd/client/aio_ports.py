@@ -35,6 +35,7 @@ class AsyncSandboxPorts:
     ``(await sb.ports.forward(8080)).address``."""
 
     url = aio(SandboxPorts.url)
+    link = aio(SandboxPorts.link)
     forward = aio(SandboxPorts.forward)
     open = aio(SandboxPorts.open)
 

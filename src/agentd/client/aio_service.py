@@ -72,6 +72,7 @@ class AsyncSandboxFiles(_Noun):
 
 class AsyncPorts(_Noun):
     open = aio(service.Ports.open)
+    link = aio(service.Ports.link)
 
 
 class AsyncNetwork(_Noun):

@@ -21,7 +21,7 @@ from agentd.model.api import (
     VolumeView,
 )
 from agentd.model.drive import execute
-from agentd.model.errors import InvalidInput, NotFound, Refused
+from agentd.model.errors import InvalidInput, NotFound, Refused, Unsupported
 from agentd.model.principal import local
 from agentd.sandbox import abilities, snapshots
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agentd.model.api import CallView
     from agentd.model.image import ImageView
     from agentd.model.network import ConnectionPage, NetworkView
-    from agentd.model.port import Port
+    from agentd.model.port import Port, PortLink
     from agentd.model.principal import Principal
     from agentd.model.result import Result
     from agentd.model.service import Emit
@@ -191,6 +191,11 @@ class _Files(_Noun):
 class _Ports(_Noun):
     def open(self, sandbox: str, port: int) -> "Port":
         return self._here.handle(sandbox).guest.tunnel(port)
+
+    def link(self, sandbox: str, port: int, *, ttl: str | float = "1h") -> "PortLink":
+        raise Unsupported(
+            "a link to a port is a daemon's", remediation="let sandbox.ports.link make one here"
+        )
 
 
 class _Network(_Noun):

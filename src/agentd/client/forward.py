@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from agentd.client import arguments
-from agentd.model.errors import AgentdError, BackendLost, InvalidInput
+from agentd.model.errors import AgentdError, BackendLost, InvalidInput, Unsupported
+from agentd.model.port import PortLink, host_name
 
 if TYPE_CHECKING:
     from agentd.model.port import Port
@@ -60,6 +61,11 @@ class Forward:
     def url(self) -> str:
         """Of a server inside that speaks HTTP."""
         return f"http://{HOST}:{self.host_port}"
+
+    def named(self, sandbox: str, port: int) -> str:
+        """``url`` for a browser, by a name that no other port has: cookies keep to a host's name,
+        and look at no port (RFC 6265, 8.5)."""
+        return f"http://{host_name(sandbox, port)}:{self.host_port}"
 
     def close(self) -> None:
         """End it and its connections; idempotent. A forked copy only lets go of it."""
@@ -208,6 +214,24 @@ class SandboxPorts:
         It leads there until the sandbox is closed, by ``forward``; the same each time it is asked.
         """
         return self._forwards.shared(port, lambda: self.forward(port)).url
+
+    def link(self, port: int, *, ttl: str | float = "1h") -> "PortLink":
+        """The address of a server inside for a browser, on a host of its own: its pages share no
+        origin and no cookies with those of any other port.
+
+        A daemon that listens on TCP gives one that is valid for ``ttl``, for whoever has it.
+        Elsewhere it is a port of this machine, by ``forward``, which lasts until the sandbox is
+        closed. Browsers know names below localhost; of other programs not all do: those take
+        ``url``. Raises Refused for more than the daemon's ports.max_ttl.
+        """
+        number = arguments.whole(port, "port", 1, _LAST_PORT)
+        try:
+            return self._ports.link(self._sandbox, number, ttl=ttl)
+        except Unsupported:
+            shared = self._forwards.shared(number, lambda: self.forward(number))
+            return PortLink(
+                url=shared.named(self._sandbox, number), sandbox=self._sandbox, port=number
+            )
 
     def forward(self, port: int, host_port: int = 0) -> Forward:
         """Let a port of 127.0.0.1 lead to one inside: whatever connects there is connected inside.

@@ -48,7 +48,7 @@ class Client:
 
     @property
     def ports(self) -> service.Ports:
-        """Ports of a sandbox: open, for plain bytes both ways."""
+        """Ports of a sandbox: open, for plain bytes both ways, and link, for a browser."""
         return self._service.ports
 
     @property

@@ -33,6 +33,7 @@ from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.daemon.sandboxes.snapshots import Snapshots
 from agentd.daemon.sandboxes.supervision import Supervision
 from agentd.daemon.service.keystore import StoredKeys, key_service
+from agentd.daemon.service.links import Links
 from agentd.daemon.service.nonces import StoredNonces
 from agentd.daemon.service.parts import Parts
 from agentd.daemon.service.quotas import Ledger
@@ -74,6 +75,7 @@ class Daemon:
         self._report = report
         #: Why nobody can connect to it, which the listeners know; "" at first.
         self.unreachable: Callable[[], str] = lambda: ""
+        self.links = Links()
         self._closing = threading.Event()
         self._up, self._began = False, time.time()
         self.observer, self.ends = Observer(counts, log, self.forbidden), Ends()
@@ -251,6 +253,7 @@ class Daemon:
             repeats=Repeats(
                 lambda: self.config, gate, calls, sandboxes, snapshots, lambda: self.signed
             ),
+            links=self.links,
             observer=self.observer,
         )
 

@@ -20,3 +20,8 @@ class Gatekeeper(Protocol):
         """Give out the service of who asks, once a request: it counts towards their rate. May
         block, for a token's key may have to be fetched. Raises Unauthenticated, Forbidden,
         QuotaExceeded."""
+
+    def follow(self, token: str, sandbox: str, port: int) -> DoorService:
+        """Give out the service of who made a link to a port of a sandbox, for that port alone.
+
+        Raises as ``authenticate`` does; Unauthenticated for a link that does not hold, too."""

@@ -1,6 +1,14 @@
-"""A connection to a server inside a sandbox."""
+"""A connection to a server inside a sandbox, and addresses of it for browsers."""
 
+import re
 from typing import Protocol
+
+import msgspec
+
+LOCALHOST = "localhost"  # every browser knows that what is below it is this machine (RFC 6761, 6.3)
+#: In front of a link's token in its path, and the cookie that it is exchanged for.
+LINK_PATH = "/.agentd/"
+_HOST = re.compile(r"([1-9][0-9]{0,4})-(sbx-[a-z0-9]+)\.([a-z0-9.-]+?)\.?(?::[0-9]*)?")
 
 
 class Port(Protocol):
@@ -21,3 +29,56 @@ class Port(Protocol):
 
     def half_close(self) -> None: ...
     def close(self) -> None: ...
+
+
+class PortLink(msgspec.Struct, frozen=True, kw_only=True):
+    """The address of a server inside, for a browser: who has it may use that port of that sandbox.
+
+    ``expires`` is in seconds since 1970; None where it lasts as long as the sandbox's object.
+    """
+
+    url: str
+    sandbox: str
+    port: int
+    expires: float | None = None
+
+    def __repr__(self) -> str:
+        """Leave out the address: it is a secret."""
+        return f"PortLink(sandbox={self.sandbox!r}, port={self.port}, expires={self.expires})"
+
+
+class LinkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """``POST /v1/sandboxes/{id}/links``: the address of a port, for a browser."""
+
+    port: int
+    ttl: str | float = "1h"
+
+
+class PortDomain(msgspec.Struct, frozen=True):
+    """Where the hosts of ports are: ``8080-sbx-abcdefghijkl.NAME``, as browsers reach them."""
+
+    name: str = LOCALHOST
+    scheme: str = "http"
+    port: int | None = None  # None: the scheme's own
+
+    def url(self, sandbox: str, port: int, token: str) -> str:
+        at = "" if self.port is None else f":{self.port}"
+        return f"{self.scheme}://{host_name(sandbox, port, self.name)}{at}{LINK_PATH}{token}"
+
+
+class PortHost(msgspec.Struct, frozen=True):
+    """A host that stands for one port of one sandbox."""
+
+    sandbox: str
+    port: int
+    domain: str
+
+
+def host_name(sandbox: str, port: int, domain: str = LOCALHOST) -> str:
+    return f"{port}-{sandbox}.{domain}"
+
+
+def host_of(host: str) -> PortHost | None:
+    """Return what a Host header names; None for a host that no port has, of whatever domain."""
+    match = _HOST.fullmatch(host.lower())
+    return None if match is None else PortHost(match[2], int(match[1]), match[3])

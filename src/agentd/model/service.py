@@ -33,7 +33,7 @@ from agentd.model.files import Files as Files  # noqa: PLC0414
 from agentd.model.image import ImageView
 from agentd.model.network import Network as Network  # noqa: PLC0414
 from agentd.model.output import STREAMS, Output
-from agentd.model.port import Port
+from agentd.model.port import Port, PortLink
 
 Emit = Callable[[str, bytes], None]
 _AS_USUAL = SandboxBody()
@@ -177,6 +177,12 @@ class Ports(Protocol):
     def open(self, sandbox: str, port: int) -> Port:
         """Connect to a TCP port inside. Raises NotFound, and OperationFailed where nothing
         listens."""
+        ...
+
+    def link(self, sandbox: str, port: int, *, ttl: str | float = "1h") -> PortLink:
+        """Return the address of a server inside for a browser, on a host of its own. Who has it
+        needs nothing else, for so long as the caller might connect there. Raises NotFound, and
+        Unsupported where no browser could reach the daemon."""
         ...
 
 

@@ -19,6 +19,7 @@ from agentd.ingest.web.limits import WebLimits
 from agentd.ingest.web.listeners import Listener
 from agentd.ingest.web.server import Server
 from agentd.linux.process import raise_file_limit
+from agentd.model.port import PortDomain
 from agentd.serve import doors
 from agentd.serve.gatekeeper import Gatekeeper
 from agentd.serve.listening import listen
@@ -76,12 +77,24 @@ def _server(
     """The doors on the listeners, in front of the gatekeeper."""
     config = daemon.config
     told = None if metrics is None else web.MetricsSource(metrics.render, config.metrics.public)
-    shared = web.Web(_limits(config), told, daemon.ready)
+    set_ = config.ports.url
+    daemon.links.domain = _found(listeners) if set_ is None else set_.domain
+    domains = [PortDomain(), *([] if set_ is None else [set_.domain])]
+    shared = web.Web(_limits(config), told, daemon.ready, domains)
     mounts = doors.mounted(loaded, shared, gatekeeper)
     found = doors.on_listeners([one.serves for _, one in listeners], shared, mounts)
     return Server(
         shared, gatekeeper, [(one, d) for (one, _), d in zip(listeners, found, strict=True)]
     )
+
+
+def _found(listeners: Sequence[tuple[Listener, Listen]]) -> PortDomain | None:
+    """Return where a browser of this machine finds ports, of which REST is the door."""
+    for one, wanted in listeners:
+        if one.is_local and "rest" in wanted.serves:
+            scheme = "https" if one.tls is not None else "http"
+            return PortDomain(scheme=scheme, port=one.socket.getsockname()[1])
+    return None
 
 
 def announce(names: Sequence[str]) -> None:

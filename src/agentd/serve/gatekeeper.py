@@ -40,3 +40,10 @@ class Gatekeeper:
         who = self._chain.authenticate(credential)
         self._daemon.ledger.request(who.name)
         return self._daemon.of(who, lambda: self._chain.authenticate(credential))
+
+    @observed("follow_link")
+    def follow(self, token: str, sandbox: str, port: int) -> DaemonService:
+        again = self._daemon.links.maker(token, sandbox, port)
+        who = again()
+        self._daemon.ledger.request(who.name)
+        return self._daemon.of(who, again)

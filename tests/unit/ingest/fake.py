@@ -14,6 +14,7 @@ from tests.unit.ingest.fake_sandbox import FakeProcess as FakeProcess  # noqa: P
 from tests.unit.ingest.fake_service import FakeService
 
 from agentd.daemon.events import EventFeed
+from agentd.daemon.service.links import Links
 from agentd.model.api import ApprovalView, CallBody, CallView, KeyView, SnapshotView, VolumeView
 from agentd.model.capability import CallFailed
 from agentd.model.cause import Cause, CauseCode
@@ -49,6 +50,7 @@ class FakeDaemon:
         self.count = 0
         self.calls: list[str] = []
         self.events = EventFeed()
+        self.links = Links()
         self.not_ready = ""
         self.anyone: Principal | None = None
         self.seen: dict[str, Any] = {}
@@ -68,6 +70,10 @@ class FakeDaemon:
 
     def authenticate(self, credential: Credential) -> FakeService:
         return FakeService(self, self._who(credential), lambda: self._who(credential))
+
+    def follow(self, token: str, sandbox: str, port: int) -> FakeService:
+        again = self.links.maker(token, sandbox, port)
+        return FakeService(self, again(), again)
 
     def _who(self, credential: Credential) -> Principal:
         self.seen = {"credential": credential, "thread": threading.get_ident()}

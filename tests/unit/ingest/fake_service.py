@@ -37,6 +37,7 @@ from agentd.model.errors import (
 from agentd.model.events import EventPage
 from agentd.model.mount import VOLUME_NAME
 from agentd.model.network import ConnectionPage, ConnectionView, NetworkView
+from agentd.model.port import PortDomain, PortLink
 from agentd.model.principal import SCOPES, Principal
 from agentd.model.service import Emit
 
@@ -54,6 +55,12 @@ class FakePorts(Noun):
     def open(self, sandbox: str, port: int) -> FakePort:
         self.sandbox("ports", sandbox)
         return FakePort(port)
+
+    def link(self, sandbox: str, port: int, *, ttl: str | float = "1h") -> PortLink:
+        found, links = self.sandbox("ports", sandbox), self.daemon.links
+        token = links.add(self.who.name, found.id, port, float(ttl), lambda: self.who)
+        url = PortDomain().url(found.id, port, token)
+        return PortLink(url=url, sandbox=found.id, port=port, expires=1.0)
 
 
 class FakeNetwork(Noun):

@@ -1,4 +1,4 @@
-"""``agentd port``: a port of this machine that leads into a daemon's sandbox."""
+"""``agentd port``: a port of this machine that leads into a daemon's sandbox, or a link to one."""
 
 import argparse
 import sys
@@ -11,23 +11,40 @@ from agentd.model.units import parse_count
 _EXAMPLES = """\
   agentd port sbx-abcdefghijkl 8080                        prints 127.0.0.1:PORT, until Ctrl-C
   agentd port sbx-abcdefghijkl 5432 --host-port 15432      whatever it speaks
+  agentd port sbx-abcdefghijkl 8080 --link --ttl 8h        prints an address for a browser, and ends
 """
 _LOOK_SECONDS = 2.0
 
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
+    if options.ttl is not None and not options.link:
+        raise InvalidInput("--ttl is of a link", remediation="add --link")
+    if options.host_port and options.link:
+        raise InvalidInput(
+            "--link opens no port of this machine", remediation="give --link or --host-port"
+        )
     from agentd.client.forward import Forwards, SandboxPorts
 
     with remote.service(options) as service:
+        if options.link:
+            link = service.ports.link(options.id, options.port, ttl=options.ttl or "1h")
+            if options.json:
+                remote.print_json(link)
+            else:
+                print(link.url)
+            return 0
         id_ = service.sandboxes.get(options.id).id
         ports = SandboxPorts(service.ports, id_, Forwards())
         with ports.forward(options.port, options.host_port) as forward:
             address = "{}:{}".format(*forward.address)
+            url = forward.named(id_, options.port)
             if options.json:
-                remote.print_json({"address": address, "sandbox": id_, "port": options.port})
+                about = {"address": address, "url": url, "sandbox": id_, "port": options.port}
+                remote.print_json(about)
             else:
                 print(address)
+                print(f"{url}  (in a browser)")
                 sys.stdout.flush()
             while True:  # until it is interrupted, or the sandbox has ended: NotFound
                 time.sleep(_LOOK_SECONDS)
@@ -45,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
         default=0,
         help="which port here (default: a free one)",
     )
+    parser.add_argument(
+        "--link",
+        action="store_true",
+        help="print an address of the daemon's own for a browser, for whoever has it",
+    )
+    parser.add_argument("--ttl", metavar="TIME", help="how long the link lasts (default: 1h)")
     parser.add_argument("id", metavar="ID")
     parser.add_argument("port", metavar="PORT", type=_number, help="the port inside")
     return parser

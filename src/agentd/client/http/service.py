@@ -39,7 +39,7 @@ from agentd.model.api import (
 from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.events import EventPage, wait_seconds
 from agentd.model.image import ImageView
-from agentd.model.port import Port
+from agentd.model.port import LinkBody, Port, PortLink
 from agentd.model.service import Emit
 
 _PAGE = 500
@@ -148,6 +148,10 @@ class HttpPorts(_Noun):
         from agentd.client.http.port import HttpPort
 
         return HttpPort(self._requests, f"{sandbox_path(sandbox)}/tunnels/{port}")
+
+    def link(self, sandbox: str, port: int, *, ttl: str | float = "1h") -> PortLink:
+        body = LinkBody(port=port, ttl=ttl)
+        return self._requests.call("POST", f"{sandbox_path(sandbox)}/links", body, into=PortLink)
 
 
 class HttpSnapshots(_Noun):

@@ -21,6 +21,7 @@ from agentd.daemon.config.values import (
     ListenAddress,
     Mode,
     Name,
+    PortsUrl,
     Scope,
     Sink,
     Size,
@@ -247,6 +248,13 @@ class EgressSettings(msgspec.Struct, frozen=True, kw_only=True):
         return EgressBounds(tuple(map(str, self.allow)), tuple(hosts))
 
 
+class PortSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where browsers find the ports of sandboxes: each has a host name of its own."""
+
+    url: PortsUrl | None = None  # https://ports.example.org; else the listener's, below localhost
+    max_ttl: Duration = Duration(86400)  # of a link
+
+
 class Ids(msgspec.Struct, frozen=True, kw_only=True):
     """User and group ids of the machine that sandboxes have, where the daemon is root."""
 
@@ -330,6 +338,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: LimitBounds = LimitBounds()
     sandbox: SandboxSettings = SandboxSettings()
     egress: EgressSettings = EgressSettings()
+    ports: PortSettings = PortSettings()
     ids: Ids = Ids()
     http: Http = Http()
     idempotency: IdempotencySettings = IdempotencySettings()

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import re
 from typing import Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -11,6 +12,7 @@ from agentd.daemon.config.problem import nearest
 from agentd.ingest import doors
 from agentd.model.egress import PRIVATE, PUBLIC, check_name, parse_rule
 from agentd.model.errors import InvalidInput
+from agentd.model.port import LOCALHOST, PortDomain
 from agentd.model.units import format_size, parse_duration, parse_size
 
 # The labels of model.isolation.IsolationLevel, which is what orders them.
@@ -23,6 +25,7 @@ Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
 ]
 _LIKE = 0.75  # how near a word is that was meant, as "pubic"
+_PORTS_URL = re.compile(r"(https?)://([A-Za-z0-9.-]+)(?::([0-9]{1,5}))?/?")
 _MAX_SUN_PATH = 107  # unix(7): 108 bytes with the zero
 _TIMES = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
@@ -172,6 +175,28 @@ class HostName(str):
         if not isinstance(value, str):
             raise InvalidInput(f"{value!r} is no name of a host", remediation='write "db.internal"')
         return cls(check_name(value))
+
+
+class PortsUrl(str):
+    """``https://ports.example.org``: below that name each port of a sandbox has a host."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: object) -> "PortsUrl":
+        match = _PORTS_URL.fullmatch(value) if isinstance(value, str) else None
+        if match is None or (match[3] and not 0 < int(match[3]) < 65536):
+            raise InvalidInput(
+                f"{value!r} is no address for ports",
+                remediation='write "https://ports.example.org", or with a port and no path',
+            )
+        name = match[2] if match[2] == LOCALHOST else check_name(match[2])
+        return cls(f"{match[1]}://{name}" + (f":{match[3]}" if match[3] else ""))
+
+    @property
+    def domain(self) -> PortDomain:
+        parts = urlsplit(self)
+        return PortDomain(str(parts.hostname), parts.scheme, parts.port)
 
 
 class AddressAndPort(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from agentd.daemon.observe.observed import Observer
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.daemon.sandboxes.snapshots import Snapshots
+from agentd.daemon.service.links import Links
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
 from agentd.model.api import Stats
@@ -47,4 +48,5 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     control: AdmissionControl
     events: EventFeed
     repeats: Repeats
+    links: Links  # to ports, that were given out
     observer: Observer

@@ -1,6 +1,5 @@
-"""A caller's sandboxes, their snapshots and their ports."""
+"""A caller's sandboxes and their snapshots."""
 
-import contextlib
 import itertools
 import os
 import time
@@ -23,7 +22,6 @@ from agentd.model.image import ImageView
 from agentd.model.principal import ADMIN
 from agentd.model.units import parse_duration
 from agentd.policy.scopes import scope_of
-from agentd.transport.tunnel import Tunnel
 
 _AS_USUAL = SandboxBody()
 _BUILD_SECONDS = 60.0  # that somebody else may take to make the sandbox of a name
@@ -208,17 +206,3 @@ class DaemonSnapshots(Noun):
     def delete(self, id: str) -> None:
         self._who.require("snapshot")
         self._parts.snapshots.remove(self._who, id)
-
-
-class DaemonPorts(Noun):
-    """Implements ``model.service.Ports``."""
-
-    @observed("tunnel")
-    def open(self, sandbox: str, port: int) -> Tunnel:
-        live, admission = self._open(sandbox, acts.PORT, "reach a port of it", port=port)
-        admission.begin(written=True)
-        with contextlib.ExitStack() as undo:
-            undo.enter_context(admission)
-            tunnel = live.handle.guest.tunnel(port)
-            tunnel.on_close = undo.pop_all().close
-        return tunnel

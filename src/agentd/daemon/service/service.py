@@ -15,7 +15,8 @@ from agentd.daemon.service.machine import DaemonMachine
 from agentd.daemon.service.network import DaemonNetwork
 from agentd.daemon.service.noun import Noun
 from agentd.daemon.service.parts import Parts
-from agentd.daemon.service.sandboxes import DaemonPorts, DaemonSandboxes, DaemonSnapshots
+from agentd.daemon.service.ports import DaemonPorts
+from agentd.daemon.service.sandboxes import DaemonSandboxes, DaemonSnapshots
 from agentd.daemon.service.volumes import DaemonVolumes
 from agentd.model import context
 from agentd.model.answer import Answer
@@ -64,7 +65,7 @@ class DaemonService:
 
     @property
     def ports(self) -> DaemonPorts:
-        return DaemonPorts(self._parts, self._caller)
+        return DaemonPorts(self._parts, self._caller, self._again)
 
     @property
     def network(self) -> DaemonNetwork:

@@ -10,6 +10,7 @@ from agentd.ingest.rest import (
     events,
     files,
     keys,
+    links,
     meta,
     network,
     processes,
@@ -19,6 +20,7 @@ from agentd.ingest.rest import (
 from agentd.ingest.rest.api import Api, Exchange, Socket
 from agentd.ingest.rest.openapi import document
 from agentd.ingest.rest.operation import Operation
+from agentd.ingest.rest.port_hosts import PortHosts
 from agentd.ingest.rest.respond import JSON, encode
 from agentd.ingest.rest.sockets import attach, execute
 from agentd.ingest.rest.tunnels import tunnel
@@ -42,6 +44,7 @@ def operations(*, metrics: bool = False) -> tuple[Operation, ...]:
         *sandboxes.OPERATIONS,
         *files.OPERATIONS,
         *network.OPERATIONS,
+        *links.OPERATIONS,
         *volumes.OPERATIONS,
         *keys.OPERATIONS,
         *approvals.OPERATIONS,
@@ -70,7 +73,9 @@ def mount(web: Web, gatekeeper: Gatekeeper) -> Mount:
     routes.add_socket(_SANDBOX + "/tunnels/{port}", tunnel)
     routes.add_socket(_SANDBOX + "/exec", execute)
     routes.add_socket(_SANDBOX + "/processes/{proc}/attach", attach)
-    return Mount(api, routes, ("/v1", _DOCUMENT, *_ALWAYS), always=_ALWAYS)
+    hosts = PortHosts(api)
+    paths = ("/v1", _DOCUMENT, *_ALWAYS)
+    return Mount(api, routes, paths, always=_ALWAYS, at_host=hosts.application)
 
 
 def _openapi(table: Sequence[Operation]) -> Handler[Api]:

@@ -30,6 +30,7 @@ MEMBERS: dict[tuple[str, str], dict[str, Any]] = {
     ("Pty", "rows"): _SIDE,
     ("Pty", "cols"): _SIDE,
     ("ForkBody", "count"): {"minimum": 1},
+    ("LinkBody", "port"): {"minimum": 1, "maximum": 65535},
     ("CommitBody", "name"): {"pattern": "^[a-z0-9][A-Za-z0-9._/:-]{0,127}$"},
     ("CallBody", "capability"): {"pattern": "^[a-z][a-z0-9_.]*$"},
     ("SandboxView", "level"): {"enum": _LEVELS},
@@ -57,7 +58,7 @@ QUERY: dict[str, dict[str, Any]] = {
 }
 _WORDS = {
     "sandboxes": "sandboxes", "processes": "processes", "exec": "processes", "run": "processes",
-    "files": "files", "changes": "files", "apply": "files", "ports": "ports",
+    "files": "files", "changes": "files", "apply": "files", "ports": "ports", "links": "ports",
     "snapshots": "snapshots", "snapshot": "snapshots", "fork": "snapshots",
     "commit": "snapshots", "network": "network", "connections": "network", "keys": "keys",
     "volumes": "volumes",

@@ -18,6 +18,7 @@ from agentd.ingest.web.credential import CREDENTIALS
 from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.pipe import Pipe
 from agentd.ingest.web.standing import standing
+from agentd.model.door import DoorService
 from agentd.model.errors import AgentdError, GuestError, InvalidInput, NotFound
 
 _HEAD = 64 << 10  # bytes of an answer's head
@@ -50,8 +51,6 @@ _SITE = frozenset(
         b"set-cookie2",
     )
 )
-# Without allow-same-origin its pages cannot call our API as whoever looks at them.
-_SANDBOX = b"sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 Headers = list[tuple[bytes, bytes]]
 
@@ -69,33 +68,61 @@ class Target:
         self.id: str = path["id"]
         self.port = port_of(path["port"])
         self.prefix = match[0]
-        self.target = scope["raw_path"][match.end() :] or b"/"
-        if scope["query_string"]:
-            self.target += b"?" + scope["query_string"]
+        self.target = with_query(scope, scope["raw_path"][match.end() :] or b"/")
+
+    # How the port's server and its visitor see each other.
+
+    #: Without allow-same-origin its pages cannot call our API as whoever looks at them.
+    content_policy: bytes | None = (
+        b"sandbox allow-scripts allow-forms allow-popups allow-modals allow-downloads"
+    )
+
+    def host(self, given: bytes) -> bytes:
+        """The Host that the server is told; ``given`` is what the visitor said."""
+        return b"localhost:%d" % self.port
+
+    def passes(self, name: bytes, value: bytes) -> bool:
+        """Return whether a header of the visitor's goes in that may be a credential."""
+        return False
+
+    def inwards(self, values: list[bytes]) -> bytes:
+        """The visitor's cookies as the server has set them; empty where there are none."""
+        return cookies.inwards(values, self.prefix)
+
+    def outwards(self, value: bytes) -> bytes | None:
+        """The server's Set-Cookie header for the visitor; None where it sets nothing."""
+        return cookies.outwards(value, self.prefix, self.target)
+
+
+def with_query(scope: Any, path: bytes) -> bytes:
+    query: bytes = scope["query_string"]
+    return path + b"?" + query if query else path
 
 
 def request_headers(scope: Any, target: Target) -> Headers:
     """Return those for the server inside: no credentials, and nothing that belongs to one hop."""
     given: Headers = scope["headers"]
-    dropped = HOP | _OURS | CREDENTIALS | _COOKIES | _named(given)
+    dropped = HOP | _OURS | _COOKIES | _named(given)
     kept = [
         (name, value)
         for name, value in given
-        if name not in dropped and not name.startswith(b"x-forwarded-")
+        if name not in dropped
+        and not name.startswith(b"x-forwarded-")
+        and (name not in CREDENTIALS or target.passes(name, value))
     ]
-    cookie = cookies.inwards([v for name, v in given if name == b"cookie"], target.prefix)
+    cookie = target.inwards([v for name, v in given if name == b"cookie"])
     if cookie:
         kept.append((b"cookie", cookie))
     host = next((value for name, value in given if name == b"host"), b"")
     client = scope["client"]
-    return [
-        (b"host", b"localhost:%d" % target.port),
-        *kept,
+    kept += [
         (b"x-forwarded-host", host),
         (b"x-forwarded-proto", b"https" if scope["scheme"] in ("https", "wss") else b"http"),
         (b"x-forwarded-for", client[0].encode() if client else b"unix"),
-        (b"x-forwarded-prefix", target.prefix),
     ]
+    if target.prefix:
+        kept.append((b"x-forwarded-prefix", target.prefix))
+    return [(b"host", target.host(host)), *kept]
 
 
 def _named(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
@@ -129,18 +156,22 @@ def response_headers(response: h11.Response, target: Target) -> Headers:
         if name == b"location" and value.startswith(b"/") and not value.startswith(b"//"):
             value = target.prefix + value  # noqa: PLW2901 the same place, as seen from here
         if name == b"set-cookie":
-            cookie = cookies.outwards(value, target.prefix, target.target)
+            cookie = target.outwards(value)
             if cookie is not None:
                 kept.append((name, cookie))
         elif name not in dropped:
             kept.append((name, value))
-    kept.append((b"content-security-policy", _SANDBOX))
+    if target.content_policy is not None:
+        kept.append((b"content-security-policy", target.content_policy))
     return kept
 
 
 async def forward(exchange: Exchange) -> None:
     target = Target(exchange.scope)
-    service = await exchange.authenticate()
+    await carry(exchange, target, await exchange.authenticate())
+
+
+async def carry(exchange: Exchange, target: Target, service: DoorService) -> None:
     pipe = Pipe()
     exchange.link.on_lost(pipe.abort)
     try:

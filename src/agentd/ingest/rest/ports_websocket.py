@@ -18,6 +18,7 @@ from agentd.ingest.rest.ports import Target, request_headers
 from agentd.ingest.web.pipe import Pipe
 from agentd.ingest.web.standing import Standing, standing
 from agentd.ingest.web.websocket import Closed
+from agentd.model.door import DoorService
 from agentd.model.errors import GuestError
 
 _MESSAGE = 4 << 20  # bytes, of the server inside
@@ -26,7 +27,10 @@ _OPCODES = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}
 
 async def forward(socket: Socket) -> None:
     target = Target(socket.scope)
-    service = await socket.authenticate()
+    await carry(socket, target, await socket.authenticate())
+
+
+async def carry(socket: Socket, target: Target, service: DoorService) -> None:
     pipe = Pipe()
     socket.link.on_lost(pipe.abort)
     try:
@@ -90,7 +94,7 @@ class _Inside:
         self._headers = [
             (name, value)
             for name, value in request_headers(scope, target)
-            if name != b"host" and not name.startswith(b"sec-websocket-")
+            if not name.startswith(b"sec-websocket-")
         ]
 
     @property
@@ -101,6 +105,7 @@ class _Inside:
         """Raises GuestError where the server inside does not want to."""
         request = self._protocol.connect()
         extra = Headers()
+        del request.headers["Host"]
         for name, value in self._headers:
             extra[name.decode("ascii")] = value.decode("latin-1")
         request.headers.update(extra)

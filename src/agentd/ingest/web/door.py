@@ -35,10 +35,12 @@ class Mount(msgspec.Struct, frozen=True):
     them.
 
     ``"/"`` claims every path. Doors of one listener claim paths that do not meet. ``always`` are
-    paths that are answered while agentd drains, too.
+    paths that are answered while agentd drains, too. ``at_host`` gives what answers at a host that
+    is not the door's own, whatever the path; None for all other hosts.
     """
 
     door: Door
     application: Application
     paths: tuple[str, ...]
     always: tuple[str, ...] = ()
+    at_host: Callable[[str], Application | None] | None = None

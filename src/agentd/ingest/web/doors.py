@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
-from agentd.ingest.web.door import Mount
+from agentd.ingest.web.door import Application, Mount
 from agentd.ingest.web.errors import Draining, internal
 from agentd.ingest.web.exchange import Exchange
 from agentd.ingest.web.link import link_of
@@ -33,6 +33,7 @@ class Doors:
         # No claim is above another, so at most one of them fits.
         self._paths = [(path.rstrip("/"), one) for one in mounts.values() for path in one.paths]
         self._is_one = len(mounts) == 1
+        self._hosts = [one.at_host for one in mounts.values() if one.at_host is not None]
 
     def error(self, error: AgentdError) -> Answer:
         """Write it in the first door's form: nothing tells yet which one is meant."""
@@ -59,11 +60,13 @@ class Doors:
                         message = {**message, "headers": [*message["headers"], header]}
                     await send(message)
 
-                if self._web.draining and scope["path"] not in mount.always:
+                hosted = self._at_host(scope)
+                always = () if hosted is not None else mount.always
+                if self._web.draining and scope["path"] not in always:
                     await _refuse(mount, _draining(), scope, receive, tell)
                     return
                 try:
-                    await mount.application(scope, receive, tell)
+                    await (hosted or mount.application)(scope, receive, tell)
                 except Exception as error:  # of an application that is no ``Routes``
                     failure = internal(error, f"the request {scope['path'][:200]!r}")
                     if started:
@@ -72,6 +75,12 @@ class Doors:
                         await _refuse(mount, failure, scope, receive, tell)
         finally:
             link.forget(gone.set)
+
+    def _at_host(self, scope: Any) -> Application | None:
+        """Return what answers at the request's host, where that is none of the doors' own."""
+        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
+        found = (look(host.decode("latin-1")) for look in self._hosts)
+        return next((application for application in found if application is not None), None)
 
     def _mount(self, path: str) -> Mount:
         for claimed, mount in self._paths:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import grp
+import ipaddress
 import os
 import socket
 import ssl
@@ -39,6 +40,14 @@ class Listener:
             return f"unix:{address}"
         host = f"[{address[0]}]" if ":" in address[0] else address[0]
         return f"{'https' if self.tls else 'http'}://{host}:{address[1]}"
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether a browser of this machine reaches it by TCP."""
+        if self.socket.family == socket.AF_UNIX:
+            return False
+        address = ipaddress.ip_address(self.socket.getsockname()[0])
+        return address.is_loopback or address.is_unspecified
 
     def own(self, path: str) -> Self:
         """Remove the file when it closes, unless it is another's by then."""

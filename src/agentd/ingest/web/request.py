@@ -1,6 +1,7 @@
 """What a request and a WebSocket have in common: a door, a connection, a path, and who asks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from agentd.ingest.web.credential import credential_of, is_quick
@@ -22,6 +23,7 @@ class WebRequest(Generic[D]):
         self.scope = scope
         self.link = link_of(scope)
         self.path: Mapping[str, str] = scope.get("path_params", {})  # the parameters in it
+        self.quick = True  # whether it takes no time to ask who asks
         self._receive = receive
         self._send = send
 
@@ -32,15 +34,19 @@ class WebRequest(Generic[D]):
         Unauthenticated and others for what proves nothing, Full where the caller has too many
         connections.
         """
-        link, authenticate = self.link, self.door.gatekeeper.authenticate
-        given = credential_of(link, self.scope["headers"]) if credential is None else credential
+        given = (
+            credential_of(self.link, self.scope["headers"]) if credential is None else credential
+        )
+        prove = partial(self.door.gatekeeper.authenticate, given)
+        return await self.prove(prove, quick=is_quick(given))
+
+    async def prove(self, prove: Callable[[], DoorService], *, quick: bool) -> DoorService:
+        """``authenticate`` by what is no credential; ``quick`` where it cannot block."""
+        self.quick = quick
         # Until it is known who asks, that takes room of the connection's address alone.
-        caller.set(link.address)
-        if is_quick(given):
-            service = authenticate(given)
-        else:
-            service = await self.web.threads.short.run(authenticate, given)
+        caller.set(self.link.address)
+        service = prove() if quick else await self.web.threads.short.run(prove)
         name = service.caller.name
-        link.identify(name)
+        self.link.identify(name)
         caller.set(name)
         return service

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
-from agentd.ingest.web.credential import credential_of, is_quick
 from agentd.ingest.web.errors import internal
 from agentd.ingest.web.request import D, WebRequest
 from agentd.model.door import DoorService
@@ -54,8 +53,7 @@ async def _ask(
     sandbox: str,
     stop: Callable[[], object],
 ) -> None:
-    quick = is_quick(credential_of(request.link, request.scope["headers"]))
-    run = request.web.threads.short.run
+    quick, run = request.quick, request.web.threads.short.run
     while found.error is None:
         await asyncio.sleep(request.web.limits.reauthorise)
         again = found.service.reauthorise

@@ -1,12 +1,13 @@
 """What all doors over HTTP share: limits, threads, and the streams that end when agentd drains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from agentd.ingest.web.limits import WebLimits
 from agentd.ingest.web.threads import ThreadRooms
+from agentd.model.port import PortDomain
 
 
 class Stoppable(Protocol):
@@ -22,17 +23,20 @@ class MetricsSource(msgspec.Struct, frozen=True):
 
 class Web:
     """Belongs to the event loop. ``metrics`` are the process's, None where it counts nothing;
-    ``ready`` tells why it takes no work, "" where it does."""
+    ``ready`` tells why it takes no work, "" where it does. Below ``domains`` are the hosts of
+    sandboxes' ports."""
 
     def __init__(
         self,
         limits: WebLimits | None = None,
         metrics: MetricsSource | None = None,
         ready: Callable[[], str] = str,
+        domains: Sequence[PortDomain] = (PortDomain(),),
     ) -> None:
         self.limits = limits or WebLimits()
         self.metrics = metrics
         self.ready = ready
+        self.domains = tuple(domains)
         self.threads = ThreadRooms(self.limits)
         self.draining = False
         self._streams: set[Stoppable] = set()

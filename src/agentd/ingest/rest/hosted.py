@@ -1,0 +1,157 @@
+"""Requests to the host of a port: who asks, and how the two sides see each other.
+
+A browser sends no API key. It comes with a link, ``/.agentd/TOKEN/...``, and is sent on with a
+cookie for that host alone, which neither the server inside nor its pages ever see.
+"""
+
+import re
+from typing import Any
+
+from agentd.ingest.rest import ports, ports_websocket
+from agentd.ingest.rest.api import Exchange, Socket
+from agentd.ingest.rest.ports import Target, with_query
+from agentd.ingest.rest.tunnels import port_of
+from agentd.ingest.web.credential import CREDENTIALS
+from agentd.ingest.web.sites import check_same_site
+from agentd.model.answer import Answer
+from agentd.model.door import DoorService
+from agentd.model.errors import GuestError, OperationFailed, Unauthenticated
+from agentd.model.port import LINK_PATH, PortDomain, PortHost
+
+_LINK = re.compile(re.escape(LINK_PATH.encode()) + rb"([A-Za-z0-9_-]{1,128})(?=/|\Z)")
+# The prefix lets no page of another host below the same domain set it (RFC 6265bis, 4.1.3.2).
+_PLAIN, _SECURE = b"agentd-link", b"__Host-agentd-link"
+_AUTHORIZATION = b"authorization"
+
+
+class HostTarget(Target):
+    """A port at a host of its own: its server is told that host, and all but our own goes in."""
+
+    content_policy = None  # an origin of its own keeps it apart
+    prefix = b""
+
+    def __init__(self, scope: Any, host: PortHost, domain: PortDomain) -> None:
+        self.id = host.sandbox
+        self.port = port_of(str(host.port))
+        self.secure = "https" in (domain.scheme, scope["scheme"]) or scope["scheme"] == "wss"
+        path: bytes = scope["raw_path"]
+        match = _LINK.match(path)
+        self.token = None if match is None else match[1].decode()
+        self.target = with_query(scope, (path if match is None else path[match.end() :]) or b"/")
+        #: Whether a link was believed, and none of the headers that may be credentials.
+        self.by_link = False
+
+    @property
+    def cookie_name(self) -> bytes:
+        return _SECURE if self.secure else _PLAIN
+
+    def cookie(self, scope: Any) -> str | None:
+        """The token in the visitor's cookie."""
+        for name, value in _pairs(v for n, v in scope["headers"] if n == b"cookie"):
+            if name == self.cookie_name:
+                return value.decode("latin-1")
+        return None
+
+    def host(self, given: bytes) -> bytes:
+        return given
+
+    def passes(self, name: bytes, value: bytes) -> bool:
+        # A bearer's token may be one of ours; what the server inside asked for by itself is not.
+        return (
+            self.by_link
+            and name == _AUTHORIZATION
+            and value.strip().partition(b" ")[0].lower() != b"bearer"
+        )
+
+    def inwards(self, values: list[bytes]) -> bytes:
+        return b"; ".join(
+            b"=".join((name, value)) if name else value
+            for name, value in _pairs(values)
+            if name not in (_PLAIN, _SECURE)
+        )
+
+    def outwards(self, value: bytes) -> bytes | None:
+        pair, *attributes = value.split(b";")
+        name, equals, _ = pair.partition(b"=")
+        if not equals or not name.strip() or name.strip() in (_PLAIN, _SECURE):
+            return None
+        kept = [a for a in attributes if a.partition(b"=")[0].strip().lower() != b"domain"]
+        return b";".join((pair, *kept))
+
+
+def _pairs(values: Any) -> list[tuple[bytes, bytes]]:
+    """Cookies by name; b"" where one has none."""
+    found = []
+    for value in values:
+        for pair in value.split(b";"):
+            name, equals, content = pair.strip().partition(b"=")
+            if name or content:
+                found.append((name.strip(), content.strip()) if equals else (b"", name))
+    return found
+
+
+async def forward(exchange: Exchange, host: PortHost, domain: PortDomain) -> None:
+    target = HostTarget(exchange.scope, host, domain)
+    service = await _service(exchange, target)
+    if target.token is not None and _shows_pages(exchange):
+        await exchange.answer(_sent_on(exchange, target))
+        return
+    try:
+        await ports.carry(exchange, target, service)
+    except OperationFailed as error:
+        raise _unanswered(error) from None
+
+
+async def forward_websocket(socket: Socket, host: PortHost, domain: PortDomain) -> None:
+    target = HostTarget(socket.scope, host, domain)
+    service = await _service(socket, target)
+    try:
+        await ports_websocket.carry(socket, target, service)
+    except OperationFailed as error:
+        raise _unanswered(error) from None
+
+
+async def _service(request: Exchange | Socket, target: HostTarget) -> DoorService:
+    """Raises Unauthenticated, Forbidden for a page of another site that asks."""
+    scope, link = request.scope, request.link
+    token = target.token or target.cookie(scope)
+    known = link.is_unix or link.credential.certificate is not None
+    named = any(name in CREDENTIALS for name, _ in scope["headers"])
+    if target.token is None and (token is not None or not named):
+        check_same_site(scope)  # a cookie and a connection say nothing of who wrote the request
+    if token is not None:
+        target.by_link = True
+        follow = request.door.gatekeeper.follow
+        return await request.prove(lambda: follow(token, target.id, target.port), quick=False)
+    if not (known or named):
+        raise Unauthenticated(
+            "this is a port of a sandbox, and nothing says that you may use it",
+            remediation="open it by a link: agentd port ID PORT --link",
+        )
+    return await request.authenticate()
+
+
+def _shows_pages(exchange: Exchange) -> bool:
+    """Return whether a browser asks for a page, and not a program for something."""
+    accepts = exchange.header(b"accept") or ""
+    return exchange.scope["method"] in ("GET", "HEAD") and "text/html" in accepts
+
+
+def _sent_on(exchange: Exchange, target: HostTarget) -> Answer:
+    """The same without the token, which from then on is in a cookie."""
+    scheme = "https" if target.secure else "http"
+    where = f"{scheme}://{exchange.header(b'host')}{target.target.decode('latin-1')}"
+    cookie = f"{target.cookie_name.decode()}={target.token}; Path=/; HttpOnly; SameSite=Lax"
+    headers = {
+        "location": where,
+        "set-cookie": cookie + ("; Secure" if target.secure else ""),
+        "cache-control": "no-store",
+        "referrer-policy": "no-referrer",
+    }
+    return Answer(303, b"", headers)
+
+
+def _unanswered(error: OperationFailed) -> GuestError:
+    return GuestError(
+        error.message, cause=error.cause, remediation="start a server on that port, and come again"
+    )
