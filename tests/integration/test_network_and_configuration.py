@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.integration.test_network_of_a_sandbox import _greet
@@ -77,6 +78,43 @@ def test_other_rules_are_within_the_configuration_of_now(port: int) -> None:
         with pytest.raises(Refused, match=r"new\.my\.internal"):
             box.network.set(["new.my.internal:5432"])
         assert _dials(box, "new.my.internal") == "hello"
+
+
+_DIAL_HOST = """
+import socket, sys
+for port in sys.argv[1:]:
+    try:
+        with socket.create_connection(("host.agentd.internal", int(port)), 20) as sock:
+            print(sock.recv(100).decode())
+    except OSError:
+        print("refused")
+"""
+
+
+@pytest.mark.parametrize("where", ["embedded", "daemon"])
+def test_one_port_of_this_machine_is_reached_by_its_own_name(port: int, where: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, contextlib.ExitStack() as stack:
+        rule, beside = f"host.agentd.internal:{port}", other.getsockname()[1]
+        place: dict[str, Any] = {"embedded": True}
+        if where == "daemon":
+            config = f'''[sandbox]
+networks = ["none", "restricted"]
+[egress]
+allow = ["public", "private", "{rule}"]
+'''
+            place = {"url": stack.enter_context(running(config)).url}
+            with pytest.raises(Refused, match=str(beside)):
+                Sandbox.create(net=[f"host.agentd.internal:{beside}"], **place)
+        box = stack.enter_context(Sandbox.create(net=[rule, "*.agentd.internal:*"], **place))
+        dial = ["python3", "-c", _DIAL_HOST, str(port), str(beside)]
+        assert box.run(dial, check=True).stdout == b"hello\nrefused\n"
+        rows = [row for row in box.network.connections().connections if row.port]
+        assert [(row.port, row.allowed, row.rule) for row in rows] == [
+            (port, True, rule),
+            (beside, False, ""),
+        ]
+        box.network.set([])
+        assert box.run(dial, check=True).stdout == b"refused\nrefused\n"
 
 
 POLICY = """

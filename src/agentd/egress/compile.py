@@ -15,6 +15,7 @@ from agentd.model.egress import (
     LEARN,
     PRIVATE,
     PUBLIC,
+    THIS_HOST,
     EgressBounds,
     EgressRule,
     Network,
@@ -26,6 +27,7 @@ from agentd.model.typed import convert
 
 Wire = dict[str, Any]
 _ONESELF = EgressBounds()
+_LOOPBACK = "127.0.0.1"
 
 
 class Preset(msgspec.Struct, frozen=True):
@@ -55,6 +57,8 @@ def compile_table(texts: Sequence[str], bounds: EgressBounds = _ONESELF) -> Wire
     # A wildcard does not name the operator's own hosts, whatever it matches.
     named = {line["host"] for line in lines if line["private"] and "host" in line}
     hosts = {host.name: [host.address, host.port] for host in bounds.hosts if host.name in named}
+    if THIS_HOST in named:
+        hosts[THIS_HOST] = [_LOOPBACK, 0]  # the port that was dialled
     return {"rules": lines, "hosts": hosts}
 
 
@@ -90,19 +94,26 @@ class OperatorRules:
 
     def check(self, asked: EgressRule, written: EgressRule) -> bool:
         """Return whether it may reach private addresses too. Raises Refused for more than this."""
+        if asked.host == THIS_HOST:
+            of_it = [rule.ports for rule, _ in self._allowed if rule.host == THIS_HOST]
+            if asked.ports not in of_it:
+                raise self._refused(written)
+            return True
         if self._private and _private(asked, written):
             return True
         ports: tuple[int | None, ...] = (None,) if asked.ports is None else asked.ports
         if all(self._has(asked, port, private=True) for port in ports):
             return True
         if not all(self._has(asked, port, private=False) for port in ports):
-            allowed = ", ".join(self._texts) or "nothing"
-            raise Refused(
-                f"network rule {written.text!r} is not allowed here",
-                cause=f"what may be granted is {allowed}",
-                remediation="leave it out, or have it added to egress.allow",
-            )
+            raise self._refused(written)
         return False
+
+    def _refused(self, written: EgressRule) -> Refused:
+        return Refused(
+            f"network rule {written.text!r} is not allowed here",
+            cause=f"what may be granted is {', '.join(self._texts) or 'nothing'}",
+            remediation="leave it out, or have it added to egress.allow",
+        )
 
     def _has(self, asked: EgressRule, port: int | None, *, private: bool) -> bool:
         if not private and self._public and not _of_private_network(asked):

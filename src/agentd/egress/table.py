@@ -6,11 +6,12 @@ It runs in the relay: standard library alone. A table is plain JSON, made by ``c
                 "private": false},
                {"allow": true, "network": "10.0.0.0/8", "ports": null, "text": "10.0.0.0/8:*",
                 "private": true}],
-     "hosts": {"db.internal": ["127.0.0.1", 5432]}}
+     "hosts": {"db.internal": ["127.0.0.1", 5432], "host.agentd.internal": ["127.0.0.1", 0]}}
 
 ``host`` "*" is every name, ``ports`` null every port; ``text`` is the rule as it was
 written; ``private`` says whether it reaches addresses that are somebody's own. Which addresses
-nobody reaches is not said here.
+nobody reaches is not said here. A host of port 0 is all ports of that address, of which a rule
+allows those that it has by the host's whole name: no wildcard is about it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -127,12 +128,20 @@ class EgressTable:
         reason = f"{address} is private, and no rule names it, or the host by its whole name"
         return EgressVerdict(False, named.rule, reason)
 
-    def static(self, name: str) -> tuple[str, int] | None:
-        """Return the address and port that connections to that name go to, where the operator
-        says so: they are dialled unjudged."""
-        return self._static.get(_normal(name))
+    def static(self, name: str, port: int = 0) -> tuple[str, int] | None:
+        """Return the address and port that connections to ``port`` of that name go to, where the
+        operator says so: they are dialled unjudged."""
+        found = self._static.get(_normal(name))
+        return found if found is None or found[1] else (found[0], port)
 
     def _lines(self, name: str) -> Iterator[_Line]:
+        if self._static.get(name, ("", 1))[1] == 0:
+            yield from (line for line in self._all_lines(name) if not line.allow)
+            yield from self._exact.get(name, ())
+        else:
+            yield from self._all_lines(name)
+
+    def _all_lines(self, name: str) -> Iterator[_Line]:
         if name:
             yield from self._every
         yield from self._exact.get(name, ())

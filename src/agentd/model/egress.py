@@ -4,6 +4,7 @@ pypi                     a preset, a versioned file of rules
 api.example.com          ports 443 and 80
 *.example.com            any depth below, never the name itself
 example.com:5432         that port               example.com:*   every port
+host.agentd.internal:5432  that port of 127.0.0.1 of the machine itself
 10.1.2.3:5432            an address              10.0.0.0/8:*    a network
 [2001:db8::1]:443        of IPv6                 [2001:db8::/32]:*
 !gist.github.com         never, at any port; wins over all others
@@ -36,6 +37,9 @@ PRESETS = ("crates", "debian", "dockerhub", "ghcr", "github", "go", "huggingface
 PUBLIC, PRIVATE = "public", "private"
 #: The rule that allows every public name and address, so that what is needed can be seen.
 LEARN = "learn"
+#: The machine itself: what listens on its loopback, a port a rule. No wildcard has it, and of an
+#: operator's rules only one of that very port.
+THIS_HOST = "host.agentd.internal"
 #: Networks that are no rules, and words that have another meaning where rules are written.
 RESERVED = ("none", "host", "restricted", PUBLIC, PRIVATE)
 
@@ -147,6 +151,9 @@ def parse_rule(text: str) -> EgressRule:
             sign + _with(_spelled(network), said), allow, network=network, ports=ports
         )
     _check_host(text, where)
+    if where == THIS_HOST and allow and said in ("", "*"):
+        what = "names every port of this machine" if said else "has no port"
+        _wrong(text, what, f"name each that is meant, as {THIS_HOST}:5432")
     return EgressRule(sign + _with(where, said), allow, host=where, ports=ports)
 
 
@@ -233,6 +240,13 @@ def check_name(name: str) -> str:
     if low.startswith("*") or _is_number(low):
         _wrong(name, "is no name of a host", "write it as db.internal")
     _check_host(name, low)
+    return low
+
+
+def check_own_name(name: str) -> str:
+    """``check_name`` of one that an operator answers."""
+    if (low := check_name(name)) == THIS_HOST:
+        _wrong(name, "is this machine already", f"allow a port of it, as {THIS_HOST}:5432")
     return low
 
 

@@ -7,7 +7,7 @@ import pytest
 from agentd.egress.compile import compile_table
 from agentd.egress.learned import shortest
 from agentd.egress.table import EgressTable
-from agentd.model.egress import EgressBounds, StaticHost
+from agentd.model.egress import EgressBounds, StaticHost, parse_rule
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.network import ConnectionView
 
@@ -174,3 +174,30 @@ def test_the_operator_answers_for_names_of_their_own() -> None:
     assert found.of_name("db.internal", 5432).allowed
     assert not found.of_name("db.internal", 22).allowed
     assert not EgressTable.of(compile_table(["pypi"], bounds)).may_resolve("db.internal")
+
+
+def test_this_machine_is_reached_at_the_ports_that_rules_have_by_its_name_alone() -> None:
+    own = "host.agentd.internal"
+    found = table(f"{own}:5432", f"{own}:6379", "*.agentd.internal:*", "learn", f"!{own}:6379")
+    assert found.static(own.upper(), 5432) == ("127.0.0.1", 5432)
+    assert found.of_name(own, 5432).rule == f"{own}:5432"
+    for port in (22, 80, 443, 6379):  # neither by a wildcard, nor by learn
+        assert not found.of_name(own, port).allowed
+    assert found.of_name("other.agentd.internal", 22).allowed
+    assert not table(f"{own}:5432", "!*.agentd.internal").of_name(own, 5432).allowed
+    for rules in (["learn"], ["*.agentd.internal:*"], ["pypi"]):
+        assert table(*rules).static(own, 5432) is None
+    for wrong in (own, f"{own}:*"):
+        with pytest.raises(InvalidInput, match="name each that is meant"):
+            parse_rule(wrong)
+
+
+@pytest.mark.parametrize(
+    "allow", [["public", "private"], ["host.agentd.internal:22"], ["*.agentd.internal:5432"]]
+)
+def test_a_port_of_this_machine_is_granted_by_an_operators_very_rule(allow: list[str]) -> None:
+    asked = ["host.agentd.internal:5432"]
+    with pytest.raises(Refused, match="not allowed here"):
+        compile_table(asked, EgressBounds(tuple(allow)))
+    found = EgressTable.of(compile_table(asked, EgressBounds((*allow, *asked))))
+    assert found.static(asked[0].partition(":")[0], 5432) == ("127.0.0.1", 5432)

@@ -10,7 +10,7 @@ import msgspec
 
 from agentd.daemon.config.problem import nearest
 from agentd.ingest import doors
-from agentd.model.egress import PRIVATE, PUBLIC, check_name, parse_rule
+from agentd.model.egress import PRIVATE, PUBLIC, check_name, check_own_name, parse_rule
 from agentd.model.errors import InvalidInput
 from agentd.model.port import LOCALHOST, PortDomain
 from agentd.model.units import format_size, parse_duration, parse_size
@@ -174,7 +174,7 @@ class HostName(str):
     def of(cls, value: object) -> "HostName":
         if not isinstance(value, str):
             raise InvalidInput(f"{value!r} is no name of a host", remediation='write "db.internal"')
-        return cls(check_name(value))
+        return cls(check_own_name(value))
 
 
 class PortsUrl(str):

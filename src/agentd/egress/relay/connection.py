@@ -110,7 +110,7 @@ class RelayedConnection:
         verdict = table.of_name(self.name, self.port)
         if not verdict.allowed or not self.connected:
             return verdict
-        if table.static(self.name) == self._place:
+        if table.static(self.name, self.port) == self._place:
             return verdict
         # The operator's own host is nobody's else.
         if why := self._relay.finder.hindrance(self.address):

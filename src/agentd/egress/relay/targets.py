@@ -46,7 +46,7 @@ class Finder:
     ) -> Targets | None:
         """Return the places of a name, or None and call ``found`` with them later: once, and with
         what ``table`` said now."""
-        static = table.static(name)
+        static = table.static(name, port)
         if static is not None:
             return Targets((static,))
         judge = _Judge(self, table, verdict, name, port)
