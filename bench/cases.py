@@ -31,11 +31,17 @@ def sandbox_class() -> Any:
 
 
 def interleave(
-    case: Case, contenders: dict[str, Contender], rounds: int, budget: float, turn: int = 1
+    case: Case,
+    contenders: dict[str, Contender],
+    rounds: int,
+    budget: float,
+    turn: int = 1,
+    pause: float = 0.0,
 ) -> Case:
     """Every contender ``turn`` times a round, in a new order each, after one round unmeasured.
 
-    In a fixed order one of them would always follow the heaviest, and find cold caches.
+    In a fixed order one of them would always follow the heaviest, and find cold caches. ``pause``
+    are seconds after each, for what it has started for its next turn.
 
     It ends after ``budget`` seconds; whoever has used a quarter of them sits out the rest. One
     that fails leaves the table, and the reason is kept.
@@ -58,6 +64,7 @@ def interleave(
                 for _ in range(turn):
                     if row in case.rows:
                         _measure(case, row, works[row.name])
+                        time.sleep(pause)
             if time.monotonic() > end:
                 break
     return case

@@ -41,6 +41,9 @@ def main(confine: Confine) -> None:
         ready = agent.Ready(pid1=True)
         done = confine(request, ready)
         listener.sendall(json.dumps({"controls": done}).encode())
+        if "env" not in request:  # started ahead of the request that says it
+            agent.preload()
+            request |= receive(listener)[0]
     except EOFError:  # nobody wants it any more
         os._exit(0)
     except Exception as error:

@@ -74,7 +74,7 @@ class GvisorBackend(ContainerBackend):
     def _bundle(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
         agent = self._agents()
         changed: dict[str, object] = {
-            "config": config.of_plan(plan, lent.mounts(plan), agent),
+            "config": config.of_plan(plan, lent.mounts(plan), agent, lent.shown(plan)),
             "agent": config.agent_files(agent),
         }
         if plan.rw and "set_id" not in self._without:

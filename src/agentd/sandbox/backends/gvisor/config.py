@@ -1,7 +1,7 @@
 """``config.json`` for runsc: that of ``oci``, in the words that gVisor's kernel understands."""
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from agentd.image.runtime.store import PLACE, AgentRuntime
 from agentd.linux import seccomp
@@ -13,7 +13,9 @@ _AGENT = "agentd.guest.zygote.in_gvisor"
 _NPROC = "RLIMIT_NPROC"
 
 
-def of_plan(plan: LinuxPlan, mounts: config.Mounts, runtime: AgentRuntime) -> Json:
+def of_plan(
+    plan: LinuxPlan, mounts: config.Mounts, runtime: AgentRuntime, shown: Collection[str]
+) -> Json:
     """The agent begins as root, and becomes the sandbox's user by a user namespace of gVisor's.
 
     No seccomp: what commands call is answered by gVisor's kernel, and by nothing of this one. What
@@ -24,6 +26,7 @@ def of_plan(plan: LinuxPlan, mounts: config.Mounts, runtime: AgentRuntime) -> Js
         mounts,
         own_users=plan.uid == 0,
         argv=runtime.argv([], _AGENT),
+        shown=shown,
         without={"seccomp"},
     )
     process = made["process"]

@@ -1,11 +1,13 @@
 """What all walls of OCI runtimes have in common: how one is asked for, heard and ended."""
 
 import contextlib
+import functools
 import os
+import select
 import signal
 import socket
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.image.runtime import store
@@ -29,13 +31,22 @@ from agentd.sandbox.backends.linux.network import admitted, rest
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 from agentd.sandbox.backends.linux.wall import LinuxWall
 from agentd.sandbox.backends.oci import config, runtimes
-from agentd.sandbox.backends.oci.request import Lent, has_image, lend, of_plan
+from agentd.sandbox.backends.oci.ahead import (
+    Begun,
+    ContainerKind,
+    ContainersAhead,
+    kind_of,
+    settled,
+)
+from agentd.sandbox.backends.oci.request import Lent, has_image, lend, needed, of_plan
 from agentd.sandbox.backends.oci.runtimes import Runtime
 from agentd.sandbox.backends.oci.starting import Contained, Launcher, await_started
 
 #: What a runtime may take; then it is ended by its pid, and what it started.
 _RUNTIME_SECONDS = 30.0
 _READY_SECONDS = 30.0
+#: A runtime and where its program is.
+Called = tuple[Runtime, str]
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -60,6 +71,7 @@ class ContainerBackend:
         self._versions: dict[str, str] = {}
         self._agent: store.AgentRuntime | None = None
         self._making = threading.Lock()
+        self._ahead = ContainersAhead()
         self._allowed = False  # whether this kernel is known to let walls be built
         self._networked = False  # whether the relay was needed
 
@@ -68,7 +80,7 @@ class ContainerBackend:
         found to allow is not asked anew, before each sandbox, as that takes a fork of us."""
         found = {name: at for name, runtime in self.runtimes.items() if (at := runtime.find())}
         if not found:
-            return Availability.of([Blocker(*_absent(self.runtimes.values()))], [])
+            return Availability.of([Blocker(*runtimes.absent(self.runtimes.values()))], [])
         if not self._allowed and (blockers := _blockers()):
             return Availability.of(blockers, [])
         try:
@@ -107,10 +119,13 @@ class ContainerBackend:
         return self._build(plan, folder)
 
     def close(self) -> None:
+        waiting = self._ahead.close()
         with self._lock:
             launcher, self._launcher = self._launcher, None
         if launcher is not None:
             launcher.close()
+        for begun in waiting:
+            begun.end(ended=True)
         with self._making:
             agent, self._agent = self._agent, None
         if agent is not None:
@@ -138,12 +153,18 @@ class ContainerBackend:
             taken = leases.take(plan.mounts, undo)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
             lent = lend(plan, sources, taken, launcher, image)
-            block = identity.take(launcher.ids) if launcher.own_users else None
-            if block is not None:
-                undo.callback(block.release, ended=False)
-            born = self._start(plan, launcher, called, lent, block, kept, undo)
-            told = f"{called[0].name} {self._version(called[1])}"
-            wall = self._wall(plan, born, told, lent, undo)
+            kind = None
+            if kept is None and not self._without:
+                files = None if image is None else image.files()
+                kind = kind_of(plan, files, called[1], launcher)
+            begun = self._ahead.take(kind, launcher)
+            wall = begun and self._from_ahead(begun, plan, called, lent, undo)
+            if wall is None:
+                begun = self._begin(plan, launcher, called, lent, undo, kept=kept)
+                wall = self._wall(plan, self._await(begun, plan, called, undo), called, lent, undo)
+            if kind is not None:
+                make = functools.partial(self._make_ahead, kind, settled(plan), called)
+                self._ahead.want(kind, make)
             wall.attach_leases(taken)
             undo.pop_all()
             for fd in sources:
@@ -155,40 +176,55 @@ class ContainerBackend:
             raise Ended("the launcher ended unexpectedly")
         return wall
 
-    def _start(
+    def _begin(
         self,
         plan: LinuxPlan,
         launcher: Launcher,
-        called: tuple[Runtime, str],
+        called: Called,
         lent: Lent,
-        block: Block | None,
-        kept: str | None,
         undo: contextlib.ExitStack,
-    ) -> Contained:
+        *,
+        kept: str | None = None,
+        ahead: bool = False,
+    ) -> Begun:
+        """Ask for a sandbox, and wait for nothing; ``ahead``: the request for it is yet to come."""
         runtime, program = called
+        block = identity.take(launcher.ids) if launcher.own_users else None
+        if block is not None:
+            undo.callback(block.release, ended=False)
         argv = runtime.argv(program, f"agentd-{os.urandom(6).hex()}")
         request = of_plan(plan, lent, block, argv, kept=kept is not None, seconds=_RUNTIME_SECONDS)
         request |= self._bundle(plan, lent, block)
+        asked = self._agent_request(plan, lent, block)
+        asked |= {} if ahead else {"env": plan.env}
         listener, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         undo.callback(listener.close)
         answers, theirs_answers = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with answers:
-            with theirs, theirs_answers, contextlib.ExitStack() as passed:
-                fds = [theirs.fileno(), theirs_answers.fileno()]
-                for fd in lent.opened(launcher, block):
-                    fds.append(fd)
-                    passed.callback(os.close, fd)
-                launcher.start(request, fds)
-            if request["lend"]:
-                _fill(answers, lent, block, kept)
-            bounds = self._bounds(plan.limits)
-            group, detail = make_group(plan.spec.limits, bounds, _needed(plan, block))
-            if group is not None:
-                undo.callback(group.remove)
-            with explained(group, plan.limits):
-                let_in(answers, group)
-                send(listener, self._agent_request(plan, lent, block), [], "sandbox", MAX_MESSAGE)
-                held, fds = await_started(answers, _RUNTIME_SECONDS * 2, runtime.name)
+        undo.callback(answers.close)
+        with theirs, theirs_answers, contextlib.ExitStack() as passed:
+            fds = [theirs.fileno(), theirs_answers.fileno()]
+            for fd in lent.opened(launcher, block):
+                fds.append(fd)
+                passed.callback(os.close, fd)
+            launcher.start(request, fds)
+        if request["lend"]:
+            _fill(answers, lent, block, kept)
+        bounds = self._bounds(plan.limits)
+        group, detail = make_group(plan.spec.limits, bounds, needed(plan, block))
+        if group is not None:
+            undo.callback(group.remove)
+        with explained(group, plan.limits):
+            let_in(answers, group)
+            send(listener, asked, [], "sandbox", MAX_MESSAGE)
+        return Begun(launcher, answers, listener, block, group, detail, undo)
+
+    def _await(
+        self, begun: Begun, plan: LinuxPlan, called: Called, undo: contextlib.ExitStack
+    ) -> Contained:
+        """Wait until its first process runs."""
+        listener, block, group, detail = begun.listener, begun.block, begun.group, begun.detail
+        with explained(group, plan.limits), begun.answers:
+            held, fds = await_started(begun.answers, _RUNTIME_SECONDS * 2, called[0].name)
         pidfd, disk, *others = fds
         for fd in (pidfd, disk):
             undo.callback(os.close, fd)
@@ -196,16 +232,47 @@ class ContainerBackend:
         undo.callback(_kill, pidfd)
         return Contained(pidfd, disk, listener, block, group, detail, held, sockets)
 
+    def _from_ahead(
+        self, begun: Begun, plan: LinuxPlan, called: Called, lent: Lent, undo: contextlib.ExitStack
+    ) -> LinuxWall | None:
+        """None where nothing came of it: one that is started for the request will do."""
+        with contextlib.suppress(SandboxError, OSError), contextlib.ExitStack() as freed:
+            freed.callback(begun.end)
+            send(begun.listener, {"env": plan.env}, [], "sandbox", MAX_MESSAGE)
+            born = self._await(begun, plan, called, freed)
+            if not _has_ended(born.pidfd):
+                wall = self._wall(plan, born, called, lent, freed)
+                undo.push(freed.pop_all())
+                return wall
+        return None
+
+    def _make_ahead(self, kind: ContainerKind, plan: LinuxPlan, called: Called) -> Begun | None:
+        """One for the next request of the kind; None where the image's files are others by now, or
+        the launcher has ended: a thread that will end starts none."""
+        with self._lock:
+            launcher = self._launcher
+        if launcher is None or not launcher.alive():
+            return None
+        with contextlib.ExitStack() as lease, contextlib.ExitStack() as undo:
+            image = images.of_spec(plan.spec, lease)
+            files = None if image is None else image.files()
+            if kind != kind_of(plan, files, called[1], launcher):
+                return None
+            lent = lend(plan, [], [], launcher, image)
+            begun = self._begin(plan, launcher, called, lent, undo, ahead=True)
+            return begun._replace(undo=undo.pop_all())
+
     def _wall(
         self,
         plan: LinuxPlan,
         born: Contained,
-        runtime: str,
+        called: Called,
         lent: Lent,
         undo: contextlib.ExitStack,
     ) -> LinuxWall:
         with explained(born.group, plan.limits):
             controls = await_ready(born.listener, _READY_SECONDS).controls
+        runtime = f"{called[0].name} {self._version(called[1])}"
         pid = process.pidfd_of_fdinfo(born.pidfd)
         network = admitted(plan, born.sockets, undo)
         self._networked = self._networked or network is not None
@@ -249,7 +316,6 @@ class ContainerBackend:
         return {
             "becomes": plan.uid if block is None and plan.uid else None,
             "uid": plan.uid,
-            "env": plan.env,
             "image": has_image(plan),
             "landlock_abi": landlock.abi_version(),
             "filter": seccomp.build(config.profile(plan)).hex(),
@@ -279,7 +345,7 @@ class ContainerBackend:
             program = runtime.find()
             if program is not None:
                 return runtime, program
-        what, fix = _absent(wanted)
+        what, fix = runtimes.absent(wanted)
         raise Refused(what, remediation=fix)
 
     def _started(self) -> Launcher:
@@ -311,12 +377,6 @@ def _blockers() -> list[Blocker]:
     return []
 
 
-def _absent(wanted: Iterable[Runtime]) -> tuple[str, str]:
-    """What is missing, and the fix."""
-    named = {runtime.program or runtime.name: runtime.install() for runtime in wanted}
-    return f"{' or '.join(named)} is not installed", "; or ".join(named.values())
-
-
 def _fill(answers: socket.socket, lent: Lent, block: Block | None, kept: str | None) -> None:
     """Put on its disk what it is to begin with; nothing of it runs yet."""
     _, (disk,) = await_started(answers, _RUNTIME_SECONDS, "the launcher")
@@ -329,11 +389,10 @@ def _fill(answers: socket.socket, lent: Lent, block: Block | None, kept: str | N
         os.close(disk)
 
 
-def _needed(plan: LinuxPlan, block: Block | None) -> tuple[str, ...]:
-    """The limits that nothing but a group can hold; root may become others, and processes are
-    counted by user otherwise."""
-    everyone = plan.uid == 0 and block is not None
-    return ("memory", "cpus", "pids") if everyone else ("memory", "cpus")
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _kill(pidfd: int) -> None:

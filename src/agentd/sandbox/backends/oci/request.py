@@ -128,5 +128,12 @@ def maps(uid: int, block: Block | None) -> list[tuple[int, int, int]]:
     return [(0, block.id + 1, 1), (uid, block.id, 1)]
 
 
+def needed(plan: LinuxPlan, block: Block | None) -> tuple[str, ...]:
+    """The limits that nothing but a group can hold; root may become others, and processes are
+    counted by user otherwise."""
+    everyone = plan.uid == 0 and block is not None
+    return ("memory", "cpus", "pids") if everyone else ("memory", "cpus")
+
+
 def has_image(plan: LinuxPlan) -> bool:
     return plan.spec.image != DEFAULT_IMAGE

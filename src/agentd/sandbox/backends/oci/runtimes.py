@@ -3,7 +3,7 @@
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -71,6 +71,12 @@ RUNTIMES: dict[str, Runtime] = {
         },
     ),
 }
+
+
+def absent(wanted: Iterable[Runtime]) -> tuple[str, str]:
+    """What is missing, and the fix."""
+    named = {runtime.program or runtime.name: runtime.install() for runtime in wanted}
+    return f"{' or '.join(named)} is not installed", "; or ".join(named.values())
 
 
 def find(name: str) -> str | None:
