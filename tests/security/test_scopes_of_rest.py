@@ -36,10 +36,14 @@ BODIES: dict[str, object] = {
     "POST /v1/keys": {"name": "x", "scopes": []},
     "POST /v1/volumes": {"name": "../x"},
     "POST /v1/volumes/{name}/snapshot": {"name": "x"},
+    "PUT /v1/secrets/{name}": {"value": "short"},
     "POST /v1/approvals/{id}/decide": {"allow": False},
 }
-# A good one would make a key, a volume, or a sandbox.
-ILL_FORMED = ("POST /v1/keys", "POST /v1/volumes", "PUT /v1/sandboxes/{id}")
+# A good one would make a key, a volume, a secret, or a sandbox.
+ILL_FORMED = (
+    *("POST /v1/keys", "POST /v1/volumes", "PUT /v1/secrets/{name}"),
+    "PUT /v1/sandboxes/{id}",
+)
 QUERIES = {"path": "/x", "stream": "stdout"}
 SOCKET = {
     "Connection": "Upgrade",

@@ -95,6 +95,12 @@ class AsyncVolumes(_Noun):
     delete = aio(service.Volumes.delete)
 
 
+class AsyncSecrets(_Noun):
+    set = aio(service.Secrets.set)
+    list = aio(service.Secrets.list)
+    delete = aio(service.Secrets.delete)
+
+
 class AsyncCapabilities(_Noun):
     list = aio(service.Capabilities.list)
     call = aio(service.Capabilities.call)
@@ -149,6 +155,7 @@ class AsyncClient:
         self.network = AsyncNetwork(self._client.network)
         self.snapshots = AsyncSnapshots(self._client.snapshots)
         self.volumes = AsyncVolumes(self._client.volumes)
+        self.secrets = AsyncSecrets(self._client.secrets)
         self.capabilities = AsyncCapabilities(self._client.capabilities)
         self.receipts = AsyncReceipts(self._client.receipts)
         self.keys = AsyncKeys(self._client.keys)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Unpack
 
 from msgspec import structs
 
-from agentd.client import arguments
+from agentd.client import arguments, secrets
 from agentd.model import options
-from agentd.model.egress import RESTRICTED
+from agentd.model.egress import RESTRICTED, network
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.like import like
@@ -66,6 +66,7 @@ def sandbox_body(
 
         idle_rule(idle_timeout, on_idle)
     spec = options.sandbox_spec(**asked)
+    net, rules = network(asked.get("net"))
     folders = [mount for mount in spec.mounts if not mount.volume]
     workspace = [mount for mount in folders if mount.target == WORKSPACE]
     others = [mount for mount in folders if mount.target != WORKSPACE]
@@ -77,7 +78,8 @@ def sandbox_body(
         isolation=level.label if isinstance(level, IsolationLevel) else level,
         workspace=f"{workspace[0].source}:{workspace[0].mode}" if workspace else None,
         mounts=tuple(f"{mount.source}:{mount.target}:{mount.mode}" for mount in others),
-        net=spec.egress if spec.net == RESTRICTED else spec.net,
+        net=rules if net == RESTRICTED else net,
+        secrets=secrets.read(asked.get("secrets")),
         volumes=tuple(f"{mount.volume}:{mount.target}:{mount.mode}" for mount in volumes),
         labels=dict(arguments.mapping(labels, "labels", 'write them as {"job": "7"}')),
         ttl=ttl,

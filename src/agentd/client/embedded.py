@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agentd.model.network import ConnectionPage, NetworkView
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.model.result import Result
+    from agentd.model.secret import SecretValue
     from agentd.model.spec import ExecRequest, SandboxSpec
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
     from agentd.sandbox.snapshots import Snapshot as Snapshot  # noqa: PLC0414
@@ -241,12 +242,30 @@ def of_template(body: "SandboxBody") -> "tuple[SandboxBody, Config]":
 
 
 def made_of(
-    config: "Config", pipeline: "Pipeline", who: "Principal", spec: "SandboxSpec"
+    config: "Config",
+    pipeline: "Pipeline",
+    who: "Principal",
+    spec: "SandboxSpec",
+    values: "Mapping[str, SecretValue]",
 ) -> "SandboxHandle":
-    """A sandbox of a template, ready as that says. Raises what refuses it, and NotReady."""
+    """A sandbox of a template, ready as that says; ``values`` are those of its secrets. Raises what
+    refuses it, and NotReady."""
     from agentd.daemon.sandboxes import starting
 
-    return starting.built(pipeline, pipeline.admit(who, spec), None, config)
+    return starting.built(pipeline, pipeline.admit(who, spec), None, config, values)
+
+
+def given_secrets(
+    spec: "SandboxSpec", body: "SandboxBody"
+) -> "tuple[SandboxSpec, Mapping[str, SecretValue]]":
+    """The spec with what stands in for its secrets, and their values; one without a source is a
+    variable of this process. Raises InvalidInput, Refused."""
+    if not spec.secrets:
+        return spec, {}
+    from agentd.client import secrets
+    from agentd.daemon.sandboxes import given_secrets
+
+    return given_secrets.given(spec, body.secrets, secrets.of_this_process)
 
 
 def with_volumes(who: "Principal", spec: "SandboxSpec") -> "SandboxSpec":

@@ -81,15 +81,18 @@ class _Sandboxes(_Noun):
             if body.template is not None:
                 body, template = embedded.of_template(body)
             spec = build.sandbox_spec(**body.options())
+            spec, values = embedded.given_secrets(spec, body)
             if body.volumes:
                 spec = embedded.with_volumes(who, spec)
             if template is not None:
                 spec = msgspec.structs.replace(spec, template=body.template or "")
-                return self._here.adopt(embedded.made_of(template, pipeline, who, spec))
-            return self._here.adopt(pipeline.open(who, spec))
+                made = embedded.made_of(template, pipeline, who, spec, values)
+                return self._here.adopt(made)
+            return self._here.adopt(pipeline.open(who, spec, None, values))
         kept = snapshots.load(body.snapshot)
         spec = build.restored_spec(kept.spec, **body.options())
-        return self._here.adopt(pipeline.open(who, spec, kept))
+        spec, values = embedded.given_secrets(spec, body)
+        return self._here.adopt(pipeline.open(who, spec, kept, values))
 
     def list(
         self,
@@ -276,6 +279,7 @@ class EmbeddedService:
     snapshots: Any
     receipts: Any
     keys: Any
+    secrets: Any
     approvals: Any
     audit: Any
     events: Any

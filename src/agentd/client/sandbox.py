@@ -81,6 +81,7 @@ class Sandbox(SandboxCommands):
         mounts      further folders, each "SOURCE:TARGET[:ro|rw]"
         volumes     named ones, each "NAME:TARGET[:ro|rw]", which outlive it (Client.volumes)
         net         "none" (default), "host", or what it may reach: ["pypi", "api.example.com"]
+        secrets     that it uses and never has: ["TOKEN=env:TOKEN@api.example.com"]
         memory      of all commands together, bytes or "256M"; refused where it cannot be enforced
         cpus        of all commands together, as 0.5 or 2; refused like ``memory``
         pids        processes and threads at once

@@ -67,6 +67,11 @@ class Client:
         return self._service.volumes
 
     @property
+    def secrets(self) -> service.Secrets:
+        """Secrets that the daemon keeps, for sandboxes that use them: set, list, delete."""
+        return self._service.secrets
+
+    @property
     def capabilities(self) -> service.Capabilities:
         """Capabilities: list, call, and request for one that is signed."""
         return self._service.capabilities

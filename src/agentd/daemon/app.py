@@ -32,6 +32,7 @@ from agentd.daemon.sandboxes.pools import Pools
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.daemon.sandboxes.snapshots import Snapshots
 from agentd.daemon.sandboxes.supervision import Supervision
+from agentd.daemon.secrets import SecretStore
 from agentd.daemon.service.keystore import StoredKeys, key_service
 from agentd.daemon.service.links import Links
 from agentd.daemon.service.nonces import StoredNonces
@@ -245,6 +246,7 @@ class Daemon:
             commands=self.commands,
             snapshots=snapshots,
             volumes=VolumeStore(os.path.join(state, "volumes")),
+            secrets=SecretStore(os.path.join(state, "secrets.json")),
             calls=calls,
             ends=self.ends,
             approvals=self.approvals,

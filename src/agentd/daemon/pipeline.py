@@ -15,7 +15,9 @@ from agentd.daemon.commands.ends import DESTROYED, completed
 from agentd.model.errors import InvalidInput
 from agentd.model.principal import Principal
 from agentd.model.result import Result
+from agentd.model.secret import SecretValue
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.abilities import SECRETS
 from agentd.sandbox.manager import MAX_FORKS, Manager, SandboxHandle
 
 if TYPE_CHECKING:
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from agentd.sandbox.snapshots import Snapshot
 
 Labels = Mapping[str, str]
+SecretValues = Mapping[str, SecretValue]
 _NO_LABELS: Labels = {}
+NO_VALUES: SecretValues = {}
 
 
 class Pipeline:
@@ -34,23 +38,34 @@ class Pipeline:
         self.gate = gate
 
     def open(
-        self, who: Principal, spec: SandboxSpec, snapshot: "Snapshot | None" = None
+        self,
+        who: Principal,
+        spec: SandboxSpec,
+        snapshot: "Snapshot | None" = None,
+        values: SecretValues = NO_VALUES,
     ) -> SandboxHandle:
-        """Make a sandbox, or one as a snapshot has it.
+        """Make a sandbox, or one as a snapshot has it. ``values`` are those of its secrets.
 
         Raises Refused, InvalidInput and SandboxError; nothing is left behind then.
         """
-        return self.build(self.admit(who, spec), snapshot)
+        return self.build(self.admit(who, spec), snapshot, values)
 
     def admit(self, who: Principal, spec: SandboxSpec, labels: Labels = _NO_LABELS) -> SandboxSpec:
         """Return the spec as it may be built."""
         return spec if self.gate is None else self.gate.sandbox(who, spec, labels)
 
-    def build(self, spec: SandboxSpec, snapshot: "Snapshot | None" = None) -> SandboxHandle:
+    def build(
+        self,
+        spec: SandboxSpec,
+        snapshot: "Snapshot | None" = None,
+        values: SecretValues = NO_VALUES,
+    ) -> SandboxHandle:
         """Make a sandbox of a spec that was admitted."""
         if snapshot is None:
-            return self.manager.create(spec)
-        return self.manager.restore(spec, snapshot)
+            handle = self.manager.create(spec)
+        else:
+            handle = self.manager.restore(spec, snapshot)
+        return self._give([handle], values)[0]
 
     def fork(
         self,
@@ -59,16 +74,30 @@ class Pipeline:
         count: int,
         labels: Labels = _NO_LABELS,
         spec: SandboxSpec | None = None,
+        values: SecretValues = NO_VALUES,
     ) -> list[SandboxHandle]:
         """Make ``count`` copies of a sandbox as it is now: all of them or none. ``spec`` is theirs
-        where it is not the sandbox's own."""
+        where it is not the sandbox's own; ``values`` are of secrets that are not as it has them."""
         if not 1 <= count <= MAX_FORKS:
             raise InvalidInput(
                 f"cannot fork {count} sandboxes", remediation=f"give 1 to {MAX_FORKS}"
             )
         if self.gate is not None:
             self.gate.fork(who, handle, count, labels)
-        return self.manager.fork(handle, [spec or handle.spec] * count)
+        if handle.spec.secrets:
+            values = handle.able(SECRETS, "tell the secrets of").held_secrets() | dict(values)
+        return self._give(self.manager.fork(handle, [spec or handle.spec] * count), values)
+
+    def _give(self, handles: list[SandboxHandle], values: SecretValues) -> list[SandboxHandle]:
+        """Have the secrets of new sandboxes put for them; none is left where one cannot be had."""
+        try:
+            for handle in handles if values else ():
+                handle.able(SECRETS, "use secrets in").give_secrets(dict(values))
+        except BaseException:
+            for handle in handles:
+                self.close(handle)
+            raise
+        return handles
 
     def execute(
         self, who: Principal, handle: SandboxHandle, request: ExecRequest, stdin: bytes = b""

@@ -23,6 +23,7 @@ from agentd.model.egress import (
     parse_rules,
 )
 from agentd.model.errors import InvalidInput, Refused
+from agentd.model.secret import SecretBinding
 from agentd.model.typed import convert
 
 Wire = dict[str, Any]
@@ -40,9 +41,13 @@ class Preset(msgspec.Struct, frozen=True):
     rules: tuple[str, ...]
 
 
-def compile_table(texts: Sequence[str], bounds: EgressBounds = _ONESELF) -> Wire:
-    """Return the table as JSON. Raises InvalidInput for a rule that is none, Refused for one that
-    is more than ``bounds``."""
+def compile_table(
+    texts: Sequence[str],
+    bounds: EgressBounds = _ONESELF,
+    secrets: Sequence[SecretBinding] = (),
+) -> Wire:
+    """Return the table as JSON; connections to hosts of ``secrets`` are read. Raises InvalidInput
+    for a rule that is none, Refused for one that is more than ``bounds``."""
     operator = None if bounds.allow is None else OperatorRules(bounds.allow)
     lines: list[Wire] = []
     for written in parse_rules(texts):
@@ -59,7 +64,10 @@ def compile_table(texts: Sequence[str], bounds: EgressBounds = _ONESELF) -> Wire
     hosts = {host.name: [host.address, host.port] for host in bounds.hosts if host.name in named}
     if THIS_HOST in named:
         hosts[THIS_HOST] = [_LOOPBACK, 0]  # the port that was dialled
-    return {"rules": lines, "hosts": hosts}
+    table: Wire = {"rules": lines, "hosts": hosts}
+    if secrets:
+        table["terminated"] = sorted({host for each in secrets for host in each.hosts})
+    return table
 
 
 def _check_grantable(rule: EgressRule) -> None:

@@ -20,7 +20,7 @@ def network(spec: "SandboxSpec") -> NetworkView:
     """Return its rules. Where the operator's hosts lead is not told."""
     if spec.net != RESTRICTED:
         return NetworkView(spec.net)
-    table = compile_table(spec.egress, spec.egress_bounds)
+    table = compile_table(spec.egress, spec.egress_bounds, spec.secrets)
     return NetworkView(spec.net, spec.egress, tuple(table["rules"]))
 
 

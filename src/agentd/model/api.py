@@ -17,6 +17,7 @@ from agentd.model.decision import Decision
 from agentd.model.enforcement import Control
 from agentd.model.options import SandboxOptions
 from agentd.model.result import SandboxInfo, Timing, Usage
+from agentd.model.secret import Secret
 from agentd.model.spec import ExecLimits, Pty
 
 Size = str | int
@@ -46,6 +47,7 @@ class SandboxBody(_Body, frozen=True):
     output: Size | None = None
     timeout: Time | None = None
     net: str | tuple[str, ...] = "none"  # or "host", or rules: ["pypi", "api.example.com"]
+    secrets: tuple[str | Secret, ...] = ()  # "TOKEN@api.example.com", or with a value
     user: str | int | None = None
     writable: bool = False  # all of the root, and not some places only
     env: dict[str, str] = {}
@@ -158,8 +160,6 @@ class KeyBody(_Body, frozen=True):
 
 
 class DecideBody(_Body, frozen=True):
-    """``POST /v1/approvals/{id}/decide``"""
-
     allow: bool
     note: str = ""
 

@@ -19,6 +19,8 @@ class Kind(StrEnum):
     KEY_REVOKED = "key_revoked"
     VOLUME_CREATED = "volume_created"
     VOLUME_DELETED = "volume_deleted"
+    SECRET_SET = "secret_set"  # noqa: S105  (a kind, and no password)
+    SECRET_REMOVED = "secret_removed"  # noqa: S105
     POLICY_CHANGED = "policy_changed"
     APPROVAL_ASKED = "approval_asked"
     APPROVAL_DECIDED = "approval_decided"

@@ -12,6 +12,7 @@ from agentd.model.errors import InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, parse_mount, parse_volume, parse_workspace
+from agentd.model.secret import SecretOption, asked_secrets, merged, opened
 from agentd.model.spec import (
     DEFAULT_IMAGE,
     IMAGE_NAME,
@@ -61,6 +62,7 @@ class SandboxOptions(TypedDict, total=False):
     mounts: Iterable[str | Mount] | None
     volumes: Iterable[str] | None
     net: Net  # "none", "host", or the rules of what it may reach: "pypi,api.example.com"
+    secrets: SecretOption  # that it uses and never has: "TOKEN@api.example.com"
     user: str | int | None  # "root", "sandbox" or a uid inside
     writable: bool | None  # all of the root, and not some places only
     env: Mapping[str, str] | None  # for every command
@@ -81,7 +83,8 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
     _check_names(options, SandboxOptions)
     cpus, pids, open_files = options.get("cpus"), options.get("pids"), options.get("open_files")
     user, image = options.get("user"), options.get("image")
-    net, egress = network(options.get("net"))
+    secrets = tuple(asked.binding for asked in asked_secrets(options.get("secrets")))
+    net, egress = opened(*network(options.get("net")), secrets)
     return SandboxSpec(
         isolation=_level(options.get("isolation"), options.get("backend")),
         backend=options.get("backend"),
@@ -89,6 +92,7 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
         mounts=_mounts(options.get("workspace"), options.get("mounts"), options.get("volumes")),
         net=net,
         egress=egress,
+        secrets=secrets,
         limits=Limits(
             memory=_at_least(options.get("memory"), "memory", MIN_MEMORY),
             cpus=None if cpus is None else _cpus(cpus),
@@ -125,17 +129,19 @@ def with_rules(spec: SandboxSpec, net: Net) -> SandboxSpec:
 def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> SandboxSpec:
     """The spec of a sandbox from a snapshot, whose machine is given.
 
-    ``env``, ``timeout`` and ``output`` may be chosen anew, and the rules of a restricted network.
+    ``env``, ``timeout`` and ``output`` may be chosen anew, and the rules of a restricted network
+    and the secrets that are used there.
     Raises InvalidInput for what may not.
     """
     asked, nothing = sandbox_spec(**options), SandboxSpec()
     if asked.backend is None and options.get("isolation") is None:
         asked = msgspec.structs.replace(asked, isolation=kept.isolation)
-    free = {"isolation", "backend", "env", "limits"}
-    egress = kept.egress
+    free = {"isolation", "backend", "env", "limits", "secrets"}
+    egress, secrets = kept.egress, merged(kept.secrets, asked.secrets)
     if asked.net == kept.net == RESTRICTED:
         free |= {"net", "egress"}
-        egress = asked.egress
+        egress = asked.egress if options.get("net") not in (None, "none") else egress
+        egress = opened(kept.net, egress, secrets)[1]
     limits = msgspec.structs.asdict(asked.limits)
     anew = {name: limits.pop(name) for name in ("timeout", "output")}
     fixed = {name: getattr(asked, name) for name in asked.__struct_fields__ if name not in free}
@@ -152,6 +158,7 @@ def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> Sandb
         isolation=asked.isolation,
         backend=asked.backend,
         egress=egress,
+        secrets=secrets,
         env={**kept.env, **asked.env},
         limits=msgspec.structs.replace(kept.limits, **chosen),
     )

@@ -14,6 +14,7 @@ SCOPES = {
     "snapshot": "pause, snapshot and fork them",
     "mount": "show them folders of the host, beneath sandbox.mounts",
     "volumes": "make, show to them and remove volumes of one's own",
+    "secrets": "keep secrets of one's own, for sandboxes that use them and never have them",
     "net": "give them the host's network, where sandbox.networks has it",
     "egress": "give them a network that rules restrict, within egress.allow",
     "approve": "approve what a policy wants approved",

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
-from agentd.model.egress import check_name
+from agentd.model.egress import RESTRICTED, check_name, parse_rule
 from agentd.model.errors import InvalidInput
 
 MAX_SECRETS = 32  # of a sandbox
@@ -110,7 +110,7 @@ class Secret(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 #: Texts, and values as JSON and Python have them.
-Secrets: TypeAlias = Iterable[str | Secret] | None
+SecretOption: TypeAlias = Iterable[str | Secret] | None
 
 
 class AskedSecret(msgspec.Struct, frozen=True):
@@ -122,7 +122,7 @@ class AskedSecret(msgspec.Struct, frozen=True):
     value: SecretValue | None = None
 
 
-def asked_secrets(secrets: Secrets) -> tuple[AskedSecret, ...]:
+def asked_secrets(secrets: SecretOption) -> tuple[AskedSecret, ...]:
     """Raises InvalidInput, naming the mistake and the fix; never with a value."""
     if isinstance(secrets, str) or not isinstance(secrets, Iterable | None):
         raise InvalidInput(
@@ -156,6 +156,42 @@ def check_bindings(bindings: Sequence[SecretBinding]) -> None:
                     remediation="give each host one of them",
                 )
             headers.add(key)
+
+
+def opened(
+    net: str, egress: tuple[str, ...], bindings: Sequence[SecretBinding]
+) -> tuple[str, tuple[str, ...]]:
+    """Return the network and its rules with rules for the hosts of secrets, but for those that a
+    rule names anyway. Raises InvalidInput where the network is the host's."""
+    if not bindings:
+        return net, egress
+    if net not in ("none", RESTRICTED):
+        raise InvalidInput(
+            f"secrets are used in a network of rules, and net is {net}",
+            remediation="leave net out, or name what may be reached beside their hosts, as pypi",
+        )
+    known = [rule for rule in map(parse_rule, egress) if rule.host]
+    added = [
+        f"{name}:{port}"
+        for binding in bindings
+        for name, port in binding.endpoints
+        if not any(r.host == name and (r.ports is None or port in r.ports) for r in known)
+    ]
+    return RESTRICTED, (*egress, *dict.fromkeys(added))
+
+
+def merged(
+    kept: Sequence[SecretBinding], asked: Sequence[SecretBinding]
+) -> tuple[SecretBinding, ...]:
+    """Return those of a snapshot, as they are asked for anew where they are: what stands in for
+    one is in the snapshot's memory, and stays. Raises InvalidInput."""
+    found = {binding.name: binding for binding in kept}
+    for binding in asked:
+        before = found.get(binding.name)
+        standing = "" if before is None else before.placeholder
+        found[binding.name] = msgspec.structs.replace(binding, placeholder=standing)
+    check_bindings(tuple(found.values()))
+    return tuple(found.values())
 
 
 def parse_secret(text: str) -> AskedSecret:

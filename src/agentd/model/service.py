@@ -31,6 +31,7 @@ from agentd.model.api import (
 from agentd.model.events import EventPage
 from agentd.model.files import Files as Files  # noqa: PLC0414
 from agentd.model.image import ImageView
+from agentd.model.kept_secret import Secrets as Secrets  # noqa: PLC0414
 from agentd.model.network import Network as Network  # noqa: PLC0414
 from agentd.model.output import STREAMS, Output
 from agentd.model.port import Port, PortLink
@@ -367,6 +368,8 @@ class Service(Protocol):
     def snapshots(self) -> Snapshots: ...
     @property
     def volumes(self) -> Volumes: ...
+    @property
+    def secrets(self) -> Secrets: ...
     @property
     def capabilities(self) -> Capabilities: ...
     @property

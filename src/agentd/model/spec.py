@@ -9,6 +9,7 @@ from agentd.model.egress import EgressBounds
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount
+from agentd.model.secret import SecretBinding
 
 DEFAULT_IMAGE = "default"
 #: Of a machine image, or of an OCI image, which may be a registry's: "ghcr.io/me/tool:1.2".
@@ -27,6 +28,7 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     net: str = "none"  # "none", "host" or "restricted"
     egress: tuple[str, ...] = ()  # of a restricted network: its rules, as model.egress spells them
     egress_bounds: EgressBounds = EgressBounds()  # what who runs this agentd lets them be
+    secrets: tuple[SecretBinding, ...] = ()  # that it uses and never has
     limits: Limits = Limits()
     user: str | None = None  # uid inside, "root" or "sandbox"
     env: dict[str, str] = {}

@@ -18,11 +18,13 @@ from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control
 from agentd.model.errors import Unsupported
 from agentd.model.isolation import IsolationLevel
+from agentd.model.secret import SecretValue
 from agentd.sandbox import backends
 from agentd.sandbox.ports import (
     Branches,
     CopyOnWrite,
     EndsEarly,
+    HoldsSecrets,
     Leased,
     Networked,
     Pausable,
@@ -45,6 +47,10 @@ class Folder(msgspec.Struct, frozen=True):
 class Rules(msgspec.Struct, frozen=True):
     egress: tuple[str, ...]
     egress_bounds: EgressBounds
+
+
+class GivenValues(msgspec.Struct, frozen=True):
+    values: dict[str, SecretValue]
 
 
 class After(msgspec.Struct, frozen=True):
@@ -107,7 +113,13 @@ NETWORK: Ability[Networked] = Ability(
         Method("connections", After, result=ConnectionList, in_file=True),
     ),
 )
-FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, BRANCH, CHANGES, NETWORK)
+#: Values go in once, and come out for forks alone.
+SECRETS: Ability[HoldsSecrets] = Ability(
+    "secrets",
+    (Method("give_secrets", GivenValues), Method("held_secrets", result=dict[str, SecretValue])),
+    told=False,
+)
+FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, BRANCH, CHANGES, NETWORK, SECRETS)
 
 # --- of backends ---
 

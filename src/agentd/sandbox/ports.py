@@ -14,6 +14,7 @@ from agentd.model.cause import Cause
 from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control, Enforcement
 from agentd.model.isolation import IsolationLevel
+from agentd.model.secret import SecretValue
 from agentd.model.spec import SandboxSpec
 
 
@@ -134,6 +135,17 @@ class Networked(Protocol):
 
     def connections(self, after: int) -> ConnectionList:
         """Return what is known of its connections, from a cursor on; 0 is the beginning."""
+
+
+class HoldsSecrets(Protocol):
+    """A wall whose sandbox uses secrets that it never has: those of its spec, by their values."""
+
+    def give_secrets(self, values: Mapping[str, SecretValue]) -> None:
+        """Have these put where their placeholders are. Before, connections to their hosts are
+        refused. Raises SandboxError."""
+
+    def held_secrets(self) -> dict[str, SecretValue]:
+        """Return what was given, for a fork."""
 
 
 class Leased(Wall, Protocol):

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tests.unit.ingest.fake_sandbox import FakeSandbox
 
     from agentd.model.answer import Answer
+    from agentd.model.kept_secret import SecretView
 
 _ALL = frozenset(SCOPES) - {"admin"}
 KEYS = {
@@ -46,6 +47,7 @@ class FakeDaemon:
         self.api_keys: dict[str, KeyView] = {}
         self.kept: dict[str, SnapshotView] = {}
         self.volumes: dict[str, VolumeView] = {}
+        self.secrets: dict[str, SecretView] = {}
         self.asked: dict[str, ApprovalView] = {}
         self.count = 0
         self.calls: list[str] = []

@@ -35,6 +35,7 @@ from agentd.model.errors import (
     NotFound,
 )
 from agentd.model.events import EventPage
+from agentd.model.kept_secret import SecretView
 from agentd.model.mount import VOLUME_NAME
 from agentd.model.network import ConnectionPage, ConnectionView, NetworkView
 from agentd.model.port import PortDomain, PortLink
@@ -122,6 +123,24 @@ class FakeVolumes(Noun):
     def delete(self, name: str) -> None:
         self.get(name)
         del self.daemon.volumes[name]
+
+
+class FakeSecrets(Noun):
+    def set(self, name: str, value: str) -> SecretView:
+        self.who.require("secrets")
+        if len(value) < 8:
+            raise InvalidInput("that is too short")
+        self.daemon.secrets[name] = SecretView(name, self.who.name, 1.0, 1.0)
+        return self.daemon.secrets[name]
+
+    def list(self) -> tuple[SecretView, ...]:
+        self.who.require("secrets")
+        return tuple(self.daemon.secrets.values())
+
+    def delete(self, name: str) -> None:
+        self.who.require("secrets")
+        if self.daemon.secrets.pop(name, None) is None:
+            raise NotFound("there is no such secret")
 
 
 class FakeCapabilities(Noun):
@@ -304,6 +323,7 @@ class FakeService:
         self.snapshots = FakeSnapshots(daemon, caller)
         self.network = FakeNetwork(daemon, caller)
         self.volumes = FakeVolumes(daemon, caller)
+        self.secrets = FakeSecrets(daemon, caller)
         self.capabilities = FakeCapabilities(daemon, caller)
         self.receipts = FakeReceipts(daemon, caller)
         self.keys = FakeKeys(daemon, caller)

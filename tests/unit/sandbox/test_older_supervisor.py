@@ -8,6 +8,7 @@ import pytest
 
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.mount import Mount, MountMode
+from agentd.model.secret import SecretBinding
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.supervisor import client, remote, wire
 
@@ -16,6 +17,7 @@ from agentd.sandbox.supervisor import client, remote, wire
     ("spec", "what"),
     [
         (SandboxSpec(net="restricted"), "networks of rules"),
+        (SandboxSpec(secrets=(SecretBinding(name="T", hosts=("h.example.com",)),)), "secrets"),
         (SandboxSpec(mounts=(Mount("/v", "/v", MountMode.RW, volume="v"),)), "volumes"),
     ],
 )

@@ -53,6 +53,7 @@ GROUPS = {
     "what sandboxes are made of": {
         "image": "fetch, build and list images",
         "volume": "make, list, copy and delete folders that outlive sandboxes",
+        "secret": "keep, list and remove what sandboxes use and never have",
         "snapshot": "keep a sandbox as it is, list and delete what is kept",
         "guest": "write the guest agent, with a Python or without",
         "print-seccomp": "show the filter of system calls, and why it is as it is",

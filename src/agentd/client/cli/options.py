@@ -181,6 +181,15 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         help="none (default), host, or what it may reach, as pypi,api.example.com,10.1.2.3:5432; "
         "'' is rules too: nothing, until agentd net set gives others",
     )
+    group.add_argument(
+        "--secret",
+        dest="secrets",
+        metavar="NAME[=SOURCE]@HOST",
+        action="append",
+        default=[],
+        help="use a secret there and never have it: the variable NAME stands in for it; SOURCE is "
+        "env:VAR, file:PATH or command:CMD, else agentd secret; may be repeated",
+    )
     group.add_argument("--user", metavar="root|sandbox|UID", help="who the command runs as inside")
     group.add_argument(
         "--writable",

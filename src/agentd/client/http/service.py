@@ -13,6 +13,7 @@ from agentd.client.http.client import HttpClient, segment
 from agentd.client.http.commands import HttpCommands, sandbox_path
 from agentd.client.http.files import HttpFiles
 from agentd.client.http.network import HttpNetwork
+from agentd.client.http.secrets import HttpSecrets
 from agentd.model.api import (
     ApprovalView,
     AuditHead,
@@ -312,6 +313,7 @@ class HttpService:
         self.network = HttpNetwork(requests)
         self.snapshots = HttpSnapshots(requests)
         self.volumes = HttpVolumes(requests)
+        self.secrets = HttpSecrets(requests)
         self.capabilities = HttpCapabilities(requests)
         self.receipts = HttpReceipts(requests)
         self.keys = HttpKeys(requests)

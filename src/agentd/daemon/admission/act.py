@@ -87,6 +87,7 @@ def _sandbox(place: Place) -> dict[str, Any]:
         "template": spec.template,
         "net": spec.net,
         "egress": list(spec.egress),
+        "secrets": [secret.told() for secret in spec.secrets],
         "user": spec.user,
         "writable": spec.writable,
         "env": sorted(spec.env),

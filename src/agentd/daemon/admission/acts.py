@@ -63,6 +63,7 @@ def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Ac
         "template": spec.template,
         "net": spec.net,
         "egress": list(spec.egress),
+        "secrets": [secret.told() for secret in spec.secrets],
         "user": spec.user,
         "writable": spec.writable,
         "mounts": [f"{m.named}:{m.target}:{m.mode}" for m in spec.mounts],

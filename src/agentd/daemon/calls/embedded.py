@@ -136,6 +136,11 @@ class OwnSandboxes:
             raise InvalidInput(
                 "snapshots, labels and leases are a daemon's", remediation="leave them out"
             )
+        if create.secrets:
+            raise InvalidInput(
+                "a sandbox that is made for a call has no secrets",
+                remediation="create one with them, and call in that",
+            )
         return found(who, resolved(sandbox_spec(**create.options()))), {}
 
     def run(

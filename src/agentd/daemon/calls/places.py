@@ -54,6 +54,11 @@ class Places:
                     f"a sandbox that is made for a call has no {field!r}",
                     remediation=f"create one with {field}, and call in that",
                 )
+        if body.create.secrets:
+            raise InvalidInput(
+                "a sandbox that is made for a call has no secrets",
+                remediation="create one with them, and call in that",
+            )
         return bodies.sandbox_spec(who, body.create, self._config()), check_labels(
             body.create.labels
         )

@@ -69,6 +69,8 @@ def restored_spec(
     }
     if body.net not in ("none", kept.net):
         wanted["net"] = body.net
+    if body.secrets:
+        wanted["secrets"] = body.secrets
     spec = _granted(options.restored_spec(kept, **wanted), config)
     asked = Limits(timeout=spec.limits.timeout, output=spec.limits.output)
     held = bounded(asked, config.limits)

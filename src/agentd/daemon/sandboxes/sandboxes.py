@@ -15,7 +15,7 @@ import msgspec
 from agentd.daemon import events
 from agentd.daemon.config.schema import Config
 from agentd.daemon.observe import meter, trace
-from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.pipeline import NO_VALUES, Pipeline, SecretValues
 from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS, Adoption, ended, without_env
 from agentd.daemon.sandboxes.bodies import check_labels
@@ -95,12 +95,12 @@ class Sandboxes(Pauses, Adoption):
         wait: float = 0.0,
         name: str = "",
         idle: IdleRule = NEVER,
+        values: SecretValues = NO_VALUES,
     ) -> Live:
-        """A sandbox that is ready and written down. Raises Full, QuotaExceeded, Refused, ...
-
-        ``admitted``: it is part of a call that was decided as a whole; ``wait``: seconds at most
-        that it waits for room in the principal's quota; ``name``: one that ``names.making`` holds.
-        """
+        """A sandbox that is ready and written down. ``admitted``: it is part of a call that was
+        decided as a whole; ``wait``: seconds at most that it waits for room in the principal's
+        quota; ``name``: one that ``names.making`` holds; ``values``: of its secrets. Raises Full,
+        QuotaExceeded, Refused, ..."""
         seconds = self._ttl(ttl)
         checked = check_labels(labels or {})
         self._admit()
@@ -113,7 +113,7 @@ class Sandboxes(Pauses, Adoption):
             pooled = handle is not None
             if handle is None:
                 with trace.span("sandbox.open"), bodies.telling_minimum(spec, self._config()):
-                    handle = built(self._pipeline, spec, snapshot, self._config())
+                    handle = built(self._pipeline, spec, snapshot, self._config(), values)
             try:
                 live = self._write_down(principal.name, handle, checked, seconds, name, idle)
                 self._meter.sandbox(live, pooled=pooled, seconds=time.monotonic() - begun)
@@ -133,8 +133,15 @@ class Sandboxes(Pauses, Adoption):
             self._pipeline.close(handle)
         return None
 
-    def fork(self, principal: Principal, source: Live, count: int, spec: SandboxSpec) -> list[Live]:
-        """Copies with the source's labels and a lease of their own; all of them or none."""
+    def fork(
+        self,
+        principal: Principal,
+        source: Live,
+        count: int,
+        spec: SandboxSpec,
+        values: SecretValues = NO_VALUES,
+    ) -> list[Live]:
+        """Copies with the source's labels and secrets, and a lease of their own; or none."""
         source.require_running("fork it")
         self._admit()
         taken = 0
@@ -144,7 +151,7 @@ class Sandboxes(Pauses, Adoption):
                 self._ledger.take(principal.name, source.handle.spec.limits)
                 taken += 1
             labels, idle = source.record.labels, source.idle
-            handles = self._pipeline.fork(principal, source.handle, count, labels, spec)
+            handles = self._pipeline.fork(principal, source.handle, count, labels, spec, values)
             seconds = self._ttl(None)
             return [
                 self._write_down(principal.name, h, labels, seconds, idle=idle) for h in handles

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentd.daemon.commands.ends import completed
 from agentd.daemon.commands.requests import new_id
-from agentd.daemon.pipeline import Pipeline, run
+from agentd.daemon.pipeline import NO_VALUES, Pipeline, SecretValues, run
 from agentd.daemon.sandboxes import templates
 from agentd.model import context
 from agentd.model.errors import AgentdError, NotReady
@@ -28,14 +28,19 @@ _MAX_SAID = 200
 
 
 def built(
-    pipeline: Pipeline, spec: SandboxSpec, snapshot: "Snapshot | None", config: "Config"
+    pipeline: Pipeline,
+    spec: SandboxSpec,
+    snapshot: "Snapshot | None",
+    config: "Config",
+    values: SecretValues = NO_VALUES,
 ) -> SandboxHandle:
-    """Make a sandbox of a spec that was admitted, ready as its template says.
+    """Make a sandbox of a spec that was admitted, ready as its template says; ``values`` are those
+    of its secrets.
 
     Raises as ``Pipeline.build``, NotReady, NotFound for a template that is gone; nothing is left
     behind then.
     """
-    handle = pipeline.build(spec, snapshot)
+    handle = pipeline.build(spec, snapshot, values)
     if spec.template and snapshot is None:
         gone = os.eventfd(0, os.EFD_CLOEXEC)
         try:

@@ -17,6 +17,7 @@ from agentd.daemon.observe.observed import Observer
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.daemon.sandboxes.snapshots import Snapshots
+from agentd.daemon.secrets import SecretStore
 from agentd.daemon.service.links import Links
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
@@ -42,6 +43,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     commands: Commands
     snapshots: Snapshots
     volumes: VolumeStore
+    secrets: SecretStore
     calls: Calls
     ends: Ends  # of calls that somebody waits for
     approvals: Approvals

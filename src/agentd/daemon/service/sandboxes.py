@@ -10,7 +10,7 @@ import msgspec
 
 from agentd.daemon.admission import acts
 from agentd.daemon.observe.observed import observed
-from agentd.daemon.sandboxes import bodies
+from agentd.daemon.sandboxes import bodies, given_secrets
 from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.sandboxes.names import taken
 from agentd.daemon.sandboxes.snapshots import SnapshotOwner
@@ -20,6 +20,7 @@ from agentd.model.errors import AgentdError, InvalidInput, NotFound
 from agentd.model.idle import idle_rule
 from agentd.model.image import ImageView
 from agentd.model.principal import ADMIN
+from agentd.model.secret import SecretValue
 from agentd.model.units import parse_duration
 from agentd.policy.scopes import scope_of
 
@@ -127,7 +128,8 @@ class DaemonSandboxes(Noun):
     def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
         live = self._live(scope_of(acts.FORK), id)
         spec = bodies.forked_spec(self._who, live.handle.spec, self._parts.config())
-        made = self._parts.sandboxes.fork(self._who, live, count, spec)
+        values = given_secrets.stored_values(spec, self._stored)
+        made = self._parts.sandboxes.fork(self._who, live, count, spec, values)
         return tuple(copy.view() for copy in made)
 
     @observed("commit")
@@ -172,6 +174,7 @@ class DaemonSandboxes(Noun):
         else:
             kept = parts.snapshots.get(who, body.snapshot)
             spec = bodies.restored_spec(who, kept.spec, body, parts.config())
+        spec, values = given_secrets.given(spec, body.secrets, self._stored)
         return parts.sandboxes.create(
             who,
             spec,
@@ -181,7 +184,13 @@ class DaemonSandboxes(Noun):
             wait=wait,
             name=body.name or "",
             idle=idle,
+            values=values,
         )
+
+    def _stored(self, name: str) -> SecretValue:
+        """Raises Forbidden, NotFound."""
+        self._who.require("secrets")
+        return self._parts.secrets.value(self._who.name, name)
 
 
 class DaemonSnapshots(Noun):

@@ -17,6 +17,7 @@ from agentd.daemon.service.noun import Noun
 from agentd.daemon.service.parts import Parts
 from agentd.daemon.service.ports import DaemonPorts
 from agentd.daemon.service.sandboxes import DaemonSandboxes, DaemonSnapshots
+from agentd.daemon.service.secrets import DaemonSecrets
 from agentd.daemon.service.volumes import DaemonVolumes
 from agentd.model import context
 from agentd.model.answer import Answer
@@ -78,6 +79,10 @@ class DaemonService:
     @property
     def volumes(self) -> DaemonVolumes:
         return DaemonVolumes(self._parts, self._caller)
+
+    @property
+    def secrets(self) -> DaemonSecrets:
+        return DaemonSecrets(self._parts, self._caller)
 
     @property
     def capabilities(self) -> DaemonCapabilities:

@@ -97,11 +97,13 @@ class Credentials:
         held = [HeldSecret(b, values[b.name]) for b in bindings if b.name in values]
         return cls(held)
 
-    def for_host(self, name: str, port: int) -> "HostCredentials | None":
-        """What is to be done with a connection to it; None where there is no secret at all."""
+    def for_host(self, name: str, port: int, *, tls: bool = True) -> "HostCredentials | None":
+        """What is to be done with a connection to it; None where there is no secret at all. Without
+        ``tls`` no secret is for it: it could be read on its way."""
         if not self._secrets:
             return None
-        own = [each for each in self._secrets if (name.lower(), port) in each.binding.endpoints]
+        there = (name.lower(), port)
+        own = [each for each in self._secrets if tls and there in each.binding.endpoints]
         return HostCredentials(name, own, [each for each in self._secrets if each not in own])
 
 

@@ -15,6 +15,7 @@ from agentd.ingest.rest import (
     network,
     processes,
     sandboxes,
+    secrets,
     volumes,
 )
 from agentd.ingest.rest.api import Api, Exchange, Socket
@@ -46,6 +47,7 @@ def operations(*, metrics: bool = False) -> tuple[Operation, ...]:
         *network.OPERATIONS,
         *links.OPERATIONS,
         *volumes.OPERATIONS,
+        *secrets.OPERATIONS,
         *keys.OPERATIONS,
         *approvals.OPERATIONS,
         *audit.OPERATIONS,

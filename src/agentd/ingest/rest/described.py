@@ -61,7 +61,7 @@ _WORDS = {
     "files": "files", "changes": "files", "apply": "files", "ports": "ports", "links": "ports",
     "snapshots": "snapshots", "snapshot": "snapshots", "fork": "snapshots",
     "commit": "snapshots", "network": "network", "connections": "network", "keys": "keys",
-    "volumes": "volumes",
+    "volumes": "volumes", "secrets": "secrets",
     "approvals": "approvals", "call": "capabilities", "capabilities": "capabilities",
     "receipts": "audit", "receipt-key": "audit", "audit": "audit",
 }  # fmt: skip

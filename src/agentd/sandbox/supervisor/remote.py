@@ -64,6 +64,8 @@ class RemoteBackend:
             self._check_known("volumes", "volumes")
         if spec.net == "restricted":
             self._check_known("networks", "networks of rules")
+        if spec.secrets:
+            self._check_known("secrets", "secrets")
         self._link.ask("plan", backend=self.name, spec=msgspec.to_builtins(spec))
         return RemotePlan(spec)
 

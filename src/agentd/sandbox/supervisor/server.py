@@ -58,6 +58,7 @@ class Supervisor:
             "plan": self._plan,
             "volumes": lambda _: (True, []),  # that it knows them
             "networks": lambda _: (True, []),  # of rules
+            "secrets": lambda _: (True, []),
             "launch": self._launch,
             "restore": self._launch,
             "list": self._list,

@@ -3,7 +3,7 @@ decide, at sockets that the sandbox made before anything ran in it."""
 
 import contextlib
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agentd.egress.connections import ConnectionList
@@ -13,6 +13,7 @@ from agentd.linux.net import namespace_cookie
 from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control
 from agentd.model.errors import SandboxError
+from agentd.model.secret import SecretBinding, SecretValue
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.plan import LinuxPlan, egress_table
@@ -34,20 +35,29 @@ _PORTS = {_STREAM: anyip.PORT, _DATAGRAM: anyip.DNS_PORT}
 class SandboxNetwork:
     """Thread-safe, as the keeper is."""
 
-    def __init__(self, admitted: "Admitted") -> None:
-        """Takes ownership of ``admitted``."""
+    def __init__(self, admitted: "Admitted", secrets: Sequence[SecretBinding] = ()) -> None:
+        """Takes ownership of ``admitted``. ``secrets`` are used by the sandbox."""
         self._admitted = admitted
+        self._secrets = secrets
+        self._values: dict[str, SecretValue] = {}
 
     def set(self, egress: Sequence[str], bounds: EgressBounds) -> Control:
         """Let these rules hold from now on. Raises InvalidInput for one that is none, Refused for
         more than ``bounds``."""
-        self._admitted.set(egress_table(egress, bounds))
-        return report.network("restricted", egress)
+        self._admitted.set(egress_table(egress, bounds, self._secrets))
+        return report.network("restricted", egress, self._secrets)
 
     def connections(self, after: int) -> ConnectionList:
         return self._admitted.connections(after)
 
+    def give_secrets(self, values: Mapping[str, SecretValue]) -> None:
+        self._values = {each.name: values[each.name] for each in self._secrets}
+
+    def held_secrets(self) -> dict[str, SecretValue]:
+        return dict(self._values)
+
     def close(self) -> None:
+        self._values = {}
         self._admitted.close()
 
 
@@ -63,7 +73,7 @@ def admitted(
         return None
     try:
         _check(sockets)
-        network = SandboxNetwork(relay().admit(sockets, plan.table))
+        network = SandboxNetwork(relay().admit(sockets, plan.table), plan.spec.secrets)
     except BaseException:
         for sock in sockets:
             sock.close()

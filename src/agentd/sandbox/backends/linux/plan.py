@@ -9,6 +9,7 @@ from agentd.model.egress import EgressBounds
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import Limits
 from agentd.model.mount import WORKSPACE, Mount, MountMode
+from agentd.model.secret import SecretBinding
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.limits import on_this_kernel, processors
 from agentd.sandbox.backends.users import parse_user
@@ -60,17 +61,26 @@ def make_plan(spec: SandboxSpec) -> LinuxPlan:
         cow=bool(mounts) and mounts[0].mode is MountMode.COW,
         private_root=spec.private_programs or any(not _in_scratch(m.target) for m in mounts),
         limits=limits,
-        table=egress_table(spec.egress, spec.egress_bounds) if spec.net == "restricted" else None,
+        table=_table(spec),
         inodes=min(max(disk // _BYTES_PER_INODE, _MIN_INODES), _MAX_INODES),
         env=environment(processors(limits.cpus) | spec.env, uid),
     )
 
 
-def egress_table(egress: Sequence[str], bounds: EgressBounds) -> dict[str, Any]:
-    """Return the table of a network's rules. Raises InvalidInput."""
+def _table(spec: SandboxSpec) -> dict[str, Any] | None:
+    if spec.net != "restricted":
+        return None
+    return egress_table(spec.egress, spec.egress_bounds, spec.secrets)
+
+
+def egress_table(
+    egress: Sequence[str], bounds: EgressBounds, secrets: Sequence[SecretBinding] = ()
+) -> dict[str, Any]:
+    """Return the table of a network's rules; connections to hosts of secrets are read. Raises
+    InvalidInput."""
     from agentd.egress.compile import compile_table
 
-    return compile_table(egress, bounds)
+    return compile_table(egress, bounds, secrets)
 
 
 def environment(extra: dict[str, str], uid: int) -> dict[str, str]:

@@ -10,6 +10,7 @@ from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
 from agentd.model.enforcement import Control
 from agentd.model.errors import Refused
+from agentd.model.secret import SecretBinding
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.limits import agent_detail, group_controls, limit_control
@@ -72,7 +73,7 @@ def enforcement(
         "cgroup_namespace": _refusable(
             "cgroup_namespace", controls, "unshare", "/proc/self/cgroup shows names of the host's"
         ),
-        "network": network(plan.spec.net, plan.spec.egress),
+        "network": network(plan.spec.net, plan.spec.egress, plan.spec.secrets),
         "capabilities": _step("capabilities", controls, _capabilities(plan)),
         "no_new_privs": _step("no_new_privs", controls, "setuid and file capabilities do nothing"),
         "seccomp": _step("seccomp", controls, f"profile {_profile(plan)} {digest}"),
@@ -106,15 +107,17 @@ def enforcement(
 _RULES = 8  # that are named; the sandbox's spec has them all
 
 
-def network(net: str, egress: Sequence[str]) -> Control:
-    """What is said of a network; of one that is restricted its rules, as they were written."""
+def network(net: str, egress: Sequence[str], secrets: Sequence[SecretBinding] = ()) -> Control:
+    """What is said of a network; of one that is restricted its rules, as they were written, and
+    which secrets are used where."""
     if net == "host":
         return Control(net, False, "shared with the host")
     if net == "none":
         return Control(net, True, "own namespace, loopback only")
     named = " ".join(egress[:_RULES]) or "nothing"
     more = f" and {len(egress) - _RULES} rules more" if len(egress) > _RULES else ""
-    return Control(net, True, f"own namespace, and by the host's relay {named}{more}")
+    used = "".join(f"; secret {each.name} at {' '.join(each.hosts)}" for each in secrets)
+    return Control(net, True, f"own namespace, and by the host's relay {named}{more}{used}")
 
 
 def refusal(spec: SandboxSpec, why: str) -> Refused | None:

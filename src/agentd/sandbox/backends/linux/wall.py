@@ -52,9 +52,10 @@ class LinuxWall(NamespaceWall):
             self.enforcement = {**self.enforcement, "network": told}
             return told
 
-        # The methods of ``Networked``, which no other wall of this kind has: whoever stands for one
-        # and hands on what it is asked has them then, or not, as it has.
+        # The methods of ``Networked`` and ``HoldsSecrets``, which no other wall of this kind has:
+        # whoever stands for one and hands on what it is asked has them then, or not, as it has.
         self.set_network, self.connections = set_network, network.connections
+        self.give_secrets, self.held_secrets = network.give_secrets, network.held_secrets
 
     def attach_image(
         self, digest: str, command: tuple[str, ...], release: Callable[[], None]

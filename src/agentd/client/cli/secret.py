@@ -1,0 +1,95 @@
+"""``agentd secret``: values that sandboxes use and never have."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from agentd.client.cli import remote, table
+from agentd.client.cli.parser import Actions, Parser
+
+if TYPE_CHECKING:
+    from agentd.model.service import Secrets
+
+_EXAMPLES = """\
+examples:
+  agentd secret set API_TOKEN                  asks for it, without an echo
+  pass show api | agentd secret set API_TOKEN  the first line of standard input
+  agentd secret set API_TOKEN --from-env API_TOKEN
+  agentd create --secret API_TOKEN@api.example.com
+  agentd secret ls
+  agentd secret rm API_TOKEN
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    with remote.service(options) as service:
+        return int(options.run(options, service.secrets))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd secret",
+        description="Secrets that a daemon keeps: sandboxes use them at the hosts that they are "
+        "created with, and have a placeholder. Nobody reads one back.",
+        epilog=_EXAMPLES,
+    )
+    actions = parser.actions()
+    set_ = _action(
+        actions, "set", "keep one, in place of one of that name", "  agentd secret set API_TOKEN\n"
+    )
+    set_.add_argument("name", metavar="NAME")
+    set_.add_argument("--from-env", metavar="VAR", help="its value is this variable's")
+    set_.set_defaults(run=_set)
+    _action(actions, "ls", "list yours", "  agentd secret ls\n").set_defaults(run=_ls)
+    remove = _action(actions, "rm", "forget them", "  agentd secret rm API_TOKEN\n")
+    remove.add_argument("names", metavar="NAME", nargs="+")
+    remove.set_defaults(run=_rm)
+    return parser
+
+
+def _action(actions: Actions, name: str, text: str, examples: str) -> argparse.ArgumentParser:
+    made = actions.add(name, text, examples)
+    made.add_argument("--url", metavar="URL", help=remote.URL_HELP)
+    made.add_argument("--json", action="store_true", help="print JSON")
+    return made
+
+
+def _set(options: argparse.Namespace, secrets: "Secrets") -> int:
+    made = secrets.set(options.name, _value(options))
+    remote.print_json(made) if options.json else print(made.name)
+    return 0
+
+
+def _value(options: argparse.Namespace) -> str:
+    """Never of the command line, which all of the machine reads. Raises InvalidInput."""
+    from agentd.client import secrets
+    from agentd.model.secret import MAX_VALUE
+
+    if options.from_env is not None:
+        return secrets.from_env(options.name, options.from_env)
+    if sys.stdin is not None and sys.stdin.isatty():
+        import getpass
+
+        return getpass.getpass(f"{options.name}: ")
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_VALUE + 3)
+    return secrets.line(data, options.name)
+
+
+def _ls(options: argparse.Namespace, secrets: "Secrets") -> int:
+    found = secrets.list()
+    if options.json:
+        remote.print_json(found)
+    else:
+        rows = [(view.name, table.ago(view.created), table.ago(view.changed)) for view in found]
+        table.show(("SECRET", "CREATED", "CHANGED"), rows)
+    return 0
+
+
+def _rm(options: argparse.Namespace, secrets: "Secrets") -> int:
+    names = list(dict.fromkeys(options.names))
+    for name in names:
+        secrets.delete(name)
+    if options.json:
+        remote.print_json({"removed": names})
+    return 0
