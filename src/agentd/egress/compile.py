@@ -11,6 +11,7 @@ import msgspec
 
 from agentd.egress import addresses
 from agentd.egress.table import PRIVATE as PRIVATE_NETWORKS
+from agentd.model import http_match
 from agentd.model.egress import (
     LEARN,
     PRIVATE,
@@ -144,7 +145,9 @@ def expanded(rule: EgressRule) -> tuple[EgressRule, ...]:
     rules = (parse_rule(text) for text in preset(rule.preset).rules)
     if rule.allow:
         return tuple(rules)
-    return tuple(msgspec.structs.replace(each, allow=False, ports=None) for each in rules)
+    # All of them: what of a host the preset would have allowed makes no difference.
+    none = {"allow": False, "ports": None, "methods": None, "path": ""}
+    return tuple(msgspec.structs.replace(each, **none) for each in rules)
 
 
 @functools.cache
@@ -157,6 +160,9 @@ def preset(name: str) -> Preset:
 def _line(rule: EgressRule, text: str, private: bool) -> Wire:
     wire: Wire = {"allow": rule.allow, "ports": None if rule.ports is None else list(rule.ports)}
     where = {"network": str(rule.network)} if rule.network else {"host": rule.host}
+    if rule.path:
+        methods = None if rule.methods is None else list(rule.methods)
+        wire["http"] = {"methods": methods, "path": rule.path}
     return {**wire, **where, "text": text, "private": private}
 
 
@@ -175,6 +181,17 @@ def _of_private_network(rule: EgressRule) -> bool:
 
 def _covers(rule: EgressRule, asked: EgressRule) -> bool:
     """Return whether all that ``asked`` names is in ``rule``, whatever their ports."""
+    return _covers_host(rule, asked) and _covers_requests(rule, asked)
+
+
+def _covers_requests(rule: EgressRule, asked: EgressRule) -> bool:
+    if not rule.path:
+        return True
+    methods = rule.methods is None or set(asked.methods or ("",)) <= set(rule.methods)
+    return bool(asked.path) and methods and http_match.within(asked.path, rule.path)
+
+
+def _covers_host(rule: EgressRule, asked: EgressRule) -> bool:
     if rule.network is not None or asked.network is not None:
         both = rule.network is not None and asked.network is not None
         return both and _within(asked.network, rule.network)  # type: ignore[arg-type]

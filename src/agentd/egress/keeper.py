@@ -19,6 +19,7 @@ from typing import Any
 from agentd.egress.connections import ConnectionList, ConnectionLog
 from agentd.egress.hostnames import HostFiles
 from agentd.egress.process import RelayProcess, TakeUser, pack
+from agentd.egress.terminating import Reading, Terminating
 from agentd.model.errors import SandboxError
 
 _START_SECONDS = 60.0
@@ -79,6 +80,8 @@ class RelayKeeper:
         self._take_user = take
         self._files = files or HostFiles()
         self._changed = threading.Condition()
+        #: Has the terminator, once a sandbox needs it.
+        self.terminating = Terminating(self._changed, take, self._link, self._take_rows)
         self._process: RelayProcess | None = None
         self._thread: threading.Thread | None = None
         self._ready = False
@@ -110,9 +113,14 @@ class RelayKeeper:
         with self._changed:
             self._begin()
 
-    def admit(self, sockets: Sequence[socket.socket], table: Mapping[str, Any]) -> Admitted:
+    def admit(
+        self,
+        sockets: Sequence[socket.socket],
+        table: Mapping[str, Any],
+        reading: Reading | None = None,
+    ) -> Admitted:
         """Have the relay serve the sockets that ``linux.anyip`` made, which are the keeper's from
-        now on, by a table of ``egress.compile``.
+        now on, by a table of ``egress.compile``; ``reading`` where connections may be read.
 
         Raises InvalidInput for a table that is too large, SandboxError where there is no relay;
         the sockets are closed then.
@@ -124,6 +132,8 @@ class RelayKeeper:
                 pack({"set": admitted.id, "table": table})
                 self._begin()
                 self._await_ready()
+                if reading is not None:
+                    self.terminating.admit(admitted.id, reading, table)
                 try:
                     self._hand_over(admitted)
                 except SandboxError:  # it died just now, and another comes
@@ -132,6 +142,7 @@ class RelayKeeper:
                     self._hand_over(admitted)
             except BaseException:
                 admitted.close_sockets()
+                self.terminating.release(admitted.id)
                 raise
             self._admitted[admitted.id] = admitted
             return admitted
@@ -142,6 +153,7 @@ class RelayKeeper:
                 raise SandboxError("the sandbox has no network any more")
             message = pack({"set": admitted.id, "table": table})
             admitted.table = table
+            self.terminating.set(admitted.id, table)
             if self._ready:
                 with contextlib.suppress(SandboxError):  # it is gone, and the next one is told this
                     self._send(message)
@@ -149,6 +161,8 @@ class RelayKeeper:
     def sync(self) -> None:
         """Wait until the relay has told what was done until now, or is gone; not for long."""
         with self._changed:
+            with contextlib.suppress(SandboxError):
+                self.terminating.sync()
             if not self._ready:
                 return
             generation = self._generation
@@ -166,6 +180,7 @@ class RelayKeeper:
             if self._admitted.pop(admitted.id, None) is not None and self._ready:
                 with contextlib.suppress(SandboxError):  # one that is gone has released it
                     self._send(pack({"release": admitted.id}))
+            self.terminating.release(admitted.id)
             admitted.close_sockets()
 
     def rest(self) -> None:
@@ -173,6 +188,7 @@ class RelayKeeper:
         with self._changed:
             if self._admitted or self._thread is None:
                 return
+            self.terminating.shut()
             self._resting, self._shut, self._ready = True, True, False
             if self._process is not None:
                 self._process.shut()
@@ -182,6 +198,7 @@ class RelayKeeper:
         """End the relay and all that it serves. Idempotent."""
         with self._changed:
             self._closed = True
+            self.terminating.close()
             thread = self._thread
             if self._process is not None:
                 self._process.shut()
@@ -193,6 +210,7 @@ class RelayKeeper:
         """In a child of ours: what we hold is the parent's, and would outlive it there. Whoever had
         the lock is in the parent."""
         self._changed = threading.Condition()
+        self.terminating.forget_after_fork()
         process, self._process = self._process, None
         if process is not None:
             process.abandon()
@@ -243,6 +261,11 @@ class RelayKeeper:
         if self._process is None:
             raise SandboxError("there is no network relay")
         self._process.send(data, sockets)
+
+    def _link(self, sock: socket.socket) -> None:
+        """A relay that is not ready yet is given its way once it is."""
+        if self._ready:
+            self._send(pack({"terminator": True}), [sock])
 
     def _ask(self) -> int:
         """Have the relay say that it has come to this; the number by which it does."""
@@ -339,6 +362,7 @@ class RelayKeeper:
                 for admitted in self._admitted.values():
                     self._hand_over(admitted)
                 self._synced, self._ready = self._asked, True
+                self.terminating.relay_changed()
             self._changed.notify_all()
 
     def _note(self, fault: str) -> None:

@@ -1,4 +1,4 @@
-"""One relay's process as its host sees it: started, told things, ended for sure."""
+"""The process of a relay or a terminator as its host sees it: started, told things, ended for sure."""
 
 import contextlib
 import json
@@ -31,16 +31,23 @@ TakeUser = Callable[[], RelayUser | None]
 
 
 class RelayProcess:
-    """Thread-compatible. It parses what hostile ends send, so nothing it says is believed without
+    """Thread-compatible; a terminator's, too. It parses what hostile ends send, so nothing it says is believed without
     a look, and it is killed rather than waited for."""
 
-    def __init__(self, take: TakeUser | None) -> None:
-        """Return at once; it says later that it is ready. Raises SandboxError."""
+    def __init__(
+        self,
+        take: TakeUser | None,
+        module: str = MODULE,
+        libraries: Sequence[str] = (),
+        first: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Return at once; it says later that it is ready. ``first`` is told it beside its user.
+        Raises SandboxError."""
         self._user: RelayUser | None = None
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(_SEND_SECONDS)
         try:
-            self.pid = python.start(MODULE, (theirs,))
+            self.pid = python.start(module, (theirs,), libraries)
             self._pidfd = os.pidfd_open(self.pid)
         except OSError as error:
             self.control.close()
@@ -51,7 +58,8 @@ class RelayProcess:
             with contextlib.suppress(SandboxError):  # none is left: it is nobody then
                 self._user = take()
         try:
-            self.send(pack({"user": _nobody() if self._user is None else self._user.id}))
+            user = _nobody() if self._user is None else self._user.id
+            self.send(pack({**(first or {}), "user": user}))
         except BaseException:
             self.close()
             raise

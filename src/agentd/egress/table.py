@@ -6,12 +6,15 @@ It runs in the relay: standard library alone. A table is plain JSON, made by ``c
                 "private": false},
                {"allow": true, "network": "10.0.0.0/8", "ports": null, "text": "10.0.0.0/8:*",
                 "private": true}],
-     "hosts": {"db.internal": ["127.0.0.1", 5432], "host.agentd.internal": ["127.0.0.1", 0]}}
+     "hosts": {"db.internal": ["127.0.0.1", 5432], "host.agentd.internal": ["127.0.0.1", 0]},
+     "terminated": ["api.example.com"]}
 
 ``host`` "*" is every name, ``ports`` null every port; ``text`` is the rule as it was
-written; ``private`` says whether it reaches addresses that are somebody's own. Which addresses
-nobody reaches is not said here. A host of port 0 is all ports of that address, of which a rule
-allows those that it has by the host's whole name: no wildcard is about it.
+written; ``private`` says whether it reaches addresses that are somebody's own. A rule of requests
+has ``"http": {"methods": ["GET"] or null, "path": "/v1/*"}``; connections that only such rules
+allow, or that one forbids some requests of, are read, and so are those to hosts of ``terminated``,
+at port 443. Which addresses nobody reaches is not said here. A host of port 0 is all ports of that
+address, of which a rule allows those that it has by the host's whole name: no wildcard is about it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,8 +22,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 from typing import Any, NamedTuple
 
 from agentd.egress import addresses
+from agentd.egress.paths import RequestPath
 
 Address = IPv4Address | IPv6Address
+TLS_PORT = 443
 
 #: Somebody's own networks (RFC 1918, 6598, 4193): reached where a rule names them alone.
 PRIVATE = (
@@ -34,12 +39,22 @@ PRIVATE = (
 
 class EgressVerdict(NamedTuple):
     """``rule`` is the text of the rule that decided, or "" where none did; ``reason`` says why it
-    is refused. ``private``: the rule reaches private addresses."""
+    is refused. ``private``: the rule reaches private addresses. ``read``: each request that goes
+    over the connection is judged, by ``of_request``."""
 
     allowed: bool
     rule: str = ""
     reason: str = ""
     private: bool = False
+    read: bool = False
+
+
+class _Http(NamedTuple):
+    methods: frozenset[str] | None
+    path: str
+
+    def has_method(self, method: str) -> bool:
+        return self.methods is None or method in self.methods
 
 
 class _Line(NamedTuple):
@@ -47,6 +62,7 @@ class _Line(NamedTuple):
     ports: frozenset[int] | None
     text: str
     private: bool
+    http: _Http | None = None
 
     def has(self, port: int) -> bool:
         return self.ports is None or port in self.ports
@@ -61,10 +77,12 @@ class EgressTable:
         self._below: dict[str, list[_Line]] = {}
         self._every: list[_Line] = []
         self._networks: list[tuple[IPv4Network | IPv6Network, _Line]] = []
+        self._terminated = frozenset(wire.get("terminated", ()))
         self._static = {name: (str(to[0]), int(to[1])) for name, to in wire["hosts"].items()}
         for rule in wire["rules"]:
             ports = None if rule["ports"] is None else frozenset(rule["ports"])
-            line = _Line(rule["allow"], ports, rule["text"], rule["private"])
+            http = _http(rule.get("http"))
+            line = _Line(rule["allow"], ports, rule["text"], rule["private"], http)
             if "network" in rule:
                 self._networks.append((ip_network(rule["network"]), line))
             elif rule["host"] == "*":
@@ -87,7 +105,7 @@ class EgressTable:
         """Judge that a name is asked for: whether some connection to it could be allowed."""
         allowed: _Line | None = None
         for line in self._lines(_normal(name)):
-            if not line.allow and line.ports is None:
+            if not line.allow and line.ports is None and line.http is None:
                 return EgressVerdict(False, line.text, f"denied by {line.text}")
             if line.allow:
                 allowed = allowed or line
@@ -102,7 +120,33 @@ class EgressTable:
 
     def of_name(self, name: str, port: int) -> EgressVerdict:
         """Judge a connection to that name. Where it goes is judged by ``of_answer`` then."""
-        return _judge(list(self._lines(_normal(name))), port, f"no rule has {_normal(name)}")
+        name = _normal(name)
+        verdict = _judge(list(self._lines(name)), port, f"no rule has {name}")
+        if verdict.allowed and port == TLS_PORT and name in self._terminated:
+            return verdict._replace(read=True)
+        return verdict
+
+    @property
+    def reads(self) -> bool:
+        """Whether some connection is read."""
+        lines = [self._every, *self._exact.values(), *self._below.values()]
+        return bool(self._terminated) or any(each.http for some in lines for each in some)
+
+    def of_request(self, name: str, port: int, method: str, path: RequestPath) -> EgressVerdict:
+        """Judge a request of a connection that ``of_name`` has read."""
+        allowed: _Line | None = None
+        lines = [line for line in self._lines(_normal(name)) if line.has(port)]
+        for line in lines:
+            http = line.http
+            if line.allow:
+                if http is None or (http.has_method(method) and path.is_in(http.path)):
+                    allowed = allowed or line
+            elif http is None or (http.has_method(method) and path.touches(http.path)):
+                return EgressVerdict(False, line.text, f"denied by {line.text}", read=True)
+        if allowed is None:
+            reason = f"no rule allows {method} {path.readings[0]}"
+            return EgressVerdict(False, "", reason, read=True)
+        return EgressVerdict(True, allowed.text, private=allowed.private, read=True)
 
     def of_address(self, ip: Address, port: int) -> EgressVerdict:
         """Judge a connection to a number that a program dialled."""
@@ -168,21 +212,33 @@ def is_private(address: Address) -> bool:
 
 def _judge(lines: Iterable[_Line], port: int, none: str) -> EgressVerdict:
     allowed: _Line | None = None
+    whole = some_denied = False
     ports: set[int] = set()
     for line in lines:
-        if not line.allow and line.has(port):
+        if not line.allow and line.has(port) and line.http is not None:
+            some_denied = True
+        elif not line.allow and line.has(port):
             return EgressVerdict(False, line.text, f"denied by {line.text}")
         if line.allow and line.has(port):
             # One that reaches private addresses says more than one that does not.
             allowed = line if allowed is None or line.private else allowed
+            whole = whole or line.http is None
         elif line.allow:
             ports |= line.ports or frozenset()
     if allowed is not None:
-        return EgressVerdict(True, allowed.text, private=allowed.private)
+        read = some_denied or not whole
+        return EgressVerdict(True, allowed.text, private=allowed.private, read=read)
     if ports:
         told = ", ".join(map(str, sorted(ports)))
         return EgressVerdict(False, "", f"port {port} is not among {told}")
     return EgressVerdict(False, "", none)
+
+
+def _http(wire: Mapping[str, Any] | None) -> _Http | None:
+    if wire is None:
+        return None
+    methods = wire["methods"]
+    return _Http(None if methods is None else frozenset(methods), wire["path"])
 
 
 def _normal(name: str) -> str:

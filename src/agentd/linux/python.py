@@ -11,14 +11,16 @@ LOADER = ("LD_LIBRARY_PATH",)
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
 
 
-def start(module: str, sockets: Sequence[socket.socket]) -> int:
-    """Run ``module.main()`` with the sockets as descriptors 3, 4, ...; its pid.
+def start(module: str, sockets: Sequence[socket.socket], libraries: Sequence[str] = ()) -> int:
+    """Run ``module.main()`` with the sockets as descriptors 3, 4, ...; its pid. ``libraries`` are
+    folders that it may import from beside the standard library's and agentd.
 
     ``-I -S -E`` keeps the caller's site-packages and environment out, but for where the loader
     finds the libraries of this very Python. A session of its own keeps the terminal's Ctrl-C out.
     Raises OSError.
     """
-    code = f"import sys; sys.path.insert(0, {_PACKAGE_ROOT!r}); from {module} import main; main()"
+    paths = f"sys.path[:0] = [{_PACKAGE_ROOT!r}]; sys.path += {list(libraries)!r}"
+    code = f"import sys; {paths}; from {module} import main; main()"
     argv = [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", code]
     # Above the numbers they will get, so that no dup2 overwrites another's source.
     sources: list[int] = []

@@ -8,6 +8,7 @@ host.agentd.internal:5432  that port of 127.0.0.1 of the machine itself
 10.1.2.3:5432            an address              10.0.0.0/8:*    a network
 [2001:db8::1]:443        of IPv6                 [2001:db8::/32]:*
 !gist.github.com         never, at any port; wins over all others
+GET|HEAD example.com/v1/*    these requests alone: their connections are read (``http_match``)
 learn                    all that is public, to see what is needed
 """
 
@@ -19,6 +20,7 @@ from typing import NoReturn, TypeAlias
 
 import msgspec
 
+from agentd.model import http_match
 from agentd.model.errors import InvalidInput
 
 MAX_RULES = 256
@@ -31,7 +33,10 @@ _NET_FIX = "use none, host, or rules: pypi,api.example.com,10.1.2.3:5432"
 #: Rules are a text with commas, or a list of texts, which may be empty: then nothing is reached.
 Net: TypeAlias = str | Iterable[str] | None
 #: Each is a file in ``egress/presets``.
-PRESETS = ("crates", "debian", "dockerhub", "ghcr", "github", "go", "huggingface", "npm", "pypi")
+PRESETS = (
+    *("crates", "debian", "dockerhub", "ghcr", "github", "github-read", "go", "huggingface"),
+    *("npm", "pypi"),
+)
 #: What an operator may write in place of a rule: every name and address, as far as it is public;
 #: and what reaches private ones: hosts by their whole name, and networks that are private.
 PUBLIC, PRIVATE = "public", "private"
@@ -44,18 +49,20 @@ THIS_HOST = "host.agentd.internal"
 RESERVED = ("none", "host", "restricted", PUBLIC, PRIVATE)
 
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PRESET = re.compile(r"[a-z][a-z0-9-]{0,31}")
 # What inet_aton(3) takes for an address: its last label is a number.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _REGISTRIES = {"ac", "co", "com", "edu", "gov", "net", "org"}  # as in co.uk: a public suffix too
 _FEWER = "use a wildcard, as *.example.com, or a network, as 10.0.0.0/8:443"
-_FORMS = "write a preset, a name, *.name, name:port, address:port or network:port"
+_FORMS = "write a preset, a name, *.name, name:port, name/path, address:port or network:port"
 
 Network = IPv4Network | IPv6Network
 
 
 class EgressRule(msgspec.Struct, frozen=True):
-    """One of ``preset``, ``host`` and ``network`` is there. ``ports`` None is every port."""
+    """One of ``preset``, ``host`` and ``network`` is there. ``ports`` None is every port. With a
+    ``path``, of a ``host`` alone, it is about requests: ``methods`` None is every method."""
 
     text: str  # canonical
     allow: bool = True
@@ -63,6 +70,8 @@ class EgressRule(msgspec.Struct, frozen=True):
     host: str = ""  # "api.example.com" or "*.example.com"; "*" of ``LEARN`` alone
     network: Network | None = None
     ports: tuple[int, ...] | None = None
+    methods: tuple[str, ...] | None = None
+    path: str = ""
 
 
 class StaticHost(msgspec.Struct, frozen=True):
@@ -127,21 +136,20 @@ def parse_rule(text: str) -> EgressRule:
     """Raises InvalidInput, naming the mistake and the fix."""
     if not isinstance(text, str):
         raise InvalidInput(f"network rule {text!r} is no text", remediation=_FORMS)
-    allow, rest = not text.strip().startswith("!"), text.strip().removeprefix("!").lower()
+    allow, rest = not text.strip().startswith("!"), text.strip().removeprefix("!").strip()
     if not rest:
         _wrong(text, "says nothing", _FORMS)
-    if len(rest) > MAX_NAME + 8:
-        _wrong(text[:64] + "...", "is too long", f"a name has at most {MAX_NAME} characters")
-    if "://" in rest:
+    if _URL.match(rest):
         _wrong(text, "is a URL", f"write its host, as {_of_url(rest)}")
     sign = "" if allow else "!"
+    if " " in rest or _has_path(rest):
+        return _of_requests(text, sign, rest)
+    rest = rest.lower()
+    _check_length(text, rest)
     if (name := rest.removeprefix("preset:")) != rest or _PRESET.fullmatch(rest):
         return _preset(text, name, sign)
     where, ports = _ports(text, rest, allow)
-    said = "" if ":" not in _after_bracket(rest) else "*" if ports is None else str(ports[0])
-    before, slash, _ = where.partition("/")
-    if slash and not before.startswith("[") and not _is_number(before):
-        _wrong(text, "has a path", f"write {before}")
+    said = _said(rest, ports)
     if where.startswith("[") or ":" in where or "/" in where or _is_number(where):
         network = _network(text, where)
         if allow and not said:
@@ -155,6 +163,50 @@ def parse_rule(text: str) -> EgressRule:
         what = "names every port of this machine" if said else "has no port"
         _wrong(text, what, f"name each that is meant, as {THIS_HOST}:5432")
     return EgressRule(sign + _with(where, said), allow, host=where, ports=ports)
+
+
+def _has_path(rest: str) -> bool:
+    """Of a host's, and not what follows a network's address."""
+    before, slash, _ = rest.partition("/")
+    return bool(slash) and not before.startswith("[") and not _is_number(before)
+
+
+def _of_requests(text: str, sign: str, rest: str) -> EgressRule:
+    def wrong(what: str, fix: str) -> NoReturn:
+        _wrong(text[:200], what, fix)
+
+    before, _, place = rest.rpartition(" ") if "/" not in rest else _words(rest)
+    place, slash, path = place.partition("/")
+    place = place.lower()
+    _check_length(text, place)
+    methods = http_match.methods(before.strip(), wrong)
+    path = http_match.path(slash + path, wrong) if slash else http_match.EVERY_PATH
+    if place.startswith("preset:") or (_PRESET.fullmatch(place) and place != "localhost"):
+        wrong("has requests of a preset", "name its hosts, as read api.example.com")
+    where, ports = _ports(text, place, allow=not sign)
+    if where.startswith("[") or ":" in where or _is_number(where):
+        wrong("has requests of an address", "name a host: [[egress.host]] of a daemon gives one")
+    _check_host(text, where)
+    spelled = http_match.spelled(methods) + _with(where, _said(place, ports)) + path
+    return EgressRule(
+        sign + spelled, not sign, host=where, ports=ports, methods=methods, path=path
+    )
+
+
+def _words(rest: str) -> tuple[str, str, str]:
+    """Methods, nothing, and the rest: a path has no spaces that count."""
+    head, slash, path = rest.partition("/")
+    before, space, host = head.rstrip(" ").rpartition(" ")
+    return before, space, host + slash + path
+
+
+def _check_length(text: str, place: str) -> None:
+    if len(place) > MAX_NAME + 8:
+        _wrong(text[:64] + "...", "is too long", f"a name has at most {MAX_NAME} characters")
+
+
+def _said(place: str, ports: tuple[int, ...] | None) -> str:
+    return "" if ":" not in _after_bracket(place) else "*" if ports is None else str(ports[0])
 
 
 _MAPPED = IPv6Network("::ffff:0:0/96")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from fcntl import F_GETFL, F_SETFL
 
 from agentd.linux import caps, landlock, process
@@ -89,8 +90,11 @@ CHECKS = (
 )
 
 
-def confine(user: int | None) -> list[str]:
-    """Give up everything but the descriptors that are open; return what holds now.
+def confine(
+    user: int | None, calls: str = CALLS, checks: Sequence[Rule] = CHECKS
+) -> list[str]:
+    """Give up everything but the descriptors that are open, and ``calls`` within ``checks``; return
+    what holds now.
 
     ``user`` is whose id to take, of root alone. Raises OSError where a part cannot be had; Landlock
     alone may be absent, for the filter leaves no call that takes a path.
@@ -110,6 +114,6 @@ def confine(user: int | None) -> list[str]:
     with contextlib.suppress(OSError), landlock.Ruleset(handle_net=False) as rules:
         rules.restrict()
         held.append("landlock")
-    install(build_allowing(CALLS, CHECKS), KERNEL)
+    install(build_allowing(calls, checks), KERNEL)
     held.append("seccomp")
     return held

@@ -2,7 +2,8 @@
 
 The two ends are dialled and read at once; what the program says first is held back until it names
 the host that was dialled (``hello``), where it names one. A connection that is refused is reset, so
-that the program sees it at once.
+that the program sees it at once. One that is to be read is passed to the terminator then
+(``passing``), untouched.
 """
 
 import contextlib
@@ -40,8 +41,8 @@ Gate = Callable[[bytes], "hello.First | None"]
 
 class RelayedConnection:
     __slots__ = (
-        "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_place", "_places",
-        "_relay", "_start", "_strict", "_table", "_tenant", "_up", "_upstream", "address",
+        "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_moved", "_passed",
+        "_place", "_places", "_reads", "_relay", "_start", "_strict", "_table", "_tenant", "_up", "_upstream", "address",
         "allowed", "connected", "moved_at", "n", "name", "port", "reason", "rule",
     )  # fmt: skip
 
@@ -69,6 +70,8 @@ class RelayedConnection:
         self._attempt: Later | None = None
         self.connected = False
         self._ended = self._kept = False
+        self._reads = self._passed = False  # each request is to be judged; by the terminator, now
+        self._moved = 0, 0  # what that has sent and received
         self.allowed, self.rule, self.reason = True, "", ""
         tenant.dialling += 1
         tenant.connections.add(self)
@@ -80,6 +83,8 @@ class RelayedConnection:
         if self.name is not None:
             self._strict = self.port == TLS_PORT
             self._gate = hello.host if self.port == HTTP_PORT else hello.server_name
+            if verdict.read and self.port == HTTP_PORT:
+                self._gate = None  # the host of every request is looked at
         self._relay.loop.watch(self._client.fileno(), BOTH, self._client_event)
         self._look_up(verdict)
 
@@ -88,12 +93,16 @@ class RelayedConnection:
         verdict = self._judge()
         if not verdict.allowed:
             self.refuse(f"the rules were changed: {verdict.reason}")
+        elif verdict.read != self._reads:
+            # Whichever it is: what was said so far was said to another.
+            how = "read" if verdict.read else "not read any more"
+            self.end(f"the rules were changed: its requests are {how}", reset=True)
         elif self._upstream is not None and not self.connected:
             self._drop_upstream()
             self._look_up(verdict)
 
     def _look_up(self, verdict: EgressVerdict) -> None:
-        self.rule = verdict.rule
+        self.rule, self._reads = verdict.rule, verdict.read
         if self.name is None:
             self._found(self._relay.finder.of_number(self.address, self.port))
             return
@@ -117,6 +126,11 @@ class RelayedConnection:
             return EgressVerdict(False, verdict.rule, why)
         return table.of_answer(verdict, self._relay.parse(self.address), self.port)
 
+    def was_read(self, reason: str, sent: int, received: int) -> None:
+        """The terminator has closed it."""
+        self._moved = sent, received
+        self.end(reason)
+
     def refuse(self, reason: str) -> None:
         """End it as nothing that is allowed."""
         self.allowed = False
@@ -130,6 +144,8 @@ class RelayedConnection:
             self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE)
         quiet = now - self.moved_at
         half = self._up is not None and (self._up.finished or self._down.finished)  # type: ignore[union-attr]
+        if self._passed:
+            quiet = 0.0  # the terminator sees to that
         if quiet > (HALF_SECONDS if half else IDLE_SECONDS):
             self.end(f"nothing was said for {quiet:.0f} s", reset=True)
         elif now - self._began > TOTAL_SECONDS:
@@ -145,8 +161,8 @@ class RelayedConnection:
             "rule": self.rule,
             "allowed": self.allowed,
             "reason": self.reason,
-            "sent": self._up.moved if self._up is not None else 0,
-            "received": self._down.moved if self._down is not None else 0,
+            "sent": self._up.moved if self._up is not None else self._moved[0],
+            "received": self._down.moved if self._down is not None else self._moved[1],
             "ms": round((self._relay.loop.now - self._began) * 1000, 1),
             "ended": self._ended,
         }
@@ -160,6 +176,10 @@ class RelayedConnection:
             self._tenant.dialling -= 1
         self._tenant.connections.discard(self)
         self._start.cancel()
+        if self._passed:
+            self._relay.passing.forget(self.n)
+            _shut(self._client, reset=reset)
+            _shut(self._upstream, reset=reset)
         self._drop_upstream(reset=reset)
         for flow in (self._up, self._down):
             if flow is not None:
@@ -221,6 +241,10 @@ class RelayedConnection:
         self._places = []
         # The program's end has that from its listener.
         self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._reads:
+            self._settle()
+            self._pass()
+            return
         self._up = Flow(self._client, self._upstream, self._relay.pipes)
         self._down = Flow(self._upstream, self._client, self._relay.pipes)
         self._settle()
@@ -269,13 +293,20 @@ class RelayedConnection:
             self._listen_in(over=bool(mask & _READ_ENDS & ~IN))
         if self._ended:
             return
-        if self.connected:
+        if self._reads:
+            if mask & GONE:
+                self.end("the program went away")
+        elif self.connected:
             assert self._down is not None  # noqa: S101  (for the type checker)
             self._pump(up=bool(mask & _READ_ENDS), down=self._down.waits or bool(mask & GONE))
         elif mask & GONE:
             self.end("the program went away")
 
     def _upstream_ready(self, mask: int) -> None:
+        if self.connected and self._reads:
+            if mask & GONE:
+                self.end("the host went away", reset=True)
+            return
         if self.connected:
             assert self._up is not None  # noqa: S101  (for the type checker)
             self._pump(up=self._up.waits or bool(mask & GONE), down=bool(mask & _READ_ENDS))
@@ -336,8 +367,34 @@ class RelayedConnection:
         self._gate = None
         self._settle()
         # What was said meanwhile is told by no other event.
-        if self.connected:
+        if self._reads:
+            self._pass()
+        elif self.connected:
             self._pump(up=True, down=False)
+
+
+    def _pass(self) -> None:
+        """Have each request judged, once both ends are there and the program's first words say whom
+        it talks to."""
+        if self._passed or not self.connected or self._gate is not None:
+            return
+        assert self._upstream is not None  # noqa: S101  (for the type checker)
+        for sock in (self._client, self._upstream):
+            self._relay.loop.forget(sock.fileno())
+        ends = self._client.fileno(), self._upstream.fileno()
+        if why := self._relay.passing.take(self, self._tenant.id, ends):
+            self.refuse(why)
+        else:
+            self._passed = True
+
+
+def _shut(sock: socket.socket | None, *, reset: bool) -> None:
+    """End it for who has a copy, too."""
+    if sock is not None:
+        with contextlib.suppress(OSError):
+            if reset:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            sock.shutdown(socket.SHUT_RDWR)
 
 
 def close(sock: socket.socket, *, reset: bool) -> None:

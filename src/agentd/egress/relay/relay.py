@@ -15,6 +15,7 @@ from agentd.egress.relay.connection import NEAR_BUFFER, RelayedConnection, close
 from agentd.egress.relay.flow import SparePipes
 from agentd.egress.relay.loop import IN, EventLoop, Handler
 from agentd.egress.relay.nameserver import NameServer
+from agentd.egress.relay.passing import Passing
 from agentd.egress.relay.records import MAX_MESSAGE, Reports
 from agentd.egress.relay.resolver import MAX_PENDING, Resolver, Upstream
 from agentd.egress.relay.routes import KernelRoutes
@@ -40,6 +41,7 @@ class Relay:
         self.loop = EventLoop(self._fault)
         self.reports = Reports(self.loop, control)
         self.pipes = SparePipes()
+        self.passing = Passing(self.loop)
         self._resolver = Resolver(self.loop)
         self.finder = Finder(self._resolver, routes)
         self._names = NameServer(self._resolver, self.finder, self.reports)
@@ -86,6 +88,9 @@ class Relay:
             self._release(message["release"])
         elif "sync" in message:
             self.reports.sync(message["sync"])
+        elif "terminator" in message:
+            for fd in fds:
+                self.passing.link(socket.socket(fileno=fd))
         elif "servers" in message:
             servers = [Upstream(*each) for each in message["servers"]]
             hosts = {name: tuple(found) for name, found in message["hosts"].items()}

@@ -1,0 +1,81 @@
+"""Passes connections that are to be read to the terminator, both ends of each.
+
+The relay keeps its own copies and reads no more from them: by them it ends a connection, whatever
+the terminator does. Nothing goes on for want of a terminator: what it has ends with it.
+"""
+
+import array
+import json
+import socket
+from typing import TYPE_CHECKING
+
+from agentd.egress.relay.loop import IN, EventLoop
+
+if TYPE_CHECKING:
+    from agentd.egress.relay.connection import RelayedConnection
+
+NONE = "what reads its requests is not there now"
+_MAX_MESSAGE = 4096
+
+
+class Passing:
+    def __init__(self, loop: EventLoop) -> None:
+        self._loop = loop
+        self._link: socket.socket | None = None
+        self._passed: dict[int, RelayedConnection] = {}
+
+    def link(self, sock: socket.socket) -> None:
+        """``sock`` is the way to the terminator of now, and ours. What another has ends."""
+        self._unlink()
+        sock.setblocking(False)
+        self._link = sock
+        self._loop.watch(sock.fileno(), IN, self._hear)
+
+    def take(self, connection: "RelayedConnection", sandbox: int, ends: tuple[int, int]) -> str:
+        """Pass the program's end and the host's, as descriptors; return why it cannot be, or "".
+
+        Where it can ``connection.was_read`` is called once they were closed there.
+        """
+        if self._link is None:
+            return NONE
+        message = {"n": connection.n, "sandbox": sandbox}
+        message |= {"name": connection.name, "port": connection.port}
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))]
+        try:
+            self._link.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return "what reads its requests has too much to do"
+        except OSError:
+            self._unlink()
+            return NONE
+        self._passed[connection.n] = connection
+        return ""
+
+    def forget(self, n: int) -> None:
+        self._passed.pop(n, None)
+
+    def _hear(self, _mask: int) -> None:
+        assert self._link is not None  # noqa: S101  (for the type checker)
+        try:
+            data = self._link.recv(_MAX_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._unlink()
+            return
+        message = json.loads(data)
+        connection = self._passed.pop(message["ended"], None)
+        if connection is not None:
+            connection.was_read(message["reason"], message["sent"], message["received"])
+
+    def _unlink(self) -> None:
+        link, self._link = self._link, None
+        if link is None:
+            return
+        self._loop.forget(link.fileno())
+        link.close()
+        passed, self._passed = self._passed, {}
+        for connection in passed.values():
+            connection.end("what read its requests is gone", reset=True)

@@ -1,0 +1,277 @@
+"""The host's end of the terminator: starts it with the first sandbox whose connections are read,
+tells it of each, and starts the next where one died.
+
+The keeper of the relay owns it, and its lock is the keeper's.
+"""
+
+import contextlib
+import importlib.util
+import os
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from agentd.egress.authority import Authority
+from agentd.egress.process import RelayProcess, TakeUser, pack
+from agentd.model.errors import SandboxError
+
+MODULE = "agentd.egress.terminator.main"
+_LIBRARIES = ("OpenSSL", "cryptography", "cffi", "_cffi_backend", "h11", "msgspec", "typing_extensions")
+_START_SECONDS = 60.0
+_SYNC_SECONDS = 10.0
+_LOOK_SECONDS = 5.0
+_HANG_SECONDS = 60.0
+_DEATHS, _WITHIN = 5, 60.0
+#: Where systems have the certificates that they trust, in one file.
+BUNDLES = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+)
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What a sandbox whose connections are read needs beside its table: its authority, and its
+    secrets as they are told to the terminator."""
+
+    authority: Authority
+    secrets: tuple[Any, ...] = ()
+
+    def __repr__(self) -> str:
+        return "Reading(...)"
+
+
+class Terminating:
+    """Each method but ``roots`` is called with the lock of ``changed`` held."""
+
+    def __init__(
+        self,
+        changed: threading.Condition,
+        take: TakeUser | None,
+        link: Callable[[socket.socket], None],
+        rows: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """``link`` gives the relay of now, if there is one, the way to a new terminator; ``rows``
+        takes what one tells. Both are called with the lock."""
+        self._changed, self._take, self._link, self._rows = changed, take, link, rows
+        self._process: RelayProcess | None = None
+        self._ready = False
+        self._failure = ""
+        self._closed = False
+        self._deaths: list[float] = []
+        self._asked = self._synced = 0
+        self._asked_at = 0.0
+        self._read: dict[int, tuple[Reading, Mapping[str, Any]]] = {}
+        #: Certificates that the host trusts besides the system's: a company's own.
+        self.ca_file = ""
+        #: What holds of it, in its own words; empty before it is ready.
+        self.confinement: tuple[str, ...] = ()
+
+    @property
+    def pid(self) -> int:
+        return 0 if self._process is None else self._process.pid
+
+    def admit(self, id_: int, reading: Reading, table: Mapping[str, Any]) -> None:
+        """Raises SandboxError where there is none; when this returns it knows the sandbox."""
+        self._begin()
+        self._await_ready()
+        self._read[id_] = reading, table
+        try:
+            self._tell(id_)
+            self.sync()
+        except SandboxError:  # it died just now, and the next is told all
+            self._await_ready()
+
+    def set(self, id_: int, table: Mapping[str, Any]) -> None:
+        """When this returns requests are judged by ``table``."""
+        if id_ not in self._read:
+            return
+        self._read[id_] = self._read[id_][0], table
+        with contextlib.suppress(SandboxError):
+            self._send({"set": id_, "table": table})
+            self.sync()
+
+    def release(self, id_: int) -> None:
+        if self._read.pop(id_, None) is not None:
+            with contextlib.suppress(SandboxError):
+                self._send({"release": id_})
+
+    def sync(self) -> None:
+        """Wait until it has told what was done until now, or is gone; not for long."""
+        if self._ready:
+            process, asked = self._process, self._ask()
+            self._changed.wait_for(
+                lambda: self._synced >= asked or self._process is not process or not self._ready,
+                _SYNC_SECONDS,
+            )
+
+    def relay_changed(self) -> None:
+        """There is another relay: give both a way to the other."""
+        if self._ready:
+            with contextlib.suppress(SandboxError):
+                self._connect()
+
+    def shut(self) -> None:
+        """End it; the next ``admit`` starts another."""
+        process, self._process = self._process, None
+        self._ready = False
+        if process is not None:
+            process.shut()
+
+    def close(self) -> None:
+        self._closed = True
+        self._read.clear()
+        self.shut()
+
+    def forget_after_fork(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.abandon()
+        self._read, self._closed, self._ready = {}, True, False
+
+    # --- under the lock ---
+
+    def _begin(self) -> None:
+        if self._closed:
+            raise SandboxError("the network relay was closed")
+        if self._process is None:
+            self._failure = ""
+            self._start()
+
+    def _start(self) -> None:
+        first = {"roots": roots(self.ca_file)}
+        self._process = process = RelayProcess(self._take, MODULE, _folders(), first)
+        self._ready = False
+        threading.Thread(
+            target=self._keep, args=(process,), name="agentd-terminator", daemon=True
+        ).start()
+
+    def _await_ready(self) -> None:
+        self._changed.wait_for(lambda: self._ready or self._failure, _START_SECONDS)
+        if not self._ready:
+            raise SandboxError(
+                "the network's connections cannot be read",
+                cause=self._failure or f"it was not ready within {_START_SECONDS:g} s",
+            )
+
+    def _tell(self, id_: int) -> None:
+        reading, table = self._read[id_]
+        own = reading.authority
+        message = {"admit": id_, "key": own.key, "certificate": own.certificate}
+        self._send({**message, "secrets": reading.secrets})
+        self._send({"set": id_, "table": table})
+
+    def _connect(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            self._send({"relay": True}, [ours])
+            self._link(theirs)
+
+    def _send(self, message: Mapping[str, Any], sockets: "list[socket.socket] | None" = None) -> None:
+        if self._process is None:
+            raise SandboxError("what reads connections is gone")
+        self._process.send(pack(message), sockets or [])
+
+    def _ask(self) -> int:
+        if self._synced == self._asked:
+            self._asked_at = time.monotonic()
+        self._asked += 1
+        self._send({"sync": self._asked})
+        return self._asked
+
+    # --- the thread ---
+
+    def _keep(self, process: RelayProcess) -> None:
+        """Take what one tells until it is gone, and start the next where it is still needed."""
+        poll = select.poll()
+        poll.register(process.control, select.POLLIN)
+        while True:
+            try:
+                if not poll.poll(_LOOK_SECONDS * 1000):
+                    self._look(process)
+                    continue
+                message = process.receive()
+                if message is None:
+                    break
+                self._hear(process, message)
+            except Exception as error:
+                # Nothing that it says may end this thread: whoever says it is ended, and followed.
+                with self._changed:
+                    self._rows({"rows": [{"fault": f"{type(error).__name__}: {error}"}], "lost": 0})
+                break
+        process.close()
+        with self._changed:
+            if self._process is process:
+                self._process, self._ready = None, False
+                self._again()
+            self._changed.notify_all()
+
+    def _again(self) -> None:
+        if self._closed or not self._read or self._failure:
+            return
+        now = time.monotonic()
+        self._deaths = [*(each for each in self._deaths if now - each < _WITHIN), now]
+        if len(self._deaths) >= _DEATHS:
+            self._failure = f"it died {_DEATHS} times within {_WITHIN:g} s"
+            return
+        try:
+            self._start()
+        except SandboxError as error:
+            self._failure = str(error)
+
+    def _look(self, process: RelayProcess) -> None:
+        with self._changed:
+            if not self._ready or self._process is not process:
+                return
+            if self._synced == self._asked:
+                self._ask()
+            elif time.monotonic() - self._asked_at > _HANG_SECONDS:
+                process.kill()
+
+    def _hear(self, process: RelayProcess, message: dict[str, Any]) -> None:
+        with self._changed:
+            if self._process is not process:
+                return
+            if "rows" in message:
+                self._rows(message)
+            elif "synced" in message:
+                self._synced = message["synced"]
+            elif "error" in message:
+                self._failure = str(message["error"])
+            else:
+                self.confinement = tuple(message["ready"])
+                for id_ in self._read:
+                    self._tell(id_)
+                self._connect()
+                self._synced, self._ready = self._asked, True
+            self._changed.notify_all()
+
+
+def roots(ca_file: str = "") -> list[str]:
+    """Files of the certificates that the host trusts."""
+    said = os.environ.get("SSL_CERT_FILE", "")
+    usual = ssl.get_default_verify_paths().cafile or ""
+    found = next((path for path in (said, usual, *BUNDLES) if path and os.path.exists(path)), "")
+    if not found:
+        import certifi
+
+        found = certifi.where()
+    return [found, *([ca_file] if ca_file else [])]
+
+
+def _folders() -> list[str]:
+    """Where the libraries are that a terminator imports: one folder mostly."""
+    found: dict[str, None] = {}
+    for name in _LIBRARIES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.origin:
+            place = os.path.dirname(spec.origin)
+            found[os.path.dirname(place) if spec.submodule_search_locations else place] = None
+    return list(found)

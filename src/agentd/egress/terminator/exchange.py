@@ -1,0 +1,250 @@
+"""One request and its answer, streamed: what is read at one end is written at the other before
+more is read."""
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING
+
+import h11
+
+from agentd.egress.terminator import requests
+from agentd.egress.terminator.ends import BROKEN, End
+from agentd.egress.terminator.looks import BodyFilter
+from agentd.egress.terminator.requests import Head, RefusedRequest
+
+if TYPE_CHECKING:
+    from agentd.egress.terminator.connection import ReadConnection
+
+_MAX_AHEAD = 64 << 10  # of the program, while it waits for its answer
+_SWITCHING = 101
+HALF_SECONDS = 120.0  # without a word of the host's, where the program has said all it will
+
+
+class Over(Exception):
+    """The connection has ended; says why, as far as it is worth saying."""
+
+
+class Exchange:
+    """The request's head is judged already; ``path`` and ``rule`` are for its record."""
+
+    def __init__(
+        self, of: "ReadConnection", head: Head, raw: bytes, path: str, rule: str, began: float
+    ) -> None:
+        assert of.client is not None and of.upstream is not None  # noqa: S101
+        self._of, self._head, self._path, self._rule = of, head, path, rule
+        self._client, self._upstream, self._look = of.client, of.upstream, of.look
+        self._began, self._before = began, of.moved
+        self._status = 0
+        self._answered = False  # as far as that something of an answer was sent
+        self._sent = False  # the request, as a whole
+        self._deaf = False  # the host takes no more of it: its answer may say why
+        most = requests.MAX_HEAD
+        self._down = h11.Connection(h11.SERVER, max_incomplete_event_size=most)
+        self._up = h11.Connection(h11.CLIENT, max_incomplete_event_size=most)
+        self._down.receive_data(raw + of.ahead)
+        of.ahead = b""
+        self._task: asyncio.Task[object] | None = asyncio.current_task()
+
+    async def run(self) -> bool:
+        """Return whether the connection can have another. Raises RefusedRequest before anything
+        was answered, Over and what broken ends raise."""
+        reason = ""
+        sending: asyncio.Task[None] | None = None
+        try:
+            await self._send_head()
+            sending = asyncio.ensure_future(self._send_body())
+            switched = await self._answer(sending)
+            if switched:
+                await self._tunnel()
+                return False
+            await _settled(sending)
+            return self._again()
+        except h11.RemoteProtocolError as error:
+            reason = f"what came is no HTTP: {error}"
+            if self._answered:
+                raise Over(reason) from None
+            raise RefusedRequest("bad_answer", reason, status=502) from None
+        except (Over, *BROKEN) as error:
+            reason = str(error)
+            raise
+        finally:
+            if sending is not None:
+                sending.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await sending
+            if self._answered or reason:
+                self._record(reason)
+
+    def rules_changed(self) -> None:
+        """End the request where the rules of now do not allow it."""
+        of = self._of
+        try:
+            requests.judge(self._head, of.name, of.port, of.sandbox.table)
+        except RefusedRequest as refused:
+            of.reason = f"the rules were changed: {refused.reason}"
+            if self._task is not None:
+                self._task.cancel()
+
+    # --- the request ---
+
+    async def _send_head(self) -> None:
+        event = self._down.next_event()
+        if not isinstance(event, h11.Request):
+            raise RefusedRequest("bad_request", "the request is no request", status=400)
+        target, headers = self._look.head(event.method, event.target, event.headers.raw_items())
+        request = h11.Request(method=event.method, target=target, headers=headers)
+        await self._upstream.write(self._up.send(request) or b"")
+
+    async def _send_body(self) -> None:
+        look = self._look.body()
+        while True:
+            event = self._down.next_event()
+            if event is h11.NEED_DATA:
+                data = await self._client.read()
+                self._down.receive_data(data)
+                if not data:
+                    self._of.over = True
+            elif isinstance(event, h11.Data):
+                await self._pass_on(look.feed(bytes(event.data)))
+            elif isinstance(event, h11.EndOfMessage):
+                await self._pass_on(look.finish())
+                await self._to_host(self._up.send(_end(event)))
+                break
+            else:
+                raise Over("the program went away")
+        self._sent = not self._deaf
+        self._of.ahead = bytes(self._down.trailing_data[0])
+        await self._look_ahead()
+
+    async def _pass_on(self, data: bytes) -> None:
+        if data:
+            await self._to_host(self._up.send(h11.Data(data=data)))
+
+    async def _to_host(self, data: bytes | None) -> None:
+        if data and not self._deaf:
+            try:
+                await self._upstream.write(data)
+            except BROKEN:
+                self._deaf = True
+
+    async def _look_ahead(self) -> None:
+        """Notice that the program goes away while it waits, and keep what it says next."""
+        while len(self._of.ahead) < _MAX_AHEAD and not self._of.over:
+            data = await self._client.read()
+            self._of.ahead += data
+            if not data:
+                self._of.over, self._upstream.patience = True, HALF_SECONDS
+
+    # --- the answer ---
+
+    async def _answer(self, sending: "asyncio.Task[None]") -> bool:
+        """Return whether both sides speak another protocol from now on."""
+        look: BodyFilter | None = None
+        out: list[bytes] = []
+        while True:
+            event = self._up.next_event()
+            if event is h11.NEED_DATA:
+                await self._flush(out)
+                self._up.receive_data(await self._await_answer(sending))
+            elif isinstance(event, h11.InformationalResponse):
+                headers = self._look.answer_head(event.status_code, event.headers.raw_items())
+                told = h11.InformationalResponse(
+                    status_code=event.status_code, headers=headers, reason=event.reason
+                )
+                self._status = event.status_code
+                if event.status_code == _SWITCHING:
+                    await _settled(sending)
+                    if not self._sent:
+                        raise Over("the host switched before it was asked")
+                out.append(self._down.send(told) or b"")
+                if event.status_code == _SWITCHING:
+                    await self._flush(out)
+                    return True
+            elif isinstance(event, h11.Response):
+                self._status = event.status_code
+                headers = self._look.answer_head(event.status_code, event.headers.raw_items())
+                look = self._look.answer_body()
+                answer = h11.Response(
+                    status_code=event.status_code, headers=headers, reason=event.reason
+                )
+                out.append(self._down.send(answer) or b"")
+            elif isinstance(event, h11.Data) and look is not None:
+                data = look.feed(bytes(event.data))
+                if data:
+                    out.append(self._down.send(h11.Data(data=data)) or b"")
+            elif isinstance(event, h11.EndOfMessage) and look is not None:
+                if rest := look.finish():
+                    out.append(self._down.send(h11.Data(data=rest)) or b"")
+                out.append(self._down.send(_end(event)) or b"")
+                await self._flush(out)
+                return False
+            else:
+                raise Over("the host went away")
+
+    async def _await_answer(self, sending: "asyncio.Task[None]") -> bytes:
+        """Read from the host; what breaks the request's way there is told in place of silence."""
+        reading = asyncio.ensure_future(self._upstream.read())
+        try:
+            while not reading.done():
+                waited = {reading} if sending.done() else {reading, sending}
+                await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+                if sending.done() and (error := sending.exception()) is not None:
+                    raise error
+            return reading.result()
+        finally:
+            reading.cancel()
+
+    async def _flush(self, out: list[bytes]) -> None:
+        data = b"".join(out)
+        out.clear()
+        if data:
+            self._answered = True
+            await self._client.write(data)
+
+    # --- what comes then ---
+
+    def _again(self) -> bool:
+        """Return whether both ends keep the connection."""
+        done = (h11.DONE, h11.DONE)
+        states = [(each.our_state, each.their_state) for each in (self._down, self._up)]
+        return self._sent and states == [done, done] and not self._up.trailing_data[0]
+
+    async def _tunnel(self) -> None:
+        """What both say after they have switched."""
+        up = self._pump(self._of.ahead, self._client, self._upstream, self._look.body())
+        back = bytes(self._up.trailing_data[0])
+        down = self._pump(back, self._upstream, self._client, self._look.answer_body())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(up)
+                group.create_task(down)
+        except BaseExceptionGroup as errors:
+            raise Over(str(errors.exceptions[0])) from None
+
+    async def _pump(self, first: bytes, source: End, target: End, look: BodyFilter) -> None:
+        data = first or await source.read()
+        while data:
+            await target.write(look.feed(data))
+            data = await source.read()
+        await target.write(look.finish())
+        await target.finish()
+
+    def _record(self, reason: str) -> None:
+        of = self._of
+        sent, received = (now - before for now, before in zip(of.moved, self._before, strict=True))
+        ms = (asyncio.get_running_loop().time() - self._began) * 1000
+        row: dict[str, object] = {"method": self._head.method, "path": self._path}
+        row |= {"status": self._status, "rule": self._rule, "allowed": True, "reason": reason[:300]}
+        row |= {"sent": sent, "received": received, "ms": round(ms, 1), "ended": True}
+        of.terminator.records.request(of, row)
+
+
+async def _settled(sending: "asyncio.Task[None]") -> None:
+    """Stop looking ahead; a body that is not all sent, while it was answered, ends it."""
+    sending.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await sending
+
+
+def _end(event: h11.EndOfMessage) -> h11.EndOfMessage:
+    return h11.EndOfMessage(headers=event.headers)

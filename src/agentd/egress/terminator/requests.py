@@ -1,0 +1,154 @@
+"""What a request is, before it is believed: a head that every server reads alike, of the host that
+was dialled, judged by the sandbox's rules. Pure.
+"""
+
+import json
+import re
+from typing import NamedTuple
+
+from agentd.egress import paths
+from agentd.egress.table import EgressTable
+
+MAX_HEAD = 64 << 10
+MAX_FIELDS = 100
+END = b"\r\n\r\n"
+_METHOD = re.compile(rb"[A-Z][A-Z-]{0,31}")
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_BARE = re.compile(rb"[\r\n\0]")
+
+
+class RefusedRequest(Exception):
+    """``code`` and ``reason`` are told to the program, with ``status``."""
+
+    def __init__(
+        self, code: str, reason: str, *, status: int = 403, rule: str = "", fix: str = ""
+    ) -> None:
+        super().__init__(reason)
+        self.code, self.reason, self.status = code, reason, status
+        self.rule, self.fix = rule, fix
+
+
+class Head(NamedTuple):
+    """``fields`` are names in lower case and values."""
+
+    method: str
+    target: str
+    version: bytes
+    fields: list[tuple[bytes, bytes]]
+
+    def values(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.fields if key == name]
+
+
+def read_head(raw: bytes) -> Head:
+    """Return the head of a request, which ends with END. Raises RefusedRequest for one that two
+    servers could read in two ways."""
+    line, *fields = raw.removesuffix(END).split(b"\r\n")
+    if len(fields) > MAX_FIELDS:
+        raise _bad(f"has more than {MAX_FIELDS} fields")
+    for each in (line, *fields):
+        if _BARE.search(each):
+            raise _bad("has a bare CR, LF or NUL in its head")
+    words = line.split(b" ")
+    if len(words) != 3 or words[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
+        raise _bad("is no request of HTTP/1")
+    method, target, version = words
+    if not _METHOD.fullmatch(method):
+        raise _bad("has a method that is none")
+    if method == b"CONNECT":
+        raise _bad("is a CONNECT: nobody is a proxy here")
+    if not target.startswith(b"/") or not target.isascii():
+        raise _bad("has a target that is no path")
+    head = Head(method.decode(), target.decode(), version, [_field(field) for field in fields])
+    _check_framing(head)
+    return head
+
+
+def judge(head: Head, name: str, port: int, table: EgressTable) -> tuple[str, str]:
+    """Return the request's path and the rule that allows it. Raises RefusedRequest."""
+    hosts = head.values(b"host")
+    if len(hosts) != 1:
+        raise _bad(f"has {len(hosts)} Host fields")
+    if _host(hosts[0]) not in ((name, None), (name, port)):
+        shown = hosts[0][:100].decode("latin-1")
+        raise RefusedRequest("wrong_host", f"it dialled {name} and asks for {shown}")
+    try:
+        path = paths.read(head.target)
+    except ValueError as error:
+        raise _bad(str(error)) from None
+    verdict = table.of_request(name, port, head.method, path)
+    if not verdict.allowed:
+        raise RefusedRequest("denied", verdict.reason, rule=verdict.rule)
+    return head.target.partition("?")[0], verdict.rule
+
+
+def answer(
+    refused: RefusedRequest, host: str, method: str, target: str
+) -> tuple[list[tuple[str, str]], bytes]:
+    """Return fields and body of what a program is told."""
+    path = target.partition("?")[0]
+    body = {
+        "code": refused.code,
+        "message": f"agentd: the network refused {method} {host}{path}: {refused.reason}"[:2000],
+        "host": host,
+        "method": method,
+        "path": path[:1000],
+        "rule": refused.rule,
+        "remediation": _remediation(refused, host, method, path),
+    }
+    data = json.dumps({"error": body}).encode() + b"\n"
+    fields = [
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(data))),
+        ("Cache-Control", "no-store"),
+        ("Agentd-Refused", refused.code),
+        ("Connection", "close"),
+    ]
+    return fields, data
+
+
+def _remediation(refused: RefusedRequest, host: str, method: str, path: str) -> str:
+    if refused.code == "denied" and not refused.rule:
+        return f"allow it with --net '{method} {host}{path}'"[:1200]
+    if refused.code == "denied":
+        return "leave that rule out, if it is to be allowed"
+    if refused.code == "bad_request":
+        return "send a request that is plain HTTP/1.1"
+    return refused.fix
+
+
+def _bad(reason: str) -> RefusedRequest:
+    return RefusedRequest("bad_request", f"the request {reason}", status=400)
+
+
+def _field(line: bytes) -> tuple[bytes, bytes]:
+    name, colon, value = line.partition(b":")
+    if line[:1] in b" \t":
+        raise _bad("has a field over several lines")
+    if not colon or not _NAME.fullmatch(name):
+        raise _bad("has a malformed field")
+    return name.lower(), value.strip(b" \t")
+
+
+def _check_framing(head: Head) -> None:
+    lengths, codings = head.values(b"content-length"), head.values(b"transfer-encoding")
+    if len(lengths) > 1 or (lengths and not _LENGTH.fullmatch(lengths[0])):
+        raise _bad("has a length that is not one number")
+    if codings and lengths:
+        raise _bad("has both a length and a transfer coding")
+    if codings and ([each.lower() for each in codings] != [b"chunked"] or head.version[-1:] == b"0"):
+        raise _bad("has a transfer coding other than chunked")
+    upgrades = [each.lower() for each in head.values(b"upgrade")]
+    if upgrades not in ([], [b"websocket"]):
+        raise _bad("asks for another protocol than websocket")
+    if any(each.lower() != b"100-continue" for each in head.values(b"expect")):
+        raise _bad("expects what is not known")
+
+
+def _host(value: bytes) -> tuple[str, int | None]:
+    text = value.decode("latin-1").lower()
+    name, colon, port = text.partition(":")
+    if colon and not (port.isascii() and port.isdigit() and len(port) < 6):
+        return text, None
+    return name.removesuffix("."), int(port) if colon else None

@@ -1,0 +1,190 @@
+"""What the terminator's connections have in common, and what its host and the relay tell it."""
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+from typing import Any
+
+from OpenSSL import SSL
+
+from agentd.egress.table import EgressTable
+from agentd.egress.terminator.certificates import Issuer
+from agentd.egress.terminator.connection import ReadConnection
+from agentd.egress.terminator.credentials import Credentials, convert_secrets
+from agentd.egress.terminator.records import RequestRecords
+
+MAX_MESSAGE = 160 << 10
+_MAX_LINK_MESSAGE = 4096
+_ENDS = 2
+
+
+class ReadSandbox:
+    """One sandbox whose connections are read, as far as its rules say."""
+
+    def __init__(self, id_: int, issuer: Issuer, credentials: Credentials) -> None:
+        self.id = id_
+        self.issuer = issuer
+        self.credentials = credentials
+        self.table = EgressTable.of({"rules": [], "hosts": {}})
+        self.connections: set[ReadConnection] = set()
+
+
+class Terminator:
+    """Serves until its host closes the control socket."""
+
+    def __init__(
+        self, control: socket.socket, client: SSL.Context, upstream: ssl.SSLContext
+    ) -> None:
+        control.setblocking(False)
+        self._control = control
+        self.client_context, self.upstream_context = client, upstream
+        self.records = RequestRecords(control)
+        self._sandboxes: dict[int, ReadSandbox] = {}
+        self._links: set[RelayLink] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: self._fault(context))
+        loop.add_reader(self._control.fileno(), self._hear)
+        await loop.create_future()
+
+    def connect(self, link: "RelayLink", message: dict[str, Any], ends: list[socket.socket]) -> None:
+        """Take over a connection that the relay has made."""
+        sandbox = self._sandboxes.get(message["sandbox"])
+        if sandbox is None or len(ends) != _ENDS:
+            for sock in ends:
+                sock.close()
+            link.ended(message["n"], "it is of no sandbox that is known", (0, 0))
+            return
+        to = str(message["name"]), int(message["port"])
+        connection = ReadConnection(self, sandbox, message["n"], to, (ends[0], ends[1]))
+        task = asyncio.ensure_future(connection.run())
+        sandbox.connections.add(connection)
+        link.tasks[task] = connection
+
+        def ended(_: "asyncio.Task[None]") -> None:
+            sandbox.connections.discard(connection)
+            link.tasks.pop(task, None)
+            connection.close()
+            link.ended(connection.n, connection.reason, connection.moved)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                self._fault({"exception": error})
+
+        task.add_done_callback(ended)
+
+    def unlink(self, link: "RelayLink") -> None:
+        self._links.discard(link)
+
+    # --- what the host says ---
+
+    def _hear(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError:
+            os._exit(0)
+        if not data:
+            os._exit(0)
+        message = json.loads(data)
+        if "relay" in message:
+            for fd in fds:
+                self._links.add(RelayLink(self, socket.socket(fileno=fd)))
+        elif "admit" in message:
+            self._admit(message)
+        elif "set" in message:
+            self._set(message["set"], message["table"])
+        elif "release" in message:
+            self._release(message["release"])
+        elif "sync" in message:
+            self.records.sync(message["sync"])
+
+    def _admit(self, message: dict[str, Any]) -> None:
+        issuer = Issuer(message["key"], message["certificate"])
+        credentials = convert_secrets(message["secrets"])
+        self._sandboxes[message["admit"]] = ReadSandbox(message["admit"], issuer, credentials)
+
+    def _set(self, id_: int, table: dict[str, Any]) -> None:
+        sandbox = self._sandboxes.get(id_)
+        if sandbox is None:
+            return
+        sandbox.table = EgressTable.of(table)
+        for connection in list(sandbox.connections):
+            connection.rules_changed()
+
+    def _release(self, id_: int) -> None:
+        """The relay has ended its connections, or does so now."""
+        self._sandboxes.pop(id_, None)
+
+    def _fault(self, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        places = []
+        trace = error.__traceback__ if error is not None else None
+        while trace is not None:
+            code = trace.tb_frame.f_code
+            places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno} {code.co_name}")
+            trace = trace.tb_next
+        told = context.get("message", "") if error is None else f"{type(error).__name__}: {error}"
+        self.records.fault(f"{told}; {' < '.join(reversed(places))}")
+
+
+class RelayLink:
+    """The socket over which one relay passes connections. When it ends, so do they."""
+
+    def __init__(self, terminator: Terminator, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._terminator, self._sock = terminator, sock
+        self.tasks: dict[asyncio.Task[None], ReadConnection] = {}
+        self._loop = asyncio.get_running_loop()
+        self._unsent: list[bytes] = []
+        self._loop.add_reader(sock.fileno(), self._hear)
+
+    def ended(self, n: int, reason: str, moved: tuple[int, int]) -> None:
+        message = {"ended": n, "reason": reason[:300], "sent": moved[0], "received": moved[1]}
+        self._unsent.append(json.dumps(message).encode())
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._sock.fileno() < 0:
+            return
+        while self._unsent:
+            try:
+                self._sock.send(self._unsent[0], socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._loop.add_writer(self._sock.fileno(), self._flush)
+                return
+            except OSError:
+                self._unsent.clear()  # it is gone, as is read soon
+                return
+            del self._unsent[0]
+        self._loop.remove_writer(self._sock.fileno())
+
+    def _hear(self) -> None:
+        try:
+            data, fds, flags, _ = socket.recv_fds(
+                self._sock, _MAX_LINK_MESSAGE, _ENDS, socket.MSG_DONTWAIT
+            )
+        except BlockingIOError:
+            return
+        except OSError:
+            data, fds, flags = b"", [], 0
+        ends = [socket.socket(fileno=fd) for fd in fds]
+        if not data:
+            self._close()
+            return
+        if flags & socket.MSG_CTRUNC:  # no descriptor is left
+            for sock in ends:
+                sock.close()
+            ends = []
+        self._terminator.connect(self, json.loads(data), ends)
+
+    def _close(self) -> None:
+        self._loop.remove_reader(self._sock.fileno())
+        self._loop.remove_writer(self._sock.fileno())
+        self._sock.close()
+        for task in list(self.tasks):
+            task.cancel()
+        self._terminator.unlink(self)
