@@ -19,8 +19,9 @@ from tests.unit.egress.relay.test_hello import client_hello
 from agentd import Sandbox
 from agentd.egress import keeper as keepers
 from agentd.egress import process as processes
+from agentd.egress.admitted import Admitted
 from agentd.egress.compile import compile_table
-from agentd.egress.keeper import Admitted, RelayKeeper
+from agentd.egress.keeper import RelayKeeper
 from agentd.linux import landlock
 from agentd.model.egress import EgressBounds, StaticHost
 from agentd.model.errors import SandboxError

@@ -15,7 +15,9 @@ class ConnectionList(NamedTuple):
 
     A row: ``n``, ``name``, ``address`` (that was dialled), ``port`` (None: the name was not
     resolved), ``rule``, ``allowed``, ``reason``, ``ended``; of connections ``sent`` and
-    ``received`` (bytes, as the sandbox sees them) and ``ms`` as well. ``totals``: ``allowed``,
+    ``received`` (bytes, as the sandbox sees them) and ``ms`` as well. A row with a ``method`` is a
+    request of a connection that is read, with its ``path`` and the ``status`` of its answer; of
+    these only what was denied is in the sums. ``totals``: ``allowed``,
     ``denied``, ``sent``, ``received``, and ``lost``, the rows that nobody could take in time.
     ``hosts``: connections that were allowed, by host.
     """
@@ -57,6 +59,17 @@ class ConnectionLog:
             else:
                 self._by_relay[key] = n
             self._put(n, {**row, "n": n})
+
+    def take_request(self, row: Row) -> None:
+        """A row of the terminator."""
+        made = _plain({**row, "address": ""})
+        made |= {name: str(row[name])[:_MAX_TEXT] for name in ("method", "path")}
+        made["status"] = int(row["status"])
+        with self._lock:
+            self._n += 1
+            if not made["allowed"]:
+                self._totals["denied"] += 1
+            self._put(self._n, {**made, "n": self._n})
 
     def repeats(self, count: int) -> None:
         """So many denials more, each of which was told once."""

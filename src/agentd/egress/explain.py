@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from agentd.egress.addresses import never
+from agentd.egress.paths import RequestPath, read
 from agentd.egress.table import EgressTable, EgressVerdict
 from agentd.model.egress import check_name
 from agentd.model.errors import InvalidInput
@@ -14,7 +15,9 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ssh": 22, "git": 9418
 
 
 class ExplainedTarget(msgspec.Struct, frozen=True):
-    """``private``: the rule reaches private addresses too, should the name lead to one."""
+    """``private``: the rule reaches private addresses too, should the name lead to one. ``read``:
+    its requests are judged one by one, and this is what is said of ``request``, "GET /v1/models".
+    """
 
     host: str
     port: int
@@ -22,22 +25,48 @@ class ExplainedTarget(msgspec.Struct, frozen=True):
     rule: str
     reason: str
     private: bool
+    read: bool = False
+    request: str = ""
 
 
 def explain(table: EgressTable, target: str) -> ExplainedTarget:
-    """``target`` is a URL, HOST:PORT, or a HOST, of port 443. Raises InvalidInput."""
+    """``target`` is a URL, HOST:PORT, or a HOST, of port 443; before a URL may be a method. Raises
+    InvalidInput."""
+    method, _, target = target.strip().rpartition(" ")
     host, port = _parts(target)
+    request = ""
     try:
         address = ip_address(host)
     except ValueError:
         verdict = _of_name(table, host, port)
+        if verdict.allowed and verdict.read:
+            method, path = method.strip().upper() or "GET", _path(target)
+            verdict = table.of_request(host, port, method, path)
+            request = f"{method} {path.readings[0]}"
     else:
         verdict = table.of_address(address, port)
         if why := never(address):
             verdict = EgressVerdict(False, verdict.rule, why)
     return ExplainedTarget(
-        host, port, verdict.allowed, verdict.rule, verdict.reason, verdict.private
+        host=host,
+        port=port,
+        allowed=verdict.allowed,
+        rule=verdict.rule,
+        reason=verdict.reason,
+        private=verdict.private,
+        read=verdict.read,
+        request=request,
     )
+
+
+def _path(target: str) -> RequestPath:
+    url = target if "://" in target else f"https://{target}"
+    try:
+        return read(urlsplit(url).path or "/")
+    except ValueError as error:
+        raise InvalidInput(
+            f"{target!r} {error}", remediation="give the path as it is sent, %20 for a space"
+        ) from None
 
 
 def _of_name(table: EgressTable, host: str, port: int) -> EgressVerdict:

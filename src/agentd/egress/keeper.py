@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agentd.egress.connections import ConnectionList, ConnectionLog
+from agentd.egress.admitted import Admitted
 from agentd.egress.hostnames import HostFiles
 from agentd.egress.process import RelayProcess, TakeUser, pack
 from agentd.egress.terminating import Reading, Terminating
@@ -31,42 +31,6 @@ _HANG_SECONDS = 60.0  # without a word: a busy machine's takes its time
 _DEATHS, _WITHIN = 5, 60.0
 _MAX_NAMES, _MAX_NAME = 1024, 253
 _keepers: "weakref.WeakSet[RelayKeeper]" = weakref.WeakSet()
-
-
-class Admitted:
-    """A sandbox whose sockets the relay serves, until it is closed."""
-
-    def __init__(
-        self, keeper: "RelayKeeper", id_: int, sockets: Sequence[socket.socket], table: Any
-    ) -> None:
-        self._keeper = keeper
-        self.id = id_
-        self.sockets = list(sockets)
-        self.table = table
-        self.log = ConnectionLog()
-        #: Names that it was told addresses of: the next relay gives the same.
-        self.names: dict[str, None] = {}
-
-    def set(self, table: Mapping[str, Any]) -> None:
-        """Other rules from now on; connections that they do not allow end. When it returns the
-        relay has them, unless it does not say so in time. Raises SandboxError, InvalidInput."""
-        self._keeper.set(self, table)
-        self._keeper.sync()
-
-    def connections(self, after: int = 0) -> ConnectionList:
-        """What changed after the ``cursor`` of an earlier answer, and sums of all: what has been
-        done by now, unless the relay does not say so in time."""
-        self._keeper.sync()
-        return self.log.after(after)
-
-    def close(self) -> None:
-        """Its sockets are closed, and what it has open ends. Idempotent."""
-        self._keeper.release(self)
-
-    def close_sockets(self) -> None:
-        sockets, self.sockets = self.sockets, []
-        for sock in sockets:
-            sock.close()
 
 
 class RelayKeeper:
@@ -389,6 +353,8 @@ class RelayKeeper:
             elif "named" in row:
                 if len(found.names) < _MAX_NAMES:
                     found.names[str(row["named"])[:_MAX_NAME]] = None
+            elif "method" in row:
+                found.log.take_request(row)
             else:
                 found.log.take(self._generation, row)
 

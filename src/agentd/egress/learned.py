@@ -15,7 +15,7 @@ def shortest(connections: Iterable[ConnectionView]) -> tuple[str, ...]:
     wanted = {
         (each.name or each.address, each.port)
         for each in connections
-        if each.port is not None and (each.name or each.address)
+        if each.port is not None and not each.method and (each.name or each.address)
     }
     rules: list[str] = []
     for name in PRESETS:

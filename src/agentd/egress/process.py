@@ -1,4 +1,5 @@
-"""The process of a relay or a terminator as its host sees it: started, told things, ended for sure."""
+"""One relay's process as its host sees it, or one terminator's: started, told things, ended for
+sure."""
 
 import contextlib
 import json
@@ -31,23 +32,23 @@ TakeUser = Callable[[], RelayUser | None]
 
 
 class RelayProcess:
-    """Thread-compatible; a terminator's, too. It parses what hostile ends send, so nothing it says is believed without
-    a look, and it is killed rather than waited for."""
+    """Thread-compatible; a terminator's, too. It parses what hostile ends send, so nothing it says
+    is believed without a look, and it is killed rather than waited for."""
 
     def __init__(
         self,
         take: TakeUser | None,
-        module: str = MODULE,
+        module: str | None = None,
         libraries: Sequence[str] = (),
         first: Mapping[str, Any] | None = None,
     ) -> None:
         """Return at once; it says later that it is ready. ``first`` is told it beside its user.
-        Raises SandboxError."""
+        Without a ``module`` it is a relay's. Raises SandboxError."""
         self._user: RelayUser | None = None
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(_SEND_SECONDS)
         try:
-            self.pid = python.start(module, (theirs,), libraries)
+            self.pid = python.start(module or MODULE, (theirs,), libraries)
             self._pidfd = os.pidfd_open(self.pid)
         except OSError as error:
             self.control.close()

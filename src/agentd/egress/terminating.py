@@ -22,7 +22,15 @@ from agentd.egress.process import RelayProcess, TakeUser, pack
 from agentd.model.errors import SandboxError
 
 MODULE = "agentd.egress.terminator.main"
-_LIBRARIES = ("OpenSSL", "cryptography", "cffi", "_cffi_backend", "h11", "msgspec", "typing_extensions")
+_LIBRARIES = (
+    "OpenSSL",
+    "cryptography",
+    "cffi",
+    "_cffi_backend",
+    "h11",
+    "msgspec",
+    "typing_extensions",
+)
 _START_SECONDS = 60.0
 _SYNC_SECONDS = 10.0
 _LOOK_SECONDS = 5.0
@@ -174,7 +182,9 @@ class Terminating:
             self._send({"relay": True}, [ours])
             self._link(theirs)
 
-    def _send(self, message: Mapping[str, Any], sockets: "list[socket.socket] | None" = None) -> None:
+    def _send(
+        self, message: Mapping[str, Any], sockets: "list[socket.socket] | None" = None
+    ) -> None:
         if self._process is None:
             raise SandboxError("what reads connections is gone")
         self._process.send(pack(message), sockets or [])
@@ -209,6 +219,8 @@ class Terminating:
         process.close()
         with self._changed:
             if self._process is process:
+                if not self._ready:
+                    self._failure = self._failure or "it ended before it was ready"
                 self._process, self._ready = None, False
                 self._again()
             self._changed.notify_all()

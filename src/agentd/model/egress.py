@@ -188,9 +188,7 @@ def _of_requests(text: str, sign: str, rest: str) -> EgressRule:
         wrong("has requests of an address", "name a host: [[egress.host]] of a daemon gives one")
     _check_host(text, where)
     spelled = http_match.spelled(methods) + _with(where, _said(place, ports)) + path
-    return EgressRule(
-        sign + spelled, not sign, host=where, ports=ports, methods=methods, path=path
-    )
+    return EgressRule(sign + spelled, not sign, host=where, ports=ports, methods=methods, path=path)
 
 
 def _words(rest: str) -> tuple[str, str, str]:

@@ -15,7 +15,8 @@ class NetworkBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NetworkView(msgspec.Struct, frozen=True):
     """``net`` is "none", "host" or "restricted"; ``egress`` has the rules of the last, as they were
     written. ``rules`` are those by which each connection is judged, presets spelled out and those
-    of the operator with them: {allow, host or network, ports (null: every one), text, private}."""
+    of the operator with them: {allow, host or network, ports (null: every one), text, private}, and
+    {http: {methods (null: every one), path}} of one that is about requests."""
 
     net: str
     egress: tuple[str, ...] = ()
@@ -23,7 +24,8 @@ class NetworkView(msgspec.Struct, frozen=True):
 
 
 class ConnectionView(msgspec.Struct, frozen=True):
-    """A connection that was asked for, or a name that was (``port`` is null then).
+    """A connection that was asked for, or a name that was (``port`` is null then); or a request of
+    a connection that is read, which has a ``method``, a ``path`` and its answer's ``status``.
 
     ``name`` is "" where a number was dialled, ``address`` where none was. ``rule`` decided, or is
     "" where none did; ``reason`` says why it was refused, or ended. ``sent`` and ``received`` are
@@ -40,6 +42,9 @@ class ConnectionView(msgspec.Struct, frozen=True):
     sent: int = 0
     received: int = 0
     ms: float = 0
+    method: str = ""
+    path: str = ""
+    status: int = 0
 
 
 class ConnectionPage(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from agentd.egress.compile import compile_table
 from agentd.model.egress import EgressBounds, StaticHost
 
 if TYPE_CHECKING:
-    from agentd.egress.keeper import Admitted
+    from agentd.egress.admitted import Admitted
 
 SHORT = (
     "from agentd.egress.relay import connection, relay; "

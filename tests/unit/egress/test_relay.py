@@ -14,8 +14,9 @@ import pytest
 from tests.captured import Captured, Names, Served, echo, eventually, relayed
 from tests.unit.egress.relay.test_hello import client_hello
 
+from agentd.egress.admitted import Admitted
 from agentd.egress.compile import compile_table
-from agentd.egress.keeper import Admitted, RelayKeeper
+from agentd.egress.keeper import RelayKeeper
 from agentd.model.egress import EgressBounds, StaticHost
 from agentd.testing.patience import SLOWER
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from tests.captured import Captured, Names, relayed
 
+from agentd.egress.admitted import Admitted
 from agentd.egress.compile import compile_table
-from agentd.egress.keeper import Admitted
 from agentd.linux import abi, net
 from agentd.linux.kernel import KERNEL
 

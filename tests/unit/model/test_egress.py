@@ -28,6 +28,12 @@ from agentd.model.errors import InvalidInput
         ("!gist.github.com", "!gist.github.com"),
         ("Learn", "learn"),
         ("!gist.github.com:22", "!gist.github.com:22"),
+        ("HEAD|get  API.Example.com/V1/*", "GET|HEAD api.example.com/V1/*"),
+        ("OPTIONS|GET|HEAD a.example.com/**", "read a.example.com/**"),
+        ("Read *.example.com:8443", "read *.example.com:8443/**"),
+        ("api.example.com/%7eme/a%2fb%20c", "api.example.com/~me/a%2Fb%20c"),
+        ("!delete api.example.com", "!DELETE api.example.com/**"),
+        ("api.example.com/https://x", "api.example.com/https://x"),
     ],
 )
 def test_a_rule_has_one_spelling_which_says_the_same(text: str, canonical: str) -> None:
@@ -89,9 +95,24 @@ def test_a_rule_has_one_spelling_which_says_the_same(text: str, canonical: str) 
         ("[::1", "in brackets"),
         ("-a.example.com", "write a preset"),
         ("a..example.com", "write a preset"),
-        ("a b.example.com", "write a preset"),
+        ("a b.example.com", "read api.example.com"),
+        ("CONNECT api.example.com", "nobody's proxy"),
+        ("get|x y.example.com", "read api.example.com"),
+        ("read pypi", "as read api.example.com"),
+        ("pypi/simple", "as read api.example.com"),
+        ("GET 10.1.2.3:443", "[[egress.host]]"),
+        ("10.1.2.3:443/v1", "[[egress.host]]"),
+        ("GET [2001:db8::1]:443/v1", "[[egress.host]]"),
+        ("api.example.com/v1?a=b", "leave out what follows"),
+        ("api.example.com/ü", "write it as /%C3%BC"),
+        ("api.example.com/a b", "read api.example.com"),
+        ("api.example.com/%zz", "as %20"),
+        ("api.example.com/a/../b", "that is meant"),
+        ("api.example.com/a/%2e%2E/b", "that is meant"),
+        ("api.example.com/***", "** is anything"),
+        ("api.example.com/" + "*a" * 17, "at most 16"),
+        ("api.example.com/" + "a" * 1024, "at most 1024"),
         ("exa\0mple.com", "write a preset"),
-        ("example.com/path", "write example.com"),
         ("x" * 64 + ".example.com", "write a preset"),
         ("a." * 130 + "com", "253"),
         (5, "write a preset"),
@@ -134,3 +155,4 @@ def test_each_preset_is_a_file_of_names_on_one_port() -> None:
         for rule in map(parse_rule, found.rules):
             assert rule.allow and rule.host
             assert name == "debian" or rule.ports == (443,)
+            assert bool(rule.path) == (name == "github-read")

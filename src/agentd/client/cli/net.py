@@ -45,9 +45,10 @@ def _parser() -> Parser:
         "explain",
         "would this be allowed, and by which rule? 1 where it would not",
         "  agentd net explain https://pypi.org/simple --net pypi\n"
-        "  agentd net explain 10.1.2.3:5432 sbx-abcdefghijkl\n",
+        "  agentd net explain 10.1.2.3:5432 sbx-abcdefghijkl\n"
+        "  agentd net explain 'POST https://github.com/a/b' --net github-read\n",
     )
-    explain.add_argument("target", metavar="URL|HOST:PORT")
+    explain.add_argument("target", metavar="[METHOD ]URL|HOST:PORT")
     explain.add_argument("id", metavar="SANDBOX", nargs="?", help="a daemon's, by its rules")
     explain.add_argument("--net", metavar="RULES", help="by these, as agentd run takes them")
     explain.set_defaults(run=_explain)
@@ -117,7 +118,8 @@ def _explain(options: argparse.Namespace) -> int:
         remote.print_json(found)
     else:
         how = f"allowed by {found.rule}" if found.allowed else f"refused: {found.reason}"
-        print(f"{found.host}:{found.port} is {how}")
+        what = f"{found.request} at " if found.request else ""
+        print(f"{what}{found.host}:{found.port} is {how}")
     return 0 if found.allowed else REFUSED
 
 
@@ -160,7 +162,10 @@ def _row(each: "ConnectionView") -> tuple[object, ...]:
     decision = "allowed" if each.allowed else "refused"
     ms = f"{each.ms:.0f}" if each.ended and each.allowed else "-"
     by = each.rule if each.allowed and not each.reason else each.reason or each.rule
-    return each.name or "-", each.address or "-", port, decision, by, each.sent, each.received, ms
+    host = each.name or "-"
+    if each.method:
+        host, decision = f"{each.method} {host}{each.path}", f"{decision} {each.status}"
+    return host, each.address or "-", port, decision, by, each.sent, each.received, ms
 
 
 def _set(options: argparse.Namespace) -> int:
@@ -192,4 +197,5 @@ def _tell(each: "ConnectionView", options: argparse.Namespace) -> None:
     host, address, port, decision, by, sent, received, _ = _row(each)
     done = f"  sent {sent}, received {received}" if each.allowed and each.ended else ""
     where = f"{host if host != '-' else address}:{port}" if each.port is not None else host
+    where = str(host) if each.method else where
     print(f"{decision:8} {remote.safe(where):40} {remote.safe(by)}{done}".rstrip())

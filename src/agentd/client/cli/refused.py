@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from agentd.model.network import ConnectionPage, ConnectionView
 
 _SHOWN = 5
+_FORBIDDEN = 403  # by a rule; what no rule can mend has another status
 
 
 def tell(service: "Service", view: "SandboxView", *, failed: bool, verbose: bool) -> None:
@@ -59,17 +60,24 @@ def said(page: "ConnectionPage", egress: Iterable[str]) -> str:
 
 def _where(each: "ConnectionView") -> str:
     host = each.name or each.address
+    if each.method:
+        return f"{each.method} {host}{each.path}"
     return host if each.port is None else f"{_bracketed(host)}:{each.port}"
 
 
 def _can_be_allowed(each: "ConnectionView") -> bool:
     """Not what a rule forbids; nor where a service is said to be, as apt asks of its mirrors
     (_http._tcp.deb.debian.org): that is no address, and goes without an answer."""
+    if each.method:
+        return not each.rule and each.status == _FORBIDDEN
     return not each.rule and not (each.port is None and each.name.startswith("_"))
 
 
 def _rule(each: "ConnectionView") -> str:
     """The rule that would have allowed it."""
+    if each.method:
+        port = "" if each.port in (80, 443) else f":{each.port}"
+        return f"{each.method} {each.name}{port}{each.path}"
     if each.port is None or (each.name and each.port in (80, 443)):
         return each.name
     return f"{_bracketed(each.name or each.address)}:{each.port}"

@@ -90,9 +90,7 @@ CHECKS = (
 )
 
 
-def confine(
-    user: int | None, calls: str = CALLS, checks: Sequence[Rule] = CHECKS
-) -> list[str]:
+def confine(user: int | None, calls: str = CALLS, checks: Sequence[Rule] = CHECKS) -> list[str]:
     """Give up everything but the descriptors that are open, and ``calls`` within ``checks``; return
     what holds now.
 

@@ -2,8 +2,7 @@
 
 The two ends are dialled and read at once; what the program says first is held back until it names
 the host that was dialled (``hello``), where it names one. A connection that is refused is reset, so
-that the program sees it at once. One that is to be read is passed to the terminator then
-(``passing``), untouched.
+that the program sees it at once. One that is read is the terminator's then (``passing``).
 """
 
 import contextlib
@@ -42,8 +41,9 @@ Gate = Callable[[bytes], "hello.First | None"]
 class RelayedConnection:
     __slots__ = (
         "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_moved", "_passed",
-        "_place", "_places", "_reads", "_relay", "_start", "_strict", "_table", "_tenant", "_up", "_upstream", "address",
-        "allowed", "connected", "moved_at", "n", "name", "port", "reason", "rule",
+        "_place", "_places", "_reads", "_relay", "_start", "_strict", "_table", "_tenant", "_up",
+        "_upstream", "address", "allowed", "connected", "moved_at", "n", "name", "port", "reason",
+        "rule",
     )  # fmt: skip
 
     def __init__(
@@ -70,8 +70,8 @@ class RelayedConnection:
         self._attempt: Later | None = None
         self.connected = False
         self._ended = self._kept = False
-        self._reads = self._passed = False  # each request is to be judged; by the terminator, now
-        self._moved = 0, 0  # what that has sent and received
+        self._reads = self._passed = False  # each request is judged; by the terminator, from now on
+        self._moved = 0, 0  # by that
         self.allowed, self.rule, self.reason = True, "", ""
         tenant.dialling += 1
         tenant.connections.add(self)
@@ -84,7 +84,7 @@ class RelayedConnection:
             self._strict = self.port == TLS_PORT
             self._gate = hello.host if self.port == HTTP_PORT else hello.server_name
             if verdict.read and self.port == HTTP_PORT:
-                self._gate = None  # the host of every request is looked at
+                self._gate = None  # every request's is looked at
         self._relay.loop.watch(self._client.fileno(), BOTH, self._client_event)
         self._look_up(verdict)
 
@@ -94,7 +94,6 @@ class RelayedConnection:
         if not verdict.allowed:
             self.refuse(f"the rules were changed: {verdict.reason}")
         elif verdict.read != self._reads:
-            # Whichever it is: what was said so far was said to another.
             how = "read" if verdict.read else "not read any more"
             self.end(f"the rules were changed: its requests are {how}", reset=True)
         elif self._upstream is not None and not self.connected:
@@ -144,9 +143,7 @@ class RelayedConnection:
             self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE)
         quiet = now - self.moved_at
         half = self._up is not None and (self._up.finished or self._down.finished)  # type: ignore[union-attr]
-        if self._passed:
-            quiet = 0.0  # the terminator sees to that
-        if quiet > (HALF_SECONDS if half else IDLE_SECONDS):
+        if not self._passed and quiet > (HALF_SECONDS if half else IDLE_SECONDS):
             self.end(f"nothing was said for {quiet:.0f} s", reset=True)
         elif now - self._began > TOTAL_SECONDS:
             self.end(f"it lasted {TOTAL_SECONDS:.0f} s", reset=True)
@@ -372,10 +369,8 @@ class RelayedConnection:
         elif self.connected:
             self._pump(up=True, down=False)
 
-
     def _pass(self) -> None:
-        """Have each request judged, once both ends are there and the program's first words say whom
-        it talks to."""
+        """Have it read, once both ends are there and the program has said whom it talks to."""
         if self._passed or not self.connected or self._gate is not None:
             return
         assert self._upstream is not None  # noqa: S101  (for the type checker)

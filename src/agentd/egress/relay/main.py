@@ -2,8 +2,8 @@
 
 The first message is ``{"user": ID or null}``, the answer ``{"ready": [what holds]}`` or
 ``{"error": TEXT}``. Then, from the host: ``admit`` with sockets, ``set``, ``release``, ``sync``,
-``servers``, ``terminator`` with the socket to that (``relay``); to it: ``rows`` and ``synced`` (``records``). It ends when the host's end
-is closed.
+``servers``, ``terminator`` with the socket to that (``relay``); to it: ``rows`` and ``synced``
+(``records``). It ends when the host's end is closed.
 """
 
 import gc

@@ -38,7 +38,7 @@ class Passing:
         """
         if self._link is None:
             return NONE
-        message = {"n": connection.n, "sandbox": sandbox}
+        message: dict[str, object] = {"n": connection.n, "sandbox": sandbox}
         message |= {"name": connection.name, "port": connection.port}
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))]
         try:

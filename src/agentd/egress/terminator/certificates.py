@@ -16,7 +16,7 @@ _RENEWED = timedelta(days=1)  # before its end
 _SKEW = timedelta(hours=1)
 
 
-class Issuer:
+class LeafIssuer:
     """Of one sandbox. One key for all of its names: it never leaves this process."""
 
     def __init__(self, key: str, certificate: str) -> None:

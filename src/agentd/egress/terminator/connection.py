@@ -4,15 +4,15 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
 
 from agentd.egress.terminator import requests
 from agentd.egress.terminator.credentials import CredentialRefusal
-from agentd.egress.terminator.ends import BROKEN, IDLE_SECONDS, ClientTls, End, UpstreamTls
-from agentd.egress.terminator.exchange import Exchange, Over
+from agentd.egress.terminator.ends import BROKEN, IDLE_SECONDS, ClientTls, ReadEnd, UpstreamTls
+from agentd.egress.terminator.exchange import Over, RequestExchange
 from agentd.egress.terminator.looks import HostLook, Untouched
 from agentd.egress.terminator.requests import RefusedRequest
 
@@ -43,13 +43,13 @@ class ReadConnection:
         self.terminator, self.sandbox, self.n = terminator, sandbox, n
         self.name, self.port = to
         self._sockets = ends
-        self.client: End | None = None
-        self.upstream: End | None = None
+        self.client: ReadEnd | None = None
+        self.upstream: ReadEnd | None = None
         #: Of the program that were read and not yet taken.
         self.ahead = b""
         #: Whether it has said all it will.
         self.over = False
-        self.exchange: Exchange | None = None
+        self.exchange: RequestExchange | None = None
         self.look: HostLook = sandbox.credentials.for_host(*to) or Untouched()
         self._trust = ""  # why the host is not believed
         self.reason = ""
@@ -86,17 +86,17 @@ class ReadConnection:
             sock.close()
 
     def rules_changed(self) -> None:
-        """End it where they do not allow what is being asked."""
+        """ReadEnd it where they do not allow what is being asked."""
         if self.exchange is not None:
             self.exchange.rules_changed()
 
     async def _begin(self) -> None:
         near, far = self._sockets
         near.setblocking(False)
-        client = End(near)
+        client = ReadEnd(near)
         self.client = client
         if self.port == _HTTP_PORT or not await self._speaks_tls(client):
-            self.upstream = End(far)
+            self.upstream = ReadEnd(far)
             return
         tls = ClientTls(near)
         self.client = tls
@@ -106,7 +106,7 @@ class ReadConnection:
             group.create_task(self._verify(upstream))
             group.create_task(self._accept(tls))
 
-    async def _speaks_tls(self, client: End) -> bool:
+    async def _speaks_tls(self, client: ReadEnd) -> bool:
         first = await client.peek()
         return first == _TLS
 
@@ -129,6 +129,7 @@ class ReadConnection:
 
     async def _serve_one(self) -> bool:
         """Return whether another request may come."""
+        before = self.moved
         raw = await self._head()
         if raw is None:
             return False
@@ -141,7 +142,7 @@ class ReadConnection:
             path, rule = requests.judge(head, self.name, self.port, self.sandbox.table)
             if self._trust:
                 raise RefusedRequest("untrusted_host", self._trust, status=502)
-            exchange = self.exchange = Exchange(self, head, raw, path, rule, began)
+            exchange = self.exchange = RequestExchange(self, head, raw, path, rule, (began, before))
             return await exchange.run()
         except RefusedRequest as refused:
             await self.refuse(refused, method, target)
@@ -197,7 +198,11 @@ class ReadConnection:
         self, refused: RefusedRequest, method: str, target: str, *, alarm: bool = False
     ) -> None:
         """Answer a request that goes no further: the connection is to end with it."""
-        row: dict[str, object] = {"method": method, "path": target.partition("?")[0], "status": refused.status}
+        row: dict[str, object] = {
+            "method": method,
+            "path": target.partition("?")[0],
+            "status": refused.status,
+        }
         row |= {"rule": refused.rule, "allowed": False, "reason": refused.reason, "ended": True}
         self.terminator.records.request(self, row | {"alarm": True} if alarm else row)
         fields, body = requests.answer(refused, self.name, method, target)
@@ -224,11 +229,11 @@ class ReadConnection:
                     self.over = not await self.client.read()
 
 
-async def _first(reading: "asyncio.Future[bytes] | object", gone: "asyncio.Future[None] | None") -> bytes:
+async def _first(reading: Coroutine[Any, Any, bytes], gone: asyncio.Future[None] | None) -> bytes:
     """What is read, or nothing where the host has gone meanwhile."""
-    task = asyncio.ensure_future(reading)  # type: ignore[arg-type]
+    task = asyncio.ensure_future(reading)
     try:
-        await asyncio.wait({task, *({gone} if gone else ())}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, *([gone] if gone else ())}, return_when=asyncio.FIRST_COMPLETED)
         return task.result() if task.done() else b""
     finally:
         task.cancel()
@@ -237,12 +242,14 @@ async def _first(reading: "asyncio.Future[bytes] | object", gone: "asyncio.Futur
 def _told(error: BaseException) -> str:
     if isinstance(error, SSL.Error):
         found = error.args[0] if error.args else ()
-        reasons = [str(each[-1]) for each in found if isinstance(each, tuple)] if isinstance(found, list) else []
+        reasons = (
+            [str(each[-1]) for each in found if isinstance(each, tuple)]
+            if isinstance(found, list)
+            else []
+        )
         return ", ".join(reasons) or "it ended without a word"
     if isinstance(error, ssl.SSLError):
         return error.reason or str(error)
     if isinstance(error, OSError):
         return error.strerror or str(error)
     return str(error)
-
-

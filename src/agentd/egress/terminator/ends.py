@@ -9,6 +9,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from OpenSSL import SSL
@@ -24,7 +25,7 @@ BROKEN = (OSError, SSL.Error)
 _T = TypeVar("_T")
 
 
-class End:
+class ReadEnd:
     """One reader and one writer at a time. ``moved`` counts what was read. No read and no write
     waits longer than ``patience``, in seconds: TimeoutError."""
 
@@ -69,8 +70,7 @@ class End:
         """Return once the kernel has all of it."""
         rest = memoryview(data)
         while rest:
-            sent = await self._until(lambda: self._send(rest), writes=True)
-            rest = rest[sent:]
+            rest = rest[await self._until(partial(self._send, rest), writes=True) :]
 
     async def finish(self) -> None:
         """Say that no more comes."""
@@ -138,7 +138,7 @@ class End:
             remove(self.sock.fileno())
 
 
-class UpstreamTls(End):
+class UpstreamTls(ReadEnd):
     """The end at a host, which is verified."""
 
     _tls: ssl.SSLSocket
@@ -147,6 +147,7 @@ class UpstreamTls(End):
         """Raises ssl.SSLError, and OSError."""
         fd = self.sock.detach()
         plain = socket.socket(fileno=fd)
+        plain.setblocking(False)
         self.sock = self._tls = context.wrap_socket(
             plain, server_hostname=name, do_handshake_on_connect=False
         )
@@ -160,7 +161,7 @@ class UpstreamTls(End):
         return last == _RECORD or self._tls.pending() > 0
 
 
-class ClientTls(End):
+class ClientTls(ReadEnd):
     """The end at a program of the sandbox's."""
 
     _tls: SSL.Connection
@@ -204,7 +205,7 @@ def client_context() -> SSL.Context:
     return context
 
 
-def _choose(_: SSL.Connection, offered: list[bytes]) -> object:
+def _choose(_: SSL.Connection, offered: list[bytes]) -> bytes:
     """HTTP/1.1 where it is offered; who insists on another protocol is told so by TLS."""
     return b"http/1.1" if b"http/1.1" in offered else b""
 

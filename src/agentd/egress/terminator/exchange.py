@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import h11
 
 from agentd.egress.terminator import requests
-from agentd.egress.terminator.ends import BROKEN, End
-from agentd.egress.terminator.looks import BodyFilter
-from agentd.egress.terminator.requests import Head, RefusedRequest
+from agentd.egress.terminator.credentials import BodyFilter
+from agentd.egress.terminator.ends import BROKEN, ReadEnd
+from agentd.egress.terminator.requests import RefusedRequest, RequestHead
 
 if TYPE_CHECKING:
     from agentd.egress.terminator.connection import ReadConnection
@@ -24,16 +24,23 @@ class Over(Exception):
     """The connection has ended; says why, as far as it is worth saying."""
 
 
-class Exchange:
+class RequestExchange:
     """The request's head is judged already; ``path`` and ``rule`` are for its record."""
 
     def __init__(
-        self, of: "ReadConnection", head: Head, raw: bytes, path: str, rule: str, began: float
+        self,
+        of: "ReadConnection",
+        head: RequestHead,
+        raw: bytes,
+        path: str,
+        rule: str,
+        since: tuple[float, tuple[int, int]],
     ) -> None:
+        """``since``: when it began, and what had been sent and received by then."""
         assert of.client is not None and of.upstream is not None  # noqa: S101
         self._of, self._head, self._path, self._rule = of, head, path, rule
         self._client, self._upstream, self._look = of.client, of.upstream, of.look
-        self._began, self._before = began, of.moved
+        self._began, self._before = since
         self._status = 0
         self._answered = False  # as far as that something of an answer was sent
         self._sent = False  # the request, as a whole
@@ -76,7 +83,7 @@ class Exchange:
                 self._record(reason)
 
     def rules_changed(self) -> None:
-        """End the request where the rules of now do not allow it."""
+        """ReadEnd the request where the rules of now do not allow it."""
         of = self._of
         try:
             requests.judge(self._head, of.name, of.port, of.sandbox.table)
@@ -221,7 +228,7 @@ class Exchange:
         except BaseExceptionGroup as errors:
             raise Over(str(errors.exceptions[0])) from None
 
-    async def _pump(self, first: bytes, source: End, target: End, look: BodyFilter) -> None:
+    async def _pump(self, first: bytes, source: ReadEnd, target: ReadEnd, look: BodyFilter) -> None:
         data = first or await source.read()
         while data:
             await target.write(look.feed(data))

@@ -1,15 +1,8 @@
 """What looks at a request and its answer on their way, and may put other bytes in their place."""
 
-from collections.abc import Sequence
 from typing import Protocol
 
-Headers = Sequence[tuple[bytes, bytes]]
-
-
-class BodyFilter(Protocol):
-    def feed(self, data: bytes) -> bytes: ...
-
-    def finish(self) -> bytes: ...
+from agentd.egress.terminator.credentials import BodyFilter, Headers
 
 
 class HostLook(Protocol):

@@ -9,7 +9,7 @@ import ssl
 from OpenSSL import SSL
 
 from agentd.egress import authority
-from agentd.egress.terminator.certificates import Issuer
+from agentd.egress.terminator.certificates import LeafIssuer
 from agentd.egress.terminator.ends import BROKEN, ClientTls, UpstreamTls, upstream_context
 
 _NAME = "rehearsal.example"
@@ -19,7 +19,7 @@ _SECONDS = 60.0
 async def rehearse(client: SSL.Context) -> None:
     """Both ends of TLS, with each other. Raises OSError, SSL.Error."""
     made = authority.make([_NAME])
-    issuer = Issuer(made.key, made.certificate)
+    issuer = LeafIssuer(made.key, made.certificate)
     for roots in (made.certificate, ""):  # and what is not believed
         near, far = socket.socketpair()
         async with asyncio.timeout(_SECONDS):
@@ -28,7 +28,7 @@ async def rehearse(client: SSL.Context) -> None:
 
 
 async def _talk(
-    near: ClientTls, far: UpstreamTls, client: SSL.Context, issuer: Issuer, roots: str
+    near: ClientTls, far: UpstreamTls, client: SSL.Context, issuer: LeafIssuer, roots: str
 ) -> None:
     try:
         await asyncio.gather(

@@ -29,7 +29,7 @@ class RefusedRequest(Exception):
         self.rule, self.fix = rule, fix
 
 
-class Head(NamedTuple):
+class RequestHead(NamedTuple):
     """``fields`` are names in lower case and values."""
 
     method: str
@@ -41,7 +41,7 @@ class Head(NamedTuple):
         return [value for key, value in self.fields if key == name]
 
 
-def read_head(raw: bytes) -> Head:
+def read_head(raw: bytes) -> RequestHead:
     """Return the head of a request, which ends with END. Raises RefusedRequest for one that two
     servers could read in two ways."""
     line, *fields = raw.removesuffix(END).split(b"\r\n")
@@ -60,12 +60,14 @@ def read_head(raw: bytes) -> Head:
         raise _bad("is a CONNECT: nobody is a proxy here")
     if not target.startswith(b"/") or not target.isascii():
         raise _bad("has a target that is no path")
-    head = Head(method.decode(), target.decode(), version, [_field(field) for field in fields])
+    head = RequestHead(
+        method.decode(), target.decode(), version, [_field(field) for field in fields]
+    )
     _check_framing(head)
     return head
 
 
-def judge(head: Head, name: str, port: int, table: EgressTable) -> tuple[str, str]:
+def judge(head: RequestHead, name: str, port: int, table: EgressTable) -> tuple[str, str]:
     """Return the request's path and the rule that allows it. Raises RefusedRequest."""
     hosts = head.values(b"host")
     if len(hosts) != 1:
@@ -131,13 +133,15 @@ def _field(line: bytes) -> tuple[bytes, bytes]:
     return name.lower(), value.strip(b" \t")
 
 
-def _check_framing(head: Head) -> None:
+def _check_framing(head: RequestHead) -> None:
     lengths, codings = head.values(b"content-length"), head.values(b"transfer-encoding")
     if len(lengths) > 1 or (lengths and not _LENGTH.fullmatch(lengths[0])):
         raise _bad("has a length that is not one number")
     if codings and lengths:
         raise _bad("has both a length and a transfer coding")
-    if codings and ([each.lower() for each in codings] != [b"chunked"] or head.version[-1:] == b"0"):
+    if codings and (
+        [each.lower() for each in codings] != [b"chunked"] or head.version[-1:] == b"0"
+    ):
         raise _bad("has a transfer coding other than chunked")
     upgrades = [each.lower() for each in head.values(b"upgrade")]
     if upgrades not in ([], [b"websocket"]):

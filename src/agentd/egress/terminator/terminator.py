@@ -10,7 +10,7 @@ from typing import Any
 from OpenSSL import SSL
 
 from agentd.egress.table import EgressTable
-from agentd.egress.terminator.certificates import Issuer
+from agentd.egress.terminator.certificates import LeafIssuer
 from agentd.egress.terminator.connection import ReadConnection
 from agentd.egress.terminator.credentials import Credentials, convert_secrets
 from agentd.egress.terminator.records import RequestRecords
@@ -23,7 +23,7 @@ _ENDS = 2
 class ReadSandbox:
     """One sandbox whose connections are read, as far as its rules say."""
 
-    def __init__(self, id_: int, issuer: Issuer, credentials: Credentials) -> None:
+    def __init__(self, id_: int, issuer: LeafIssuer, credentials: Credentials) -> None:
         self.id = id_
         self.issuer = issuer
         self.credentials = credentials
@@ -51,7 +51,9 @@ class Terminator:
         loop.add_reader(self._control.fileno(), self._hear)
         await loop.create_future()
 
-    def connect(self, link: "RelayLink", message: dict[str, Any], ends: list[socket.socket]) -> None:
+    def connect(
+        self, link: "RelayLink", message: dict[str, Any], ends: list[socket.socket]
+    ) -> None:
         """Take over a connection that the relay has made."""
         sandbox = self._sandboxes.get(message["sandbox"])
         if sandbox is None or len(ends) != _ENDS:
@@ -103,7 +105,7 @@ class Terminator:
             self.records.sync(message["sync"])
 
     def _admit(self, message: dict[str, Any]) -> None:
-        issuer = Issuer(message["key"], message["certificate"])
+        issuer = LeafIssuer(message["key"], message["certificate"])
         credentials = convert_secrets(message["secrets"])
         self._sandboxes[message["admit"]] = ReadSandbox(message["admit"], issuer, credentials)
 

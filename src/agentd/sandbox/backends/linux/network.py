@@ -19,7 +19,8 @@ from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.plan import LinuxPlan, egress_table
 
 if TYPE_CHECKING:
-    from agentd.egress.keeper import Admitted, RelayKeeper
+    from agentd.egress.admitted import Admitted
+    from agentd.egress.keeper import RelayKeeper
 
 _STREAM, _DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 _SHAPES = (

@@ -1,0 +1,46 @@
+"""A sandbox whose sockets a relay serves, as its host holds it."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agentd.egress.connections import ConnectionList, ConnectionLog
+
+if TYPE_CHECKING:
+    from agentd.egress.keeper import RelayKeeper
+
+
+class Admitted:
+    """A sandbox whose sockets the relay serves, until it is closed."""
+
+    def __init__(
+        self, keeper: "RelayKeeper", id_: int, sockets: Sequence[socket.socket], table: Any
+    ) -> None:
+        self._keeper = keeper
+        self.id = id_
+        self.sockets = list(sockets)
+        self.table = table
+        self.log = ConnectionLog()
+        #: Names that it was told addresses of: the next relay gives the same.
+        self.names: dict[str, None] = {}
+
+    def set(self, table: Mapping[str, Any]) -> None:
+        """Other rules from now on; connections that they do not allow end. When it returns the
+        relay has them, unless it does not say so in time. Raises SandboxError, InvalidInput."""
+        self._keeper.set(self, table)
+        self._keeper.sync()
+
+    def connections(self, after: int = 0) -> ConnectionList:
+        """What changed after the ``cursor`` of an earlier answer, and sums of all: what has been
+        done by now, unless the relay does not say so in time."""
+        self._keeper.sync()
+        return self.log.after(after)
+
+    def close(self) -> None:
+        """Its sockets are closed, and what it has open ends. Idempotent."""
+        self._keeper.release(self)
+
+    def close_sockets(self) -> None:
+        sockets, self.sockets = self.sockets, []
+        for sock in sockets:
+            sock.close()
