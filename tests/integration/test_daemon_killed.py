@@ -17,7 +17,7 @@ from tests import combinations
 from agentd.model.errors import AgentdError
 from agentd.sandbox.supervisor import client
 
-KILLS = 100 if combinations.ALL else 25
+KILLS = 100 if combinations.ALL else 12
 WAIT = 120.0
 
 # A daemon, and four principals that keep it busy. Each acknowledged step is told on stdout: one

@@ -190,11 +190,12 @@ class Daemon:
         self.put(sandbox, "settled", b"")
 
     def until(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait for what must come, and fail where it does not."""
-        deadline = time.monotonic() + self.patience
+        """Wait for what must come, and fail where it does not. It asks less and less often."""
+        deadline, pause = time.monotonic() + self.patience, 0.02
         while not holds():
             assert time.monotonic() < deadline, f"{what}: not within {self.patience:g} s"
-            time.sleep(0.02)
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.5)
 
 
 class Place:
