@@ -12,7 +12,7 @@ from agentd.model import install
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # What is imported by another name than it is installed by.
-NAMES = {"jwt": "pyjwt", "opentelemetry": "opentelemetry-sdk"}
+NAMES = {"jwt": "pyjwt", "OpenSSL": "pyopenssl", "opentelemetry": "opentelemetry-sdk"}
 # What the sandbox's own Python may have: it is asked for there, and never here.
 INSIDE = {"ipykernel", "IPython", "jupyter_client", "zmq"}
 
