@@ -217,6 +217,23 @@ def _standing(env: str) -> str:
     return next(line for line in env.splitlines() if line.startswith("T=")).removeprefix("T=")
 
 
+def test_a_template_says_which_hosts_there_are() -> None:
+    templates = """
+[[template]]
+name = "open"
+net = "api.example.com"
+[[template]]
+name = "shut"
+"""
+    secret = {"name": "T", "hosts": ["api.example.com"], "value": VALUE}
+    with running(_NETS + templates) as daemon:
+        for name, status in (("open", 201), ("shut", 400)):
+            wanted = {"template": name, "secrets": [secret]}
+            made = daemon.ask("POST", "/v1/sandboxes", wanted)
+            assert made.status == status, made.body
+            assert status == 201 or b"a network without api.example.com" in made.body
+
+
 def test_a_policy_sees_names_and_hosts() -> None:
     rules = (
         'default decision := {"allow": true}\n'

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agentd.sandbox.handle import SandboxHandle
 
 Piece = TypeVar("Piece")
-CONNECT = "network.connect"
+CONNECT, MISUSE = "network.connect", "network.secret"
 _MOST_REFUSED = 64  # that are written of a command
 
 
@@ -103,13 +103,14 @@ class Admission:
             Kind.START, self.act, fields, synced=process is not None, written=written
         )
 
-    def unconnected(self, reasons: Sequence[str]) -> None:
+    def unconnected(self, refused: Sequence[tuple[str, bool]]) -> None:
         """Write down what the sandbox's network refused meanwhile, each by itself: as denials of
-        ``network.connect``, which are bounded."""
-        if reasons:
-            act = msgspec.structs.replace(self.act, name=CONNECT)
-            for reason in reasons[:_MOST_REFUSED]:
-                self._records.write(Kind.DENIAL, act, {"reasons": [reason]})
+        ``network.connect``, and of ``network.secret`` where a placeholder went to a host that is
+        not its secret's, which come first. They are bounded; each has its reason, and whether it is
+        one of the latter."""
+        for reason, alarm in sorted(refused, key=lambda each: not each[1])[:_MOST_REFUSED]:
+            act = msgspec.structs.replace(self.act, name=MISUSE if alarm else CONNECT)
+            self._records.write(Kind.DENIAL, act, {"reasons": [reason]})
 
     def end(self, result: "Result", outputs: facts.Digests) -> str:
         """Writes the END of a command, or of a call that a command did; returns the receipt's id.

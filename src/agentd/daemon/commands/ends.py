@@ -86,9 +86,11 @@ def of_wall(
     return Exit(None, None, cause, Usage(wall_ms=ms))
 
 
-def used(handle: "SandboxHandle") -> tuple[NetworkUsage | msgspec.UnsetType, list[str]]:
+def used(
+    handle: "SandboxHandle",
+) -> tuple[NetworkUsage | msgspec.UnsetType, list[tuple[str, bool]]]:
     """Return what a sandbox has done of its network, where rules restrict that; and what it was
-    refused since it was last looked at, with the reason."""
+    refused since it was last looked at, with the reason, and whether that is an alarm."""
     if handle.spec.net != RESTRICTED:
         return msgspec.UNSET, []
     try:
@@ -98,7 +100,11 @@ def used(handle: "SandboxHandle") -> tuple[NetworkUsage | msgspec.UnsetType, lis
     except AgentdError:  # it may have ended
         return msgspec.UNSET, []
     handle.network_seen = found.cursor
-    refused = [f"{_target(row)}: {row['reason']}" for row in found.rows if not row["allowed"]]
+    refused = [
+        (f"{_target(row)}: {row['reason']}", bool(row.get("alarm")))
+        for row in found.rows
+        if not row["allowed"]
+    ]
     counted = {name: found.totals[name] for name in _COUNTED}
     return NetworkUsage(**counted, hosts=found.hosts), refused
 

@@ -4,8 +4,10 @@ import msgspec
 
 from agentd.daemon.config.schema import Config, TemplateSettings
 from agentd.model.api import SandboxBody
+from agentd.model.egress import network
 from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.limits import Limits
+from agentd.model.secret import SecretOption, asked_secrets, opened
 
 # What a template says of these holds: who judges a request by its name knows what that means.
 FIXED = ("image", "isolation", "backend", "runtime", "net", "user", "writable")
@@ -48,8 +50,22 @@ def completed(body: SandboxBody, config: Config) -> SandboxBody:
                 remediation=f"leave {name} out, or the template",
             )
         found[name] = str(said) if isinstance(said, str) else said
+    if template.net is not None:
+        _check_secrets(template, body.secrets)
     limits = msgspec.structs.asdict(template.limits())
     for name in _LIMITS:
         if getattr(body, name) is None:
             found[name] = limits[name]
     return msgspec.structs.replace(body, **found)
+
+
+def _check_secrets(template: TemplateSettings, secrets: SecretOption) -> None:
+    """A secret opens no host in a network that is the template's to say. Raises InvalidInput."""
+    own = network(template.net)
+    for asked in asked_secrets(secrets):
+        if opened(*own, [asked.binding]) != own:
+            raise InvalidInput(
+                f"the template {template.name} has a network without {asked.binding.hosts[0]}, "
+                f"where secret {asked.binding.name} is used",
+                remediation="have its net name each host of the secret, or leave the template out",
+            )
