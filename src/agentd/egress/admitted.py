@@ -30,6 +30,10 @@ class Admitted:
         self._keeper.set(self, table)
         self._keeper.sync()
 
+    def give_secrets(self, secrets: Sequence[Any]) -> None:
+        """Have these put into its requests: those of ``terminator.credentials.pack_secrets``."""
+        self._keeper.give_secrets(self, secrets)
+
     def connections(self, after: int = 0) -> ConnectionList:
         """What changed after the ``cursor`` of an earlier answer, and sums of all: what has been
         done by now, unless the relay does not say so in time."""

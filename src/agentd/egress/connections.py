@@ -65,6 +65,8 @@ class ConnectionLog:
         made = _plain({**row, "address": ""})
         made |= {name: str(row[name])[:_MAX_TEXT] for name in ("method", "path")}
         made["status"] = int(row["status"])
+        if row.get("alarm"):
+            made["alarm"] = True
         with self._lock:
             self._n += 1
             if not made["allowed"]:

@@ -122,6 +122,12 @@ class RelayKeeper:
                 with contextlib.suppress(SandboxError):  # it is gone, and the next one is told this
                     self._send(message)
 
+    def give_secrets(self, admitted: Admitted, secrets: Sequence[Any]) -> None:
+        with self._changed:
+            if admitted.id not in self._admitted:
+                raise SandboxError("the sandbox has no network any more")
+            self.terminating.give(admitted.id, secrets)
+
     def sync(self) -> None:
         """Wait until the relay has told what was done until now, or is gone; not for long."""
         with self._changed:

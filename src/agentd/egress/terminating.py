@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -104,6 +104,16 @@ class Terminating:
         self._read[id_] = self._read[id_][0], table
         with contextlib.suppress(SandboxError):
             self._send({"set": id_, "table": table})
+            self.sync()
+
+    def give(self, id_: int, secrets: Sequence[Any]) -> None:
+        """Have these secrets put into its requests from now on: those of ``pack_secrets``."""
+        if id_ not in self._read:
+            return
+        reading, table = self._read[id_]
+        self._read[id_] = msgspec.structs.replace(reading, secrets=tuple(secrets)), table
+        with contextlib.suppress(SandboxError):  # the next is told
+            self._tell(id_)
             self.sync()
 
     def release(self, id_: int) -> None:

@@ -45,6 +45,7 @@ class ConnectionView(msgspec.Struct, frozen=True):
     method: str = ""
     path: str = ""
     status: int = 0
+    alarm: bool = False  # what stands in for a secret went where that is not for
 
 
 class ConnectionPage(msgspec.Struct, frozen=True):

@@ -97,6 +97,9 @@ class ReadConnection:
         self.client = client
         if self.port == _HTTP_PORT or not await self._speaks_tls(client):
             self.upstream = ReadEnd(far)
+            self.look = (
+                self.sandbox.credentials.for_host(self.name, self.port, tls=False) or self.look
+            )
             return
         tls = ClientTls(near)
         self.client = tls
@@ -148,8 +151,12 @@ class ReadConnection:
             await self.refuse(refused, method, target)
             return False
         except CredentialRefusal as refused:
-            told = RefusedRequest(refused.code, refused.message, fix=refused.remediation)
-            await self.refuse(told, method, target, alarm=refused.alarm)
+            told = RefusedRequest(
+                refused.code, refused.message, status=refused.status, fix=refused.remediation
+            )
+            # A host may answer before it has all of a request.
+            silent = self.exchange is not None and self.exchange.answered
+            await self.refuse(told, method, target, alarm=refused.alarm, silent=silent)
             return False
         finally:
             self.exchange = None
@@ -195,9 +202,16 @@ class ReadConnection:
         return None
 
     async def refuse(
-        self, refused: RefusedRequest, method: str, target: str, *, alarm: bool = False
+        self,
+        refused: RefusedRequest,
+        method: str,
+        target: str,
+        *,
+        alarm: bool = False,
+        silent: bool = False,
     ) -> None:
-        """Answer a request that goes no further: the connection is to end with it."""
+        """Answer a request that goes no further, unless ``silent``: the connection is to end with
+        it."""
         row: dict[str, object] = {
             "method": method,
             "path": target.partition("?")[0],
@@ -205,6 +219,8 @@ class ReadConnection:
         }
         row |= {"rule": refused.rule, "allowed": False, "reason": refused.reason, "ended": True}
         self.terminator.records.request(self, row | {"alarm": True} if alarm else row)
+        if silent:
+            return
         fields, body = requests.answer(refused, self.name, method, target)
         await self.say(refused.status, fields, b"" if method == "HEAD" else body)
 

@@ -36,7 +36,14 @@ class CredentialRefusal(Exception):
     a value in it."""
 
     def __init__(
-        self, code: str, message: str, remediation: str = "", secret: str = "", alarm: bool = False
+        self,
+        code: str,
+        message: str,
+        remediation: str = "",
+        secret: str = "",
+        *,
+        alarm: bool = False,
+        status: int = 403,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -44,6 +51,7 @@ class CredentialRefusal(Exception):
         self.remediation = remediation
         self.secret = secret
         self.alarm = alarm
+        self.status = status
 
 
 class BodyFilter(Protocol):
@@ -260,6 +268,7 @@ class HostCredentials:
                 f"the answer of {self._host} is encoded or a part of one, so that a secret in it "
                 "could not be found",
                 "ask another host for it, one that no secret is for",
+                status=502,
             )
         texts = self._returning()
         return [(name, _replaced(texts, value)) for name, value in headers]

@@ -42,7 +42,7 @@ class RequestExchange:
         self._client, self._upstream, self._look = of.client, of.upstream, of.look
         self._began, self._before = since
         self._status = 0
-        self._answered = False  # as far as that something of an answer was sent
+        self.answered = False  # as far as that something of an answer was sent
         self._sent = False  # the request, as a whole
         self._deaf = False  # the host takes no more of it: its answer may say why
         most = requests.MAX_HEAD
@@ -68,7 +68,7 @@ class RequestExchange:
             return self._again()
         except h11.RemoteProtocolError as error:
             reason = f"what came is no HTTP: {error}"
-            if self._answered:
+            if self.answered:
                 raise Over(reason) from None
             raise RefusedRequest("bad_answer", reason, status=502) from None
         except (Over, *BROKEN) as error:
@@ -79,7 +79,7 @@ class RequestExchange:
                 sending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await sending
-            if self._answered or reason:
+            if self.answered or reason:
                 self._record(reason)
 
     def rules_changed(self) -> None:
@@ -182,7 +182,8 @@ class RequestExchange:
             elif isinstance(event, h11.EndOfMessage) and look is not None:
                 if rest := look.finish():
                     out.append(self._down.send(h11.Data(data=rest)) or b"")
-                out.append(self._down.send(_end(event)) or b"")
+                trailers = self._look.answer_head(self._status, event.headers.raw_items())
+                out.append(self._down.send(h11.EndOfMessage(headers=trailers)) or b"")
                 await self._flush(out)
                 return False
             else:
@@ -205,7 +206,7 @@ class RequestExchange:
         data = b"".join(out)
         out.clear()
         if data:
-            self._answered = True
+            self.answered = True
             await self._client.write(data)
 
     # --- what comes then ---

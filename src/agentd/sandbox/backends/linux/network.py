@@ -52,7 +52,10 @@ class SandboxNetwork:
         return self._admitted.connections(after)
 
     def give_secrets(self, values: Mapping[str, SecretValue]) -> None:
+        from agentd.egress.terminator.credentials import pack_secrets  # late: few need it
+
         self._values = {each.name: values[each.name] for each in self._secrets}
+        self._admitted.give_secrets(pack_secrets(self._secrets, self._values))
 
     def held_secrets(self) -> dict[str, SecretValue]:
         return dict(self._values)
