@@ -15,7 +15,7 @@ import pytest
 from tests.integration.test_client_of_a_daemon import Daemon
 from tests.oci import BUSYBOX, Images, Layout, busybox, file, folder, link
 
-from agentd import NotFound, Refused, Sandbox
+from agentd import NotFound, Refused, Sandbox, Unsupported
 from agentd.client.http import address
 from agentd.client.http.client import HttpClient
 from agentd.image import store
@@ -108,6 +108,9 @@ def test_all_of_a_sandbox_is_in_the_images_root(images: Images, tmp_path: Path) 
 def test_a_writable_root_and_its_copies(images: Images) -> None:
     options = {"image": "node", "writable": True, "user": "root", **SMALL}
     with Sandbox.create(**options) as box:
+        with pytest.raises(Unsupported, match="backend qemu cannot commit a sandbox") as refused:
+            box.commit("mine")
+        assert refused.value.remediation == 'create it with backend="linux"'
         script = "mkdir /new /etc/x && echo b > f && echo c > /bin/c && rm /bin/id && cat f /bin/c"
         assert said(box, script) == "b\nc\n"
         assert not box.run("cat /dev/zero > /new/zero; r=$?; rm /new/zero; exit $r").ok

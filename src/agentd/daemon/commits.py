@@ -31,7 +31,8 @@ from agentd.sandbox.backends.users import parse_user
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.manager import Manager
 
-_BACKEND = "linux"
+#: Those that keep what is changed in one way (``exported.OF_A_SANDBOX``).
+_BACKENDS = ("linux", "oci", "gvisor")
 
 
 def commit(manager: Manager, handle: SandboxHandle, name: str) -> ImageView:
@@ -58,10 +59,10 @@ def _check(handle: SandboxHandle, name: str) -> None:
             f"sandbox {handle.id} did not start of an OCI image",
             remediation="create it with --image NAME, and --writable for all of its root",
         )
-    if handle.backend != _BACKEND:
+    if handle.backend not in _BACKENDS:
         raise Unsupported(
             f"backend {handle.backend} cannot commit a sandbox",
-            remediation=f"create it with --backend {_BACKEND}",
+            remediation=f"create it with --backend {_BACKENDS[0]}",
         )
 
 
