@@ -192,6 +192,14 @@ def test_a_host_of_no_secret_is_asked_as_it_was() -> None:
     assert there.answer_head(206, answer) == answer
 
 
+def test_without_tls_no_secret_is_for_a_host() -> None:
+    plain = Credentials([KEYED]).for_host(HOST, 443, tls=False)
+    assert plain is not None and not plain.reads_answers
+    with pytest.raises(CredentialRefusal, match="is not for") as caught:
+        headers(plain, authorization=HELD)
+    assert caught.value.alarm
+
+
 def test_an_answer_has_the_placeholder_cut_at_every_byte() -> None:
     body = f'{{"headers": {{"Authorization": "Bearer {KEY}"}}, "again": "{KEY}{KEY}"}}'.encode()
     wanted = body.replace(KEY.encode(), HELD.encode())
