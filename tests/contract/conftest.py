@@ -80,7 +80,8 @@ KINDS = {
 # What these ask is the agent's or the wall's, and is asked of each wall without a daemon; what a
 # daemon changes in it, of one.
 OF_ONE_WALL_OVER_HTTP = (
-    *("test_files", "test_streams", "test_late_output", "test_limits", "test_enforcement"),
+    *("test_run", "test_files", "test_streams", "test_late_output"),
+    *("test_limits", "test_enforcement"),
     # Of machines that a daemon makes at once there is one more, in the same file.
     *("test_eight_threads_in_one_sandbox", "test_files_and_commands_at_once"),
     *("test_one_after_another", "test_closing_one_leaves_its_neighbour"),
