@@ -20,9 +20,19 @@ from agentd.egress.terminator.replacing import Put, Replacer
 from agentd.model.secret import SecretBinding, SecretValue, header_parts
 
 Headers = Sequence[tuple[bytes, bytes]]
-_FOR_CREDENTIALS = re.compile(rb"auth|key|token|secret|credential|password|passwd", re.I)
-# A part of an answer may be a part of a secret; a frame that is compressed cannot be looked at.
-_DROPPED = (b"accept-encoding", b"range", b"if-range", b"sec-websocket-extensions")
+# Of a word of a header's name, its end: X-Api-Key, apikey, X-AuthToken.
+_FOR_CREDENTIALS = (
+    *(b"auth", b"authorization", b"authentication", b"key", b"token", b"secret"),
+    *(b"credential", b"credentials", b"password", b"passwd"),
+)
+# Such a header is kept with what it comes with, or names it: X-Amz-Meta-Token, Idempotency-Key.
+_FOR_OTHERS = frozenset((b"meta", b"idempotency", b"cache", b"surrogate", b"sec", b"trace"))
+# A part of an answer may be a part of a secret; a frame that is compressed cannot be looked at, nor
+# text in an odd character set.
+_DROPPED = (
+    *(b"accept-encoding", b"accept-charset", b"range", b"if-range"),
+    b"sec-websocket-extensions",
+)
 _NO_BODY = (204, 304)
 #: Of a connection: Basic credentials that were sent, so that they are known when they come back.
 _MAX_SENT = 32
@@ -172,8 +182,13 @@ class HostCredentials:
             if replaced == basic:
                 return value
             sent = base64.b64encode(replaced)
-            if len(self._sent) < _MAX_SENT:
-                self._sent[sent] = base64.b64encode(basic)
+            if len(self._sent) >= _MAX_SENT and sent not in self._sent:
+                raise CredentialRefusal(
+                    "credential_basic",
+                    f"more than {_MAX_SENT} Basic credentials with a secret over one connection",
+                    "open another",
+                )
+            self._sent[sent] = base64.b64encode(basic)
             return b"Basic " + sent
         return self._put_in_header(name, value)
 
@@ -182,7 +197,7 @@ class HostCredentials:
         for each in self._own:
             if each.binding.header or each.placeholder not in value:
                 continue
-            if "header" not in each.binding.places or not _FOR_CREDENTIALS.search(name):
+            if "header" not in each.binding.places or not _is_for_credentials(name):
                 raise self._not_here(each, f"the header {name.decode('latin-1')[:64]}", "header")
             value = value.replace(each.placeholder, each.text)
         return value
@@ -283,6 +298,8 @@ class HostCredentials:
         for each in self._own:
             for spelling in _spellings(each.text):
                 texts[spelling] = each.masked
+            for spelling in _in_base64(each.text):
+                texts[spelling] = _masking(b"")
         for sent, said in self._sent.items():
             texts[sent] = _masking(said)
         return texts
@@ -302,6 +319,22 @@ def _spellings(text: bytes) -> set[bytes]:
         for each in (quoted, _lower_escapes(quoted)):
             spelled |= {each, each.replace("%20", "+")}
     return {each.encode() for each in spelled}
+
+
+def _in_base64(text: bytes) -> set[bytes]:
+    """What all that has it has in base64, wherever it begins: but for its first and last character,
+    whose bits are shared with what is around it."""
+    found: set[bytes] = set()
+    for before in range(3):
+        first, end = -(-8 * before // 6), 8 * (before + len(text)) // 6
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            found.add(encode(bytes(before) + text)[first:end])
+    return found
+
+
+def _is_for_credentials(name: bytes) -> bool:
+    words = re.split(b"[-_]", name.lower())
+    return any(word.endswith(_FOR_CREDENTIALS) for word in words) and not _FOR_OTHERS & set(words)
 
 
 def _lower_escapes(quoted: str) -> str:

@@ -70,7 +70,13 @@ def test_what_is_no_placeholder_stays(text: str) -> None:
     assert headers(at(KEYED), authorization=text)["authorization"] == text
 
 
-@pytest.mark.parametrize("name", ["user_agent", "x_title", "referer", "accept"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("user_agent", "x_title", "referer", "accept", "x_author", "monkeys"),
+        *("x_amz_meta_token", "idempotency_key", "sec_websocket_key"),
+    ],
+)
 def test_a_header_that_is_not_for_credentials_gets_none(name: str) -> None:
     with pytest.raises(CredentialRefusal, match="is not put into the header") as caught:
         headers(at(KEYED), **{name: HELD})
@@ -207,6 +213,30 @@ def test_an_answer_has_the_placeholder_cut_at_every_byte() -> None:
     for cut in range(len(body) + 1):
         passed = at(KEYED).answer_body()
         assert passed.feed(body[:cut]) + passed.feed(body[cut:]) + passed.finish() == wanted
+
+
+def test_a_value_in_base64_is_found_wherever_it_begins() -> None:
+    for before in range(4):
+        for encode in (base64.b64encode, base64.urlsafe_b64encode):
+            said = encode(b"x" * before + KEY.encode() + b"?more")
+            passed = at(KEYED).answer_body()
+            out = passed.feed(said) + passed.finish()
+            assert len(out) == len(said)
+            shown = base64.b64decode(out.replace(b"*", b"A"), b"-_" if b"_" in said else None)
+            assert KEY[2:8].encode() not in shown and KEY[-8:-2].encode() not in shown
+
+
+def test_no_more_basic_credentials_are_sent_than_are_known_again() -> None:
+    found = at(KEYED)
+    sent = []
+    with pytest.raises(CredentialRefusal, match="Basic"):
+        for n in range(40):
+            said = base64.b64encode(f"{n}:{HELD}".encode()).decode()
+            sent.append(headers(found, authorization=f"Basic {said}")["authorization"])
+    for each in sent:
+        passed = found.answer_body()
+        out = passed.feed(each.encode()) + passed.finish()
+        assert HELD.encode() in base64.b64decode(out.removeprefix(b"Basic "))
 
 
 def test_an_answers_head_has_no_value() -> None:
