@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tests import gvisor
 from tests.oci import Images, Layout, busybox, file, folder, link
 
 pytestmark = [pytest.mark.needs("runsc", "skopeo", "umoci"), pytest.mark.timeout(600)]
@@ -54,6 +55,15 @@ def test_an_image_of_busybox_alone_runs(images: Images) -> None:
     assert "of the image plain" in told["enforcement"]["root"]["detail"]
     (row,) = [row for row in images.told("ls") if row["name"] == "plain"]
     assert told["enforcement"]["image"]["detail"] == row["digest"]
+
+
+@pytest.mark.skipif(not gvisor.ALL, reason="make test-gvisor asks it")
+def test_its_network_is_restricted_to_rules(images: Images) -> None:
+    """Busybox asks by itself, at the name server of a resolv.conf that no image has."""
+    script = "nslookup example.com; wget -T 60 -O - http://1.1.1.1 || echo refused"
+    told = run(images, "--image", "plain", "--net", "pypi", "--", "sh", "-c", script)
+    assert "can't find example.com: NXDOMAIN" in told["stdout"], told
+    assert "\nrefused\n" in told["stdout"]
 
 
 def test_its_root_can_be_written_to_and_it_stays_as_it_was(images: Images) -> None:

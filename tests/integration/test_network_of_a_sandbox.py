@@ -10,10 +10,12 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from tests import gvisor
 from tests.security.daemons import Daemon, running
 
 from agentd import AsyncSandbox, InvalidInput, Refused, Sandbox
 
+_GVISOR = pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(300)])
 _DIAL = """
 import socket, sys
 try:
@@ -69,8 +71,9 @@ def _cli(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
 
 
-def test_rules_hold_and_change_and_what_was_done_is_told(daemon: Daemon) -> None:
-    with Sandbox.create(url=daemon.url, net=["db.internal:5432"]) as sandbox:
+@pytest.mark.parametrize("wall", ["linux", _GVISOR])
+def test_rules_hold_and_change_and_what_was_done_is_told(daemon: Daemon, wall: str) -> None:
+    with Sandbox.create(url=daemon.url, backend=wall, net=["db.internal:5432"]) as sandbox:
         assert _dials(sandbox) == "hello"
         page = sandbox.network.connections()
         (made,) = [each for each in page.connections if each.port]
@@ -166,8 +169,9 @@ def _denied(daemon: Daemon, sandbox: str) -> list[str]:
     ]
 
 
-def test_a_receipt_has_what_was_connected_to(daemon: Daemon) -> None:
-    with Sandbox.create(url=daemon.url, net=["db.internal:5432"]) as sandbox:
+@pytest.mark.parametrize("wall", ["linux", *[_GVISOR] * gvisor.ALL])
+def test_a_receipt_has_what_was_connected_to(daemon: Daemon, wall: str) -> None:
+    with Sandbox.create(url=daemon.url, backend=wall, net=["db.internal:5432"]) as sandbox:
         code = _DIAL + "\ntry:\n    socket.getaddrinfo('x.example.com', 1)\nexcept OSError: pass"
         done = sandbox.run(["python3", "-c", code], check=True)
         used = done.usage.network
@@ -192,9 +196,10 @@ def test_a_receipt_has_what_was_connected_to(daemon: Daemon) -> None:
         assert not plain.run("true", check=True).usage.network
 
 
-def test_many_connections_are_told_by_a_daemon(daemon: Daemon) -> None:
+@pytest.mark.parametrize("wall", ["linux", *[_GVISOR] * gvisor.ALL])
+def test_many_connections_are_told_by_a_daemon(daemon: Daemon, wall: str) -> None:
     """More than fits into one message of the process that holds its sandboxes."""
-    with Sandbox.create(url=daemon.url, net=["db.internal:5432"]) as sandbox:
+    with Sandbox.create(url=daemon.url, backend=wall, net=["db.internal:5432"]) as sandbox:
         sandbox.run(["python3", "-c", _MANY], check=True)
         page = sandbox.network.connections()
     assert page.totals["allowed"] == page.hosts["db.internal"] == 600

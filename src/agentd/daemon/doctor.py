@@ -118,14 +118,17 @@ def _oci_part() -> CheckedPart:
 
 
 def _network_part() -> CheckedPart:
-    """Return whether a network can be restricted to rules, as the walls linux and oci do it."""
+    """Return whether a network can be restricted to rules, and by which walls."""
     from agentd.linux import anyip
     from agentd.sandbox.backends.linux import report
 
     name, why = "net rules", probe.restricted_network_error()
     if not why:
-        return CheckedPart(name, Availability(True, (), ("linux and oci: --net pypi",)), True)
-    fix = report.NETWORK_FIX if anyip.NONE in why else "see what is said of the wall linux"
+        without = probe.restricted_network_error(device=True)
+        notes = [f"not gvisor: {without}"] if without else []
+        walls = "linux and oci" if without else "linux, oci and gvisor"
+        return CheckedPart(name, Availability(True, (), (f"{walls}: --net pypi", *notes)), True)
+    fix = report.network_fix(why) if anyip.NONE in why else "see what is said of the wall linux"
     blocker = Blocker(f"--net takes no rules: {why}", fix)
     return CheckedPart(name, Availability(False, (blocker,)), True)
 

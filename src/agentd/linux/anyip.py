@@ -40,7 +40,8 @@ _NETLINK_NETFILTER = 12
 _SUBSYSTEM = 10 << 8
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _NEWTABLE, _NEWCHAIN, _NEWRULE = _SUBSYSTEM | 0, _SUBSYSTEM | 3, _SUBSYSTEM | 6
-_HOOK_OUTPUT, _PRIORITY_RAW, _PRIORITY_DNAT = 3, -300, -100
+_HOOK_ARRIVING, _HOOK_OUTPUT = 0, 3
+_PRIORITY_RAW, _PRIORITY_DNAT = -300, -100
 _NETWORK_HEADER, _META_L4PROTO = 1, 16
 _ACCEPT = 1
 _EQUAL, _NOT_EQUAL = 0, 1
@@ -70,18 +71,19 @@ _TRACKING = "/proc/sys/net/netfilter/nf_conntrack"
 _V4 = (socket.AF_INET, 16, b"\x7f")
 _V6 = (socket.AF_INET6, 24, b"\0" * 15 + b"\x01")
 _Family = tuple[socket.AddressFamily, int, bytes]
-# A kernel, or a namespace, that has no IPv6, or no redirect of it.
-_NO_IPV6 = (
+#: Of a kernel, or a namespace, that has no IPv6, or no redirect of it.
+NO_IPV6 = (
     *(errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT),
     *(errno.ENOENT, errno.ENODEV, errno.EINVAL, errno.EACCES),
 )
-#: How an error begins that says so.
-NONE = "the kernel redirects nothing"
+#: How an error begins that says so, and what comes before the modules' names.
+NONE, WANT = "the kernel redirects nothing", "for want of "
 _NO_MODULES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.ENOENT)
 
 
-def capture() -> list[socket.socket]:
-    """Have all that is dialled in this network namespace arrive at the sockets that are returned.
+def capture(*, arriving: bool = False) -> list[socket.socket]:
+    """Have all that is dialled in this network namespace arrive at the sockets that are returned;
+    ``arriving``: all that comes to it over a device, from where it is dialled.
 
     A TCP listener on ``PORT`` a family, then a UDP socket on port 53 a family, which tells by
     IP_PKTINFO or IPV6_PKTINFO which address was asked, and may answer from it; IPv4's first, and of
@@ -90,14 +92,14 @@ def capture() -> list[socket.socket]:
     """
     made: list[socket.socket] = []
     try:
-        made += _of(_V4)
+        made += _of(_V4, arriving)
         try:
-            made += _of(_V6)
-            _redirect((_V4, _V6))
+            made += _of(_V6, arriving)
+            _redirect((_V4, _V6), arriving)
         except OSError as error:
-            if error.errno not in _NO_IPV6:
+            if error.errno not in NO_IPV6:
                 raise
-            _redirect((_V4,))
+            _redirect((_V4,), arriving)
             for sock in made[2:]:
                 sock.close()
             del made[2:]
@@ -109,7 +111,7 @@ def capture() -> list[socket.socket]:
     return made[::2] + made[1::2]
 
 
-def _of(family: _Family) -> tuple[socket.socket, socket.socket]:
+def _of(family: _Family, arriving: bool) -> tuple[socket.socket, socket.socket]:
     """The listener and the UDP socket of a family, all of whose addresses are local from now on."""
     number = family[0]
     listener = socket.socket(number, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
@@ -127,10 +129,12 @@ def _of(family: _Family) -> tuple[socket.socket, socket.socket]:
             asked.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
         else:
             asked.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        listener.bind(("127.0.0.1" if number == socket.AF_INET else "::1", PORT))
+        # What arrives is redirected to an address of its device.
+        own = "127.0.0.1" if number == socket.AF_INET else "::1"
+        listener.bind(("" if arriving else own, PORT))
         listener.listen(_BACKLOG)
         asked.bind(("", DNS_PORT))
-        _exchange(socket.NETLINK_ROUTE, _route(number), 1)
+        request(_RTM_NEWROUTE, _route(number))
     except BaseException:
         listener.close()
         asked.close()
@@ -138,13 +142,14 @@ def _of(family: _Family) -> tuple[socket.socket, socket.socket]:
     return listener, asked
 
 
-def _redirect(families: Sequence[_Family]) -> None:
+def _redirect(families: Sequence[_Family], arriving: bool = False) -> None:
+    hook = _HOOK_ARRIVING if arriving else _HOOK_OUTPUT
     try:
-        _exchange(_NETLINK_NETFILTER, *_batch(families))
+        _exchange(_NETLINK_NETFILTER, *_batch(families, hook))
     except OSError as error:
         if error.errno not in _NO_MODULES:
             raise
-        raise OSError(error.errno, f"{NONE}, for want of {', '.join(MODULES)}") from None
+        raise OSError(error.errno, f"{NONE}, {WANT}{', '.join(MODULES)}") from None
 
 
 def _bound_tracking() -> None:
@@ -159,35 +164,34 @@ def _bound_tracking() -> None:
 
 
 def _route(family: int) -> bytes:
-    """RTM_NEWROUTE: ``local default dev lo``."""
+    """``local default dev lo``."""
     route = struct.pack(
         *("=8BI", family, 0, 0, 0, _RT_TABLE_LOCAL, _RTPROT_BOOT, _RT_SCOPE_HOST, _RTN_LOCAL, 0)
     )
-    body = route + _attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
-    return _message(_RTM_NEWROUTE, _REQUEST | _ACK | _CREATE, 1, body)
+    return route + attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
 
 
-def _batch(families: Iterable[_Family]) -> tuple[bytes, int]:
+def _batch(families: Iterable[_Family], hook: int) -> tuple[bytes, int]:
     """The messages that set the redirect of these families, and the number of the one that is
     acknowledged. In one batch: it holds as a whole, or not at all.
 
-    A table a family, with two chains at its output. Of all but TCP no connections are tracked:
+    A table a family, with two chains at ``hook``. Of all but TCP no connections are tracked:
     entries are memory. What goes to the loopback is accepted as it is, all other TCP goes to
     ``PORT`` there.
     """
     found = [_nf_message(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _SUBSYSTEM >> 8)]
     last = 0
     for family, offset, loopback in families:
-        table = _attribute(1, _TABLE)
-        untracked = table + _attribute(2, _UNTRACKED)
+        table = attribute(1, _TABLE)
+        untracked = table + attribute(2, _UNTRACKED)
         other = _nest(4, _load_protocol(), _compare(_NOT_EQUAL, _TCP), _expression("notrack"))
-        redirected = table + _attribute(2, _REDIRECTED)
+        redirected = table + attribute(2, _REDIRECTED)
         own = (_load(offset, len(loopback)), _compare(_EQUAL, loopback), _verdict(_ACCEPT))
         rest = (_load_protocol(), _compare(_EQUAL, _TCP), _number(PORT), _redirect_there())
         for kind, more, body in (
             (_NEWTABLE, 0, table),
-            (_NEWCHAIN, 0, table + _chain(_UNTRACKED, b"filter\0", _PRIORITY_RAW)),
-            (_NEWCHAIN, 0, table + _chain(_REDIRECTED, b"nat\0", _PRIORITY_DNAT)),
+            (_NEWCHAIN, 0, table + _chain(_UNTRACKED, b"filter\0", hook, _PRIORITY_RAW)),
+            (_NEWCHAIN, 0, table + _chain(_REDIRECTED, b"nat\0", hook, _PRIORITY_DNAT)),
             (_NEWRULE, _APPEND, untracked + other),
             (_NEWRULE, _APPEND, redirected + _nest(4, *own)),
             (_NEWRULE, _APPEND | _ACK, redirected + _nest(4, *rest)),
@@ -198,9 +202,9 @@ def _batch(families: Iterable[_Family]) -> tuple[bytes, int]:
     return b"".join(found), last
 
 
-def _chain(name: bytes, kind: bytes, priority: int) -> bytes:
-    hook = _attribute(1, _be32(_HOOK_OUTPUT)) + _attribute(2, _be32(priority))
-    return _attribute(3, name) + _nest(4, hook) + _attribute(7, kind)
+def _chain(name: bytes, kind: bytes, hook: int, priority: int) -> bytes:
+    where = attribute(1, _be32(hook)) + attribute(2, _be32(priority))
+    return attribute(3, name) + _nest(4, where) + attribute(7, kind)
 
 
 # Expressions of a rule: a name and attributes each. Register 1 has what is compared, 2 the port.
@@ -209,42 +213,48 @@ def _chain(name: bytes, kind: bytes, priority: int) -> bytes:
 def _load(offset: int, length: int) -> bytes:
     """Load so many bytes of the IP header."""
     fields = (1, _NETWORK_HEADER, offset, length)
-    return _expression("payload", *(_attribute(n, _be32(v)) for n, v in enumerate(fields, 1)))
+    return _expression("payload", *(attribute(n, _be32(v)) for n, v in enumerate(fields, 1)))
 
 
 def _load_protocol() -> bytes:
-    return _expression("meta", _attribute(2, _be32(_META_L4PROTO)), _attribute(1, _be32(1)))
+    return _expression("meta", attribute(2, _be32(_META_L4PROTO)), attribute(1, _be32(1)))
 
 
 def _compare(operation: int, value: bytes) -> bytes:
     """Go on to the next rule where that does not hold for what was loaded."""
-    how = _attribute(1, _be32(1)) + _attribute(2, _be32(operation))
-    return _expression("cmp", how, _nest(3, _attribute(1, value)))
+    how = attribute(1, _be32(1)) + attribute(2, _be32(operation))
+    return _expression("cmp", how, _nest(3, attribute(1, value)))
 
 
 def _verdict(code: int) -> bytes:
-    verdict = _nest(2, _nest(2, _attribute(1, _be32(code))))
-    return _expression("immediate", _attribute(1, _be32(0)), verdict)
+    verdict = _nest(2, _nest(2, attribute(1, _be32(code))))
+    return _expression("immediate", attribute(1, _be32(0)), verdict)
 
 
 def _number(port: int) -> bytes:
-    value = _nest(2, _attribute(1, struct.pack(">H", port)))
-    return _expression("immediate", _attribute(1, _be32(2)), value)
+    value = _nest(2, attribute(1, struct.pack(">H", port)))
+    return _expression("immediate", attribute(1, _be32(2)), value)
 
 
 def _redirect_there() -> bytes:
-    return _expression("redir", _attribute(1, _be32(2)))
+    return _expression("redir", attribute(1, _be32(2)))
 
 
 def _expression(name: str, *attributes: bytes) -> bytes:
-    return _nest(1, _attribute(1, name.encode() + b"\0"), _nest(2, *attributes))
+    return _nest(1, attribute(1, name.encode() + b"\0"), _nest(2, *attributes))
 
 
 def _nest(kind: int, *attributes: bytes) -> bytes:
-    return _attribute(kind | _NESTED, b"".join(attributes))
+    return attribute(kind | _NESTED, b"".join(attributes))
 
 
-def _attribute(kind: int, data: bytes) -> bytes:
+def request(kind: int, body: bytes) -> None:
+    """Have the kernel make what a message of rtnetlink says. Raises OSError."""
+    _exchange(socket.NETLINK_ROUTE, _message(kind, _REQUEST | _ACK | _CREATE, 1, body), 1)
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    """As netlink has one, with what fills it up."""
     return struct.pack("=HH", 4 + len(data), kind) + data + b"\0" * (-len(data) % 4)
 
 
@@ -280,7 +290,7 @@ def _acknowledged(answers: bytes, last: int) -> bool:
         if kind == _NLMSG_ERROR:
             (code,) = struct.unpack_from("=i", answers, at + _HEADER.size)
             if code:
-                raise OSError(-code, "a route or redirect was refused by the kernel")
+                raise OSError(-code, "a device, route or redirect was refused by the kernel")
             found = found or sequence == last
         at += max(length + 3 & ~3, _HEADER.size)
     return found

@@ -1,4 +1,4 @@
-"""The loopback device of a network namespace."""
+"""The devices of a network namespace."""
 
 import fcntl
 import socket
@@ -19,11 +19,17 @@ def loopback_up(ioctl: Callable[[int, int, bytes], bytes] = fcntl.ioctl) -> None
 
     Needs CAP_NET_ADMIN there. Raises OSError.
     """
+    device_up("lo", ioctl)
+
+
+def device_up(name: str, ioctl: Callable[[int, int, bytes], bytes] = fcntl.ioctl) -> None:
+    """``loopback_up`` of any device."""
+    packed = name.encode()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         fd = any_socket.fileno()
-        answer = ioctl(fd, abi.SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0))
+        answer = ioctl(fd, abi.SIOCGIFFLAGS, _IFREQ.pack(packed, 0))
         flags = _IFREQ.unpack(answer)[1]
-        ioctl(fd, abi.SIOCSIFFLAGS, _IFREQ.pack(b"lo", flags | abi.IFF_UP))
+        ioctl(fd, abi.SIOCSIFFLAGS, _IFREQ.pack(packed, flags | abi.IFF_UP))
 
 
 def namespace_cookie(sock: socket.socket) -> int | None:

@@ -5,7 +5,7 @@ import os
 import warnings
 from dataclasses import asdict, dataclass
 
-from agentd.linux import abi, anyip, container, kvm, net, privileges, subids
+from agentd.linux import abi, anyip, container, kvm, net, privileges, subids, veth
 from agentd.linux.cgroup import scope
 from agentd.linux.kernel import KERNEL, Kernel
 
@@ -154,8 +154,9 @@ def user_namespaces_error(kernel: Kernel = KERNEL) -> str:
     return os.strerror(code) if code else ""
 
 
-def restricted_network_error(kernel: Kernel = KERNEL) -> str:
-    """Return why a network cannot be restricted to rules; empty when it can.
+def restricted_network_error(kernel: Kernel = KERNEL, *, device: bool = False) -> str:
+    """Return why a network cannot be restricted to rules; empty when it can. ``device``: behind a
+    kernel that writes packets, which takes a device more.
 
     Tried in a child, as a sandbox does it: what it makes ends with it.
     """
@@ -169,8 +170,11 @@ def restricted_network_error(kernel: Kernel = KERNEL) -> str:
             step = "user and network namespaces cannot be made: "
             kernel.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNET)
             step = ""
-            net.loopback_up()
-            anyip.capture()
+            if device:
+                veth.capture()
+            else:
+                net.loopback_up()
+                anyip.capture()
             code = 0
         except OSError as error:
             os.write(writer, f"{step}{error.strerror or error}".encode())

@@ -15,19 +15,23 @@ from typing import Any
 
 import pytest
 
-from agentd.linux import anyip
+from agentd.linux import anyip, veth
 
 # It hands its sockets over, and then does what it is told, a line of Python each.
 INSIDE = """
 import json, os, socket, sys
-from agentd.linux import abi, anyip, net
+from agentd.linux import abi, anyip, net, veth
 from agentd.linux.kernel import KERNEL
-KERNEL.unshare(abi.CLONE_NEWNET | (abi.CLONE_NEWUSER if os.geteuid() else 0))
+if "device" not in sys.argv:
+    KERNEL.unshare(abi.CLONE_NEWNET | (abi.CLONE_NEWUSER if os.geteuid() else 0))
 if "without IPv6" in sys.argv:
     open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w").write("1")
-net.loopback_up()
 host = socket.socket(fileno=int(sys.argv[1]))
-made = anyip.capture()
+if "device" in sys.argv:
+    made = veth.capture()
+else:
+    net.loopback_up()
+    made = anyip.capture()
 socket.send_fds(host, [b"x"], [sock.fileno() for sock in made])
 for sock in made:
     sock.close()
@@ -123,8 +127,9 @@ def inside(*argv: str) -> Iterator[Inside]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
-def test_what_is_dialled_arrives_with_its_address() -> None:
-    with inside() as sandbox:
+@pytest.mark.parametrize("argv", [[], ["device"]])
+def test_what_is_dialled_arrives_with_its_address(argv: list[str]) -> None:
+    with inside(*argv) as sandbox:
         for host, port in (
             ("8.8.8.8", 443),
             ("10.0.0.1", 5432),
@@ -135,12 +140,14 @@ def test_what_is_dialled_arrives_with_its_address() -> None:
             assert sandbox.ask(f"tcp({host!r}, {port})") == f"{host} {port}"
         assert sandbox.ask("tcp('::ffff:9.9.9.9', 25)") == "9.9.9.9 25"
         # Whoever dials the listener itself is known by that.
-        assert sandbox.ask(f"tcp('127.0.0.1', {anyip.PORT})") == f"127.0.0.1 {anyip.PORT}"
+        own = veth.GATEWAY if argv else "127.0.0.1"
+        assert sandbox.ask(f"tcp({own!r}, {anyip.PORT})") == f"{own} {anyip.PORT}"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
-def test_the_loopback_is_its_own() -> None:
-    with inside() as sandbox:
+@pytest.mark.parametrize("argv", [[], ["device"]])
+def test_the_loopback_is_its_own(argv: list[str]) -> None:
+    with inside(*argv) as sandbox:
         assert sandbox.ask("own('127.0.0.1', '127.0.0.1')") == "own"
         assert sandbox.ask("own('0.0.0.0', '127.0.0.5')") == "own"
         assert sandbox.ask("own('0.0.0.0', '0.0.0.0')") == "own"
@@ -159,6 +166,33 @@ def test_of_udp_dns_alone_is_heard_and_answered_by_who_was_asked() -> None:
             assert sandbox.ask(f"udp(socket.AF_INET6, {host!r}, 53)") == host
         assert sandbox.ask("udp(socket.AF_INET, '8.8.8.8', 443)") == REFUSED
         assert sandbox.ask("udp(socket.AF_INET6, '2001:db8::1', 443)") == REFUSED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
+def test_over_a_device_every_datagram_but_dns_is_refused_at_once() -> None:
+    """And none in silence, as the kernel bounds its errors to others."""
+    with inside("device") as sandbox:
+        for host in (veth.GATEWAY, "8.8.8.8"):
+            assert sandbox.ask(f"udp(socket.AF_INET, {host!r}, 53)") == host
+        assert sandbox.ask("udp(socket.AF_INET6, '2001:4860:4860::8888', 53)") == (
+            "2001:4860:4860::8888"
+        )
+        for family, host in (("AF_INET", "8.8.8.8"), ("AF_INET6", "2001:db8::1")):
+            for _ in range(100):
+                assert sandbox.ask(f"udp(socket.{family}, {host!r}, 443)") == REFUSED
+        assert sandbox.ask("udp(socket.AF_INET, '127.0.0.1', 53)") == REFUSED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
+def test_a_device_leads_to_the_sockets_and_nowhere_else() -> None:
+    with inside("device") as sandbox:
+        for sock in sandbox.sockets:
+            sock.close()
+        sandbox.sockets.clear()
+        # With the last of them that namespace ends, and the device with it: a moment later.
+        gone = (REFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
+        assert sandbox.ask("tcp('8.8.8.8', 443)") in gone
+        assert sandbox.ask("tcp('2001:db8::1', 443)") in gone
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")

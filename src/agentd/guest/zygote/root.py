@@ -80,7 +80,7 @@ ETC_MADE = {
 _RESOLVER = "/etc/resolv.conf"
 # Any address is answered at port 53 there (``linux.anyip``). What is asked between two relays waits
 # for the next one, for as long as the C libraries wait unless they are told otherwise: 10 seconds.
-_RESTRICTED_RESOLVER = b"nameserver 127.0.0.53\n"
+_NAMESERVER = "127.0.0.53"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEV_LINKS = {
     "fd": "/proc/self/fd",
@@ -154,12 +154,14 @@ def masks() -> tuple[tuple[str, str], ...]:
     return tuple((empty, path) for empty, path in places if os.access(path, os.R_OK))
 
 
-def read_etc(net: str, hidden: Sequence[str] = ()) -> dict[str, bytes]:
-    """Contents of the small files of /etc. Of the "host" network its resolv.conf too, of a
-    "restricted" one where its names are asked."""
+def read_etc(
+    net: str, hidden: Sequence[str] = (), nameserver: str = _NAMESERVER
+) -> dict[str, bytes]:
+    """Contents of the small files of /etc. Of the "host" network its resolv.conf too; of a
+    "restricted" one names are asked at ``nameserver``."""
     files = {path: text.encode() for path, text in ETC_MADE.items()}
     if net == "restricted":
-        files[_RESOLVER] = _RESTRICTED_RESOLVER
+        files[_RESOLVER] = f"nameserver {nameserver}\n".encode()
     for path in (*ETC_FILES, *((_RESOLVER,) if net == "host" else ())):
         if path in hidden:
             continue

@@ -11,7 +11,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.gvisor import config, report
-from agentd.sandbox.backends.gvisor.runsc import BASE_MEMORY, RUNTIMES
+from agentd.sandbox.backends.gvisor.runsc import BASE_MEMORY, NETWORK, RUNTIMES
 from agentd.sandbox.backends.gvisor.wall import GvisorOverlayWall, GvisorWall
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux.plan import LinuxPlan
@@ -39,6 +39,7 @@ class GvisorBackend(ContainerBackend):
     level = IsolationLevel.USERSPACE_KERNEL
     runtimes = RUNTIMES
     walls = GvisorWall, GvisorOverlayWall
+    abilities = ContainerBackend.abilities | {"network"}
 
     def requirements(self) -> tuple[str, ...]:
         return (
@@ -63,19 +64,23 @@ class GvisorBackend(ContainerBackend):
                 cause="it is not there, or not for who runsc runs as",
                 remediation=f"drop --runtime, or let every user open {_KVM}",
             )
-        if spec.net != "none":
+        if spec.net not in NETWORK:
             raise Refused(
                 f"backend gvisor cannot have the network {spec.net}",
                 cause="gVisor would hand what commands do with sockets on to this kernel",
-                remediation="leave --net out, or use --backend linux",
+                remediation="name what it is to reach (--net pypi), or use --backend linux",
             )
         return plan
+
+    def _flags(self, plan: LinuxPlan) -> tuple[str, ...]:
+        return (NETWORK[plan.spec.net],)
 
     def _bundle(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
         agent = self._agents()
         changed: dict[str, object] = {
             "config": config.of_plan(plan, lent.mounts(plan), agent, lent.shown(plan)),
             "agent": config.agent_files(agent),
+            "device": plan.spec.net == "restricted",
         }
         if plan.rw and "set_id" not in self._without:
             changed["filter"] = config.set_id_filter().hex()

@@ -7,13 +7,16 @@ _PACKAGES = {
     "Debian and Ubuntu": "apt install runsc",
     "others": "the release at https://gvisor.dev/docs/user_guide/install",
 }
-# Its own network has loopback and nothing else. Control groups are agentd's. What is written goes
+# Control groups are agentd's. What is written goes
 # to agentd's bounded scratch, and to no overlay of runsc's own, which nothing bounds; and at once,
 # so that a snapshot has it.
 _FILES = ("--overlay2=none", "--file-access=shared")
-_FLAGS = ("--network=none", "--ignore-cgroups", *_FILES, "--log-format=text")
+_FLAGS = ("--ignore-cgroups", *_FILES, "--log-format=text")
 _PASSING = ("--pass-fd", "3:3")
 
+#: By the kind of a sandbox's network: gVisor's own has loopback and nothing else, or what is in the
+#: network namespace that the builder made.
+NETWORK = {"none": "--network=none", "restricted": "--network=sandbox"}
 #: The first is taken where none is named. KVM never is by itself: on a machine whose /dev/kvm runs
 #: no ordinary guest runsc would wait for ever.
 RUNTIMES = {

@@ -26,11 +26,6 @@ _WRITABLE = (
     "overlays, whose changes count as disk and end with the sandbox; of the host's large trees, "
     "such as /usr, files are replaced and removed, not changed in place; changes lists none of it"
 )
-#: Where the kernel cannot restrict a network to rules.
-NETWORK_FIX = (
-    f"load the kernel's modules (modprobe -a {' '.join(anyip.MODULES)}), which its package has; "
-    "in a container that is the host's to do"
-)
 MIN_KERNEL = (5, 12)  # mount_setattr(2)
 APPARMOR_PROFILE = """\
 cat > /etc/apparmor.d/agentd <<'EOF'
@@ -129,9 +124,19 @@ def refusal(spec: SandboxSpec, why: str) -> Refused | None:
         return Refused(
             "a network cannot be restricted to rules here",
             cause=why,
-            remediation=f"{NETWORK_FIX}; or leave --net out",
+            remediation=f"{network_fix(why)}; or leave --net out",
         )
     return None
+
+
+def network_fix(why: str) -> str:
+    """Return what helps where ``why`` names what the kernel lacks to restrict a network to
+    rules."""
+    modules = why.rpartition(anyip.WANT)[2].replace(",", "")
+    return (
+        f"load the kernel's modules (modprobe -a {modules}), which its package has; "
+        "in a container that is the host's to do"
+    )
 
 
 def _not_writable(why: str) -> Refused:

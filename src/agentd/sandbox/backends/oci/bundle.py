@@ -9,6 +9,7 @@ bound the scratch tmpfs; ``folders`` are ``[name, mode]`` of its directories, wh
 ``mounts`` are ``[name, is_dir, passed]``, each attached at ``STAGE/m/name`` where it is passed
 along. With ``cow`` the first of them is the workspace, below an overlay, and ``cow_copies`` are
 what the host has put on the scratch tmpfs to lie over it. With ``lend`` the host gets that first.
+With ``device`` a restricted network has one, for a kernel that writes packets.
 ``filter`` is a seccomp program in hexadecimal, or none, that holds the runtime and all it starts.
 """
 
@@ -25,7 +26,7 @@ from agentd.guest.zygote import cgroup_view, root, stack, var
 from agentd.guest.zygote.asked import Request, number, strings
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.messages import refuse, send
-from agentd.linux import abi, anyip, mounts, net, overlay, process, seccomp
+from agentd.linux import abi, anyip, mounts, net, overlay, process, seccomp, veth
 from agentd.linux.kernel import KERNEL
 from agentd.sandbox.backends.oci import roots
 
@@ -46,6 +47,7 @@ SHOWN = f"{STAGE}/shown"
 AGENT = "/.agentd/agent"
 #: The descriptor at which the agent is spoken to.
 LISTENER_FD = 3
+_NET_SETTINGS = "/proc/sys/net"
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 _ENVIRONMENT = {
     "HOME": STAGE,
@@ -81,7 +83,7 @@ def build(request: Request, fds: list[int], trees: list[root.Tree]) -> NoReturn:
             # What it is to begin with the host writes there, and lets us into the group then.
             send(answers, {"ok": True}, [disk])
         held = enter_group(answers)
-        sockets = _network(str(request["net"]))
+        sockets = _network(str(request["net"]), device=request["device"] is True)
         done = _make(request, fds[2:], trees, held)
         done += _filter(str(request["filter"]))
         pid = _run(strings(request["argv"]), listener, float(str(request["seconds"])))
@@ -108,16 +110,24 @@ def _stage(request: Request) -> int:
     return os.open(SCRATCH, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _network(kind: str) -> list[int]:
+def _network(kind: str, *, device: bool) -> list[int]:
     """A network namespace, made by agentd and not by the runtime: it is there before anything of an
     image runs. Of a restricted one the sockets are returned at which the host accepts."""
     if kind == "host":
         return []
-    KERNEL.unshare(abi.CLONE_NEWNET)
-    net.loopback_up()
+    sockets = []
+    if device:
+        sockets = veth.capture()
+        # Elsewhere runsc takes no device, and it tells by a file in there that only the machine's
+        # own network namespace has; since Linux 6.15 all have it.
+        KERNEL.mount("tmpfs", _NET_SETTINGS, "tmpfs", _NOSUID_NODEV, "mode=0555,size=4k")
+    else:
+        KERNEL.unshare(abi.CLONE_NEWNET)
+        net.loopback_up()
+        sockets = anyip.capture() if kind == "restricted" else []
     root.write(NETWORK, b"")
     KERNEL.mount("/proc/self/ns/net", NETWORK, None, abi.MS_BIND)
-    return [sock.detach() for sock in anyip.capture()] if kind == "restricted" else []
+    return [sock.detach() for sock in sockets]
 
 
 def _make(
@@ -131,6 +141,8 @@ def _make(
     for name, most in _counts(request["user_counts"]):
         KERNEL.write(f"/proc/sys/user/{name}", str(most))
     image = request["image"]
+    asked = {"nameserver": veth.GATEWAY} if request["device"] is True else {}
+    etc = root.read_etc(str(request["net"]), strings(request["hidden"]), **asked)
     if isinstance(image, dict):
         roots.of_image(
             image,
@@ -140,10 +152,10 @@ def _make(
             SCRATCH,
             image_stage=IMAGE,
             uid=number(request["uid"]),
+            etc=etc,
         )
     else:
-        files = root.read_etc(str(request["net"]), strings(request["hidden"]))
-        roots.of_host(trees, files, ROOT)
+        roots.of_host(trees, etc, ROOT)
     shown = strings(image["shown"]) if isinstance(image, dict) else []
     _scratch(request, shown, image=image is not None)
     _mounts(request, passed)

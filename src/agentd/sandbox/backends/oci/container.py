@@ -192,7 +192,7 @@ class ContainerBackend:
         block = identity.take(launcher.ids) if launcher.own_users else None
         if block is not None:
             undo.callback(block.release, ended=False)
-        argv = runtime.argv(program, f"agentd-{os.urandom(6).hex()}")
+        argv = runtime.argv(program, f"agentd-{os.urandom(6).hex()}", self._flags(plan))
         request = of_plan(plan, lent, block, argv, kept=kept is not None, seconds=_RUNTIME_SECONDS)
         request |= self._bundle(plan, lent, block)
         asked = self._agent_request(plan, lent, block)
@@ -296,6 +296,10 @@ class ContainerBackend:
         return wall
 
     # --- what differs ---
+
+    def _flags(self, plan: LinuxPlan) -> tuple[str, ...]:
+        """Of the runtime, for this sandbox."""
+        return ()
 
     def _bundle(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
         """``config``, what the runtime is told, ``agent``, which files of the host's the agent has,

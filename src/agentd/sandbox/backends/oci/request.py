@@ -92,11 +92,12 @@ def of_plan(
     image = None
     if lent.image is not None:
         image = lent.image.request(0, plan)
-        image |= {"places": lent.places, "net": plan.spec.net}
+        image |= {"places": lent.places}
     return {
         "maps": maps(plan.uid, block),
         "owner": None if block is None else block.id,
         "net": plan.spec.net,
+        "device": False,
         "configuration": configuration.trees(plan.spec.configuration),
         "hidden": plan.spec.configuration.hide,
         "image": image,

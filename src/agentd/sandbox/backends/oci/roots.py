@@ -34,10 +34,11 @@ def of_image(
     *,
     image_stage: str,
     uid: int,
+    etc: dict[str, bytes],
 ) -> None:
     """An overlay of two layers that nobody writes to: directories of ours that something is mounted
     on, and the image, a detached mount. ``writable``: with a third, on the scratch tmpfs. Its files
-    are ``uid``'s, and so are ours."""
+    are ``uid``'s, and so are ours; names of hosts are those of ``etc``."""
     top, below = f"{image_stage}/t", f"{image_stage}/i"
     for path in (image_stage, top, below):
         KERNEL.mkdir(path, 0o755)
@@ -45,7 +46,8 @@ def of_image(
     ours = [(path, True) for path in _PLACES]
     ours += [(path, paths.is_folder(tree)) for path, tree in trees]
     image_root.make_folders(top)
-    files = _files(image) | dict.fromkeys(_traps(below), b"")
+    files = {path: etc[path] for path in image_root.FILES if path in etc}
+    files |= dict.fromkeys(_traps(below), b"")
     image_root.make_places(top, (*ours, *_targets(image["places"])), files)
     cgroup_view.make(top)
     _give(top, uid)
@@ -111,12 +113,6 @@ def _give(top: str, uid: int) -> None:
         for name in (*folders, *files):
             os.chown(f"{folder}/{name}", uid, uid, follow_symlinks=False)
     os.chown(top, uid, uid)
-
-
-def _files(image: dict[str, object]) -> dict[str, bytes]:
-    """Names of hosts are the sandbox's own."""
-    files = root.read_etc(str(image["net"]))
-    return {path: files[path] for path in image_root.FILES if path in files}
 
 
 def _targets(value: object) -> list[Target]:

@@ -30,11 +30,13 @@ class Runtime(msgspec.Struct, frozen=True):
         """Where its program is; None where it is not installed."""
         return find(self.program or self.name)
 
-    def argv(self, program: str, sandbox: str) -> list[str]:
-        """The command line that starts ``sandbox`` of the builder's bundle, and then ends."""
+    def argv(self, program: str, sandbox: str, flags: Iterable[str] = ()) -> list[str]:
+        """The command line that starts ``sandbox`` of the builder's bundle, and then ends;
+        ``flags`` are that sandbox's own."""
         return [
             program,
             *self.flags,
+            *flags,
             *("--root", bundle.STATE, "--log", bundle.LOG),
             "run",
             *self.passing,
