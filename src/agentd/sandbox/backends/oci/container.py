@@ -22,8 +22,7 @@ from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_h
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
-from agentd.sandbox.backends.linux import kept as keeping
-from agentd.sandbox.backends.linux import loans, report, restoring
+from agentd.sandbox.backends.linux import loans, report
 from agentd.sandbox.backends.linux.born import room
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.disk import SandboxDisk
@@ -384,11 +383,8 @@ def _blockers() -> list[Blocker]:
 def _fill(answers: socket.socket, lent: Lent, block: Block | None, kept: str | None) -> None:
     """Put on its disk what it is to begin with; nothing of it runs yet."""
     _, (disk,) = await_started(answers, _RUNTIME_SECONDS, "the launcher")
-    user = None if block is None else block.id
     try:
-        if kept is not None and keeping.has_files(kept):
-            restoring.restore(kept, disk, user)
-        loans.copy_all(lent.loans, disk, user)
+        lent.fill(disk, None if block is None else block.id, kept)
     finally:
         os.close(disk)
 

@@ -9,7 +9,8 @@ from agentd.linux import paths
 from agentd.model.spec import DEFAULT_IMAGE
 from agentd.sandbox.backends import configuration, identity, shared
 from agentd.sandbox.backends.identity import Block
-from agentd.sandbox.backends.linux import loans
+from agentd.sandbox.backends.linux import kept as keeping
+from agentd.sandbox.backends.linux import loans, restoring
 from agentd.sandbox.backends.linux.born import room
 from agentd.sandbox.backends.linux.image import LinuxImageRoot
 from agentd.sandbox.backends.linux.loans import Loan
@@ -38,6 +39,12 @@ class Lent(msgspec.Struct, frozen=True):
                 yield loans.mount_fd(loan, launcher, block)
         if self.image is not None:
             yield self.image.mount(launcher, block)
+
+    def fill(self, disk: int, user: int | None, kept: str | None) -> None:
+        """Put there what its sandbox begins with: of a snapshot, ``kept``, and what is copied."""
+        if kept is not None and keeping.has_files(kept):
+            restoring.restore(kept, disk, user)
+        loans.copy_all(self.loans, disk, user)
 
     def shown(self, plan: LinuxPlan) -> list[str]:
         """Names of the writable places at which the image has something."""
