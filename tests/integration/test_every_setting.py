@@ -104,7 +104,7 @@ image = "none-such"
 isolation = "namespace"
 backend = "linux"
 runtime = "crun"
-net = "host"
+net = "pypi"
 user = "root"
 writable = true
 env = {{ A = "b" }}
@@ -121,6 +121,8 @@ disk = "64M"
 open_files = 512
 output = "1M"
 timeout = "50s"
+net_bytes = "1M"
+net_rate = "1M"
 [leases]
 default = "5m"
 max = "1h"
@@ -138,6 +140,8 @@ disk = "64M"
 open_files = 512
 output = "1M"
 timeout = "50s"
+net_bytes = "1G"
+net_rate = "10M"
 [limits.max]
 memory = "512M"
 cpus = 2
@@ -146,11 +150,13 @@ disk = "128M"
 open_files = 65536
 output = "2M"
 timeout = "5m"
+net_bytes = "2G"
+net_rate = "20M"
 [sandbox]
 minimum = "process"
 backends = ["linux"]
 runtime = "crun"
-networks = ["none", "host"]
+networks = ["none", "host", "restricted"]
 mounts = ["{folder}/shown"]
 private_programs = true
 host_configuration = "minimal"

@@ -115,7 +115,7 @@ def set_network(handle: "SandboxHandle", net: "str | Iterable[str]") -> "Network
 
     spec = with_rules(handle.spec, net)
     wall = handle.able(NETWORK, "change the network of")
-    wall.set_network(spec.egress, spec.egress_bounds)
+    wall.set_network(spec.egress, spec.network_bounds)
     handle.spec = spec
     return shown.network(spec)
 

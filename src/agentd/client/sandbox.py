@@ -89,6 +89,8 @@ class Sandbox(SandboxCommands):
         open_files  of each process
         timeout     of each command, seconds or "30s"
         output      of each stream of each command, bytes or "10M"
+        net_bytes   over a network of rules, all connections and both ways; then they end
+        net_rate    of these a second
         user        "root", "sandbox" or a uid inside
         writable    True: all of the root can be written to, /etc and /usr too; the host's stay
         env         variables of every command

@@ -68,6 +68,8 @@ def compile_table(
     table: Wire = {"rules": lines, "hosts": hosts}
     if secrets:
         table["terminated"] = sorted({host for each in secrets for host in each.hosts})
+    if bounds.net_bytes is not None or bounds.net_rate is not None:
+        table["budget"] = {"bytes": bounds.net_bytes, "rate": bounds.net_rate}
     return table
 
 

@@ -91,6 +91,12 @@ class ConnectionLog:
                     self._put(n, {**found[1], "ended": True, "reason": "the relay died"})
             self._by_relay.clear()
 
+    @property
+    def moved(self) -> int:
+        """Bytes of connections that have ended, both ways."""
+        with self._lock:
+            return self._totals["sent"] + self._totals["received"]
+
     def after(self, cursor: int) -> ConnectionList:
         with self._lock:
             rows = [row for change, row in self._rows.values() if change > cursor]

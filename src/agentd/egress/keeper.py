@@ -224,6 +224,7 @@ class RelayKeeper:
 
     def _hand_over(self, admitted: Admitted) -> None:
         message = {"admit": admitted.id, "table": admitted.table, "names": list(admitted.names)}
+        message["moved"] = admitted.log.moved
         self._send(pack(message), admitted.sockets)
 
     def _send(self, data: bytes, sockets: Sequence[socket.socket] = ()) -> None:

@@ -9,6 +9,7 @@ It runs in the relay: standard library alone. A table is plain JSON, made by ``c
      "hosts": {"db.internal": ["127.0.0.1", 5432], "host.agentd.internal": ["127.0.0.1", 0]},
      "terminated": ["api.example.com"]}
 
+``budget``, where it is there, is what its connections may move (``relay.budget``).
 ``host`` "*" is every name, ``ports`` null every port; ``text`` is the rule as it was
 written; ``private`` says whether it reaches addresses that are somebody's own. A rule of requests
 has ``"http": {"methods": ["GET"] or null, "path": "/v1/*"}``; connections that only such rules

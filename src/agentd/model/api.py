@@ -29,10 +29,8 @@ class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 
 class SandboxBody(_Body, frozen=True):
-    """``POST /v1/sandboxes``: as the SDK's ``Sandbox.create``.
-
-    Host paths need the scope mount, volumes volumes, the host's network net, rules of one egress.
-    """
+    """``POST /v1/sandboxes``: as the SDK's ``Sandbox.create``. Host paths need the scope mount,
+    volumes volumes, the host's network net, rules of one egress."""
 
     isolation: str | None = None
     backend: str | None = None
@@ -46,6 +44,8 @@ class SandboxBody(_Body, frozen=True):
     open_files: int | None = None
     output: Size | None = None
     timeout: Time | None = None
+    net_bytes: Size | None = None
+    net_rate: Size | None = None
     net: str | tuple[str, ...] = "none"  # or "host", or rules: ["pypi", "api.example.com"]
     secrets: tuple[str | Secret, ...] = ()  # "TOKEN@api.example.com", or with a value
     user: str | int | None = None

@@ -17,7 +17,8 @@ class Asked(msgspec.Struct, frozen=True):
     parameters: as the caller gave them, already checked against the schema
     sandbox: {id (or ""), level, backend, image, net, egress (its rules, where it is
         restricted), user, env (names only), mounts: [{source, target, mode}],
-        limits: {memory, cpus, pids, disk, open_files, output, timeout}, labels}
+        limits: {memory, cpus, pids, disk, open_files, output, timeout,
+        net_bytes, net_rate}, labels}
     request: {id, time (seconds since 1970), signer (key id, or ""), via ("http", "cli", ...)}
     """
 

@@ -85,10 +85,13 @@ class StaticHost(msgspec.Struct, frozen=True):
 
 class EgressBounds(msgspec.Struct, frozen=True):
     """What an operator lets callers be granted: rules, ``PUBLIC``, ``PRIVATE`` and rules that
-    forbid. ``allow`` None is all, as for oneself."""
+    forbid. ``allow`` None is all, as for oneself. ``net_bytes`` and ``net_rate`` are as in Limits.
+    """
 
     allow: tuple[str, ...] | None = None
     hosts: tuple[StaticHost, ...] = ()
+    net_bytes: int | None = None
+    net_rate: int | None = None
 
 
 def network(net: Net) -> tuple[str, tuple[str, ...]]:

@@ -5,7 +5,7 @@ import msgspec
 from agentd.model.units import readable_size
 
 MIB = 1 << 20
-_BYTES = ("memory", "disk", "output")
+_BYTES = ("memory", "disk", "output", "net_bytes", "net_rate")
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -22,6 +22,8 @@ class Limits(msgspec.Struct, frozen=True):
     open_files: int | None = None  # descriptors a process
     output: int | None = None  # bytes of stdout and of stderr, each, of one command
     timeout: float | None = None  # seconds of wall time, of one command
+    net_bytes: int | None = None  # over a network of rules, all connections, both ways
+    net_rate: int | None = None  # of these a second
 
 
 DEFAULTS = Limits(

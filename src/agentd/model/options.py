@@ -61,6 +61,8 @@ class SandboxOptions(TypedDict, total=False):
     workspace: str | os.PathLike[str] | None
     mounts: Iterable[str | Mount] | None
     volumes: Iterable[str] | None
+    net_bytes: Size  # over a network of rules, in all
+    net_rate: Size  # of these a second
     net: Net  # "none", "host", or the rules of what it may reach: "pypi,api.example.com"
     secrets: SecretOption  # that it uses and never has: "TOKEN@api.example.com"
     user: str | int | None  # "root", "sandbox" or a uid inside
@@ -101,6 +103,8 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
             open_files=None if open_files is None else _open_files(open_files),
             output=_size(options.get("output"), "output"),
             timeout=_time(options.get("timeout")),
+            net_bytes=_of_rules(net, _size(options.get("net_bytes"), "net_bytes"), "net_bytes"),
+            net_rate=_of_rules(net, _size(options.get("net_rate"), "net_rate"), "net_rate"),
         ),
         user=None if user is None else _user(str(user)),
         writable=_flag(options.get("writable"), "writable"),
@@ -288,6 +292,15 @@ def _host_path(workspace: str | os.PathLike[str]) -> str:
 
 def _size(value: Size, what: str, least: int = 1) -> int | None:
     return None if value is None else parse_size(value, what, least)
+
+
+def _of_rules(net: str, size: int | None, what: str) -> int | None:
+    if size is not None and net != RESTRICTED:
+        raise InvalidInput(
+            f"{what} is of a network that rules restrict, and this one is {net}",
+            remediation="give rules, as --net pypi, or leave it out",
+        )
+    return size
 
 
 def _at_least(value: Size, what: str, least: int) -> int | None:

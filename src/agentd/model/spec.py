@@ -44,6 +44,14 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     # What is to be read of the host's configuration, where a wall shows its programs.
     configuration: HostConfiguration = HostConfiguration()
 
+    @property
+    def network_bounds(self) -> EgressBounds:
+        """What holds of a restricted network beside its rules: the limits too."""
+        limits = self.limits
+        return msgspec.structs.replace(
+            self.egress_bounds, net_bytes=limits.net_bytes, net_rate=limits.net_rate
+        )
+
 
 class Pty(msgspec.Struct, frozen=True):
     rows: int = 24

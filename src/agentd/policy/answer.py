@@ -35,6 +35,8 @@ class _Limits(_Strict, frozen=True):
     open_files: _Size | None = None
     output: _Size | None = None
     timeout: _Real | None = None
+    net_bytes: _Size | None = None
+    net_rate: _Size | None = None
 
 
 class _Obligations(_Strict, frozen=True):

@@ -42,6 +42,7 @@ def choose(
             remediation=f"use one of: {', '.join(allowed)}",
         )
     _check_known_runtime(spec)
+    spec = _with_budget(spec)
     blockers: list[tuple[str, Blocker]] = []
     for backend in _candidates(spec, load, allowed, blockers):
         if backend.level < spec.isolation:
@@ -68,6 +69,20 @@ def choose(
                 raise
             blockers.append((backend.name, backends.broken("used", error)))
     raise _unavailable(spec, blockers, _weaker(spec, load, allowed), least)
+
+
+def _with_budget(spec: SandboxSpec) -> SandboxSpec:
+    """Have the relay know what its network may move. Raises Refused where there is no relay."""
+    limits = spec.limits
+    if spec.net == "none" or (limits.net_bytes is None and limits.net_rate is None):
+        return spec
+    if spec.net == "host":
+        raise Refused(
+            "what goes over the host's network cannot be bounded",
+            cause="net_bytes or net_rate is set",
+            remediation="have rules, as --net pypi, in its place",
+        )
+    return msgspec.structs.replace(spec, egress_bounds=spec.network_bounds)
 
 
 def describe(name: str, blocker: Blocker) -> tuple[str, str]:

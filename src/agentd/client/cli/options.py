@@ -217,4 +217,6 @@ def limit_options(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group.add_argument("--disk", metavar="SIZE", help="bytes written outside mounts")
     group.add_argument("--open-files", metavar="N", help="descriptors a process")
     group.add_argument("--output", metavar="SIZE", help="bytes of stdout and of stderr, each")
+    group.add_argument("--net-bytes", metavar="SIZE", help="over a network of rules, both ways")
+    group.add_argument("--net-rate", metavar="SIZE", help="of these a second")
     return group

@@ -66,8 +66,8 @@ def command(request: ExecRequest, obligations: Obligations) -> ExecRequest:
     most = obligations.limits
     return msgspec.structs.replace(
         request,
-        timeout=_least(request.timeout, most.timeout),
-        output_limit=_least(request.output_limit, most.output),
+        timeout=least(request.timeout, most.timeout),
+        output_limit=least(request.output_limit, most.output),
     )
 
 
@@ -85,7 +85,7 @@ def within(asked: Limits, most: Limits) -> Limits:
     maximum is no default. It then stands in the spec, so that a wall that cannot hold it refuses.
     """
     # Memory first: the usual disk is a part of it.
-    memory = _least(asked.memory or with_defaults(asked).memory, most.memory)
+    memory = least(asked.memory or with_defaults(asked).memory, most.memory)
     if most.memory is not None:
         asked = msgspec.structs.replace(asked, memory=memory)
     usual = msgspec.structs.asdict(limits.usual(asked))
@@ -93,11 +93,11 @@ def within(asked: Limits, most: Limits) -> Limits:
     held = msgspec.structs.asdict(asked)
     for name, bound in bounds.items():
         if bound is not None:
-            held[name] = _least(usual[name] if held[name] is None else held[name], bound)
+            held[name] = least(usual[name] if held[name] is None else held[name], bound)
     return Limits(**held)
 
 
-def _least(asked: N | None, most: N | None) -> N | None:
+def least(asked: N | None, most: N | None) -> N | None:
     if asked is None or most is None:
         return most if asked is None else asked
     return min(asked, most)

@@ -162,10 +162,13 @@ class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):
     open_files: int | None = None
     output: Size | None = None
     timeout: Duration | None = None
+    net_bytes: Size | None = None  # over a network of rules, all connections, both ways
+    net_rate: Size | None = None  # of these a second
 
     def limits(self) -> Limits:
         """Return plain numbers: what leaves the configuration is compared, counted and encoded."""
-        sizes = {name: _whole(getattr(self, name)) for name in ("memory", "disk", "output")}
+        named = ("memory", "disk", "output", "net_bytes", "net_rate")
+        sizes = {name: _whole(getattr(self, name)) for name in named}
         timeout = None if self.timeout is None else float(self.timeout)
         return like(Limits, self, timeout=timeout, **sizes)
 

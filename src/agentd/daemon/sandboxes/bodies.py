@@ -74,7 +74,13 @@ def restored_spec(
     spec = _granted(options.restored_spec(kept, **wanted), config)
     asked = Limits(timeout=spec.limits.timeout, output=spec.limits.output)
     held = bounded(asked, config.limits)
-    limits = msgspec.structs.replace(spec.limits, timeout=held.timeout, output=held.output)
+    limits = msgspec.structs.replace(
+        spec.limits,
+        timeout=held.timeout,
+        output=held.output,
+        net_bytes=oblige.least(spec.limits.net_bytes, held.net_bytes),
+        net_rate=oblige.least(spec.limits.net_rate, held.net_rate),
+    )
     return msgspec.structs.replace(spec, limits=limits)
 
 

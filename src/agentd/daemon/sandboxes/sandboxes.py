@@ -292,7 +292,7 @@ class Sandboxes(Pauses, Adoption):
     def restrict(self, live: Live, wall: Networked, spec: SandboxSpec) -> None:
         """Let the rules of ``spec`` hold from now on."""
         with live.standing:
-            wall.set_network(spec.egress, spec.egress_bounds)
+            wall.set_network(spec.egress, spec.network_bounds)
             live.handle.spec = spec
             self._change(live, spec=without_env(spec))
 

@@ -41,9 +41,9 @@ Gate = Callable[[bytes], "hello.First | None"]
 class RelayedConnection:
     __slots__ = (
         "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_moved", "_passed",
-        "_place", "_places", "_reads", "_relay", "_start", "_strict", "_table", "_tenant", "_up",
-        "_upstream", "address", "allowed", "connected", "moved_at", "n", "name", "port", "reason",
-        "rule",
+        "_place", "_places", "_reads", "_relay", "_rests", "_start", "_strict", "_table", "_tenant",
+        "_up", "_upstream", "address", "allowed", "connected", "moved_at", "n", "name", "port",
+        "reason", "rule",
     )  # fmt: skip
 
     def __init__(
@@ -69,7 +69,7 @@ class RelayedConnection:
         self._places: list[tuple[str, int]] = []
         self._attempt: Later | None = None
         self.connected = False
-        self._ended = self._kept = False
+        self._ended = self._kept = self._rests = False
         self._reads = self._passed = False  # each request is judged; by the terminator, from now on
         self._moved = 0, 0  # by that
         self.allowed, self.rule, self.reason = True, "", ""
@@ -128,6 +128,8 @@ class RelayedConnection:
     def was_read(self, reason: str, sent: int, received: int) -> None:
         """The terminator has closed it."""
         self._moved = sent, received
+        if self._tenant.budget is not None:
+            self._tenant.budget.spend(sent + received)
         self.end(reason)
 
     def refuse(self, reason: str) -> None:
@@ -242,8 +244,9 @@ class RelayedConnection:
             self._settle()
             self._pass()
             return
-        self._up = Flow(self._client, self._upstream, self._relay.pipes)
-        self._down = Flow(self._upstream, self._client, self._relay.pipes)
+        pipes, budget = self._relay.pipes, self._tenant.budget
+        self._up = Flow(self._client, self._upstream, pipes, budget)
+        self._down = Flow(self._upstream, self._client, pipes, budget)
         self._settle()
         self._pump(up=True, down=said)
 
@@ -326,6 +329,24 @@ class RelayedConnection:
             self.end()
         elif more_up or more_down:
             self._relay.loop.soon(lambda: self._again(up=more_up, down=more_down))
+        if self._up.starved or self._down.starved:
+            self._starve()
+
+    def _starve(self) -> None:
+        """There is no room in the sandbox's budget: for now, or for ever."""
+        budget = self._tenant.budget
+        if self._ended or budget is None:
+            return
+        if why := budget.over:
+            for connection in list(self._tenant.connections):
+                connection.end(why, reset=True)
+        elif not self._rests:
+            self._rests = True
+            self._relay.loop.later(budget.seconds(), self._rested)
+
+    def _rested(self) -> None:
+        self._rests = False
+        self._again(up=True, down=True)
 
     def _again(self, *, up: bool, down: bool) -> None:
         if not self._ended:

@@ -10,6 +10,8 @@ import fcntl
 import os
 import socket
 
+from agentd.egress.relay.budget import TrafficBudget
+
 _SETPIPE_SZ = 1031  # F_SETPIPE_SZ, linux/fcntl.h
 _CHUNK = 1 << 20
 _PIPE_BYTES = 1 << 20
@@ -50,12 +52,24 @@ class SparePipes:
 
 
 class Flow:
-    """``moved`` bytes have reached ``target``. ``finished``: the end of the stream has as well."""
+    """``moved`` bytes have reached ``target``. ``finished``: the end of the stream has as well.
+    ``starved``: there was no room for more in ``budget``, when it was looked."""
 
-    __slots__ = ("_ended", "_held", "_pipe", "_pipes", "_source", "_target", "finished", "moved")
+    __slots__ = (
+        "_budget", "_ended", "_held", "_pipe", "_pipes", "_source", "_target", "finished", "moved",
+        "starved",
+    )  # fmt: skip
 
-    def __init__(self, source: socket.socket, target: socket.socket, pipes: SparePipes) -> None:
+    def __init__(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        pipes: SparePipes,
+        budget: TrafficBudget | None = None,
+    ) -> None:
         self._source, self._target = source.fileno(), target
+        self._budget = budget
+        self.starved = False
         self._pipes = pipes
         self._pipe: Ends | None = None
         self._held = 0
@@ -68,6 +82,7 @@ class Flow:
         first. Raises OSError where an end is broken."""
         if self.finished:
             return False
+        self.starved = False
         target = self._target.fileno()
         for _ in range(_TURNS):
             if not self._held and not self._fill():
@@ -92,13 +107,20 @@ class Flow:
     def _fill(self) -> bool:
         """Take more from the source into the empty pipe; False where there is none."""
         if not self._ended:
+            most = _CHUNK if self._budget is None else self._budget.room(_CHUNK)
+            if not most:
+                self.starved = True
+                self._release()
+                return False
             if self._pipe is None:
                 self._pipe = self._pipes.take()
             try:
-                self._held = os.splice(self._source, self._pipe[1], _CHUNK, flags=_FLAGS)
+                self._held = os.splice(self._source, self._pipe[1], most, flags=_FLAGS)
             except BlockingIOError:
                 self._release()
                 return False
+            if self._budget is not None:
+                self._budget.spend(self._held)
             if self._held:
                 return True
             self._ended = True

@@ -11,6 +11,7 @@ from typing import Any
 
 from agentd.egress import addresses
 from agentd.egress.relay import synthetic
+from agentd.egress.relay.budget import TrafficBudget
 from agentd.egress.relay.connection import NEAR_BUFFER, RelayedConnection, close
 from agentd.egress.relay.flow import SparePipes
 from agentd.egress.relay.loop import IN, EventLoop, Handler
@@ -105,6 +106,7 @@ class Relay:
             self.reports.failed(id_, "the relay has no descriptors left for its sockets")
             return
         tenant = Tenant(id_, self._table(id_, table), sockets, self.loop.now)
+        self._bound(tenant, message.get("moved", 0))
         self._tenants[id_] = tenant
         for name in message["names"]:  # that it was told the addresses of by another relay
             tenant.synthetic.give(name, wild=tenant.is_wild(name))
@@ -128,8 +130,19 @@ class Relay:
             return
         self._drop_table(id_)
         tenant.change(self._table(id_, table))
+        self._bound(tenant)
         for connection in list(tenant.connections):
             connection.rules_changed()
+
+    def _bound(self, tenant: Tenant, moved: int = 0) -> None:
+        """Have its connections keep within what its table says; ``moved`` by a relay before us."""
+        wire = tenant.table.wire.get("budget")
+        if wire is None:
+            tenant.budget = None
+        elif tenant.budget is None:
+            tenant.budget = TrafficBudget(self.loop, wire, moved)
+        else:
+            tenant.budget.change(wire)
 
     def _release(self, id_: int) -> None:
         tenant = self._tenants.pop(id_, None)
@@ -202,7 +215,7 @@ class Relay:
             verdict = tenant.table.of_address(self.parse(text), port)
         if not verdict.allowed:
             self._deny(tenant, client, (name or "", text, port), verdict.rule, verdict.reason)
-        elif why := self._crowded(tenant):
+        elif why := self._spent(tenant) or self._crowded(tenant):
             self._deny(tenant, client, (name or "", text, port), verdict.rule, why)
         else:
             self._count += 1
@@ -210,6 +223,10 @@ class Relay:
             connection = RelayedConnection(self, tenant, client, (name, text, port), self._count)
             connection.begin(verdict)
             self._sweep_later()
+
+    @staticmethod
+    def _spent(tenant: Tenant) -> str:
+        return "" if tenant.budget is None else tenant.budget.over
 
     def _crowded(self, tenant: Tenant) -> str:
         free = self._files - _RESERVED - _MAX_SOCKETS // 2 * len(self._tenants)

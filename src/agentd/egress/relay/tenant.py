@@ -9,6 +9,7 @@ from agentd.egress.relay.synthetic import Synthetic
 from agentd.egress.table import EgressTable, EgressVerdict
 
 if TYPE_CHECKING:
+    from agentd.egress.relay.budget import TrafficBudget
     from agentd.egress.relay.connection import RelayedConnection
 
 MAX_CONNECTIONS = 512
@@ -28,6 +29,7 @@ class Tenant:
         "_verdicts",
         "_wild",
         "asking",
+        "budget",
         "closed",
         "connections",
         "denials",
@@ -55,6 +57,8 @@ class Tenant:
         self._wild: set[str] = set()
         self.asking = 0
         self.closed = False
+        #: What it may move; None where that is not bounded.
+        self.budget: TrafficBudget | None = None
         #: Whether its programs can dial IPv6 at all.
         self.has_ipv6 = any(
             sock.family == socket.AF_INET6 and sock.type == socket.SOCK_STREAM for sock in sockets

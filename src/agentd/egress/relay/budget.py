@@ -1,0 +1,60 @@
+"""What a sandbox may still move: all its connections together, both ways, in all and a second."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from agentd.egress.relay.loop import EventLoop
+
+#: Bytes that are taken at once where a rate is set, so that others have a part of it; and below
+#: which it is waited for more: a byte at a time would cost more than it moves.
+_PIECE, _LEAST = 64 << 10, 4096
+
+
+class TrafficBudget:
+    """``wire`` is a table's ``budget``: ``{"bytes": 1000000 or null, "rate": 1000 or null}``."""
+
+    __slots__ = ("_bytes", "_loop", "_rate", "_since", "_tokens", "spent")
+
+    def __init__(self, loop: EventLoop, wire: Mapping[str, Any], spent: int = 0) -> None:
+        self._loop = loop
+        self.spent = spent
+        self._bytes: int | None = None
+        self._rate: int | None = None
+        self._tokens, self._since = 0.0, loop.now
+        self.change(wire)
+
+    def change(self, wire: Mapping[str, Any]) -> None:
+        """Others from now on; what was spent is."""
+        self._bytes, self._rate = wire["bytes"], wire["rate"]
+        self._tokens = float(self._rate or 0)
+
+    @property
+    def over(self) -> str:
+        """Why nothing more is moved, ever; "" where something may be."""
+        if self._bytes is None or self.spent < self._bytes:
+            return ""
+        return f"the sandbox has moved the {self._bytes} bytes of its net_bytes"
+
+    def room(self, most: int) -> int:
+        """Return how many bytes may be taken now, ``most`` at most."""
+        if self._bytes is not None:
+            most = min(most, max(self._bytes - self.spent, 0))
+        if self._rate is None or most == 0:
+            return most
+        now = self._loop.now
+        self._tokens = min(self._tokens + (now - self._since) * self._rate, self._rate)
+        self._since = now
+        return min(most, _PIECE, int(self._tokens)) if self._tokens >= self._least() else 0
+
+    def spend(self, count: int) -> None:
+        self.spent += count
+        self._tokens -= count
+
+    def seconds(self) -> float:
+        """Return until when there may be room again, where the rate is what is in the way."""
+        if self._rate is None:
+            return 0.0
+        return max((self._least() - self._tokens) / self._rate, 0.001)
+
+    def _least(self) -> int:
+        return min(_LEAST, self._rate or 1)

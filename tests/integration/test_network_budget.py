@@ -1,0 +1,114 @@
+"""What a sandbox may move over its network, asked for and bounded, by every door."""
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tests.security.daemons import WAIT, Daemon, running
+
+from agentd import InvalidInput, Refused, Sandbox
+
+SIZE = 3 << 20
+_FETCH = """
+import socket, sys
+found = 0
+try:
+    with socket.create_connection(("host.agentd.internal", int(sys.argv[1])), 60) as sock:
+        while part := sock.recv(65536):
+            found += len(part)
+    print("whole", found)
+except OSError as error:
+    print(type(error).__name__, found)
+"""
+
+
+def _send(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = server.accept()
+            with client, contextlib.suppress(OSError):
+                client.sendall(bytes(SIZE))
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A server of the host's, which sends ``SIZE`` bytes to whoever comes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=_send, args=(server,))
+        thread.start()
+        yield server.getsockname()[1]
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def daemon(port: int) -> Iterator[Daemon]:
+    config = f"""
+[sandbox]
+networks = ["none", "host", "restricted"]
+[egress]
+allow = ["host.agentd.internal:{port}"]
+[limits.max]
+net_bytes = "4MiB"
+"""
+    with running(config) as made:
+        yield made
+
+
+def _fetch(sandbox: Sandbox, port: int) -> tuple[str, int]:
+    words = sandbox.run(["python3", "-c", _FETCH, str(port)], check=True).stdout.split()
+    return words[0].decode(), int(words[1])
+
+
+@pytest.mark.parametrize("where", ["embedded", "daemon"])
+def test_what_was_moved_in_all_ends_connections(port: int, where: str, daemon: Daemon) -> None:
+    place: dict[str, Any] = {"url": daemon.url} if where == "daemon" else {"embedded": True}
+    rule = [f"host.agentd.internal:{port}"]
+    with Sandbox.create(net=rule, net_bytes="3.5MiB", **place) as sandbox:
+        assert _fetch(sandbox, port) == ("whole", SIZE)
+        how, found = _fetch(sandbox, port)
+        assert how == "ConnectionResetError" and found <= (1 << 19)
+        sandbox.network.set(rule)  # gives nothing back
+        assert _fetch(sandbox, port) == ("ConnectionResetError", 0)
+        page = sandbox.network.connections()
+        assert page.totals["received"] <= 3.5 * (1 << 20)
+        reasons = {row.reason for row in page.connections if row.port}
+        assert reasons == {"", "the sandbox has moved the 3670016 bytes of its net_bytes"}
+
+
+def test_nobody_gets_more_than_the_operator_allows(port: int, daemon: Daemon) -> None:
+    rule = [f"host.agentd.internal:{port}"]
+    with pytest.raises(Refused, match="net_bytes of 5 MiB is more than the 4 MiB allowed"):
+        Sandbox.create(url=daemon.url, net=rule, net_bytes="5MiB")
+    with Sandbox.create(url=daemon.url, net=rule) as sandbox:  # nothing said is not no bound
+        assert _fetch(sandbox, port) == ("whole", SIZE)
+        assert _fetch(sandbox, port)[0] == "ConnectionResetError"
+    with Sandbox.create(url=daemon.url) as sandbox:
+        assert sandbox.run("true").exit_code == 0
+    with pytest.raises(Refused, match="cannot be bounded"):
+        Sandbox.create(url=daemon.url, net="host")
+    for wrong in ({"net_bytes": "1M"}, {"net_rate": "1M"}, {"net": ["pypi"], "net_rate": "fast"}):
+        with pytest.raises(InvalidInput):
+            Sandbox.create(embedded=True, **wrong)  # type: ignore[arg-type]
+
+
+def test_by_the_command_line(port: int) -> None:
+    argv = [sys.executable, "-m", "agentd", "run", "--embedded", "--json", "--net-bytes", "1MiB"]
+    argv += ["--net-rate", "100MiB", "--net", f"host.agentd.internal:{port}"]
+    done = subprocess.run(
+        [*argv, "--", "python3", "-c", _FETCH, str(port)],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    how, found = json.loads(done.stdout)["stdout"].split()
+    assert how == "ConnectionResetError" and int(found) <= 1 << 20
