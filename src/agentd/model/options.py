@@ -44,8 +44,7 @@ class SandboxOptions(TypedDict, total=False):
 
     ``isolation`` is the least that will do: "namespace" unless a ``backend`` is named. Sizes are
     bytes or "256M", times seconds or "2s"; ``workspace`` is "PATH[:ro|rw|cow]", a mount
-    "SRC:DST[:ro|rw]", a volume "NAME:DST[:ro|rw]". ``timeout`` and ``output`` bound each command,
-    the rest all of them together.
+    "SRC:DST[:ro|rw]", a volume "NAME:DST[:ro|rw]". ``timeout`` and ``output`` bound each command.
     """
 
     isolation: str | IsolationLevel | None
@@ -61,8 +60,8 @@ class SandboxOptions(TypedDict, total=False):
     workspace: str | os.PathLike[str] | None
     mounts: Iterable[str | Mount] | None
     volumes: Iterable[str] | None
-    net_bytes: Size  # over a network of rules, in all
-    net_rate: Size  # of these a second
+    net_bytes: Size  # over a network of rules, in all; and a second:
+    net_rate: Size
     net: Net  # "none", "host", or the rules of what it may reach: "pypi,api.example.com"
     secrets: SecretOption  # that it uses and never has: "TOKEN@api.example.com"
     user: str | int | None  # "root", "sandbox" or a uid inside

@@ -5,14 +5,13 @@ the host that was dialled (``hello``), where it names one. A connection that is 
 that the program sees it at once. One that is read is the terminator's then (``passing``).
 """
 
-import contextlib
 import errno
 import socket
-import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agentd.egress.relay import hello
+from agentd.egress.relay.closing import close, shut
 from agentd.egress.relay.flow import Flow
 from agentd.egress.relay.loop import BOTH, GONE, IN, OUT, Later
 from agentd.egress.relay.targets import Targets
@@ -31,7 +30,6 @@ IDLE_SECONDS, HALF_SECONDS, TOTAL_SECONDS = 3600.0, 120.0, 86400.0
 #: host does not: by itself it would take some megabytes. The first FEW to other hosts have those.
 NEAR_BUFFER, FAR_BUFFER, FEW = 128 << 10, 64 << 10, 32
 _KEEPALIVE = 60  # seconds: middle boxes forget a connection that says nothing
-_RESET = struct.pack("=ii", 1, 0)  # struct linger: on, and no time
 _READ_ENDS = IN | GONE | (BOTH & ~OUT)
 _words = bytearray(max(hello.MAX_HELLO, hello.MAX_HEAD))
 
@@ -41,9 +39,9 @@ Gate = Callable[[bytes], "hello.First | None"]
 class RelayedConnection:
     __slots__ = (
         "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_moved", "_passed",
-        "_place", "_places", "_reads", "_relay", "_rests", "_start", "_strict", "_table", "_tenant",
+        "_place", "_places", "_reads", "_relay", "_start", "_strict", "_table", "_tenant",
         "_up", "_upstream", "address", "allowed", "connected", "moved_at", "n", "name", "port",
-        "reason", "rule",
+        "reason", "rests", "rule",
     )  # fmt: skip
 
     def __init__(
@@ -69,7 +67,7 @@ class RelayedConnection:
         self._places: list[tuple[str, int]] = []
         self._attempt: Later | None = None
         self.connected = False
-        self._ended = self._kept = self._rests = False
+        self._ended = self._kept = self.rests = False
         self._reads = self._passed = False  # each request is judged; by the terminator, from now on
         self._moved = 0, 0  # by that
         self.allowed, self.rule, self.reason = True, "", ""
@@ -128,8 +126,7 @@ class RelayedConnection:
     def was_read(self, reason: str, sent: int, received: int) -> None:
         """The terminator has closed it."""
         self._moved = sent, received
-        if self._tenant.budget is not None:
-            self._tenant.budget.spend(sent + received)
+        self._tenant.spend(sent + received)
         self.end(reason)
 
     def refuse(self, reason: str) -> None:
@@ -177,8 +174,8 @@ class RelayedConnection:
         self._start.cancel()
         if self._passed:
             self._relay.passing.forget(self.n)
-            _shut(self._client, reset=reset)
-            _shut(self._upstream, reset=reset)
+            shut(self._client, reset=reset)
+            shut(self._upstream, reset=reset)
         self._drop_upstream(reset=reset)
         for flow in (self._up, self._down):
             if flow is not None:
@@ -330,22 +327,11 @@ class RelayedConnection:
         elif more_up or more_down:
             self._relay.loop.soon(lambda: self._again(up=more_up, down=more_down))
         if self._up.starved or self._down.starved:
-            self._starve()
+            self._tenant.starved(self, self._relay.loop)
 
-    def _starve(self) -> None:
-        """There is no room in the sandbox's budget: for now, or for ever."""
-        budget = self._tenant.budget
-        if self._ended or budget is None:
-            return
-        if why := budget.over:
-            for connection in list(self._tenant.connections):
-                connection.end(why, reset=True)
-        elif not self._rests:
-            self._rests = True
-            self._relay.loop.later(budget.seconds(), self._rested)
-
-    def _rested(self) -> None:
-        self._rests = False
+    def rested(self) -> None:
+        """There may be room in the sandbox's budget again."""
+        self.rests = False
         self._again(up=True, down=True)
 
     def _again(self, *, up: bool, down: bool) -> None:
@@ -402,20 +388,3 @@ class RelayedConnection:
             self.refuse(why)
         else:
             self._passed = True
-
-
-def _shut(sock: socket.socket | None, *, reset: bool) -> None:
-    """End it for who has a copy, too."""
-    if sock is not None:
-        with contextlib.suppress(OSError):
-            if reset:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            sock.shutdown(socket.SHUT_RDWR)
-
-
-def close(sock: socket.socket, *, reset: bool) -> None:
-    """With ``reset`` the other end sees an error, and nothing lingers here."""
-    if reset:
-        with contextlib.suppress(OSError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    sock.close()

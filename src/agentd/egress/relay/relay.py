@@ -12,7 +12,8 @@ from typing import Any
 from agentd.egress import addresses
 from agentd.egress.relay import synthetic
 from agentd.egress.relay.budget import TrafficBudget
-from agentd.egress.relay.connection import NEAR_BUFFER, RelayedConnection, close
+from agentd.egress.relay.closing import close
+from agentd.egress.relay.connection import NEAR_BUFFER, RelayedConnection
 from agentd.egress.relay.flow import SparePipes
 from agentd.egress.relay.loop import IN, EventLoop, Handler
 from agentd.egress.relay.nameserver import NameServer

@@ -11,6 +11,7 @@ from agentd.egress.table import EgressTable, EgressVerdict
 if TYPE_CHECKING:
     from agentd.egress.relay.budget import TrafficBudget
     from agentd.egress.relay.connection import RelayedConnection
+    from agentd.egress.relay.loop import EventLoop
 
 MAX_CONNECTIONS = 512
 MAX_DIALLING = 128
@@ -83,6 +84,22 @@ class Tenant:
         self.table = table
         self._verdicts.clear()
         self.denials.clear()
+
+    def spend(self, count: int) -> None:
+        """So many bytes were moved by what reads its requests."""
+        if self.budget is not None:
+            self.budget.spend(count)
+
+    def starved(self, connection: "RelayedConnection", loop: "EventLoop") -> None:
+        """There is no room for it in the budget: for now, or, for all that are open, for ever."""
+        if self.budget is None or connection not in self.connections:
+            return
+        if why := self.budget.over:
+            for each in list(self.connections):
+                each.end(why, reset=True)
+        elif not connection.rests:
+            connection.rests = True
+            loop.later(self.budget.seconds(), connection.rested)
 
     def may_ask(self, now: float) -> bool:
         """Take one of the names that it may have asked for now; False where it has had them."""
