@@ -7,6 +7,7 @@ import re
 import resource
 import signal
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 from tests.integration.configured import bundle_copy, signers, tls
 from tests.security.daemons import Daemon, running, until
 
+from agentd.client.cli.main import main
 from agentd.daemon.config import PROFILES
 from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.image import build
@@ -99,7 +101,6 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_profile_serves_and_is_reloaded_with_and_its_pool_is_used(profile: str) -> None:
     with running("", "--profile", prepared(profile)) as daemon:
         serves(daemon)
-        pool_is_used(daemon)
         reload(daemon)  # that it serves then is asked below, of one that comes from another profile
         pool_is_used(daemon)
 
@@ -147,24 +148,38 @@ def test_the_pool_is_used_where_the_policy_knows_its_callers_by_name() -> None:
         pool_is_used(daemon)
 
 
-@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in documented()])
-def test_a_documented_configuration_serves_and_is_reloaded_with(text: str, tmp_path: Path) -> None:
-    text = as_here(text, tmp_path)
+@pytest.fixture(scope="module")
+def reloaded() -> Iterator[tuple[Daemon, str]]:
+    """One that is reloaded with each page's configuration in turn, and what it was started with."""
     with running() as daemon:
-        (daemon.folder / "agentd.toml").write_text(_joined(daemon, text))
-        checked = daemon.cli("config", "check", f"{daemon.folder}/agentd.toml")
-        assert checked.returncode == 0, checked.stdout.decode()
-        reload(daemon)
-        serves(daemon)
-        daemon.stop()
-        daemon.start()
-        assert daemon.is_up, daemon.log.decode()
-        serves(daemon)
+        yield daemon, (daemon.folder / "agentd.toml").read_text()
 
 
-def _joined(daemon: Daemon, text: str) -> str:
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in documented()])
+def test_a_documented_configuration_serves_and_is_reloaded_with(
+    text: str, tmp_path: Path, reloaded: tuple[Daemon, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    text = as_here(text, tmp_path)
+    before, base = reloaded
+    file = before.folder / "agentd.toml"
+    file.write_text(_joined(base, text))
+    assert main(["config", "check", str(file)]) == 0, capfd.readouterr().out
+    reload(before)
+    serves(before)
+    with tempfile.TemporaryDirectory(prefix="agentd-") as folder:
+        daemon = Daemon(Path(folder))
+        file = daemon.folder / "agentd.toml"
+        file.write_text(_joined(file.read_text(), text))
+        try:
+            daemon.start()
+            assert daemon.is_up, daemon.log.decode()
+            serves(daemon)
+        finally:
+            daemon.end()
+
+
+def _joined(base: str, text: str) -> str:
     """A page's block, with the socket and the user of the test where it does not say its own."""
-    base = (daemon.folder / "agentd.toml").read_text()
     parts = base.split("\n[[auth.peers]]")
     peers = "\n[[auth.peers]]" + parts[1]
     head = parts[0]

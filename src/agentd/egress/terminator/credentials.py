@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote_to_bytes
 import msgspec
 
 from agentd.egress.terminator.replacing import Put, Replacer
+from agentd.model import typed
 from agentd.model.secret import SecretBinding, SecretValue, header_parts
 
 Headers = Sequence[tuple[bytes, bytes]]
@@ -362,7 +363,7 @@ def _with_header(
 
 def convert_secrets(message: Sequence[Any]) -> Credentials:
     """Return those of a message of ``pack_secrets``. Raises ValueError."""
-    return Credentials(msgspec.convert(list(message), list[HeldSecret]))
+    return Credentials(typed.convert(list(message), list[HeldSecret]))
 
 
 def pack_secrets(
