@@ -181,6 +181,66 @@ said("another namespace", call("unshare", 0x40000000))
     }, said
 
 
+_USERS = """
+said("users", call("unshare", 0x10000000))
+def packets(family, protocol):
+    socket.socket(family, socket.SOCK_RAW, protocol).close()
+    return "made"
+said("raw", tried(packets, socket.AF_INET, 255))
+said("packet", tried(packets, socket.AF_PACKET, 3))
+"""
+_ADDRESS = """
+def address():
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+        body = struct.pack("=4BI", 2, 24, 0, 0, socket.if_nametoindex("eth0"))
+        body += 2 * struct.pack("=HH4B", 8, 2, 10, 0, 0, 5)
+        sock.send(struct.pack("=IHHII", 16 + len(body), 20, 0x405, 1, 0) + body)
+        code = -struct.unpack_from("=i", sock.recv(4096), 16)[0]
+        return errno.errorcode[code] if code else "done"
+said("another address", tried(address))
+"""
+
+
+@pytest.mark.needs("runsc")
+@pytest.mark.parametrize("user", ["sandbox", *["root"] * gvisor.ALL])
+def test_behind_gvisor_no_namespace_gives_the_right_to_packets(
+    sandbox: Callable[..., Any], user: str
+) -> None:
+    box = sandbox("gvisor", net=[], user=user)
+    said = box.attack(
+        _USERS + _ADDRESS + "said('clone', call('clone', 0x10000000 | 17, 0, 0, 0, 0))"
+    )
+    assert said.pop("another address") in ("EACCES", "EPERM")
+    assert set(said.values()) == {"EPERM"}, said
+
+
+@pytest.mark.needs("runsc")
+@pytest.mark.skipif(not gvisor.ALL, reason="make test-gvisor asks it")
+def test_off_the_filter_behind_gvisor_it_makes_packets_and_has_no_way_out_all_the_same(
+    sandbox: Callable[..., Any], service: int
+) -> None:
+    box = sandbox("gvisor", {"seccomp"}, _static("db.internal", service), net=["db.internal:*"])
+    said = box.attack(
+        DIAL
+        + "said('before', named('db.internal', 5432))"
+        + _USERS
+        + _ADDRESS
+        + """
+for host in sys.argv[2:]:
+    said(f"the host {host}", named(host, int(sys.argv[1])))
+""",
+        str(service),
+        *_own_addresses(),
+        "127.0.0.1",
+        "10.0.0.1",
+    )
+    assert said.pop("before") == "the host"
+    assert [said.pop(name) for name in ("users", "raw", "packet", "another address")] == [
+        *("0", "made", "made", "done")
+    ]
+    assert len(said) >= 2 and "the host" not in said.values(), said
+
+
 @FEWER
 def test_other_udp_is_refused_at_once(
     sandbox: Callable[..., Any], backend: str, service: int

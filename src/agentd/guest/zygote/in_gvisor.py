@@ -70,8 +70,8 @@ def _become(uid: object) -> None:
 
 
 def _seccomp(program: str) -> bool:
-    """Whether there is one: gVisor's kernel says of a change of mode that this kernel refused that
-    it was done, and so the agent and commands have its filter, too."""
+    """Whether there is one, for the agent and commands: gVisor's kernel says of a change of mode
+    that this kernel refused that it was done, and lets who makes a user namespace make packets."""
     if not program:
         return False
     from agentd.linux import filtering  # some milliseconds, and few need it

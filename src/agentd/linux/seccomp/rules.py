@@ -40,18 +40,8 @@ _NO_CHROOT = Rule(
     "chroot",
     "whoever has a directory open outside of a root can leave it; it takes root anyway",
 )
-_COMMON = (
-    Rule(
-        "mount",
-        "mount umount2 pivot_root open_tree open_tree_attr move_mount fsopen fsconfig "
-        "fsmount fspick mount_setattr",
-        "a changed mount table or root uncovers what the sandbox's own root hides",
-    ),
-    Rule(
-        "mount",
-        "statmount listmount listns",
-        "they tell of mounts and namespaces outside without a path that could be withheld",
-    ),
+#: No command is in another namespace than the sandbox has, nor has what is had in one of its own.
+NAMESPACES = (
     Rule(
         "namespaces",
         "setns unshare",
@@ -71,6 +61,20 @@ _COMMON = (
         "clone on ENOSYS",
         code=errno.ENOSYS,
     ),
+)
+_COMMON = (
+    Rule(
+        "mount",
+        "mount umount2 pivot_root open_tree open_tree_attr move_mount fsopen fsconfig "
+        "fsmount fspick mount_setattr",
+        "a changed mount table or root uncovers what the sandbox's own root hides",
+    ),
+    Rule(
+        "mount",
+        "statmount listmount listns",
+        "they tell of mounts and namespaces outside without a path that could be withheld",
+    ),
+    *NAMESPACES,
     Rule(
         "kernel surface",
         "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register",

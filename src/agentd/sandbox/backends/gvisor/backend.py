@@ -91,7 +91,7 @@ class GvisorBackend(ContainerBackend):
         return changed
 
     def _agent_request(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
-        filter_ = config.set_id_filter().hex() if plan.rw else ""
+        filter_ = config.inner_filter(plan).hex()
         asked = super()._agent_request(plan, lent, block)
         return asked | {"becomes": plan.uid or None, "filter": filter_}
 

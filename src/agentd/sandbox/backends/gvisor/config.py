@@ -4,7 +4,10 @@ import resource
 from collections.abc import Collection, Mapping
 
 from agentd.image.runtime.store import PLACE, AgentRuntime
-from agentd.linux import seccomp
+from agentd.linux import abi, seccomp
+from agentd.linux.seccomp.filter import compile_rules
+from agentd.linux.seccomp.rules import NAMESPACES
+from agentd.linux.seccomp.set_id_rules import SET_ID
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.oci import config
 from agentd.sandbox.backends.oci.config import Json
@@ -42,10 +45,16 @@ def set_id_filter() -> bytes:
     """For runsc, where a folder of the host's is mounted rw: a mode that a command sets is one that
     runsc's processes set on the host.
 
-    The agent and commands have it in gVisor's kernel, too, for the answer. It kills nobody: what a
-    command calls by a number of another convention is runsc's to answer.
+    It kills nobody: what a command calls by a number of another convention is runsc's to answer.
     """
     return seccomp.build("share", kills=False)
+
+
+def inner_filter(plan: LinuxPlan) -> bytes:
+    """For the agent and commands, in gVisor's kernel: that of set-id bits for the answer, and where
+    there is a device no user namespace, in which they could make its packets; or none."""
+    rules = SET_ID * plan.rw + NAMESPACES * (plan.spec.net == "restricted")
+    return compile_rules(rules, abi.MACHINE, kills=False) if rules else b""
 
 
 def agent_files(runtime: AgentRuntime) -> tuple[tuple[str, str], ...]:

@@ -32,6 +32,7 @@ _NONE_HELD = (
     "none in any set, in gVisor's kernel; a user namespace that a command makes has some over what "
     "is its own"
 )
+_NONE_MADE = "none in any set, in gVisor's kernel, where a filter refuses user namespaces"
 _SHARED = "keyrings, inotify and the like are gVisor's, which is a process of this kernel"
 _SET_ID = (
     "a folder of the host's is mounted rw: profile share, digest {}, on runsc and what it starts, "
@@ -79,7 +80,8 @@ def enforcement(
 
 
 def _capabilities(plan: LinuxPlan, namespaces: Control, held: bool) -> Control:
-    how = f"{namespaces.detail}; in gVisor's kernel" if plan.uid == 0 else _NONE_HELD
+    none = _NONE_MADE if plan.spec.net == "restricted" else _NONE_HELD
+    how = f"{namespaces.detail}; in gVisor's kernel" if plan.uid == 0 else none
     return Control("default", held, how if held else "switched off")
 
 
