@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tests.security.daemons import WAIT, Daemon, running
+from tests.integration.test_profiles import metric
+from tests.security.daemons import WAIT, Daemon, running, until
 
 from agentd import InvalidInput, Refused, Sandbox
 
 SIZE = 3 << 20
+_BYTES = 'agentd_network_bytes_total{direction="received"}'
+_ALLOWED = 'agentd_network_connections_total{verdict="allowed"}'
 _FETCH = """
 import socket, sys
 found = 0
@@ -97,6 +100,28 @@ def test_nobody_gets_more_than_the_operator_allows(port: int, daemon: Daemon) ->
     for wrong in ({"net_bytes": "1M"}, {"net_rate": "1M"}, {"net": ["pypi"], "net_rate": "fast"}):
         with pytest.raises(InvalidInput):
             Sandbox.create(embedded=True, **wrong)  # type: ignore[arg-type]
+
+
+def test_metrics_tell_of_networks(port: int) -> None:
+    config = f"""
+[sandbox]
+networks = ["none", "restricted"]
+[egress]
+allow = ["host.agentd.internal:{port}"]
+"""
+    with running(config) as daemon:
+        assert metric(daemon, "agentd_network_relay_starts_total") == 0
+        with Sandbox.create(url=daemon.url, net=[f"host.agentd.internal:{port}"]) as sandbox:
+            assert _fetch(sandbox, port) == ("whole", SIZE)
+            sandbox.run(["getent", "hosts", "no.such.example"])
+            until(lambda: metric(daemon, "agentd_network_sandboxes") == 1)
+            until(lambda: metric(daemon, _BYTES) == SIZE)
+            assert metric(daemon, "agentd_network_relay_starts_total") == 1
+            assert metric(daemon, _ALLOWED) == 1
+            assert metric(daemon, _ALLOWED.replace("allowed", "denied")) >= 1
+        until(lambda: metric(daemon, "agentd_network_sandboxes") == 0)
+        assert metric(daemon, _BYTES) == SIZE  # of who has ended, too
+        assert metric(daemon, "agentd_network_relay_deaths_total") == 0
 
 
 def test_by_the_command_line(port: int) -> None:

@@ -347,6 +347,10 @@ class Daemon:
             return f"its thread for the {dead[0]} has ended; the log tells of what"
         return self._supervision.trouble
 
+    def network(self) -> dict[str, int]:
+        """Return what the sandboxes' networks have done, as of some seconds ago."""
+        return self._supervision.network
+
     def full(self) -> str:
         """Return what the disk refuses; "" where it takes all. It may have room again by itself."""
         return self._disk.trouble

@@ -97,6 +97,11 @@ class ConnectionLog:
         with self._lock:
             return self._totals["sent"] + self._totals["received"]
 
+    def totals(self) -> dict[str, int]:
+        """Those of ``after``, without its rows."""
+        with self._lock:
+            return dict(self._totals)
+
     def after(self, cursor: int) -> ConnectionList:
         with self._lock:
             rows = [row for change, row in self._rows.values() if change > cursor]

@@ -19,6 +19,7 @@ from typing import Any
 from agentd.egress.admitted import Admitted
 from agentd.egress.hostnames import HostFiles
 from agentd.egress.process import RelayProcess, TakeUser, pack
+from agentd.egress.tally import TALLY
 from agentd.egress.terminating import Reading, Terminating
 from agentd.model.errors import SandboxError
 
@@ -109,6 +110,7 @@ class RelayKeeper:
                 self.terminating.release(admitted.id)
                 raise
             self._admitted[admitted.id] = admitted
+            TALLY.begin(admitted)
             return admitted
 
     def set(self, admitted: Admitted, table: Mapping[str, Any]) -> None:
@@ -147,9 +149,11 @@ class RelayKeeper:
 
     def release(self, admitted: Admitted) -> None:
         with self._changed:
-            if self._admitted.pop(admitted.id, None) is not None and self._ready:
+            if self._admitted.pop(admitted.id, None) is not None:
+                TALLY.end(admitted)
                 with contextlib.suppress(SandboxError):  # one that is gone has released it
-                    self._send(pack({"release": admitted.id}))
+                    if self._ready:
+                        self._send(pack({"release": admitted.id}))
             self.terminating.release(admitted.id)
             admitted.close_sockets()
 
@@ -211,6 +215,7 @@ class RelayKeeper:
         """A new process, which is told who it is and not yet ready. Raises SandboxError."""
         self._process = RelayProcess(self._take_user)
         self._generation += 1
+        TALLY.starts += 1
         try:
             self._tell_names()
         except SandboxError:
@@ -251,6 +256,7 @@ class RelayKeeper:
         self._ready, self._failure = False, why
         for admitted in self._admitted.values():
             admitted.close_sockets()
+            TALLY.end(admitted)
         self._admitted.clear()
         self._changed.notify_all()
 
@@ -275,6 +281,7 @@ class RelayKeeper:
     def _again(self) -> bool:
         now = time.monotonic()
         died, self._shut = not self._shut, False
+        TALLY.deaths += died
         self._deaths = [each for each in self._deaths if now - each < _WITHIN] + [now] * died
         if len(self._deaths) >= _DEATHS or self._failure:
             self._give_up(self._failure or f"it died {_DEATHS} times within {_WITHIN:g} s")

@@ -68,6 +68,23 @@ TABLE = (
     Row("agentd_command_cpu_seconds_total", "counter", ("backend",), "CPU time of ended commands"),
     Row("agentd_output_bytes_total", "counter", ("stream",), "output of commands"),
     Row("agentd_journal_lost_bytes_total", "counter", ("reason",), "output that was not kept"),
+    Row("agentd_network_sandboxes", "gauge", (), "sandboxes whose network is one of rules"),
+    Row(
+        "agentd_network_connections_total",
+        "counter",
+        ("verdict",),
+        "connections of these: allowed, or denied, names that were asked for too",
+    ),
+    Row(
+        "agentd_network_bytes_total",
+        "counter",
+        ("direction",),
+        "what connections that have ended sent and received",
+    ),
+    Row("agentd_network_names_total", "counter", (), "names that were given an address"),
+    Row("agentd_network_lost_total", "counter", (), "lines that nobody took in time"),
+    Row("agentd_network_relay_starts_total", "counter", (), "relays that were started"),
+    Row("agentd_network_relay_deaths_total", "counter", (), "relays that died, and were followed"),
     Row("agentd_store_commits_total", "counter", (), "transactions: many writes share one"),
     Row("agentd_store_writes_total", "counter", (), "writes in them: many share one"),
     Row("agentd_store_failures_total", "counter", (), "transactions that the disk refused"),
@@ -200,6 +217,7 @@ class _State(Collector):
         yield _count("agentd_store_writes_total", {(): counts.writes})
         yield _count("agentd_store_failures_total", {(): counts.failures})
         yield from _of_control(daemon.control)
+        yield from _of_network(daemon.network())
 
     def _sums(self, running: "list[Command]") -> "tuple[Count[str], Count[str]]":
         with self._lock:
@@ -217,6 +235,21 @@ def _of_control(control: "AdmissionControl") -> Iterator[Metric]:
     audit = control.counts
     for name in ("records", "commits", "failures", "lost", "unsent"):
         yield _count(f"agentd_audit_{name}_total", {(): audit[name]})
+
+
+def _of_network(found: Mapping[str, int]) -> Iterator[Metric]:
+    """The supervisor's counts: they begin anew with it, and are 0 before the first network."""
+    known = Count(found)
+    yield _gauge("agentd_network_sandboxes", {(): known["sandboxes"]})
+    for name, kinds in (("connections", ("allowed", "denied")), ("bytes", ("sent", "received"))):
+        yield _count(f"agentd_network_{name}_total", {(kind,): known[kind] for kind in kinds})
+    for name, key in (
+        ("names", "names"),
+        ("lost", "lost"),
+        ("relay_starts", "starts"),
+        ("relay_deaths", "deaths"),
+    ):
+        yield _count(f"agentd_network_{name}_total", {(): known[key]})
 
 
 def _add(output: "Count[str]", lost: "Count[str]", command: "Command") -> None:

@@ -1,5 +1,6 @@
 """Sees that the daemon has a supervisor that answers, and starts another where it has none."""
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -35,6 +36,8 @@ class Supervision:
         self._asked_at = time.monotonic()
         self.trouble = ""
         self.hopeless = False
+        #: What the sandboxes' networks have done, as the supervisor said last.
+        self.network: dict[str, int] = {}
 
     def look(self) -> None:
         if self._link.lost.is_set():
@@ -59,12 +62,20 @@ class Supervision:
         self._lost_at, self._asked, self._asked_at, self.trouble = 0.0, None, now, ""
         self._report("went on with another supervisor", lost=lost)
 
+    def _hear(self, answered: client.PendingAnswer) -> None:
+        with contextlib.suppress(AgentdError):  # one that is about to end says so
+            told, _ = answered.result()
+            # A supervisor of before knows nothing of it.
+            self.network = dict(told.get("network", {}))
+
     def _ask(self) -> None:
         now = time.monotonic()
         if self._asked is not None and not self._asked.answered:
             if now - self._asked_at > _SILENT_SECONDS:
                 self.trouble = _SILENT
         elif self._asked is None or now - self._asked_at > _ASK_SECONDS:
+            if self._asked is not None:
+                self._hear(self._asked)
             self._asked_at = now
             try:
                 self._asked = self._link.begin("hello")

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from agentd.egress.tally import TALLY
 from agentd.model import typed
 from agentd.model.cause import Cause
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
@@ -175,7 +176,7 @@ class Supervisor:
             raise BackendLost("the supervisor is about to end", remediation="start another")
         if "ids" in message:  # for walls that are built from now on
             identity.configure(typed.convert(message["ids"], identity.Range))
-        return {"pid": os.getpid(), "sandboxes": len(self._all())}, []
+        return {"pid": os.getpid(), "sandboxes": len(self._all()), "network": TALLY.counts()}, []
 
     def _list(self, message: Message) -> Answer:
         after = str(message.get("after", ""))

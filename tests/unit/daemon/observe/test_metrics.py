@@ -62,6 +62,8 @@ class Fake:
         self.pool = SimpleNamespace(sizes=lambda: {"default/namespace": 3})
         self.commands = SimpleNamespace(now=lambda: self.running)
         self.store = SimpleNamespace(counts=lambda: WriteCounts(2, 7, 1))
+        self.counts = {"sandboxes": 2, "allowed": 5, "denied": 1, "sent": 7, "starts": 1}
+        self.network = lambda: self.counts
         self.control = SimpleNamespace(
             counts={"commits": 3, "records": 9, "failures": 1, "lost": 2, "unsent": 5},
             gate=SimpleNamespace(
@@ -108,6 +110,17 @@ def test_the_table_is_what_is_told(metrics: tuple[Metrics, Any]) -> None:
             for name in re.findall(r'(\w+)="', found)
         }
         assert labels - {"le"} == set(row.labels), row.name
+
+
+def test_networks_are_told_of_as_the_supervisor_counts(metrics: tuple[Metrics, Any]) -> None:
+    found = values(metrics[0])
+    assert found["agentd_network_sandboxes",] == 2
+    assert found["agentd_network_connections_total", "denied"] == 1
+    assert found["agentd_network_bytes_total", "sent"] == 7
+    assert found["agentd_network_bytes_total", "received"] == 0
+    assert found["agentd_network_relay_starts_total",] == 1
+    metrics[1].counts = {}  # of a supervisor of before, or where there was no network yet
+    assert values(metrics[0])["agentd_network_relay_starts_total",] == 0
 
 
 def test_calls_are_counted_by_their_end(metrics: tuple[Metrics, Any]) -> None:
