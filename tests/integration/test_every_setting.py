@@ -164,6 +164,7 @@ host_configuration_show = ["/etc/maven"]
 host_configuration_hide = ["/etc/perl"]
 [egress]
 allow = ["pypi", "db.internal:5432"]
+ca_file = "{folder}/cert.pem"
 [[egress.host]]
 name = "db.internal"
 address = "127.0.0.1:5432"

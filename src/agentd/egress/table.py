@@ -14,8 +14,9 @@ It runs in the relay: standard library alone. A table is plain JSON, made by ``c
 written; ``private`` says whether it reaches addresses that are somebody's own. A rule of requests
 has ``"http": {"methods": ["GET"] or null, "path": "/v1/*"}``; connections that only such rules
 allow, or that one forbids some requests of, are read, and so are those to hosts of ``terminated``,
-at port 443. Which addresses nobody reaches is not said here. A host of port 0 is all ports of that
-address, of which a rule allows those that it has by the host's whole name: no wildcard is about it.
+at port 443 or the one that is said. Which addresses nobody reaches is not said here. A host of port
+0 is all ports of that address, of which a rule allows those that it has by the host's whole name:
+no wildcard is about it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -123,9 +124,13 @@ class EgressTable:
         """Judge a connection to that name. Where it goes is judged by ``of_answer`` then."""
         name = _normal(name)
         verdict = _judge(list(self._lines(name)), port, f"no rule has {name}")
-        if verdict.allowed and port == TLS_PORT and name in self._terminated:
+        if verdict.allowed and self.is_terminated(name, port):
             return verdict._replace(read=True)
         return verdict
+
+    def is_terminated(self, name: str, port: int) -> bool:
+        """Return whether connections there are read for a credential's sake."""
+        return (name if port == TLS_PORT else f"{name}:{port}") in self._terminated
 
     @property
     def reads(self) -> bool:

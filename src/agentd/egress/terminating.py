@@ -47,10 +47,12 @@ BUNDLES = (
 
 class Reading(msgspec.Struct, frozen=True):
     """What a sandbox whose connections are read needs beside its table: its authority, and its
-    secrets as they are told to the terminator."""
+    secrets as they are told to the terminator. ``ca_file`` has certificates that are trusted beside
+    the system's; that of the first sandbox holds for all, until there is another terminator."""
 
     authority: Authority
     secrets: tuple[Any, ...] = ()
+    ca_file: str = ""
 
     def __repr__(self) -> str:
         return "Reading(...)"
@@ -77,8 +79,7 @@ class Terminating:
         self._asked = self._synced = 0
         self._asked_at = 0.0
         self._read: dict[int, tuple[Reading, Mapping[str, Any]]] = {}
-        #: Certificates that the host trusts besides the system's: a company's own.
-        self.ca_file = ""
+        self._ca_file = ""
         #: What holds of it, in its own words; empty before it is ready.
         self.confinement: tuple[str, ...] = ()
 
@@ -88,6 +89,7 @@ class Terminating:
 
     def admit(self, id_: int, reading: Reading, table: Mapping[str, Any]) -> None:
         """Raises SandboxError where there is none; when this returns it knows the sandbox."""
+        self._ca_file = reading.ca_file or self._ca_file
         self._begin()
         self._await_ready()
         self._read[id_] = reading, table
@@ -164,7 +166,7 @@ class Terminating:
             self._start()
 
     def _start(self) -> None:
-        first = {"roots": roots(self.ca_file)}
+        first = {"roots": roots(self._ca_file)}
         self._process = process = RelayProcess(self._take, MODULE, _folders(), first)
         self._ready = False
         threading.Thread(

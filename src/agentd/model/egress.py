@@ -86,12 +86,14 @@ class StaticHost(msgspec.Struct, frozen=True):
 class EgressBounds(msgspec.Struct, frozen=True):
     """What an operator lets callers be granted: rules, ``PUBLIC``, ``PRIVATE`` and rules that
     forbid. ``allow`` None is all, as for oneself. ``net_bytes`` and ``net_rate`` are as in Limits.
-    """
+    ``ca_file`` has certificates that hosts whose connections are read may have besides those that
+    the system trusts."""
 
     allow: tuple[str, ...] | None = None
     hosts: tuple[StaticHost, ...] = ()
     net_bytes: int | None = None
     net_rate: int | None = None
+    ca_file: str = ""
 
 
 def network(net: Net) -> tuple[str, tuple[str, ...]]:

@@ -146,7 +146,7 @@ def _egress(config: Config) -> Iterator[Found]:
     """What would bound a network that no sandbox here may have."""
     if RESTRICTED in config.sandbox.networks:
         return
-    for name in ("allow", "host"):
+    for name in ("allow", "host", "ca_file"):
         if getattr(config.egress, name):
             yield (
                 ("egress", name),

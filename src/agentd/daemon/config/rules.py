@@ -41,6 +41,7 @@ def _egress(config: Config) -> Iterator[Found]:
         if name in names[:n]:
             where: Path = ("egress", "host", n, "name")
             yield where, f"{str(name)!r} is there twice", "drop one of them"
+    yield from _file(config.egress.ca_file, ("egress", "ca_file"))
 
 
 def _configuration(config: Config) -> Iterator[Found]:

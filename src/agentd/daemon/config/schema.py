@@ -243,12 +243,13 @@ class EgressSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     allow: tuple[Grant, ...] = (Grant(PUBLIC),)  # rules, "public", "private"
     host: tuple[OwnHost, ...] = ()
+    ca_file: FilePath | None = None  # PEM: whom else hosts may be signed by that are read
 
     def bounds(self) -> EgressBounds:
         hosts = (
             StaticHost(str(own.name), own.address.address, own.address.port) for own in self.host
         )
-        return EgressBounds(tuple(map(str, self.allow)), tuple(hosts))
+        return EgressBounds(tuple(map(str, self.allow)), tuple(hosts), str(self.ca_file or ""))
 
 
 class PortSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -56,12 +56,13 @@ class Terminator:
     ) -> None:
         """Take over a connection that the relay has made."""
         sandbox = self._sandboxes.get(message["sandbox"])
-        if sandbox is None or len(ends) != _ENDS:
+        to = str(message["name"]), int(message["port"])
+        why = _hindrance(sandbox, to, ends)
+        if sandbox is None or why:
             for sock in ends:
                 sock.close()
-            link.ended(message["n"], "it is of no sandbox that is known", (0, 0))
+            link.ended(message["n"], why, (0, 0))
             return
-        to = str(message["name"]), int(message["port"])
         connection = ReadConnection(self, sandbox, message["n"], to, (ends[0], ends[1]))
         task = asyncio.ensure_future(connection.run())
         sandbox.connections.add(connection)
@@ -105,9 +106,13 @@ class Terminator:
             self.records.sync(message["sync"])
 
     def _admit(self, message: dict[str, Any]) -> None:
+        """A sandbox, or other secrets of one that is known."""
+        id_, credentials = message["admit"], convert_secrets(message["secrets"])
+        if id_ in self._sandboxes:
+            self._sandboxes[id_].credentials = credentials
+            return
         issuer = LeafIssuer(message["key"], message["certificate"])
-        credentials = convert_secrets(message["secrets"])
-        self._sandboxes[message["admit"]] = ReadSandbox(message["admit"], issuer, credentials)
+        self._sandboxes[id_] = ReadSandbox(id_, issuer, credentials)
 
     def _set(self, id_: int, table: dict[str, Any]) -> None:
         sandbox = self._sandboxes.get(id_)
@@ -131,6 +136,17 @@ class Terminator:
             trace = trace.tb_next
         told = context.get("message", "") if error is None else f"{type(error).__name__}: {error}"
         self.records.fault(f"{told}; {' < '.join(reversed(places))}")
+
+
+def _hindrance(sandbox: ReadSandbox | None, to: tuple[str, int], ends: list[socket.socket]) -> str:
+    """Return why a connection cannot be taken over; "" where it can."""
+    if sandbox is None:
+        return "it is of no sandbox that is known"
+    if len(ends) != _ENDS:
+        return "no descriptors are left for it"
+    if sandbox.table.is_terminated(*to) and sandbox.credentials.for_host(*to) is None:
+        return "the secrets that are for it are not known"
+    return ""
 
 
 class RelayLink:

@@ -11,7 +11,16 @@ import resource
 from collections.abc import Callable
 from typing import NamedTuple
 
-from agentd.guest.zygote import cgroup_view, disk, image_root, own_root, stack, var, writable_root
+from agentd.guest.zygote import (
+    certificates,
+    cgroup_view,
+    disk,
+    image_root,
+    own_root,
+    stack,
+    var,
+    writable_root,
+)
 from agentd.guest.zygote.asked import Request, dicts, number, pairs, strings
 from agentd.guest.zygote.disk import WORKSPACE
 from agentd.guest.zygote.limits import no_core
@@ -114,6 +123,7 @@ def confine(
         ("root", lambda: _own_root(box, fds, lowers, kernel)),
         ("scratch", lambda: _scratch(box, fds, coming, lowers, kernel, prepared)),
         ("workspace", lambda: _mounts(box, fds, lowers, kernel, prepared is not None)),
+        ("certificates", lambda: _certificates(box, kernel)),
         ("proc", lambda: _proc(kernel)),
         ("user_counts", lambda: _user_counts(box, kernel)),
         ("group", lambda: held.extend(enter())),
@@ -256,6 +266,11 @@ def _own_root(box: Request, fds: list[int], lowers: dict[str, int], kernel: Wall
     elif box["private_root"]:
         elsewhere = [(str(m["target"]), bool(m["is_dir"])) for m in dicts(box["mounts"])]
         own_root.build(elsewhere, WRITABLE, bool(box["private_programs"]), kernel)
+
+
+def _certificates(box: Request, kernel: WallKernel) -> None:
+    if isinstance(box.get("authority"), str):
+        certificates.show(str(box["authority"]), kernel)
 
 
 def _proc(kernel: WallKernel) -> None:

@@ -14,14 +14,24 @@ from contextlib import suppress
 
 from agentd.guest.zygote import cgroup_view
 from agentd.guest.zygote.own_root import Target, enter_stage, mount_point
-from agentd.guest.zygote.root import EMPTY_FILE, EMPTY_FOLDER, SANDBOX_HOME, STAGE, write
+from agentd.guest.zygote.root import (
+    CERTIFICATES,
+    EMPTY_FILE,
+    EMPTY_FOLDER,
+    SANDBOX_HOME,
+    STAGE,
+    write,
+)
 from agentd.linux import abi, overlay
 from agentd.linux.kernel import KERNEL, Kernel
 
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 _DIRECTORIES = ("/run", "/var", "/tmp", "/etc", "/workspace", SANDBOX_HOME)
 # As the shared root has them. Beside these three of ours it has parts of the host's there.
-_SHARED = ("/dev", "/proc", "/sys", EMPTY_FILE, EMPTY_FOLDER, cgroup_view.STATIC)
+_SHARED = (
+    *("/dev", "/proc", "/sys"),
+    *(EMPTY_FILE, EMPTY_FOLDER, CERTIFICATES, cgroup_view.STATIC),
+)
 #: Where the sandbox's tmpfs is in a root without folders of ours.
 SHM = "/dev/shm"
 # Of the shared root, which has them as every sandbox does: names of hosts are the sandbox's own.

@@ -95,6 +95,8 @@ _EMPTY_DEV = ("/dev/pts", "/dev/shm", "/dev/mqueue")
 # busy each device is, the paths of swap files. An empty file or directory takes its place.
 EMPTY_FILE = "/.agentd/empty"
 EMPTY_FOLDER = "/.agentd/nothing"
+# Empty, but in a sandbox that has certificates of its own (``certificates``).
+CERTIFICATES = "/.agentd/certificates"
 # How many processors there are, and of which kind, as /proc/cpuinfo has it: lscpu reads it here.
 SYSFS = ("/sys/devices/system/cpu",)
 _PROC_FILES = (
@@ -193,7 +195,7 @@ def enter(trees: list[Tree], files: dict[str, bytes], kernel: Kernel = KERNEL) -
 
 def skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
     """Make the root's directories, links and small files, and the places of the trees."""
-    for path in (*_EMPTY, "/dev", *_EMPTY_DEV, "/etc", EMPTY_FOLDER):
+    for path in (*_EMPTY, "/dev", *_EMPTY_DEV, "/etc", EMPTY_FOLDER, CERTIFICATES):
         os.makedirs(stage + path, 0o755, exist_ok=True)
     cgroup_view.make(stage)
     var.make(stage, [path for path, _fd in trees if path.startswith("/var/")])

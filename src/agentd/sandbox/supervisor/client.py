@@ -240,6 +240,7 @@ def _answers(link: SupervisorLink) -> bool:
 
 _KEPT = (
     *("HOME", "PATH", "TMPDIR", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR", "LANG", "PYTHONPATH"),
+    "SSL_CERT_FILE",
     *LOADER,
 )
 

@@ -42,7 +42,7 @@ from agentd.sandbox.backends.linux.image import LinuxImageRoot
 from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.network import admitted, rest
 from agentd.sandbox.backends.linux.nursery import Nursery, adopt
-from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
+from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan, with_authority
 from agentd.sandbox.backends.linux.shared_layer import SharedLayer
 from agentd.sandbox.backends.linux.spares import SpareKind
 from agentd.sandbox.backends.linux.subid_range import SubidRange
@@ -116,7 +116,7 @@ class LinuxBackend:
         """``kept`` is the state of a snapshot, whose files it begins with."""
         with contextlib.ExitStack() as undo:
             root = self._image_root(plan, undo, kept)
-            plan = plan if root is None else root.planned(plan)
+            plan = with_authority(plan if root is None else root.planned(plan))
             nursery, no_range = self._nursery_for(plan)
             taken = leases.take(plan.mounts, undo)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
@@ -294,6 +294,7 @@ class LinuxBackend:
             "uid": plan.uid,
             "hostname": plan.spec.hostname,
             "net": plan.spec.net,
+            "authority": None if plan.authority is None else plan.authority.certificate,
             "disk": plan.limits.disk,
             "inodes": plan.inodes,
             "pids": cgroups.process_rlimit(plan.limits.pids),

@@ -15,7 +15,7 @@ from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.image_root import ImageRoot, moved, opened
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.loans import Lender
-from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.linux.plan import LinuxPlan, certificates
 from agentd.sandbox.backends.linux.spares import ImageFiles
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
@@ -52,7 +52,7 @@ class LinuxImageRoot(ImageRoot):
         return msgspec.structs.replace(
             plan,
             uid=uid,
-            env=self.environment(plan.limits.cpus) | plan.spec.env,
+            env=self.environment(plan.limits.cpus) | certificates(plan.table) | plan.spec.env,
             workdir=None if mounted else self.workdir(),
         )
 

@@ -20,7 +20,9 @@ from agentd.sandbox.backends.linux.plan import LinuxPlan, egress_table
 
 if TYPE_CHECKING:
     from agentd.egress.admitted import Admitted
+    from agentd.egress.authority import Authority
     from agentd.egress.keeper import RelayKeeper
+    from agentd.egress.terminating import Reading
 
 _STREAM, _DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 _SHAPES = (
@@ -36,16 +38,27 @@ _PORTS = {_STREAM: anyip.PORT, _DATAGRAM: anyip.DNS_PORT}
 class SandboxNetwork:
     """Thread-safe, as the keeper is."""
 
-    def __init__(self, admitted: "Admitted", secrets: Sequence[SecretBinding] = ()) -> None:
-        """Takes ownership of ``admitted``. ``secrets`` are used by the sandbox."""
+    def __init__(
+        self,
+        admitted: "Admitted",
+        secrets: Sequence[SecretBinding] = (),
+        authority: "Authority | None" = None,
+    ) -> None:
+        """Takes ownership of ``admitted``. ``secrets`` are used by the sandbox, and ``authority``
+        is whom its programs trust."""
         self._admitted = admitted
+        self._authority = authority
         self._secrets = secrets
         self._values: dict[str, SecretValue] = {}
 
     def set(self, egress: Sequence[str], bounds: EgressBounds) -> Control:
         """Let these rules hold from now on. Raises InvalidInput for one that is none, Refused for
-        more than ``bounds``."""
-        self._admitted.set(egress_table(egress, bounds, self._secrets))
+        more than ``bounds``, and for requests to hosts that its authority is not for."""
+        from agentd.sandbox.backends import certificates
+
+        table = egress_table(egress, bounds, self._secrets)
+        certificates.check_covered(table, self._authority)
+        self._admitted.set(table)
         return report.network("restricted", egress, self._secrets)
 
     def connections(self, after: int) -> ConnectionList:
@@ -77,7 +90,9 @@ def admitted(
         return None
     try:
         _check(sockets)
-        network = SandboxNetwork(relay().admit(sockets, plan.table), plan.spec.secrets)
+        own = plan.authority
+        admitted = relay().admit(sockets, plan.table, _reading(own, plan))
+        network = SandboxNetwork(admitted, plan.spec.secrets, own)
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -85,6 +100,14 @@ def admitted(
         raise
     undo.callback(network.close)
     return network
+
+
+def _reading(authority: "Authority | None", plan: LinuxPlan) -> "Reading | None":
+    if authority is None:
+        return None
+    from agentd.egress.terminating import Reading
+
+    return Reading(authority, ca_file=plan.spec.egress_bounds.ca_file)
 
 
 def rest() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from agentd.egress.authority import Authority
 from agentd.model.egress import EgressBounds
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import Limits
@@ -36,6 +37,7 @@ class LinuxPlan(msgspec.Struct, frozen=True):
     env: dict[str, str]
     workdir: str | None = None  # where commands begin, if not in the workspace
     table: dict[str, Any] | None = None  # by which the relay decides, of a restricted network
+    authority: Authority | None = None  # whom its programs trust, where its connections are read
     bare: bool = False  # all of the root is the image's: no workspace, no /tmp of the sandbox's own
 
     @property
@@ -54,6 +56,7 @@ def make_plan(spec: SandboxSpec) -> LinuxPlan:
     limits = on_this_kernel(spec.limits)
     disk = limits.disk or 0
     uid = parse_user(spec.user)
+    table = _table(spec)
     return LinuxPlan(
         spec=spec,
         uid=uid,
@@ -61,9 +64,9 @@ def make_plan(spec: SandboxSpec) -> LinuxPlan:
         cow=bool(mounts) and mounts[0].mode is MountMode.COW,
         private_root=spec.private_programs or any(not _in_scratch(m.target) for m in mounts),
         limits=limits,
-        table=_table(spec),
+        table=table,
         inodes=min(max(disk // _BYTES_PER_INODE, _MIN_INODES), _MAX_INODES),
-        env=environment(processors(limits.cpus) | spec.env, uid),
+        env=environment(processors(limits.cpus) | certificates(table) | spec.env, uid),
     )
 
 
@@ -81,6 +84,24 @@ def egress_table(
     from agentd.egress.compile import compile_table
 
     return compile_table(egress, bounds, secrets)
+
+
+def with_authority(plan: LinuxPlan) -> LinuxPlan:
+    """Return it with an authority of this sandbox's own, if its connections are read."""
+    if plan.table is None:
+        return plan
+    from agentd.sandbox.backends.certificates import authority
+
+    return msgspec.structs.replace(plan, authority=authority(plan.table))
+
+
+def certificates(table: dict[str, Any] | None) -> dict[str, str]:
+    """Return the variables of a sandbox whose connections are read by these rules, if it is one."""
+    if table is None:
+        return {}
+    from agentd.sandbox.backends.certificates import variables
+
+    return variables(table)
 
 
 def environment(extra: dict[str, str], uid: int) -> dict[str, str]:

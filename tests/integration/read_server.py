@@ -1,0 +1,96 @@
+"""A server of HTTPS or HTTP that says what it was asked, with an authority of its own."""
+
+import contextlib
+import http.server
+import json
+import ssl
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+
+class Echo(http.server.BaseHTTPRequestHandler):
+    """Answers with the request, as JSON; /big/N with so many bytes, /stream with lines that wait
+    for each other."""
+
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1
+    server: "EchoServer"
+
+    def answer(self) -> None:
+        body = b""
+        if "chunked" in self.headers.get("transfer-encoding", ""):
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        elif length := int(self.headers.get("content-length", 0)):
+            body = self.rfile.read(length)
+        self.server.seen.append((self.requestline, self.headers.items(), body))
+        if self.path.startswith("/v1/big/"):
+            self._big(int(self.path.removeprefix("/v1/big/")))
+        elif self.path == "/v1/stream":
+            self._stream()
+        else:
+            told = {"line": self.requestline, "headers": self.headers.items()}
+            self._say(json.dumps({**told, "body": body.decode("latin-1")}).encode())
+
+    do_GET = do_POST = do_DELETE = do_PUT = do_HEAD = answer
+
+    def _say(self, data: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _big(self, length: int) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(length))
+        self.end_headers()
+        while length > 0:
+            self.wfile.write(b"x" * min(length, 1 << 20))
+            length -= 1 << 20
+
+    def _stream(self) -> None:
+        """Events of which each is sent once the one before was read."""
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for number in range(3):
+            self.wfile.write(b"9\r\ndata: %d\n\n\r\n" % number)
+            self.wfile.flush()
+            self.server.next.acquire(timeout=60)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class EchoServer(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, context: ssl.SSLContext | None) -> None:
+        super().__init__(("127.0.0.1", 0), Echo)
+        self.seen: list[tuple[str, list[tuple[str, str]], bytes]] = []
+        self.next = threading.Semaphore(0)
+        if context is not None:
+            self.socket = context.wrap_socket(
+                self.socket, server_side=True, do_handshake_on_connect=False
+            )
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def serving(context: ssl.SSLContext | None = None) -> Iterator[EchoServer]:
+    with EchoServer(context) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
