@@ -79,7 +79,8 @@ class Terminating:
         self._asked = self._synced = 0
         self._asked_at = 0.0
         self._read: dict[int, tuple[Reading, Mapping[str, Any]]] = {}
-        self._ca_file = ""
+        #: Certificates that hosts may have beside those that the system trusts.
+        self.ca_file = ""
         #: What holds of it, in its own words; empty before it is ready.
         self.confinement: tuple[str, ...] = ()
 
@@ -89,7 +90,7 @@ class Terminating:
 
     def admit(self, id_: int, reading: Reading, table: Mapping[str, Any]) -> None:
         """Raises SandboxError where there is none; when this returns it knows the sandbox."""
-        self._ca_file = reading.ca_file or self._ca_file
+        self.ca_file = reading.ca_file or self.ca_file
         self._begin()
         self._await_ready()
         self._read[id_] = reading, table
@@ -166,7 +167,7 @@ class Terminating:
             self._start()
 
     def _start(self) -> None:
-        first = {"roots": roots(self._ca_file)}
+        first = {"roots": roots(self.ca_file)}
         self._process = process = RelayProcess(self._take, MODULE, _folders(), first)
         self._ready = False
         threading.Thread(

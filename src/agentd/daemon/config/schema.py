@@ -249,7 +249,9 @@ class EgressSettings(msgspec.Struct, frozen=True, kw_only=True):
         hosts = (
             StaticHost(str(own.name), own.address.address, own.address.port) for own in self.host
         )
-        return EgressBounds(tuple(map(str, self.allow)), tuple(hosts), str(self.ca_file or ""))
+        return EgressBounds(
+            tuple(map(str, self.allow)), tuple(hosts), ca_file=str(self.ca_file or "")
+        )
 
 
 class PortSettings(msgspec.Struct, frozen=True, kw_only=True):

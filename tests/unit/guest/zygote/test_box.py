@@ -24,6 +24,7 @@ STEPS = [
     "root",
     "scratch",
     "workspace",
+    "certificates",
     "proc",
     "user_counts",
     "group",

@@ -40,6 +40,7 @@ def test_the_plan_of_a_spec_that_says_nothing() -> None:
         },
         "inodes": 131072,
         "table": None,
+        "authority": None,
         "bare": False,
         "env": {
             "HOME": "/home/sandbox",
