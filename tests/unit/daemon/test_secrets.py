@@ -1,4 +1,4 @@
-"""The file of secrets: of its user alone, whole before a change or after it, known by its version."""
+"""The file of secrets: of its user alone, from before a change or from after it, of one version."""
 
 import json
 import os
