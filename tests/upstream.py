@@ -14,6 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from agentd.egress import authority
 
 
+class _Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client that trusts another authority goes away: that is its affair."""
+
+
 class Upstream:
     """Serves ``names`` at 127.0.0.1; ``ca_file`` is the certificate of its own authority.
 
@@ -27,7 +32,7 @@ class Upstream:
         made = authority.make(names)
         self.ca_file = str(folder / "upstream-ca.pem")
         Path(self.ca_file).write_text(made.certificate)
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self.port = int(self._server.server_address[1])
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(_pair(made, folder, names))

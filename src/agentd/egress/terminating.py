@@ -19,7 +19,7 @@ import msgspec
 
 from agentd.egress.authority import Authority
 from agentd.egress.process import RelayProcess, TakeUser, pack
-from agentd.model.errors import SandboxError
+from agentd.model.errors import Refused, SandboxError
 
 MODULE = "agentd.egress.terminator.main"
 _LIBRARIES = (
@@ -110,9 +110,13 @@ class Terminating:
             self.sync()
 
     def give(self, id_: int, secrets: Sequence[Any]) -> None:
-        """Have these secrets put into its requests from now on: those of ``pack_secrets``."""
+        """Have these secrets put into its requests from now on: those of ``pack_secrets``. Raises
+        Refused where nothing of the sandbox is read."""
         if id_ not in self._read:
-            return
+            raise Refused(
+                "this wall has no connections of its sandboxes read, where secrets could be put",
+                remediation="use the backend linux",
+            )
         reading, table = self._read[id_]
         self._read[id_] = msgspec.structs.replace(reading, secrets=tuple(secrets)), table
         with contextlib.suppress(SandboxError):  # the next is told

@@ -58,7 +58,9 @@ class World:
         rules = ("api.example.com:443", "other.example.com:443/**")
         table = compile_table(rules, EgressBounds(None, static), [self.binding])
         made = authority.make(HOSTS)
-        self.admitted: Admitted = keeper.admit(self.program.sockets, table, Reading(made))
+        self.admitted: Admitted = keeper.admit(
+            self.program.sockets, table, Reading(made, ca_file=upstream.ca_file)
+        )
         self.admitted.give_secrets(pack_secrets([self.binding], {self.binding.name: value}))
         client = f"CERTIFICATE = {made.certificate!r}\n{CLIENT}"
         self.program.ask(f"exec({client!r}, globals())")
@@ -87,7 +89,6 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
     upstream = Upstream(tmp_path, *HOSTS)
     try:
         with relayed() as (keeper, _):
-            keeper.terminating.ca_file = upstream.ca_file
             made = World(keeper, upstream, request.param)
             yield made
             made.program.close()
