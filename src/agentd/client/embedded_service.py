@@ -326,6 +326,7 @@ class EmbeddedService:
             image=handle.spec.image,
             image_digest=handle.spec.image_digest,
             template=handle.spec.template,
+            packages=handle.spec.locked,
             labels={},
             principal=self.who.name,
             created=created,

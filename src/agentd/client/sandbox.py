@@ -80,6 +80,7 @@ class Sandbox(SandboxCommands):
         workspace   "PATH[:ro|rw|cow]" of this machine, at /workspace; cow: changes stay back
         mounts      further folders, each "SOURCE:TARGET[:ro|rw]"
         volumes     named ones, each "NAME:TARGET[:ro|rw]", which outlive it (Client.volumes)
+        packages    of PyPI, for its Python, wheels alone: ["numpy", "pandas>=2"]
         net         "none" (default), "host", or what it may reach: ["pypi", "api.example.com"]
         secrets     that it uses and never has: ["TOKEN=env:TOKEN@api.example.com"]
         memory      of all commands together, bytes or "256M"; refused where it cannot be enforced

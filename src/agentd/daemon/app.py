@@ -25,6 +25,7 @@ from agentd.daemon.keyed import KeyedBounds
 from agentd.daemon.observe import meter
 from agentd.daemon.observe.log import EventReport, Log
 from agentd.daemon.observe.observed import Observer
+from agentd.daemon.packages import rules
 from agentd.daemon.pipeline import Pipeline
 from agentd.daemon.sandboxes.endings import Endings
 from agentd.daemon.sandboxes.live import Live
@@ -117,7 +118,7 @@ class Daemon:
             self._damage = ""  # of the audit log, as it was told last
             self.control = self._controlled(state)
             undo.callback(self.control.close)
-            self.pipeline = Pipeline(self.manager, self.control.gate)
+            self.pipeline = Pipeline(self.manager, self.control.gate, lambda: rules.of(self.config))
             self.ledger = Ledger(lambda: self.config.quotas)
             self.pool = Pools(lambda: self.config, self.manager, self.control.gate, report)
             undo.callback(self.pool.close)

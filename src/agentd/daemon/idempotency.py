@@ -36,8 +36,7 @@ from agentd.daemon.store.records import IdempotencyRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.daemon.store.view import Transaction
 from agentd.model import context
-from agentd.model.answer import Answer
-from agentd.model.api import Authorise, Carry, Work
+from agentd.model.answer import Answer, Authorise, Carry, Work
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
 

@@ -4,7 +4,8 @@ Every way in comes here with a principal that it has authenticated. The gate the
 writes down what it decided and how it ended: policy, approval, audit and receipt.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,6 +14,7 @@ from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command, Emit
 from agentd.daemon.commands.ends import DESTROYED, completed
 from agentd.model.errors import InvalidInput
+from agentd.model.isolation import IsolationLevel
 from agentd.model.principal import Principal
 from agentd.model.result import Result
 from agentd.model.secret import SecretValue
@@ -22,6 +24,7 @@ from agentd.sandbox.manager import MAX_FORKS, Manager, SandboxHandle
 
 if TYPE_CHECKING:
     from agentd.daemon.admission.gate import Gate
+    from agentd.daemon.packages.rules import PackageRules
     from agentd.sandbox.snapshots import Snapshot
 
 Labels = Mapping[str, str]
@@ -33,7 +36,14 @@ NO_VALUES: SecretValues = {}
 class Pipeline:
     """Thread-safe where its gate is. Without one its holder may do all: it is their process."""
 
-    def __init__(self, manager: Manager, gate: "Gate | None" = None) -> None:
+    def __init__(
+        self,
+        manager: Manager,
+        gate: "Gate | None" = None,
+        package_rules: "Callable[[], PackageRules] | None" = None,
+    ) -> None:
+        """Without ``package_rules`` those hold that a daemon with this environment would have."""
+        self.package_rules = package_rules or own_package_rules
         self.manager = manager
         self.gate = gate
 
@@ -61,6 +71,11 @@ class Pipeline:
         values: SecretValues = NO_VALUES,
     ) -> SandboxHandle:
         """Make a sandbox of a spec that was admitted."""
+        if snapshot is None and spec.packages:
+            from agentd.daemon.packages.provide import provided  # late: few ask for any
+
+            with provided(self.manager, spec, self.package_rules()) as whole:
+                return self.manager.create(whole)
         if snapshot is None:
             handle = self.manager.create(spec)
         else:
@@ -133,6 +148,17 @@ class Pipeline:
 
     def close(self, handle: SandboxHandle) -> None:
         self.manager.destroy(handle)
+
+
+def own_package_rules() -> "PackageRules":
+    """Raises InvalidInput for a configuration that is wrong."""
+    from agentd.daemon import config
+    from agentd.daemon.packages import rules
+
+    found = rules.of(config.load(config.find(os.environ), dict(os.environ), ()))
+    # One may fetch for oneself whatever one likes; a daemon grants it.
+    own = msgspec.structs.replace(found.bounds, allow=None)
+    return msgspec.structs.replace(found, bounds=own, isolation=IsolationLevel.NAMESPACE)
 
 
 def run(

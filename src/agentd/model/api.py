@@ -4,18 +4,17 @@ Sizes are bytes or "256M", times seconds or "10m". Bytes that are not UTF-8 trav
 ``encoding`` says so. Instants are seconds since 1970.
 """
 
-from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
 import msgspec
 
 from agentd.model import typed
-from agentd.model.answer import Answer
 from agentd.model.audit import Record
 from agentd.model.cause import Cause
 from agentd.model.decision import Decision
 from agentd.model.enforcement import Control
 from agentd.model.options import SandboxOptions
+from agentd.model.packages import LockedPackage
 from agentd.model.result import SandboxInfo, Timing, Usage
 from agentd.model.secret import Secret
 from agentd.model.spec import ExecLimits, Pty
@@ -54,6 +53,7 @@ class SandboxBody(_Body, frozen=True):
     workspace: str | None = None
     mounts: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()  # "NAME:/data[:ro|rw]"
+    packages: str | tuple[str, ...] = ()  # of the index: ["numpy", "pandas>=2"]
     labels: dict[str, str] = {}
     ttl: Time | None = None
     snapshot: str | None = None  # a snapshot's id
@@ -188,6 +188,7 @@ class SandboxView(msgspec.Struct, frozen=True):
     net: str = "none"  # "none", "host" or "restricted"
     egress: tuple[str, ...] = ()  # the rules of a network that is restricted
     template: str = ""  # that it was made of
+    packages: tuple[LockedPackage, ...] = ()  # what those that were asked for became
 
 
 class SandboxPage(msgspec.Struct, frozen=True):
@@ -390,11 +391,3 @@ class Repeat(msgspec.Struct, frozen=True):
     path: str = ""  # of the file
     to: str = ""  # where it is moved to
     raw: bytes = b""  # the body as it came
-
-
-#: What makes an answer, and what does that in a thread.
-Work = Callable[[], Answer]
-Carry = Callable[[Work], Awaitable[Answer]]
-#: Raises where a repeat may not have the answer. It is given the names of the acts that somebody
-#: approved for the first request; None says that whatever must be approved will be.
-Authorise = Callable[[frozenset[str] | None], None]

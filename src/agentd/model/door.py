@@ -4,8 +4,8 @@ machinery of a door needs beside it."""
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from agentd.model.answer import Answer
-from agentd.model.api import Authorise, Carry, Repeat, Work
+from agentd.model.answer import Answer, Authorise, Carry, Work
+from agentd.model.api import Repeat
 from agentd.model.content import Content
 from agentd.model.principal import Principal
 from agentd.model.service import Events, Files, Sandboxes, Service

@@ -19,18 +19,26 @@ class Mount(msgspec.Struct, frozen=True):
     """``source`` on the host appears at ``target`` inside; both absolute.
 
     That of a ``volume``, its name, is agentd's own; where nobody has looked for it yet, it is no
-    path.
+    path. ``packages`` is the digest of a set of them, whose folder agentd made.
     """
 
     source: str
     target: str
     mode: MountMode
     volume: str = ""
+    packages: str = ""
 
     @property
     def named(self) -> str:
         """The source as callers, policies and receipts know it."""
+        if self.packages:
+            return f"packages:{self.packages}"
         return f"volume:{self.volume}" if self.volume else self.source
+
+    @property
+    def is_hosts(self) -> bool:
+        """Whether it is the host's own, and nothing that agentd keeps for sandboxes."""
+        return not (self.volume or self.packages)
 
 
 WORKSPACE = "/workspace"

@@ -12,6 +12,7 @@ from agentd.model.errors import InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, parse_mount, parse_volume, parse_workspace
+from agentd.model.packages import Packages, check_place, packages_of
 from agentd.model.secret import SecretOption, asked_secrets, merged, opened
 from agentd.model.spec import (
     DEFAULT_IMAGE,
@@ -68,6 +69,7 @@ class SandboxOptions(TypedDict, total=False):
     writable: bool | None  # all of the root, and not some places only
     env: Mapping[str, str] | None  # for every command
     image: str | None  # what it starts of: an OCI image, or a machine image
+    packages: Packages  # of the index, for its Python: "numpy,pandas", or a list
 
 
 class ExecOptions(TypedDict, total=False):
@@ -86,11 +88,15 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
     user, image = options.get("user"), options.get("image")
     secrets = tuple(asked.binding for asked in asked_secrets(options.get("secrets")))
     net, egress = opened(*network(options.get("net")), secrets)
+    packages = packages_of(options.get("packages"))
+    mounts = _mounts(options.get("workspace"), options.get("mounts"), options.get("volumes"))
+    if packages:
+        check_place(mounts)
     return SandboxSpec(
         isolation=_level(options.get("isolation"), options.get("backend")),
         backend=options.get("backend"),
         runtime=_runtime(options.get("runtime")),
-        mounts=_mounts(options.get("workspace"), options.get("mounts"), options.get("volumes")),
+        mounts=mounts,
         net=net,
         egress=egress,
         secrets=secrets,
@@ -109,6 +115,7 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
         writable=_flag(options.get("writable"), "writable"),
         env=environment(options.get("env")),
         image=DEFAULT_IMAGE if image is None else _image(image),
+        packages=packages,
     )
 
 

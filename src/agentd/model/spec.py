@@ -9,6 +9,7 @@ from agentd.model.egress import EgressBounds
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount
+from agentd.model.packages import LockedPackage
 from agentd.model.secret import SecretBinding
 
 DEFAULT_IMAGE = "default"
@@ -40,6 +41,11 @@ class SandboxSpec(msgspec.Struct, frozen=True):
     image_digest: str = ""
     # The host's programs behind overlays, where a wall shows them: inotify tells nothing of others.
     private_programs: bool = False
+    packages: tuple[str, ...] = ()  # as model.packages spells them
+    # The rules of the network that they are fetched by, as far as who asked was granted these.
+    index_egress: tuple[str, ...] = ()
+    # What those became, which is among ``mounts`` then; none before anybody has looked.
+    locked: tuple[LockedPackage, ...] = ()
     template: str = ""  # whose settings it was made with; "" where that is none
     # What is to be read of the host's configuration, where a wall shows its programs.
     configuration: HostConfiguration = HostConfiguration()

@@ -112,8 +112,11 @@ class SandboxHandle:
     def enforcement(self) -> Enforcement:
         """Also which template it was made of: who reads what held is to know what it was."""
         held = self.wall.enforcement
-        template = self.spec.template
-        return {**held, "template": Control(template, True)} if template else held
+        if self.spec.template:
+            held = {**held, "template": Control(self.spec.template, True)}
+        if self.spec.locked:
+            held = {**held, "packages": _packages(self.spec)}
+        return held
 
     @property
     def info(self) -> SandboxInfo:
@@ -196,6 +199,8 @@ class SandboxHandle:
         """A folder that changes below what is kept would be another one than the sandbox saw."""
         mounts = self.spec.mounts
         kinds = "volumes" if all(mount.volume for mount in mounts) else "host directories"
+        if all(mount.packages for mount in mounts):
+            kinds = "packages"
         ways = ["create it without them, and write the files into it (agentd cp, files.upload)"]
         if any(mount.volume for mount in mounts):
             ways.append("agentd volume snapshot keeps a volume")
@@ -216,3 +221,8 @@ class SandboxHandle:
                 remediation='create it with workspace="PATH:cow"',
             )
         return wall
+
+
+def _packages(spec: "SandboxSpec") -> Control:
+    """Return what is said of them: what was asked for, and each that this became, by its digest."""
+    return Control(",".join(spec.packages), True, "; ".join(map(str, spec.locked)))

@@ -90,6 +90,10 @@ class Manager:
         choice = choose(spec, self.backend, self._allowed(), self._least())
         return self._bring_up(SandboxHandle(choice), started)
 
+    def wall_of(self, spec: SandboxSpec) -> Backend:
+        """Return what would build a sandbox of ``spec``. Raises as ``create``."""
+        return choose(spec, self.backend, self._allowed(), self._least()).backend
+
     def adopt(self, id_: str, choice: Choice, wall: Wall, *, paused: bool) -> SandboxHandle:
         """A sandbox that another process made and that outlived it, under its old id."""
         handle = SandboxHandle(choice)

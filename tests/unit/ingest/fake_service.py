@@ -8,24 +8,21 @@ import msgspec
 from tests.unit.ingest.fake_nouns import FakeCommands, FakeFiles, FakeSandboxes, Noun
 from tests.unit.ingest.fake_sandbox import FakePort
 
-from agentd.model.answer import Answer
+from agentd.model.answer import Answer, Authorise, Carry, Work
 from agentd.model.api import (
     ApprovalView,
     AuditHead,
     AuditPage,
-    Authorise,
     BackendView,
     CallBody,
     CallView,
     CapabilityView,
-    Carry,
     KeyView,
     Repeat,
     SandboxBody,
     SnapshotView,
     Stats,
     VolumeView,
-    Work,
 )
 from agentd.model.egress import network
 from agentd.model.errors import (

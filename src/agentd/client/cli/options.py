@@ -19,6 +19,7 @@ examples:
   agentd run -w .:cow -- sh -c 'rm -rf *; ls'      the host's files stay as they were
   agentd run --mount $PWD:$PWD:rw -C $PWD -- .venv/bin/pytest      a project at its own path
   agentd run --net pypi -- pip download six        PyPI, and nothing else
+  agentd run --with numpy,pandas -- python3 -c 'import pandas'
   agentd run --volume data:/data -- ls /data       a volume, made by agentd volume create
   agentd run --user root --writable -- sh -c 'mkdir /app; echo x >> /etc/hosts'
   agentd run --isolation process -w . -- make -n   no namespaces, no privileges needed
@@ -169,6 +170,14 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         "repeated",
     )
     group.add_argument(
+        "--with",
+        dest="packages",
+        type=_packages,
+        action="extend",
+        metavar="PACKAGE,...",
+        help="have packages of PyPI to import, as numpy,pandas>=2: wheels alone; may be repeated",
+    )
+    group.add_argument(
         "--image", metavar="NAME", help="an OCI image, or what a virtual machine boots"
     )
     group.add_argument(
@@ -196,6 +205,12 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="have all of the root written to, /etc and /usr too; the host's files stay",
     )
+
+
+def _packages(text: str) -> list[str]:
+    from agentd.model.packages import packages_of
+
+    return list(packages_of(text))
 
 
 def _command_options(parser: argparse.ArgumentParser) -> None:

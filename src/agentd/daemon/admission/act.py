@@ -88,6 +88,7 @@ def _sandbox(place: Place) -> dict[str, Any]:
         "net": spec.net,
         "egress": list(spec.egress),
         "secrets": [secret.told() for secret in spec.secrets],
+        "packages": list(spec.packages),
         "user": spec.user,
         "writable": spec.writable,
         "env": sorted(spec.env),

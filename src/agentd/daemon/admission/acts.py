@@ -12,6 +12,7 @@ import msgspec
 from agentd.daemon.admission.act import Act, Place
 from agentd.model import context
 from agentd.model.capability import Needs
+from agentd.model.egress import RESTRICTED
 from agentd.model.principal import Principal
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
@@ -64,11 +65,23 @@ def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Ac
         "net": spec.net,
         "egress": list(spec.egress),
         "secrets": [secret.told() for secret in spec.secrets],
+        "packages": list(spec.packages),
         "user": spec.user,
         "writable": spec.writable,
         "mounts": [f"{m.named}:{m.target}:{m.mode}" for m in spec.mounts],
     }
     return _act(who, CREATE, parameters, Place.new(spec, labels))
+
+
+def fetching(act: Act) -> Act | None:
+    """Return the making of the sandbox that fetches the packages of one that is to be made: it has
+    a network, whatever that one has. None where there is none to be made, or without packages."""
+    place, asked = act.place, act.place.spec
+    if place.id or not asked.packages:
+        return None
+    spec = SandboxSpec(net=RESTRICTED, egress=asked.index_egress, packages=asked.packages)
+    made = creation(act.who, spec, place.labels)
+    return msgspec.structs.replace(made, request=act.request, via=act.via)
 
 
 def operation(

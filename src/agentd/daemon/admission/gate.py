@@ -5,7 +5,7 @@ Anything that is in doubt is a refusal, and a refusal is written down as well.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -70,11 +70,11 @@ class Gate:
 
         Raises PolicyDenied, Undecided, AuditError, and what an approval ends with.
         """
-        now = time.time()
+        now, also = time.time(), _beside(act, also)
         decision, others = self._decide(act, now), [self._decide(one, now) for one in also]
         whole = _of_all(decision, others) if others else decision
         self._records.admitted(act, whole, lasting=lasting)
-        for one, decided in ((act, decision), *zip(also, others, strict=True)):
+        for one, decided in _each(act, decision, also, others):
             if decided.obligations.approve:
                 self._ask_for_approval(one, decided, cancel)
         return Admission(self._records, act, whole, now)
@@ -89,9 +89,9 @@ class Gate:
     ) -> Admission:
         """``open`` for a repeat that gets a recorded answer: nothing is done. What somebody
         ``approved`` for the first request they approved for its repeats; None is all."""
-        now = time.time()
+        now, also = time.time(), _beside(act, also)
         decision, others = self._decide(act, now), [self._decide(one, now) for one in also]
-        for one, decided in ((act, decision), *zip(also, others, strict=True)):
+        for one, decided in _each(act, decision, also, others):
             known = approved is None or one.name in approved
             if decided.obligations.approve and not known:
                 self._ask_for_approval(one, decided, -1)
@@ -213,6 +213,24 @@ class Gate:
 
 def ran(handle: SandboxHandle) -> Ran:
     return Ran(handle.id, handle.backend, handle.level.label, handle.enforcement)
+
+
+def _beside(act: Act, also: Sequence[Act]) -> Sequence[Act]:
+    """Add what fetches the packages of a sandbox that is to be made."""
+    fetching = acts.fetching(act)
+    return also if fetching is None else (*also, fetching)
+
+
+def _each(
+    act: Act, decision: Decision, also: Sequence[Act], others: Sequence[Decision]
+) -> Iterator[tuple[Act, Decision]]:
+    """Each with its decision, for approvals: who approves of a sandbox that has packages approves
+    of fetching these."""
+    yield act, decision
+    for one, decided in zip(also, others, strict=True):
+        fetches = bool(one.place.spec.packages) and decision.obligations.approve
+        if not fetches:
+            yield one, decided
 
 
 def _of_all(decision: Decision, others: Sequence[Decision]) -> Decision:

@@ -24,6 +24,12 @@ def new_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
     silence would be another thing than was asked for.
     """
     _check_network(spec, obligations)
+    if obligations.no_network and spec.packages:
+        raise PolicyDenied(
+            "the policy allows no network here",
+            cause="packages are fetched by one",
+            remediation="leave the packages out, or use an image that has them",
+        )
     level = max(spec.isolation, obligations.level or IsolationLevel.NONE)
     return msgspec.structs.replace(
         spec, isolation=level, limits=within(spec.limits, obligations.limits)

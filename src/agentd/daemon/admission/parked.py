@@ -133,5 +133,6 @@ def _summary(act: Act, decision: Decision) -> dict[str, Any]:
         "level": place.level.label,
         "net": place.spec.net,
         "egress": list(place.spec.egress),
+        "packages": list(place.spec.packages),
         "policy": decision_fields(decision),
     }

@@ -141,7 +141,11 @@ class OwnSandboxes:
                 "a sandbox that is made for a call has no secrets",
                 remediation="create one with them, and call in that",
             )
-        return found(who, resolved(sandbox_spec(**create.options()))), {}
+        spec = found(who, resolved(sandbox_spec(**create.options())))
+        if spec.packages:
+            fetched = self._pipeline.package_rules().egress
+            spec = msgspec.structs.replace(spec, index_egress=fetched)
+        return spec, {}
 
     def run(
         self,

@@ -17,6 +17,7 @@ from agentd.daemon.config.values import (
     FilePath,
     Grant,
     HostName,
+    IndexUrl,
     Isolation,
     ListenAddress,
     Mode,
@@ -37,8 +38,8 @@ from agentd.sandbox.backends import identity
 MIB = 1 << 20
 GIB = 1 << 30
 RELOADED = (
-    "auth", "quotas", "pool", "template", "leases", "limits", "sandbox", "egress", "log", "policy",
-    "approvals",
+    "auth", "quotas", "pool", "template", "leases", "limits", "sandbox", "egress", "packages",
+    "log", "policy", "approvals",
 )  # fmt: skip
 
 # As model.principal has it, of the type that the reader checks.
@@ -261,6 +262,15 @@ class PortSettings(msgspec.Struct, frozen=True, kw_only=True):
     max_ttl: Duration = Duration(86400)  # of a link
 
 
+class PackageSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Where packages of sandboxes come from, and how many are kept."""
+
+    index: IndexUrl = IndexUrl("https://pypi.org/simple")  # as pip's --index-url
+    net: tuple[Grant, ...] = ()  # the rules that it is reached by; empty: the index's host
+    keep: Duration = Duration(86400)  # how long what a request became is not looked up again
+    size: Size = Size(4 * GIB)  # of all that are kept, and so of those of one sandbox
+
+
 class Ids(msgspec.Struct, frozen=True, kw_only=True):
     """User and group ids of the machine that sandboxes have, where the daemon is root."""
 
@@ -345,6 +355,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     sandbox: SandboxSettings = SandboxSettings()
     egress: EgressSettings = EgressSettings()
     ports: PortSettings = PortSettings()
+    packages: PackageSettings = PackageSettings()
     ids: Ids = Ids()
     http: Http = Http()
     idempotency: IdempotencySettings = IdempotencySettings()

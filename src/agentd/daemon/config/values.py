@@ -131,6 +131,28 @@ class Sink(str):
         return cls(text)
 
 
+class IndexUrl(str):
+    """A package index, as pip's --index-url."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, value: object) -> "IndexUrl":
+        parts = urlsplit(value if isinstance(value, str) else "")
+        try:
+            port = parts.port
+        except ValueError:
+            port = 0
+        plain = parts.scheme in ("http", "https") and parts.hostname and port != 0
+        # A secret does not belong into what agentd config show prints.
+        if not plain or parts.query or parts.fragment or "@" in parts.netloc or " " in str(value):
+            raise InvalidInput(
+                f"{value!r} is no package index",
+                remediation="write it as https://pypi.org/simple, without a user or a password",
+            )
+        return cls(str(value).rstrip("/"))
+
+
 class DoorName(str):
     """A way in, by its name: one of agentd's own, or of an installed package."""
 

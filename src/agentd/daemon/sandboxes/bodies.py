@@ -36,6 +36,8 @@ def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSp
     rules = config.sandbox
     spec = _allowed(who, spec, rules)
     spec = _granted(spec, config)
+    if spec.packages:
+        spec = _fetched(who, spec, config)
     return msgspec.structs.replace(
         resolved(spec),
         mounts=_judged(who, spec.mounts, config),
@@ -134,6 +136,19 @@ def _granted(spec: SandboxSpec, config: Config) -> SandboxSpec:
     return msgspec.structs.replace(spec, egress_bounds=bounds)
 
 
+def _fetched(who: Principal, spec: SandboxSpec, config: Config) -> SandboxSpec:
+    """Return it with the rules that its packages are fetched by: it takes what a network of these
+    takes. Raises Forbidden, Refused for more than is granted here."""
+    from agentd.daemon.packages import rules
+    from agentd.egress.compile import compile_table
+
+    who.require("egress")
+    _check_network(msgspec.structs.replace(spec, net=RESTRICTED), config.sandbox)
+    found = rules.of(config)
+    compile_table(found.egress, found.bounds)
+    return msgspec.structs.replace(spec, index_egress=found.egress)
+
+
 def _check_level(spec: SandboxSpec, least: IsolationLevel) -> None:
     """Raises Refused for a wall that is named and is too weak for here, whatever was asked for."""
     known = BUILTIN.get(spec.backend or "")
@@ -178,7 +193,7 @@ def wait_of(body: SandboxBody) -> float:
 
 def _check_scopes(who: Principal, spec: SandboxSpec) -> None:
     """The host's folders and its network are the daemon's to give, with its own rights."""
-    if any(not mount.volume for mount in spec.mounts):
+    if any(mount.is_hosts for mount in spec.mounts):
         who.require("mount")
     if any(mount.volume for mount in spec.mounts):
         who.require("volumes")
@@ -198,7 +213,9 @@ def _judged(who: Principal, mounts: tuple[Mount, ...], config: Config) -> tuple[
     """
     roots = config.sandbox.mounts
     folders = tuple(
-        mount if mount.volume else msgspec.structs.replace(mount, source=_source(mount, roots))
+        mount
+        if not mount.is_hosts
+        else msgspec.structs.replace(mount, source=_source(mount, roots))
         for mount in mounts
     )
     return volumes(config).found(who.name, folders)

@@ -98,6 +98,7 @@ class Live:
             net=record.spec.net,
             egress=record.spec.egress,
             template=record.spec.template,
+            packages=record.spec.locked,
             deadline=None if left is None else round(time.time() + left, 3),
             workspace=self.wall.workspace,
             command=getattr(self.wall, "command", ()),

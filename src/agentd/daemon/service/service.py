@@ -20,8 +20,8 @@ from agentd.daemon.service.sandboxes import DaemonSandboxes, DaemonSnapshots
 from agentd.daemon.service.secrets import DaemonSecrets
 from agentd.daemon.service.volumes import DaemonVolumes
 from agentd.model import context
-from agentd.model.answer import Answer
-from agentd.model.api import Authorise, Carry, Repeat, Work
+from agentd.model.answer import Answer, Authorise, Carry, Work
+from agentd.model.api import Repeat
 from agentd.model.errors import NotFound
 from agentd.model.principal import Principal
 

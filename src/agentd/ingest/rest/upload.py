@@ -9,8 +9,8 @@ from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.operation import fingerprint, recordable
 from agentd.ingest.rest.respond import answer, as_sent
 from agentd.ingest.web.bridge import Bridge, fill
-from agentd.model.answer import Answer
-from agentd.model.api import Authorise, Repeat
+from agentd.model.answer import Answer, Authorise
+from agentd.model.api import Repeat
 from agentd.model.door import Repeats
 
 _AHEAD = 1 << 20  # bytes that may wait for the thread that writes them

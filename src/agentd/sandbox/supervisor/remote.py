@@ -62,6 +62,8 @@ class RemoteBackend:
         if any(mount.volume for mount in spec.mounts):
             # One of before would take it for a folder, and let it be removed in use.
             self._check_known("volumes", "volumes")
+        if spec.locked:  # likewise
+            self._check_known("packages", "packages")
         if spec.net == "restricted":
             self._check_known("networks", "networks of rules")
         if spec.secrets:

@@ -58,6 +58,7 @@ class Supervisor:
             "probe": self._probe,
             "plan": self._plan,
             "volumes": lambda _: (True, []),  # that it knows them
+            "packages": lambda _: (True, []),
             "networks": lambda _: (True, []),  # of rules
             "secrets": lambda _: (True, []),
             "launch": self._launch,

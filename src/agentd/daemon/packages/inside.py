@@ -1,0 +1,27 @@
+"""The programs of this folder that run in sandboxes, as texts, and how they are run."""
+
+import os
+from functools import cache
+
+from agentd.daemon.commands.begin import BeginStreamed
+from agentd.daemon.commands.command import Command, Emit
+from agentd.daemon.commands.ends import completed
+from agentd.model.result import Result
+from agentd.model.spec import ExecRequest
+from agentd.sandbox.handle import SandboxHandle
+
+
+def run(handle: SandboxHandle, request: ExecRequest, emit: Emit | None = None) -> Result:
+    """Run a command to its end, without stdin."""
+    begin = BeginStreamed(completed(request, handle), capture=emit is None)
+    with Command(handle, begin) as command:
+        command.feed(b"")
+        return command.follow(emit)
+
+
+@cache
+def text(name: str) -> str:
+    """Return the source of ``probe`` or ``driver``."""
+    path = os.path.join(os.path.dirname(__file__), f"{name}.py")
+    with open(path, encoding="utf-8") as file:
+        return file.read()

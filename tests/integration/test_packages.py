@@ -1,0 +1,220 @@
+"""Packages in one word: asked for by the command line and the SDK, without a daemon."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.index import Index, serving
+from tests.integration.test_docs_network import _reaches_pypi
+
+from agentd import InvalidInput, Refused, Sandbox
+from agentd.model.packages import packages_of
+
+_PLACE = "/opt/agentd/packages"
+_SAY = "import demo; print(demo.VERSION, demo.__file__)"
+
+
+@pytest.fixture(scope="module")
+def index() -> Iterator[Index]:
+    with serving() as made:
+        yield made
+
+
+@pytest.fixture
+def own(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, for packages of ``index``, which has none yet."""
+    index.files.clear()
+    index.asked.clear()
+    for name, value in index.configure(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def run(*words: str) -> "subprocess.CompletedProcess[str]":
+    argv = [sys.executable, "-m", "agentd", "run", "--embedded", *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=280, check=False)
+
+
+def said(*words: str) -> str:
+    done = run(*words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def fails(*words: str) -> str:
+    done = run(*words)
+    assert done.returncode in (2, 125), (done.returncode, done.stdout, done.stderr)
+    return done.stderr.splitlines()[-1]
+
+
+def sets(own: Path) -> list[Path]:
+    return sorted(own.glob("cache/agentd/packages/sets/*/set.json"))
+
+
+def test_what_is_asked_for_is_there_and_the_second_time_nobody_is_asked(
+    index: Index, own: Path
+) -> None:
+    text = "import needed\nVERSION = needed.VERSION\ndef say(): print('hi')\n"
+    scripts = {"demo-says": "demo:say"}
+    index.add("demo", scripts=scripts, needs=["needed>=2"], files={"demo.py": text})
+    index.add("needed", "1.0")
+    index.add("needed", "2.1")
+    assert said("--with", "demo", "--", "python3", "-c", _SAY) == f"2.1 {_PLACE}/demo.py"
+    asked = len(index.asked)
+    assert asked > 0
+    assert said("--with", "Demo", "--", "demo-says") == "hi"
+    assert len(index.asked) == asked, index.asked[asked:]
+    (made,) = sets(own)
+    locked = {each["name"]: each for each in json.loads(made.read_bytes())["packages"]}
+    assert locked["needed"]["version"] == "2.1" and len(locked["demo"]["sha256"]) == 64
+    # The programs of packages are compiled already: nothing could be written beside them.
+    assert list(made.parent.glob("root/__pycache__/demo.*.pyc"))
+
+
+def test_the_sdk_says_what_was_found_and_nothing_there_can_be_written(
+    index: Index, own: Path
+) -> None:
+    index.add("demo", "1.0")
+    index.add("demo", "2.0")
+    with Sandbox.create(packages=["demo<2"], embedded=True, env={"PYTHONPATH": "/tmp"}) as sandbox:
+        done = sandbox.run(["python3", "-c", _SAY], check=True)
+        assert done.text.split() == ["1.0", f"{_PLACE}/demo.py"]
+        told = sandbox.enforcement["packages"]
+        assert told.asked == "demo<2" and told.enforced is True
+        assert told.detail.startswith("demo==1.0 sha256:")
+        assert sandbox.enforcement[f"mount {_PLACE}"].asked == "ro"
+        for command in (f"echo > {_PLACE}/new", f"rm {_PLACE}/demo.py", f"chmod 777 {_PLACE}"):
+            assert not sandbox.run(["sh", "-c", command]).ok
+        with pytest.raises(Refused, match="packages are mounted in it"):
+            sandbox.snapshot()
+    with Sandbox.create(packages="demo", embedded=True) as sandbox:
+        assert sandbox.run(["python3", "-c", _SAY], check=True).text.startswith("2.0 ")
+
+
+@pytest.mark.parametrize(
+    ("asked", "because"),
+    [
+        ("source", "there is no wheel of source for CPython 3."),
+        ("future", "there is no wheel of future for CPython 3."),
+        ("one,other", "cannot be had together"),
+    ],
+)
+def test_what_cannot_be_had_is_named_with_what_pip_says(
+    asked: str, because: str, index: Index, own: Path
+) -> None:
+    index.files["source-1.0.tar.gz"] = b"no wheel"
+    index.add("future", python=">=3.99")
+    index.add("one", needs=["demo<2"])
+    index.add("other", needs=["demo>=2"])
+    index.add("demo", "1.0")
+    index.add("demo", "2.0")
+    line = fails("--with", asked, "--", "true")
+    assert because in line and len(line) < 1000, line
+    assert not sets(own)
+
+
+def test_an_index_that_does_not_answer_is_named(own: Path) -> None:
+    config = own / "agentd.toml"
+    config.write_text('[packages]\nindex = "https://nowhere.invalid/simple"\n')
+    line = fails("--with", "demo", "--", "true")
+    assert "the index nowhere.invalid does not give them" in line
+    assert "set packages.index in the configuration" in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["-r file", "--index-url=https://a.example", "demo @ https://a.example/demo.whl", "./demo",
+     "/etc", "demo; python_version<'3'", "demo===1", "a b", "demo\n-r", "demo==1 --hash=x", ""],
+)  # fmt: skip
+def test_only_names_and_versions_can_be_asked_for(text: str) -> None:
+    with pytest.raises(InvalidInput, match="package"):
+        Sandbox.create(packages=[text], embedded=True)
+    assert run("--with", text, "--", "true").returncode == 2
+
+
+def test_one_request_has_one_spelling_and_a_bound() -> None:
+    assert packages_of("Foo_Bar[z, A] >= 1 , < 2,numpy") == ("foo-bar[a,z]<2,>=1", "numpy")
+    with pytest.raises(InvalidInput, match="more than 64"):
+        packages_of([f"p{number}" for number in range(65)])
+    with pytest.raises(InvalidInput, match="no list"):
+        packages_of(7)  # type: ignore[arg-type]
+
+
+def test_a_mount_does_not_hide_the_packages(own: Path) -> None:
+    assert "in the way of the packages" in fails(
+        "--with", "demo", "--mount", f"{own}:{_PLACE}/x", "--", "true"
+    )
+
+
+def test_killed_in_the_middle_nothing_is_taken_for_whole(index: Index, own: Path) -> None:
+    index.add("demo")
+    index.waiting.clear()
+    index.wait.clear()
+    argv = [sys.executable, "-m", "agentd", "run", "--embedded", "--with", "demo", "--", "true"]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as begun:
+        assert index.waiting.wait(120)
+        os.kill(begun.pid, signal.SIGKILL)
+    index.wait.set()
+    assert not sets(own)
+    assert said("--with", "demo", "--", "python3", "-c", _SAY) == f"1.0 {_PLACE}/demo.py"
+    assert len(sets(own)) == 1
+    assert not list((own / "cache/agentd/packages/work").iterdir())
+
+
+def test_two_at_once_fetch_once(index: Index, own: Path) -> None:
+    index.add("demo")
+    texts: list[str] = []
+
+    def one() -> None:
+        texts.append(said("--with", "demo", "--", "python3", "-c", _SAY))
+
+    index.waiting.clear()
+    index.wait.clear()
+    threads = [threading.Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    assert index.waiting.wait(120)
+    index.wait.set()
+    for thread in threads:
+        thread.join()
+    assert texts == [f"1.0 {_PLACE}/demo.py"] * 2
+    assert len(sets(own)) == 1
+    assert index.asked.count("/simple/demo/") == 2  # once to find it, once to fetch it
+
+
+def test_what_was_not_used_for_longest_goes_and_nothing_that_is_used(
+    index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = "x = '" + "a" * 700_000 + "'\nVERSION = 1\n"
+    for name in ("demo", "second", "third"):
+        index.add(name, files={f"{name}.py": half})
+    monkeypatch.setenv("AGENTD_PACKAGES__SIZE", "2M")
+    with Sandbox.create(packages=["demo"], embedded=True) as sandbox:
+        for name in ("second", "third"):
+            said("--with", name, "--", "true")
+        names = {json.loads(made.read_bytes())["packages"][0]["name"] for made in sets(own)}
+        assert names == {"demo", "third"}
+        sandbox.run(["python3", "-c", "import demo"], check=True)
+
+
+def test_a_wheel_that_leads_elsewhere_is_refused(index: Index, own: Path) -> None:
+    index.add("demo", files={"demo.py": "", "../../../../tmp/outside.py": "x = 1\n"})
+    assert "packages" in fails("--with", "demo", "--", "true")
+    assert not sets(own)
+
+
+@pytest.mark.skipif(not _reaches_pypi(), reason="PyPI is not reached")
+def test_compiled_packages_of_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "agentd.toml"
+    config.write_text("")
+    monkeypatch.setenv("AGENTD_CONFIG", str(config))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = "import markupsafe._speedups as c, six; print(c.__file__, six.__version__)"
+    where, version = said("--with", "markupsafe,six", "--", "python3", "-c", program).split()
+    assert where.startswith(f"{_PLACE}/markupsafe/_speedups.cpython-3") and version
