@@ -36,6 +36,7 @@ def _show(view: "SandboxView", processes: "tuple[ProcessView, ...]") -> None:
             ("wall", f"{view.backend} ({view.level})"),
             ("image", view.image),
             *((("template", view.template),) if view.template else ()),
+            *(("package", str(each)) for each in view.packages),
             *((("image digest", view.image_digest),) if view.image_digest else ()),
             ("owner", view.principal),
             ("created", table.ago(view.created)),

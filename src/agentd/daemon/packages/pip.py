@@ -52,7 +52,7 @@ class _Item(msgspec.Struct, frozen=True):
 
 
 class _Report(msgspec.Struct, frozen=True):
-    """Of ``pip install --report``, version 1."""
+    """Of pip's ``--report``, version 1."""
 
     version: str
     install: list[_Item]
@@ -64,7 +64,7 @@ def folder() -> str:
     if found is None or found.origin is None:
         raise Unavailable(
             "packages cannot be resolved: pip is not where agentd is",
-            remediation="install it there: pip install pip, or uv pip install pip",
+            remediation="install agentd anew, or run python -m ensurepip in its environment",
         )
     return os.path.realpath(os.path.dirname(found.origin))
 
