@@ -1,6 +1,8 @@
 """Host paths that a sandbox may see."""
 
+import os
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from os.path import abspath, expanduser, normpath
 
@@ -161,3 +163,52 @@ def _host_path(path: str, text: str) -> str:
             f"mount {text!r} names no host path", remediation="write it as PATH[:mode]"
         )
     return abspath(expanduser(path))
+
+
+def asked_mounts(
+    workspace: str | os.PathLike[str] | None,
+    mounts: Iterable[str | Mount] | None,
+    volumes: Iterable[str] | None,
+) -> tuple[Mount, ...]:
+    """Return what is to be mounted, the workspace first. Raises InvalidInput."""
+    # One text would be taken for a list of its letters.
+    if isinstance(mounts, str) or not isinstance(mounts, Iterable | None):
+        raise InvalidInput(
+            "mounts are no list of mounts", remediation='write them as ["SRC:DST[:ro|rw]"]'
+        )
+    mounts = tuple(mounts or ())
+    for mount in mounts:
+        if not isinstance(mount, str | Mount):
+            raise InvalidInput(
+                f"mount {mount!r} is no text and no Mount",
+                remediation="write it as SRC:DST[:ro|rw]",
+            )
+    found = [] if workspace is None else [parse_workspace(_workspace_path(workspace))]
+    found += [mount if isinstance(mount, Mount) else parse_mount(mount) for mount in mounts]
+    found += _volumes(volumes)
+    targets = [mount.target for mount in found]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise InvalidInput(
+                f"two mounts have the target {target!r}", remediation="give each its own"
+            )
+    return tuple(found)
+
+
+def _volumes(volumes: Iterable[str] | None) -> list[Mount]:
+    fix = 'write them as ["NAME:/data[:ro|rw]"]'
+    if isinstance(volumes, str) or not isinstance(volumes, Iterable | None):
+        raise InvalidInput("volumes are no list of volumes", remediation=fix)
+    volumes = tuple(volumes or ())
+    if wrong := [volume for volume in volumes if not isinstance(volume, str)]:
+        raise InvalidInput(f"volume {wrong[0]!r} is no text", remediation=fix)
+    return [parse_volume(volume) for volume in volumes]
+
+
+def _workspace_path(workspace: str | os.PathLike[str]) -> str:
+    path = workspace.__fspath__() if isinstance(workspace, os.PathLike) else workspace
+    if not isinstance(path, str):
+        raise InvalidInput(
+            f"workspace {workspace!r} is no path", remediation="write it as PATH[:ro|rw|cow]"
+        )
+    return path

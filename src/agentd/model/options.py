@@ -11,7 +11,7 @@ from agentd.model.egress import RESTRICTED, Net, network, rules_of
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.mount import Mount, parse_mount, parse_volume, parse_workspace
+from agentd.model.mount import Mount, asked_mounts
 from agentd.model.packages import Packages, check_place, packages_of
 from agentd.model.secret import SecretOption, asked_secrets, merged, opened
 from agentd.model.spec import (
@@ -89,7 +89,7 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
     secrets = tuple(asked.binding for asked in asked_secrets(options.get("secrets")))
     net, egress = opened(*network(options.get("net")), secrets)
     packages = packages_of(options.get("packages"))
-    mounts = _mounts(options.get("workspace"), options.get("mounts"), options.get("volumes"))
+    mounts = asked_mounts(options.get("workspace"), options.get("mounts"), options.get("volumes"))
     if packages:
         check_place(mounts)
     return SandboxSpec(
@@ -246,54 +246,6 @@ def _level(isolation: str | IsolationLevel | None, backend: str | None) -> Isola
         return IsolationLevel.parse(isolation)
     # Naming a wall is asking for what it gives; naming nothing is asking for the default.
     return SandboxSpec().isolation if backend is None else IsolationLevel.NONE
-
-
-def _mounts(
-    workspace: str | os.PathLike[str] | None,
-    mounts: Iterable[str | Mount] | None,
-    volumes: Iterable[str] | None,
-) -> tuple[Mount, ...]:
-    # One text would be taken for a list of its letters.
-    if isinstance(mounts, str) or not isinstance(mounts, Iterable | None):
-        raise InvalidInput(
-            "mounts are no list of mounts", remediation='write them as ["SRC:DST[:ro|rw]"]'
-        )
-    mounts = tuple(mounts or ())
-    for mount in mounts:
-        if not isinstance(mount, str | Mount):
-            raise InvalidInput(
-                f"mount {mount!r} is no text and no Mount",
-                remediation="write it as SRC:DST[:ro|rw]",
-            )
-    found = [] if workspace is None else [parse_workspace(_host_path(workspace))]
-    found += [mount if isinstance(mount, Mount) else parse_mount(mount) for mount in mounts]
-    found += _volumes(volumes)
-    targets = [mount.target for mount in found]
-    for target in targets:
-        if targets.count(target) > 1:
-            raise InvalidInput(
-                f"two mounts have the target {target!r}", remediation="give each its own"
-            )
-    return tuple(found)
-
-
-def _volumes(volumes: Iterable[str] | None) -> list[Mount]:
-    fix = 'write them as ["NAME:/data[:ro|rw]"]'
-    if isinstance(volumes, str) or not isinstance(volumes, Iterable | None):
-        raise InvalidInput("volumes are no list of volumes", remediation=fix)
-    volumes = tuple(volumes or ())
-    if wrong := [volume for volume in volumes if not isinstance(volume, str)]:
-        raise InvalidInput(f"volume {wrong[0]!r} is no text", remediation=fix)
-    return [parse_volume(volume) for volume in volumes]
-
-
-def _host_path(workspace: str | os.PathLike[str]) -> str:
-    path = workspace.__fspath__() if isinstance(workspace, os.PathLike) else workspace
-    if not isinstance(path, str):
-        raise InvalidInput(
-            f"workspace {workspace!r} is no path", remediation="write it as PATH[:ro|rw|cow]"
-        )
-    return path
 
 
 def _size(value: Size, what: str, least: int = 1) -> int | None:
