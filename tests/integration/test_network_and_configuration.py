@@ -2,6 +2,8 @@
 
 import contextlib
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -113,6 +115,11 @@ allow = ["public", "private", "{rule}"]
             (port, True, rule),
             (beside, False, ""),
         ]
+        if where == "daemon":  # what is explained is what happened
+            for number, code in ((port, 0), (beside, 1)):
+                words = ["net", "explain", f"host.agentd.internal:{number}", box.id]
+                argv = [sys.executable, "-m", "agentd", *words, "--url", place["url"]]
+                assert subprocess.run(argv, capture_output=True, check=False).returncode == code
         box.network.set([])
         assert box.run(dial, check=True).stdout == b"refused\nrefused\n"
 

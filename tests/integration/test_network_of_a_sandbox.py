@@ -349,6 +349,29 @@ def test_what_no_rule_can_allow_is_explained_as_such(target: str, told: str) -> 
     assert (done.returncode, done.stdout, done.stderr) == (1, f"{told}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("net", "why"),
+    [("host", "it reaches all that this machine does"), ("none", "it reaches nothing")],
+)
+def test_a_network_without_rules_explains_nothing(net: str, why: str) -> None:
+    words = ["net", "explain", "pypi.org", "--net", net]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentd", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert f"the network {net} has no rules: {why} (write rules, as " in done.stderr
+
+
+def test_a_name_that_was_refused_has_no_port_in_the_list(daemon: Daemon) -> None:
+    made = daemon.ask("POST", "/v1/sandboxes", {"net": "pypi"}).json["id"]
+    with Sandbox.connect(made, url=daemon.url) as sandbox:
+        sandbox.run(["getent", "ahosts", "no.such.example"])
+    rows = [row.split() for row in _cli(daemon, "net", "ls", made).stdout.splitlines()]
+    (told,) = {tuple(row[:4]) for row in rows if row[0] == "no.such.example"}
+    assert told == ("no.such.example", "-", "dns", "refused")
+    assert daemon.ask("DELETE", f"/v1/sandboxes/{made}").status == 204
+
+
 def test_connections_of_a_sandbox_without_rules_are_told_to_need_some(daemon: Daemon) -> None:
     made = daemon.ask("POST", "/v1/sandboxes", {"net": "none"}).json["id"]
     sandbox = Sandbox.connect(made, url=daemon.url)

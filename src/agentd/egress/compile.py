@@ -2,7 +2,7 @@
 
 import functools
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any
@@ -63,14 +63,20 @@ def compile_table(
     # A wildcard does not name the operator's own hosts, whatever it matches.
     named = {line["host"] for line in lines if line["private"] and "host" in line}
     hosts = {host.name: [host.address, host.port] for host in bounds.hosts if host.name in named}
-    if THIS_HOST in named:
-        hosts[THIS_HOST] = [_LOOPBACK, 0]  # the port that was dialled
-    table: Wire = {"rules": lines, "hosts": hosts}
+    table = table_of(lines, hosts)
     if secrets:
         table["terminated"] = sorted({host for each in secrets for host in each.hosts})
     if bounds.net_bytes is not None or bounds.net_rate is not None:
         table["budget"] = {"bytes": bounds.net_bytes, "rate": bounds.net_rate}
     return table
+
+
+def table_of(lines: Sequence[Wire], hosts: Mapping[str, Any] | None = None) -> Wire:
+    """Return the table of rules that were compiled, and of the operator's ``hosts``."""
+    known = dict(hosts or {})
+    if any(line.get("host") == THIS_HOST and line["private"] for line in lines):
+        known[THIS_HOST] = [_LOOPBACK, 0]  # the port that was dialled
+    return {"rules": list(lines), "hosts": known}
 
 
 def _check_grantable(rule: EgressRule) -> None:

@@ -22,6 +22,7 @@ examples:
   agentd net watch build
 """
 REFUSED = 1
+_WITHOUT_RULES = {"host": "it reaches all that this machine does", "none": "it reaches nothing"}
 _LOOK_SECONDS = 1.0
 
 
@@ -102,6 +103,7 @@ def _presets(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
+    from agentd.egress.compile import table_of
     from agentd.egress.explain import explain
     from agentd.egress.table import EgressTable
 
@@ -112,7 +114,7 @@ def _explain(options: argparse.Namespace) -> int:
 
         wire = compile_table(_rules(options.net))
     else:
-        wire = {"rules": list(_rules_of(options).rules), "hosts": {}}
+        wire = table_of(_rules_of(options).rules)
     found = explain(EgressTable.of(wire), options.target)
     if options.json:
         remote.print_json(found)
@@ -140,7 +142,11 @@ def _rules(text: str) -> tuple[str, ...]:
 
     kind, rules = network(text if text.strip() else [])
     if kind != "restricted":
-        raise InvalidInput(f"{kind} is no rules", remediation="write them as pypi,api.example.com")
+        raise InvalidInput(
+            f"the network {kind} has no rules",
+            cause=_WITHOUT_RULES[kind],
+            remediation="write rules, as pypi,api.example.com",
+        )
     return rules
 
 
@@ -158,7 +164,7 @@ def _ls(options: argparse.Namespace) -> int:
 
 
 def _row(each: "ConnectionView") -> tuple[object, ...]:
-    port = "name" if each.port is None else each.port
+    port = "dns" if each.port is None else each.port  # it came no further than its name
     decision = "allowed" if each.allowed else "refused"
     ms = f"{each.ms:.0f}" if each.ended and each.allowed else "-"
     by = each.rule if each.allowed and not each.reason else each.reason or each.rule

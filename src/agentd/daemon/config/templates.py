@@ -1,6 +1,7 @@
 """What must hold of each [[template]]: a request that names it could not be served otherwise."""
 
 from collections.abc import Iterator
+from typing import cast
 
 import msgspec
 
@@ -28,17 +29,35 @@ def broken(config: Config) -> Iterator[Found]:
         try:
             spec = spec_of(template)
         except InvalidInput as error:
-            yield path, str(error), "correct it: a request could not ask for that either"
+            where = (*path, *_culprit(template))
+            yield where, str(error), "correct it: a request could not ask for that either"
             continue
         yield from _allowed(config, template, spec, path)
         yield from _commands(template, path)
 
 
+def _culprit(template: TemplateSettings) -> Path:
+    """Return which key is the first that is wrong by itself, beside the network that it is for."""
+    one: dict[str, object] = {"net": template.net}
+    for name, value in (one | {**_asked(template)}).items():
+        try:
+            options.sandbox_spec(**cast("options.SandboxOptions", one | {name: value}))
+        except InvalidInput:
+            return (name,)
+    return ()
+
+
 def spec_of(template: TemplateSettings) -> SandboxSpec:
     """Return what it asks for. Raises InvalidInput."""
+    return options.sandbox_spec(**_asked(template))
+
+
+def _asked(template: TemplateSettings) -> options.SandboxOptions:
     limits = {n: v for n, v in msgspec.structs.asdict(template.limits()).items() if v is not None}
     names = ("image", "isolation", "backend", "runtime", "net", "user", "writable", "env")
-    return options.sandbox_spec(**{name: getattr(template, name) for name in names}, **limits)
+    return cast(
+        "options.SandboxOptions", {name: getattr(template, name) for name in names} | limits
+    )
 
 
 def _allowed(

@@ -19,7 +19,7 @@ from agentd.model.units import format_size, parse_duration, parse_size
 Isolation = Literal["none", "process", "namespace", "userspace-kernel", "microvm"]
 Scope = Literal[
     "run", "create", "files", "read", "ports", "snapshot",
-    "mount", "volumes", "net", "egress", "approve", "keys", "admin",
+    "mount", "volumes", "net", "egress", "secrets", "approve", "keys", "admin",
 ]  # fmt: skip
 Algorithm = Literal[
     "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
@@ -227,12 +227,15 @@ class AddressAndPort(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, value: object) -> "AddressAndPort":
-        rule = parse_rule(value) if isinstance(value, str) else None
+        fix = 'write it as "127.0.0.1:5432"'
+        try:
+            rule = parse_rule(value) if isinstance(value, str) else None
+        except InvalidInput as error:  # its fix is a rule's, as every port of it
+            what = error.message.removeprefix("network rule ")
+            raise InvalidInput(what, remediation=fix) from None
         network = None if rule is None or not rule.allow or rule.ports is None else rule.network
         if rule is None or network is None or network.num_addresses > 1:
-            raise InvalidInput(
-                f"{value!r} is no address and port", remediation='write it as "127.0.0.1:5432"'
-            )
+            raise InvalidInput(f"{value!r} is no address and port", remediation=fix)
         return cls(str(network.network_address), (rule.ports or (0,))[0])
 
     def __str__(self) -> str:

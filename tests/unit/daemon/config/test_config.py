@@ -166,7 +166,9 @@ JWT = "[[auth.jwt]]\nname = 'a'\nissuer = 'i'\naudience = ['x']\nalgorithms = ['
         ("sandbox.networks = ['none']\n[[template]]\nname = 'a'\nnet = 'host'", 4,
          "template[0].net", "sandbox.networks"),
         ("[[template]]\nname = 'a'\nisolation = 'process'", 3, "template[0].isolation", "less"),
-        ("[[template]]\nname = 'a'\nimage = '/x'", 1, "template[0]", "image"),
+        ("[[template]]\nname = 'a'\nimage = '/x'", 3, "template[0].image", "image"),
+        ("[[template]]\nname = 'a'\nimage = 'b'\nnet = 'pypy'", 4, "template[0].net", "pypi"),
+        ("[[template]]\nname = 'a'\nnet_bytes = '1M'", 3, "template[0].net_bytes", "is of a net"),
         ("[[template]]\nname = 'a'\n[[template]]\nname = 'a'", 4, "template[1].name", "twice"),
         ("sandbox.backends = ['linux']\n[[template]]\nname = 'a'\nbackend = 'oci'", 4,
          "template[0].backend", "sandbox.backends"),
@@ -507,6 +509,15 @@ PEER = "[[auth.peers]]\nuid = 'daemon'\nscopes = ['create', 'run'{}]\n"
 UNIX = "[[listen]]\naddress = 'unix:/run/a.sock'\n"
 PYPI = "egress.allow = ['pypi']\n"
 OWN_HOST = "[[egress.host]]\nname = 'db.internal'\naddress = '127.0.0.1:5432'\n"
+
+
+def test_the_address_of_a_host_is_told_to_be_an_address(file):
+    text = "[[egress.host]]\nname = 'a.b'\naddress = '10.0.0.1'"
+    problem = one(config.check(file(text), {}))
+    assert problem.message == "'10.0.0.1' has no port"
+    assert problem.suggestion == 'write it as "127.0.0.1:5432"'
+
+
 TEMPLATE = "[[template]]\nname = 'work'\nnet = '{}'\n"
 
 
