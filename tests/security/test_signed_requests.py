@@ -5,6 +5,7 @@ daemon too; JSON that two readers could read in two ways is refused; what a sign
 daemon's to say, and not the sender's.
 """
 
+import contextlib
 import copy
 import json
 import tempfile
@@ -41,8 +42,8 @@ class Signer:
         return sign(request, self._key)
 
 
-@pytest.fixture
-def place() -> Iterator[Daemon]:
+@contextlib.contextmanager
+def trusting() -> Iterator[Daemon]:
     with tempfile.TemporaryDirectory(prefix="agentd-") as name:
         made = Daemon(Path(name), f'[auth.signed]\nsigners = "{name}/signers"\n')
         made.signers = {  # type: ignore[attr-defined]
@@ -55,6 +56,19 @@ def place() -> Iterator[Daemon]:
             yield made
         finally:
             made.end()
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Daemon]:
+    with trusting() as made:
+        yield made
+
+
+@pytest.fixture
+def fresh() -> Iterator[Daemon]:
+    """One that may be ended, or trust nobody any more."""
+    with trusting() as made:
+        yield made
 
 
 @pytest.fixture
@@ -89,25 +103,27 @@ def test_who_signed_acts_and_not_who_sent_it(place: Daemon, alice: Signer, relay
 def test_one_that_is_sent_again_does_nothing(
     place: Daemon, alice: Signer, relay: str, path: str
 ) -> None:
-    request = alice.sign(RUN)
+    request, before = alice.sign(RUN), started(place)
     assert b"mine" in place.ask("POST", path, request, key=relay).body
     for again in ("/v1/call", "/v1/call/stream"):
         answer = place.ask("POST", again, request, key=relay)
         assert b"nonce_replayed" in answer.body and b"mine" not in answer.body
-    assert len(place.records(kind="start", principal="alice")) == 1
+    assert started(place) == [*before, "alice"]
 
 
-def test_nor_after_the_daemon_was_started_again(place: Daemon, alice: Signer, relay: str) -> None:
+def test_nor_after_the_daemon_was_started_again(fresh: Daemon) -> None:
+    alice: Signer = fresh.signers["alice"]  # type: ignore[attr-defined]
+    relay = fresh.key("relay", "read")
     used, unused = alice.sign(RUN), alice.sign(RUN)
-    assert send(place, used, relay) == (200, "")
-    place.stop()
-    place.start()
-    assert send(place, used, relay) == (401, "nonce_replayed")
-    place.stop(kill=True)
-    place.start()
-    assert send(place, used, relay) == (401, "nonce_replayed")
+    assert send(fresh, used, relay) == (200, "")
+    fresh.stop()
+    fresh.start()
+    assert send(fresh, used, relay) == (401, "nonce_replayed")
+    fresh.stop(kill=True)
+    fresh.start()
+    assert send(fresh, used, relay) == (401, "nonce_replayed")
     # A crash forgets nothing that was acknowledged; and what was not used still holds.
-    assert send(place, unused, relay) == (200, "")
+    assert send(fresh, unused, relay) == (200, "")
 
 
 def started(daemon: Daemon) -> list[str]:
@@ -140,11 +156,11 @@ def changes(request: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_nothing_of_it_can_be_changed(place: Daemon, alice: Signer, relay: str) -> None:
-    request = alice.sign(RUN)
+    request, before = alice.sign(RUN), started(place)
     for what, changed in changes(request).items():
         status, code = send(place, changed, relay)
         assert status in (400, 401) and code in ("signature_invalid", "invalid_input"), what
-    assert started(place) == []
+    assert started(place) == before
     assert send(place, request, relay) == (200, "")  # none of that has used it up
 
 
@@ -160,6 +176,7 @@ def test_to_take_the_signature_off_is_to_ask_as_oneself(
 def test_one_request_s_signature_fits_no_other(place: Daemon, alice: Signer, relay: str) -> None:
     bob = place.signers["bob"]  # type: ignore[attr-defined]
     one, other, bobs = alice.sign(RUN), alice.sign(LIST), bob.sign(RUN)
+    before = started(place)
     for request, theirs in ((one, other), (other, one), (one, bobs), (bobs, one)):
         if {k: v for k, v in request.items() if k != "signature"} == {
             k: v for k, v in theirs.items() if k != "signature"
@@ -169,7 +186,7 @@ def test_one_request_s_signature_fits_no_other(place: Daemon, alice: Signer, rel
         else:
             mixed = theirs["signature"]
         assert send(place, {**request, "signature": mixed}, relay) == (401, "signature_invalid")
-    assert started(place) == []
+    assert started(place) == before
 
 
 @pytest.mark.parametrize(
@@ -185,12 +202,13 @@ def test_a_member_that_is_there_twice_is_no_request(
     place: Daemon, alice: Signer, relay: str, twice: tuple[str, str]
 ) -> None:
     """One reader takes the first, another the last: signed is one, and done would be the other."""
-    member, before = twice
-    text = json.dumps(alice.sign(RUN)).replace(member, before + member, 1)
+    member, first = twice
+    before = started(place)
+    text = json.dumps(alice.sign(RUN)).replace(member, first + member, 1)
     assert send(place, text.encode(), relay) == (400, "invalid_input")
     behind = json.dumps(alice.sign(RUN))[:-1] + ',"parameters":{"command":"id"}}'
     assert send(place, behind.encode(), relay) == (400, "invalid_input")
-    assert started(place) == []
+    assert started(place) == before
 
 
 def test_what_a_signer_may_is_not_the_sender_s_to_say(place: Daemon, relay: str) -> None:
@@ -199,21 +217,22 @@ def test_what_a_signer_may_is_not_the_sender_s_to_say(place: Daemon, relay: str)
     assert send(place, reader.sign(RUN), admin) == (403, "forbidden")
 
 
-def test_one_that_is_trusted_no_longer_is_nobody(place: Daemon, alice: Signer, relay: str) -> None:
+def test_one_that_is_trusted_no_longer_is_nobody(fresh: Daemon) -> None:
+    alice: Signer = fresh.signers["alice"]  # type: ignore[attr-defined]
     request = alice.sign(RUN)
-    (place.folder / "signers/alice.pem").unlink()
-    assert send(place, request, relay) == (401, "signer_unknown")
+    (fresh.folder / "signers/alice.pem").unlink()
+    assert send(fresh, request, fresh.key("relay", "read")) == (401, "signer_unknown")
 
 
 def test_a_replay_under_the_same_idempotency_key_does_nothing_anew(
     place: Daemon, alice: Signer, relay: str
 ) -> None:
     """The answer that its sender has had already is all that there is."""
-    request = alice.sign(RUN)
+    request, before = alice.sign(RUN), started(place)
     first = place.ask("POST", "/v1/call", request, key=relay, Idempotency_Key="k")
     again = place.ask("POST", "/v1/call", request, key=relay, Idempotency_Key="k")
     assert first.body == again.body and again.headers["idempotency-replayed"] == "true"
     other = place.key("other", "read")
     answer = place.ask("POST", "/v1/call", request, key=other, Idempotency_Key="k")
     assert answer.code == "nonce_replayed"
-    assert len(place.records(kind="start", principal="alice")) == 1
+    assert started(place) == [*before, "alice"]
