@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests import gvisor
+from tests.captured import eventually
 
 from agentd.egress import keeper
 from agentd.linux import anyip
@@ -297,6 +298,33 @@ def test_where_the_relay_is_killed_nothing_is_let_through(
     assert relay.pid not in (0, before)
     assert other.attack(DIAL + "said('a', named('db.internal', 5432))") == {"a": "unknown"}
     assert other.attack(DIAL + "said('a', named('1.1.1.1', 80))")["a"] in ("ECONNRESET", "closed")
+
+
+@FEWER
+def test_where_no_relay_is_to_be_had_what_is_dialled_is_refused_at_once(
+    sandbox: Callable[..., Any], backend: str
+) -> None:
+    box = sandbox(backend, net=["example.com"])
+    relay = keeper.shared()
+    killed = [0]
+    for _ in range(keeper._DEATHS):  # then it is not started again
+        eventually(lambda: relay.pid not in (0, killed[-1]))
+        killed.append(relay.pid)
+        os.kill(killed[-1], signal.SIGKILL)
+    eventually(lambda: relay.pid == 0)
+    relay.sync()  # what it does of that is done
+    said = box.attack(
+        DIAL
+        + """
+for host in ("198.18.0.5", "2001:db8::1", "example.com", "1.1.1.1"):
+    said(host, named(host, 443))
+"""
+    )
+    assert said.pop("example.com") == "unknown"
+    assert set(said.values()) == {"ECONNREFUSED"}
+    # The next sandbox has another.
+    other = sandbox(backend, net=[]).attack(DIAL + "said('a', named('1.1.1.1', 80))")
+    assert other["a"] in ("ECONNRESET", "closed")
 
 
 def test_a_sandbox_that_passes_no_sockets_is_not_built(sandbox: Callable[..., Any]) -> None:

@@ -55,10 +55,11 @@ _ANSWERS = {
 
 def capture() -> list[socket.socket]:
     """Be in a new network namespace, whose ``eth0`` leads to another; return the sockets at which
-    all that comes over it arrives there, as ``anyip.capture`` does.
+    all that comes over it arrives there, as ``anyip.capture`` does; then one without an address.
 
-    That other one is there as long as these are. Raises OSError; where the kernel has no such
-    device, or redirects nothing, it names the modules.
+    That other one, and the device, are there as long as these are. Where the last alone is left,
+    what is dialled is refused at once; without it programs wait for long.
+    Raises OSError; where the kernel has no such device, or redirects nothing, it names the modules.
     """
     KERNEL.unshare(abi.CLONE_NEWNET)
     with contextlib.ExitStack() as undo:
@@ -74,6 +75,8 @@ def capture() -> list[socket.socket]:
         families = [family for family in _ENDS if _answer(family)]
         sockets = anyip.capture(arriving=True)
         try:
+            kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+            sockets.append(socket.socket(socket.AF_INET, kind))
             KERNEL.setns(sandboxes, abi.CLONE_NEWNET)
             net.device_up(_DEVICE)
             for family in families:

@@ -186,9 +186,14 @@ def test_over_a_device_every_datagram_but_dns_is_refused_at_once() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
 def test_a_device_leads_to_the_sockets_and_nowhere_else() -> None:
     with inside("device") as sandbox:
-        for sock in sandbox.sockets:
+        *heard, last = sandbox.sockets
+        for sock in heard:
             sock.close()
-        sandbox.sockets.clear()
+        sandbox.sockets = []
+        for dial in ("tcp('8.8.8.8', 443)", "tcp('2001:db8::1', 443)"):
+            assert sandbox.ask(dial) == REFUSED
+        assert sandbox.ask("udp(socket.AF_INET, '8.8.8.8', 53)") == REFUSED
+        last.close()
         # With the last of them that namespace ends, and the device with it: a moment later.
         gone = (REFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
         assert sandbox.ask("tcp('8.8.8.8', 443)") in gone

@@ -43,10 +43,13 @@ class SandboxNetwork:
         admitted: "Admitted",
         secrets: Sequence[SecretBinding] = (),
         authority: "Authority | None" = None,
+        held: Sequence[socket.socket] = (),
     ) -> None:
-        """Takes ownership of ``admitted``. ``secrets`` are used by the sandbox, and ``authority``
-        is whom its programs trust."""
+        """Takes ownership of ``admitted``, and of ``held``, which have what it dials refused at
+        once where no relay is to be had. ``secrets`` are used by the sandbox, and ``authority`` is
+        whom its programs trust."""
         self._admitted = admitted
+        self._held = held
         self._authority = authority
         self._secrets = secrets
         self._values: dict[str, SecretValue] = {}
@@ -76,6 +79,8 @@ class SandboxNetwork:
     def close(self) -> None:
         self._values = {}
         self._admitted.close()
+        for sock in self._held:
+            sock.close()
 
 
 def admitted(
@@ -89,10 +94,12 @@ def admitted(
     if plan.table is None:
         return None
     try:
-        _check(sockets)
+        asked = [sock for sock in sockets if sock.getsockname()[1]]
+        held = sockets[len(asked) :]
+        _check(asked, held)
         own = plan.authority
-        admitted = relay().admit(sockets, plan.table, _reading(own, plan))
-        network = SandboxNetwork(admitted, plan.spec.secrets, own)
+        admitted = relay().admit(asked, plan.table, _reading(own, plan))
+        network = SandboxNetwork(admitted, plan.spec.secrets, own, held)
     except BaseException:
         for sock in sockets:
             sock.close()
@@ -122,11 +129,13 @@ def relay() -> "RelayKeeper":
     return keeper.shared(identity.take)
 
 
-def _check(sockets: Sequence[socket.socket]) -> None:
-    """They are what was asked for, and none of them is of the network that we are in ourselves."""
+def _check(sockets: Sequence[socket.socket], held: Sequence[socket.socket]) -> None:
+    """They are what was asked for, and none of them is of the network that we are in ourselves.
+    ``held``, one at most, has no address."""
     found = [(sock.family, sock.type) for sock in sockets]
     ports = [sock.getsockname()[1] for sock in sockets]
-    if found not in _SHAPES or ports != [_PORTS[kind] for _, kind in found]:
+    kinds = [_PORTS[kind] for _, kind in found]
+    if found not in _SHAPES or ports != kinds or len(held) > 1:
         raise SandboxError(
             "the sandbox did not pass the sockets of its network",
             cause=f"it passed {len(sockets)}",
@@ -134,5 +143,5 @@ def _check(sockets: Sequence[socket.socket]) -> None:
         )
     with socket.socket(socket.AF_INET, _DATAGRAM) as ours:
         own = namespace_cookie(ours)
-    if own is not None and any(namespace_cookie(sock) == own for sock in sockets):
+    if own is not None and any(namespace_cookie(sock) == own for sock in (*sockets, *held)):
         raise SandboxError("the sandbox passed a socket of the host's network")
