@@ -222,6 +222,7 @@ def test_what_is_named_and_is_not_there_has_one_exit_code(daemon: Daemon) -> Non
         ["run", "--embedded", "--image", "nosuch", "--", "true"],
         *(["snapshot", action, path] for action in ("inspect", "rm") for path in ("no", "/etc")),
         *(["snapshot", action, "snp-0123456789abcdef"] for action in ("inspect", "rm")),
+        *(["snapshot", "export", what, "x.tar"] for what in ("no", "snp-0123456789abcdef")),
         ["snapshot", "take", _BOX],
         ["create", "--snapshot", "snp-0123456789ab"],
         ["create", "--image", "nosuch", "--isolation", "microvm"],

@@ -52,12 +52,16 @@ class AsyncCommands(_Noun):
     resize = aio(service.Commands.resize)
 
 
-class AsyncSandboxFiles(_Noun):
-    def __init__(self, files: Any, threads: Threads) -> None:
-        super().__init__(files)
-        self._blocking = files
+class _NounOfPieces(_Noun):
+    """One with methods that give what comes piece by piece."""
+
+    def __init__(self, noun: Any, threads: Threads) -> None:
+        super().__init__(noun)
+        self._blocking = noun
         self._threads = threads
 
+
+class AsyncSandboxFiles(_NounOfPieces):
     read = aio_each(service.Files.read)
     write = aio(service.Files.write)
     list = aio(service.Files.list)
@@ -81,9 +85,10 @@ class AsyncNetwork(_Noun):
     connections = aio(service.Network.connections)
 
 
-class AsyncSnapshots(_Noun):
+class AsyncSnapshots(_NounOfPieces):
     list = aio(service.Snapshots.list)
     get = aio(service.Snapshots.get)
+    export = aio_each(service.Snapshots.export)
     delete = aio(service.Snapshots.delete)
 
 
@@ -153,7 +158,7 @@ class AsyncClient:
         self.files = AsyncSandboxFiles(self._client.files, self._threads)
         self.ports = AsyncPorts(self._client.ports)
         self.network = AsyncNetwork(self._client.network)
-        self.snapshots = AsyncSnapshots(self._client.snapshots)
+        self.snapshots = AsyncSnapshots(self._client.snapshots, self._threads)
         self.volumes = AsyncVolumes(self._client.volumes)
         self.secrets = AsyncSecrets(self._client.secrets)
         self.capabilities = AsyncCapabilities(self._client.capabilities)

@@ -38,6 +38,14 @@ class Snapshot(Protocol):
     def size(self) -> int:
         """Bytes of its files together."""
 
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write it as an archive of an OCI image, ``oci-archive:PATH``: the image that it was taken
+        of, with what was changed as one more layer.
+
+        Raises InvalidInput, Refused for one of memory, SandboxError where it is damaged; of a
+        daemon's Forbidden without the scope ``admin``.
+        """
+
     def delete(self) -> None:
         """Idempotent. Sandboxes that were made of it stay as they are."""
 

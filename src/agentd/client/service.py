@@ -58,7 +58,7 @@ class Client:
 
     @property
     def snapshots(self) -> service.Snapshots:
-        """Snapshots: list, get, delete."""
+        """Snapshots: list, get, export, delete."""
         return self._service.snapshots
 
     @property

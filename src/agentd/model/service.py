@@ -7,7 +7,7 @@ Forbidden. Ids are opaque text; instants are seconds since 1970, times seconds o
 or "256M"; paths are absolute, inside. Every method blocks and is thread-safe. Lists are whole.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from agentd.model.api import (
@@ -194,6 +194,14 @@ class Snapshots(Protocol):
 
     def get(self, id: str) -> SnapshotView:
         """Return one. Raises NotFound."""
+        ...
+
+    def export(self, id: str) -> Iterator[bytes]:
+        """Return an archive of an OCI image of what it holds: the image that it was taken of, with
+        what was changed as one more layer.
+
+        Raises NotFound, Forbidden without the scope admin, and Refused for one of memory.
+        """
         ...
 
     def delete(self, id: str) -> None:

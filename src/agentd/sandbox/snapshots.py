@@ -79,6 +79,18 @@ class Snapshot:
         """Idempotent. Sandboxes that were made of it stay as they are."""
         shutil.rmtree(self.path, ignore_errors=True)
 
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write it as an archive of an OCI image, ``oci-archive:PATH``: the image that it was taken
+        of, with what was changed as one more layer.
+
+        Raises InvalidInput, Refused for one of memory, SandboxError where it is damaged.
+        """
+        from agentd.sandbox import exports  # late: few need it
+
+        exports.check(self.manifest, os.fspath(path))
+        verify(self)
+        exports.write(self.manifest, self.state, os.fspath(path))
+
     def __enter__(self) -> "Snapshot":
         return self
 

@@ -1,7 +1,7 @@
 """``model.door.DoorService`` of a daemon in memory."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -86,6 +86,10 @@ class FakeSnapshots(Noun):
         if id not in self.daemon.kept:
             raise NotFound("there is no such snapshot")
         return self.daemon.kept[id]
+
+    def export(self, id: str) -> Iterator[bytes]:
+        self.who.require("admin")
+        return iter([self.get(id).id.encode()])
 
     def delete(self, id: str) -> None:
         self.who.require("snapshot")

@@ -21,13 +21,16 @@ examples:
   agentd run --save-snapshot ready -- sh -c 'echo done > state'      a path of yours
   agentd snapshot inspect ready
   agentd run --snapshot ready -- cat state
+  agentd snapshot export ready ready.tar        then: agentd image pull oci-archive:ready.tar
 """
 _ACTIONS = {
     "take": "keep a daemon's sandbox as it is now",
     "ls": "list what a daemon keeps for you",
     "inspect": "show what it is; of one at a path, that it is whole",
+    "export": "write it to FILE as an archive of an OCI image",
     "rm": "delete it",
 }
+_NO_FILE = "only export takes a FILE"
 _ID = re.compile(r"snp-[0-9a-f]{16}")
 
 
@@ -36,6 +39,8 @@ def main(words: list[str]) -> int:
     options = parser.parse_args(words)
     if (options.what is None) is not (options.action == "ls"):
         parser.error("ls takes no name" if options.what else f"{options.action} WHAT is missing")
+    if (options.file is None) is (options.action == "export"):
+        parser.error("export WHAT FILE: FILE is missing" if options.file is None else _NO_FILE)
     if options.action in ("take", "ls") or _is_id(options.what):
         return _of_daemon(options)
     from agentd.sandbox import snapshots
@@ -45,6 +50,11 @@ def main(words: list[str]) -> int:
         snapshot.delete()
         if options.json:
             remote.print_json({"removed": snapshot.path})
+        return 0
+    if options.action == "export":
+        snapshot.export(options.file)
+        if options.json:
+            remote.print_json({"exported": options.file})
         return 0
     snapshots.verify(snapshot)
     _show(snapshot, as_json=options.json)
@@ -60,6 +70,12 @@ def _of_daemon(options: argparse.Namespace) -> int:
         if options.action == "take":
             made = service.sandboxes.snapshot(options.what)
             remote.print_json(made) if options.json else print(made.id)
+        elif options.action == "export":
+            from agentd.client import exported  # late: few need it
+
+            exported.write(service.snapshots.export(options.what), options.file)
+            if options.json:
+                remote.print_json({"exported": options.file})
         elif options.action == "rm":
             service.snapshots.delete(options.what)
             if options.json:
@@ -94,6 +110,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "what", metavar="WHAT", nargs="?", help="a sandbox to take, a snapshot's id, or its path"
     )
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the archive that export writes")
     parser.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser

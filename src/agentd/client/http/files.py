@@ -48,8 +48,8 @@ class HttpFiles:
         with suppress(Woken), _Beyond(), answer as response:
             # What has no size, as the files of /proc, comes whole whatever was asked for.
             whole = bool(headers) and response.status != http.client.PARTIAL_CONTENT
-            pieces = _read(response)
-            yield from _part(pieces, offset, length) if whole else pieces
+            found = pieces(response)
+            yield from _part(found, offset, length) if whole else found
 
     def write(
         self,
@@ -103,7 +103,7 @@ class HttpFiles:
     def read_tar(self, sandbox: str, path: str) -> Iterator[bytes]:
         answer = self._requests.open("GET", _path(sandbox, "tar"), query={"path": path})
         with answer as response:
-            yield from _read(response)
+            yield from pieces(response)
 
     def write_tar(
         self,
@@ -123,7 +123,8 @@ def _path(sandbox: str, what: str = "") -> str:
     return f"/v1/sandboxes/{segment(sandbox)}/files{what and '/'}{what}"
 
 
-def _read(response: http.client.HTTPResponse) -> Iterator[bytes]:
+def pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """What it says, as it comes. Raises IncompleteRead where it breaks off."""
     while piece := response.read1(_PIECE):
         yield piece
     if response.length:

@@ -1,7 +1,7 @@
 """The service contract, by HTTP: each noun turns its methods into requests to one daemon."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
@@ -11,7 +11,7 @@ from agentd.client.http import client as clients
 from agentd.client.http.address import Address
 from agentd.client.http.client import HttpClient, segment
 from agentd.client.http.commands import HttpCommands, sandbox_path
-from agentd.client.http.files import HttpFiles
+from agentd.client.http.files import HttpFiles, pieces
 from agentd.client.http.network import HttpNetwork
 from agentd.client.http.secrets import HttpSecrets
 from agentd.model.api import (
@@ -161,6 +161,10 @@ class HttpSnapshots(_Noun):
 
     def get(self, id: str) -> SnapshotView:
         return self._requests.call("GET", f"/v1/snapshots/{segment(id)}", into=SnapshotView)
+
+    def export(self, id: str) -> Iterator[bytes]:
+        with self._requests.open("GET", f"/v1/snapshots/{segment(id)}/export") as response:
+            yield from pieces(response)
 
     def delete(self, id: str) -> None:
         self._requests.call("DELETE", f"/v1/snapshots/{segment(id)}")
@@ -367,6 +371,12 @@ class HttpSnapshot:
         """Idempotent. Sandboxes that were made of it stay as they are."""
         with closing(shared(self._address)) as service, suppress(NotFound):
             service.snapshots.delete(self.id)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        from agentd.client import exported  # late: few need it
+
+        with closing(shared(self._address)) as service:
+            exported.write(service.snapshots.export(self.id), path)
 
     def __enter__(self) -> "HttpSnapshot":
         return self

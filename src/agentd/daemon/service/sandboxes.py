@@ -3,7 +3,7 @@
 import itertools
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import msgspec
@@ -210,6 +210,13 @@ class DaemonSnapshots(Noun):
                 f"there is no snapshot {id[:64]!r}", remediation="agentd snapshot ls lists yours"
             )
         return found
+
+    @observed("export_snapshot")
+    def export(self, id: str) -> Iterator[bytes]:
+        from agentd.sandbox import exports  # late: few need it
+
+        self._who.require(ADMIN)  # no policy is asked about the files that are in it
+        return exports.pieces(self._parts.snapshots.get(self._who, id).export)
 
     @observed("delete_snapshot")
     def delete(self, id: str) -> None:

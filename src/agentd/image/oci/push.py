@@ -68,12 +68,43 @@ def push(
                 pushing.to_archive()
     except OSError as error:
         if wanted.transport != "docker":
-            raise ImageError(
-                f"{wanted.place} cannot be written: {error.strerror}",
-                remediation="name a place that is yours, with room for the image",
-            ) from error
+            raise _unwritten(wanted.place, error) from error
         raise explained(error, store) from error
     return image
+
+
+def archive(image: OciImage, path: str, store: OciStore, work: WorkFolder) -> None:
+    """Write an image whose blobs are the store's, or ``work``'s, as ``oci-archive:PATH``. Raises
+    InvalidInput, Corrupt, ImageError."""
+    target = ImageSource("oci-archive", os.path.abspath(path))
+    pushing = _Push(store, image, target, work)
+    try:
+        pushing.to_archive()
+    except OSError as error:
+        raise _unwritten(target.place, error) from error
+
+
+def check_archive(path: str) -> None:
+    """Raises InvalidInput where an archive cannot be written to, before there is one."""
+    place = os.path.abspath(path)
+    if os.path.isdir(place):
+        raise InvalidInput(f"{place} is a directory", remediation="name a file")
+    if not os.path.isdir(os.path.dirname(place)):
+        raise InvalidInput(
+            f"{os.path.dirname(place)} is no directory", remediation="name a file in one"
+        )
+    if not _may_be_replaced(place):
+        raise InvalidInput(
+            f"{place} exists, and is no archive of an image",
+            remediation="name another file, or remove that one first",
+        )
+
+
+def _unwritten(place: str, error: OSError) -> ImageError:
+    return ImageError(
+        f"{place} cannot be written: {error.strerror}",
+        remediation="name a place that is yours, with room for the image",
+    )
 
 
 class _Push:
@@ -82,11 +113,13 @@ class _Push:
     ) -> None:
         self._store, self._image, self._target, self._work = store, image, target, work
         self._tag = target.tag or _DEFAULT_TAG
-        size = os.stat(store.blob_path(image.digest)).st_size
+        # Nobody removes them meanwhile, and what was built just now is there.
+        for digest in (*(blob.digest for blob in image.blobs), image.digest):
+            if not os.path.exists(self._path(digest)):
+                os.link(store.blob_path(digest), self._path(digest))
+        size = os.stat(self._path(image.digest)).st_size
         self._manifest = Descriptor(MANIFEST, image.digest, size, {REF_NAME: self._tag})
         self._blobs = {b.digest: b for b in (*image.blobs, self._manifest)}
-        for digest in self._blobs:  # nobody removes them meanwhile
-            os.link(store.blob_path(digest), os.path.join(work.blobs, check_digest(digest)))
 
     def to_layout(self) -> None:
         """Into a directory that is a layout, or becomes one; an image of that tag is replaced."""
@@ -108,17 +141,11 @@ class _Push:
     def to_archive(self) -> None:
         """A tar archive with a layout; one of an image that is there is replaced."""
         folder, name = os.path.split(self._target.place)
-        if os.path.isdir(self._target.place):
-            raise InvalidInput(f"{self._target.place} is a directory", remediation="name a file")
-        if not _may_be_replaced(self._target.place):
-            raise InvalidInput(
-                f"{self._target.place} exists, and is no archive of an image",
-                remediation="name another file, or remove that one first",
-            )
+        check_archive(self._target.place)
         fd, partial = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
         try:
             with open(fd, "wb") as file:
-                os.fchmod(fd, 0o666 & ~_umask())
+                os.fchmod(fd, 0o666 & ~umask())
                 self._archive(file)
                 os.fsync(fd)
             os.replace(partial, self._target.place)
@@ -147,13 +174,15 @@ class _Push:
         except ImageError as error:
             raise registry.explained(error, self._target, "push") from error
 
+    def _path(self, digest: str) -> str:
+        return os.path.join(self._work.blobs, check_digest(digest))
+
     def _archive(self, file: BinaryIO) -> None:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for name, told in (("oci-layout", layout.VERSION), ("index.json", self._index(None))):
                 _add(archive, name, len(told), io.BytesIO(told))
             for digest, blob in self._blobs.items():
-                path = os.path.join(self._work.blobs, check_digest(digest))
-                with open(path, "rb") as data:
+                with open(self._path(digest), "rb") as data:
                     self._check(data, blob)
                     _add(archive, f"blobs/sha256/{check_digest(digest)}", blob.size, data)
 
@@ -166,7 +195,7 @@ class _Push:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(partial, flags, 0o644, dir_fd=blobs)
         try:
-            with open(os.path.join(self._work.blobs, name), "rb") as data, open(fd, "wb") as file:
+            with open(self._path(blob.digest), "rb") as data, open(fd, "wb") as file:
                 self._check(data, blob)
                 while piece := data.read(_PIECE):
                     file.write(piece)
@@ -240,7 +269,8 @@ def _replace(name: str, data: bytes, folder: int) -> None:
     os.rename(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """This process's, which is told by setting it alone."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

@@ -76,6 +76,13 @@ async def get_tar(exchange: Exchange, query: dict[str, Any]) -> None:
     await _download(exchange, lambda: service.files.read_tar(id_, query["path"]), 200, headers)
 
 
+async def get_snapshot(exchange: Exchange, query: dict[str, Any]) -> None:
+    """Read a snapshot as an archive of an OCI image."""
+    service, id_ = await exchange.authenticate(), exchange.path["id"]
+    headers = [(b"content-type", TAR.encode())]
+    await _download(exchange, lambda: service.snapshots.export(id_), 200, headers)
+
+
 async def _download(
     exchange: Exchange,
     read: Callable[[], Iterator[bytes]],

@@ -1,5 +1,6 @@
 """Sandboxes and snapshots."""
 
+from agentd.ingest.rest.download import TAR, get_snapshot
 from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.pages import QUERY, page
 from agentd.ingest.rest.query import Parameter, labels
@@ -147,6 +148,9 @@ def _snapshots(service: DoorService, a: Arguments) -> Reply:
 def _get_snapshot(service: DoorService, a: Arguments) -> SnapshotView:
     """Show a snapshot."""
     return service.snapshots.get(a.id)
+
+
+OPERATIONS.row("GET", _SNAPSHOT + "/export", "admin", answer=TAR)(get_snapshot)
 
 
 @OPERATIONS.row("DELETE", _SNAPSHOT, "snapshot", control=True)

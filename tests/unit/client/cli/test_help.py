@@ -13,7 +13,7 @@ ACTIONS = {
     "key": ("create", "ls", "revoke"),
     "policy": ("check", "test", "explain", "learn"),
     "receipt": ("show", "key", "verify"),
-    "snapshot": ("take", "ls", "inspect", "rm"),
+    "snapshot": ("take", "ls", "inspect", "export", "rm"),
 }
 ALL = [[name] for name in cli.COMMANDS] + [[n, a] for n, names in ACTIONS.items() for a in names]
 

@@ -116,15 +116,21 @@ def publish(
     state: StageState, name: str, source: str, store: OciStore, work: WorkFolder, bases: Bases
 ) -> None:
     """Put a finished stage into the store under ``name``. Raises ImageError, OSError."""
-    told = msgspec.json.encode(whole_config(state), order="sorted")
-    config = layout.put(told, CONFIG, work.blobs)
-    manifest = OciManifest(config, tuple(layer.blob for layer in state.layers))
-    digest = layout.put(msgspec.json.encode(manifest), MANIFEST, work.blobs).digest
-    checked: OciConfig = config_of(told, manifest)
+    digest, _, checked = described(state, work)
     with store.roots.making(state.chain) as ours:
         if ours:
             work.unpacked = bases.keep(state)
         store.publish(name, source, digest, checked, work)
+
+
+def described(state: StageState, work: WorkFolder) -> tuple[str, OciManifest, OciConfig]:
+    """The digest of its manifest, which is written to ``work`` with its configuration; and both.
+    Raises ImageError, OSError."""
+    told = msgspec.json.encode(whole_config(state), order="sorted")
+    config = layout.put(told, CONFIG, work.blobs)
+    manifest = OciManifest(config, tuple(layer.blob for layer in state.layers))
+    digest = layout.put(msgspec.json.encode(manifest), MANIFEST, work.blobs).digest
+    return digest, manifest, config_of(told, manifest)
 
 
 def _stages(wanted: Wanted) -> tuple[BuildStages, BuildStage]:
