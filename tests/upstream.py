@@ -76,7 +76,7 @@ class Upstream:
                 if self.path == "/plain":
                     data = said.encode()
                 redirects = self.path == "/redirect"
-                self.send_response(302 if redirects else 200)
+                self.send_response(302 if redirects else 200, said or None)
                 if redirects:
                     self.send_header("Location", f"https://evil.example.com/?{said}")
                 if self.path == "/gzip":

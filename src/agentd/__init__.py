@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from agentd.model.mount import Mount
     from agentd.model.options import Command, ExecOptions, SandboxOptions
     from agentd.model.result import Result, SandboxInfo, Timing, Usage
+    from agentd.model.secret import Secret
     from agentd.model.spec import ExecLimits, Pty
     from agentd.transport.files import Change, Entry
 
@@ -80,6 +81,7 @@ _WHERE = {
     "agentd.model.mount": "Mount",
     "agentd.model.options": "Command ExecOptions SandboxOptions",
     "agentd.model.result": "Result SandboxInfo Timing Usage",
+    "agentd.model.secret": "Secret",
     "agentd.model.spec": "ExecLimits Pty",
     "agentd.transport.files": "Change Entry",
 }
@@ -128,6 +130,7 @@ __all__ = [
     "SandboxError",
     "SandboxInfo",
     "SandboxOptions",
+    "Secret",
     "Snapshot",
     "Timing",
     "TooLarge",

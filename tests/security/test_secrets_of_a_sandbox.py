@@ -181,8 +181,12 @@ def test_with_the_control_left_out_the_same_program_has_the_key(
     assert found["key"] is True
 
 
-def test_a_fork_and_a_restored_sandbox_use_it_too(daemon: Daemon, upstream: Upstream) -> None:
+def test_a_fork_and_a_restored_sandbox_of_the_next_daemon_use_it_too(
+    daemon: Daemon, upstream: Upstream
+) -> None:
     box, _ = _ran(daemon, secrets=[f"KEY@{API}"])
+    daemon.stop(kill=True)
+    daemon.start()
     forked = daemon.ask("POST", f"/v1/sandboxes/{box}/fork", {"count": 1})
     assert forked.status == 201, forked.body
     kept = daemon.ask("POST", f"/v1/sandboxes/{box}/snapshot")

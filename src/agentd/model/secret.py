@@ -262,6 +262,12 @@ def _asked(secret: str | Secret) -> AskedSecret:
         raise InvalidInput(
             f"a secret is a {type(secret).__name__}", remediation=f"{_FORMS}; or a Secret"
         )
+    # Python checks no types, and one text would be taken for a list of its letters.
+    for what in (secret.hosts, secret.places):
+        if isinstance(what, str) or not isinstance(what, Iterable):
+            _wrong(_shown(str(secret.name)), "has no lists", 'write hosts=("api.example.com",)')
+    if not isinstance(secret.header, str) or not isinstance(secret.value, str | None):
+        _wrong(_shown(str(secret.name)), "has a header or a value that is no text", _FORMS)
     binding = SecretBinding(
         name=secret.name,
         hosts=tuple(secret.hosts),

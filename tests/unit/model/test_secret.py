@@ -1,5 +1,7 @@
 """How a secret is asked for: its grammar, its bounds, and errors that never say a value."""
 
+from typing import Any
+
 import pytest
 
 from agentd.egress.placeholders import placeholder
@@ -130,6 +132,23 @@ def test_a_short_value_needs_a_header() -> None:
         check_fits(parsed("T@h.example.com").binding, short)
     assert "hunter2" not in str(caught.value.as_dict())
     check_fits(parsed("T@h.example.com,header=X-Key: {}").binding, short)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"name": "T", "hosts": "api.example.com"},
+        {"name": "T", "hosts": ("api.example.com",), "places": "body"},
+        {"name": "T", "hosts": ("api.example.com",), "value": b"bytes of the value"},
+        {"name": "T", "hosts": ("api.example.com",), "header": None},
+        {"name": "T", "hosts": (5,)},
+        {"name": 5, "hosts": ("api.example.com",)},
+    ],
+)
+def test_what_python_lets_be_written_is_looked_at(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        asked_secrets([Secret(**given)])
+    assert "bytes of" not in str(caught.value.as_dict())
 
 
 def test_no_repr_has_a_value() -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """\
 examples:
   agentd secret set API_TOKEN                  asks for it, without an echo
-  pass show api | agentd secret set API_TOKEN  the first line of standard input
+  agentd secret set API_TOKEN < token.txt      the line that is there
   agentd secret set API_TOKEN --from-env API_TOKEN
   agentd create --secret API_TOKEN@api.example.com
   agentd secret ls
@@ -71,7 +71,10 @@ def _value(options: argparse.Namespace) -> str:
     if sys.stdin is not None and sys.stdin.isatty():
         import getpass
 
-        return getpass.getpass(f"{options.name}: ")
+        try:
+            return getpass.getpass(f"{options.name}: ")
+        except EOFError:
+            return ""
     data = b"" if sys.stdin is None else sys.stdin.buffer.read(MAX_VALUE + 3)
     return secrets.line(data, options.name)
 

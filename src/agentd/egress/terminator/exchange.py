@@ -156,7 +156,7 @@ class RequestExchange:
             elif isinstance(event, h11.InformationalResponse):
                 headers = self._look.answer_head(event.status_code, event.headers.raw_items())
                 told = h11.InformationalResponse(
-                    status_code=event.status_code, headers=headers, reason=event.reason
+                    status_code=event.status_code, headers=headers, reason=self._words(event)
                 )
                 self._status = event.status_code
                 if event.status_code == _SWITCHING:
@@ -172,7 +172,7 @@ class RequestExchange:
                 headers = self._look.answer_head(event.status_code, event.headers.raw_items())
                 look = self._look.answer_body()
                 answer = h11.Response(
-                    status_code=event.status_code, headers=headers, reason=event.reason
+                    status_code=event.status_code, headers=headers, reason=self._words(event)
                 )
                 out.append(self._down.send(answer) or b"")
             elif isinstance(event, h11.Data) and look is not None:
@@ -188,6 +188,11 @@ class RequestExchange:
                 return False
             else:
                 raise Over("the host went away")
+
+    def _words(self, event: h11.Response | h11.InformationalResponse) -> bytes:
+        """What the host says beside its status: what stands in a field could stand there, too."""
+        ((_, words),) = self._look.answer_head(event.status_code, [(b"reason", event.reason)])
+        return words
 
     async def _await_answer(self, sending: "asyncio.Task[None]") -> bytes:
         """Read from the host; what breaks the request's way there is told in place of silence."""

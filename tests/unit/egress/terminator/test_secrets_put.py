@@ -39,7 +39,8 @@ def asked(host, method, target, headers, body=None, tls=True):
     connection.sock = sock
     connection.request(method, target, body, headers)
     answer = connection.getresponse()
-    return answer.status, dict(answer.getheaders()), answer.read().decode()
+    headers = dict(answer.getheaders(), words=answer.reason)
+    return answer.status, headers, answer.read().decode()
 """
 
 
@@ -97,8 +98,8 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 
 def test_a_host_is_asked_with_the_value_and_answers_with_the_placeholder(world: World) -> None:
-    status, _, said = world.ask(Authorization=f"Bearer {world.standing}")
-    assert status == 200
+    status, headers, said = world.ask(Authorization=f"Bearer {world.standing}")
+    assert (status, headers["words"]) == (200, f"Bearer {world.standing}")
     assert world.upstream.asked[0]["headers"]["Authorization"] == f"Bearer {KEY}"
     assert json.loads(said)["headers"]["Authorization"] == f"Bearer {world.standing}"
     basic = base64.b64encode(f"me:{world.standing}".encode()).decode()
