@@ -81,5 +81,6 @@ def test_the_settings_of_what_may_be_done_are_those_that_there_are(tmp_path: Pat
     (settings,) = re.findall(r"^```toml\n(.*?)^```", section.partition("\n## ")[0], re.M | re.S)
     for name in ("policy", "signers"):
         (tmp_path / name).mkdir(mode=0o755)
+    (tmp_path / "company-ca.pem").touch()
     (tmp_path / "agentd.toml").write_text(settings.replace("/etc/agentd", str(tmp_path)))
     assert config.check(str(tmp_path / "agentd.toml"), {}) == []
