@@ -75,6 +75,12 @@ found["key"] = any(held.search(each) for each in seen)
 found["looked at"] = len(seen)
 print(json.dumps(found))
 """
+_ASKS = """
+import os, urllib.request
+headers = {"Authorization": os.environ["KEY"]}
+asked = urllib.request.Request("https://api.example.com/", headers=headers)
+print(urllib.request.urlopen(asked, timeout=120).status)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -181,26 +187,20 @@ def test_with_the_control_left_out_the_same_program_has_the_key(
     assert found["key"] is True
 
 
-def test_a_fork_and_a_restored_sandbox_of_the_next_daemon_use_it_too(
-    daemon: Daemon, upstream: Upstream
-) -> None:
-    box, _ = _ran(daemon, secrets=[f"KEY@{API}"])
-    daemon.stop(kill=True)
-    daemon.start()
-    forked = daemon.ask("POST", f"/v1/sandboxes/{box}/fork", {"count": 1})
-    assert forked.status == 201, forked.body
-    kept = daemon.ask("POST", f"/v1/sandboxes/{box}/snapshot")
-    restored = daemon.ask("POST", "/v1/sandboxes", {"snapshot": kept.json["id"]})
-    assert restored.status == 201, restored.body
-    upstream.asked.clear()
-    script = (
-        "import os, urllib.request as u; print(u.urlopen(u.Request('https://api.example.com/', "
-        "headers={'Authorization': os.environ['KEY']}), timeout=120).status)"
-    )
-    for each in (forked.json[0]["id"], restored.json["id"]):
-        body = {"cmd": ["python3", "-c", script], "timeout": 200}
-        ran = daemon.ask("POST", f"/v1/sandboxes/{each}/exec", body)
-        assert ran.json["stdout"] == "200\n", ran.body
-        daemon.ask("DELETE", f"/v1/sandboxes/{each}")
-    assert [each["headers"]["Authorization"] for each in upstream.asked] == [KEY, KEY]
-    daemon.ask("DELETE", f"/v1/sandboxes/{box}")
+def test_a_fork_and_a_restored_sandbox_of_the_next_daemon_use_it_too(upstream: Upstream) -> None:
+    with running(_CONFIG.format(port=upstream.port, ca_file=upstream.ca_file)) as daemon:
+        assert daemon.ask("PUT", "/v1/secrets/KEY", {"value": KEY}).status == 200
+        box = daemon.sandbox(secrets=[f"KEY@{API}"])
+        daemon.stop(kill=True)
+        daemon.start()
+        forked = daemon.ask("POST", f"/v1/sandboxes/{box}/fork", {"count": 1})
+        assert forked.status == 201, forked.body
+        kept = daemon.ask("POST", f"/v1/sandboxes/{box}/snapshot")
+        restored = daemon.ask("POST", "/v1/sandboxes", {"snapshot": kept.json["id"]})
+        assert restored.status == 201, restored.body
+        upstream.asked.clear()
+        for each in (box, forked.json[0]["id"], restored.json["id"]):
+            body = {"cmd": ["python3", "-c", _ASKS], "timeout": 200}
+            ran = daemon.ask("POST", f"/v1/sandboxes/{each}/exec", body)
+            assert ran.json["stdout"] == "200\n", ran.body
+        assert [each["headers"]["Authorization"] for each in upstream.asked] == [KEY] * 3

@@ -263,7 +263,8 @@ def _asked(secret: str | Secret) -> AskedSecret:
             f"a secret is a {type(secret).__name__}", remediation=f"{_FORMS}; or a Secret"
         )
     # Python checks no types, and one text would be taken for a list of its letters.
-    for what in (secret.hosts, secret.places):
+    given: tuple[object, ...] = (secret.hosts, secret.places)
+    for what in given:
         if isinstance(what, str) or not isinstance(what, Iterable):
             _wrong(_shown(str(secret.name)), "has no lists", 'write hosts=("api.example.com",)')
     if not isinstance(secret.header, str) or not isinstance(secret.value, str | None):
