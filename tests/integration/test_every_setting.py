@@ -68,6 +68,11 @@ audience = "here"
 [ids]
 start = 2100007936
 blocks = 100
+[packages]
+index = "https://packages.example.com/simple"
+net = ["packages.example.com"]
+keep = "2h"
+size = "2G"
 [ports]
 url = "https://ports.example.org:8443"
 max_ttl = "2h"

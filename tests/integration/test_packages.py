@@ -77,6 +77,11 @@ def test_what_is_asked_for_is_there_and_the_second_time_nobody_is_asked(
     assert list(made.parent.glob("root/__pycache__/demo.*.pyc"))
 
 
+def packages(*words: str) -> str:
+    argv = [sys.executable, "-m", "agentd", "packages", *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=280, check=True).stdout
+
+
 def test_the_sdk_says_what_was_found_and_nothing_there_can_be_written(
     index: Index, own: Path
 ) -> None:
@@ -201,6 +206,13 @@ def test_what_was_not_used_for_longest_goes_and_nothing_that_is_used(
         names = {json.loads(made.read_bytes())["packages"][0]["name"] for made in sets(own)}
         assert names == {"demo", "third"}
         sandbox.run(["python3", "-c", "import demo"], check=True)
+        shown = [line.split()[-1] for line in packages("ls").splitlines()[1:]]
+        assert shown == ["third==1.0", "demo==1.0"]
+        (freed,) = json.loads(packages("prune", "--json")).values()
+        assert freed > 700_000
+        (left,) = json.loads(packages("ls", "--json"))
+        assert left["in_use"] is True and left["packages"][0]["name"] == "demo"
+    assert packages("prune").endswith(" freed\n") and not sets(own)
 
 
 def test_a_wheel_that_leads_elsewhere_is_refused(index: Index, own: Path) -> None:

@@ -35,8 +35,9 @@ FORMAT = 1
 ABOUT = "set.json"
 MAX_ABOUT = 1 << 20
 _SETS, _REQUESTS, _PYTHONS, _TURNS, _WORK = "sets", "requests", "pythons", "turns", "work"
-_TURN_FILES = 64
+_TURN_FILES = 4  # so many look at once, of all requests
 _TURN_POLL = 0.05  # seconds
+_MAX_ANSWERS = 4096
 _FORGET_SECONDS = 30 * 86400.0  # what a request became, and no other since
 
 
@@ -256,9 +257,15 @@ class PackageStore:
     def _forget(self) -> None:
         """What requests became that is gone, or long ago. Under the lock."""
         folder = os.path.join(self.folder, _REQUESTS)
-        for name in os.listdir(folder):
+        names = os.listdir(folder)
+        names.sort(key=lambda name: os.stat(os.path.join(folder, name)).st_mtime, reverse=True)
+        for number, name in enumerate(names):
             found = self._read(_REQUESTS, name.removesuffix(".json"), Answer)
-            old = found is None or time.time() - found.time > _FORGET_SECONDS
+            old = (
+                number >= _MAX_ANSWERS
+                or found is None
+                or time.time() - found.time > _FORGET_SECONDS
+            )
             if old or not self._is_there(found.digest if found else ""):
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, name))

@@ -53,6 +53,7 @@ GROUPS = {
     "what sandboxes are made of": {
         "image": "fetch, build and list images",
         "volume": "make, list, copy and delete folders that outlive sandboxes",
+        "packages": "list what was fetched for them, and remove it",
         "secret": "keep, list and remove what sandboxes use and never have",
         "snapshot": "keep a sandbox as it is, list and delete what is kept",
         "guest": "write the guest agent, with a Python or without",

@@ -14,6 +14,7 @@ import msgspec
 from agentd.daemon.packages import inside
 from agentd.model import typed
 from agentd.model.errors import Refused, SandboxError
+from agentd.model.mount import MountMode
 from agentd.model.spec import DEFAULT_IMAGE, ExecRequest, SandboxSpec
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.packages import PackageStore
@@ -111,18 +112,19 @@ def of(manager: Manager, spec: SandboxSpec, backend: str, store: PackageStore) -
 def _key(spec: SandboxSpec, backend: str) -> str | None:
     """What tells kinds of sandboxes apart that may differ in their Python; None where nothing
     does."""
-    variables = [spec.env.get("PATH", ""), spec.env.get("PYTHONPATH", "")]
+    if {"PATH", "PYTHONPATH"} & spec.env.keys():
+        return None  # of these there are as many as callers like
     if spec.image_digest:
-        return _digest([spec.image_digest, *variables])
+        return _digest([spec.image_digest])
     if spec.image != DEFAULT_IMAGE or backend in ("qemu", "firecracker"):
         return None  # a machine's own, which may be built anew under its name
-    path = shutil.which("python3", path=spec.env.get("PATH", _PATH))
+    path = shutil.which("python3", path=_PATH)
     if path is None:
         return None
     real = os.path.realpath(path)
     found = os.stat(real)
     facts = [real, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
-    return _digest([path, backend, *map(str, facts), *variables])
+    return _digest([path, backend, *map(str, facts)])
 
 
 def _digest(parts: list[str]) -> str:
@@ -131,9 +133,11 @@ def _digest(parts: list[str]) -> str:
 
 def _asked(manager: Manager, spec: SandboxSpec) -> TargetPython:
     kept = {name: spec.env[name] for name in ("PATH", "PYTHONPATH") if name in spec.env}
+    # By a PATH of its own it may be one that is mounted, which nothing is written to meanwhile.
+    mounts = tuple(msgspec.structs.replace(m, mode=MountMode.RO) for m in spec.mounts)
     plain = msgspec.structs.replace(
         spec,
-        mounts=(),
+        mounts=mounts if "PATH" in kept else (),
         net="none",
         egress=(),
         packages=(),

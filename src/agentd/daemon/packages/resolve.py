@@ -26,6 +26,7 @@ SECONDS = 900.0  # of each of both runs
 _GRACE = 60.0
 _ROOM, _MEMORY = 256 << 20, 1 << 30  # for pip itself
 _MAX_OUTPUT = 1 << 20
+_RESOLVING = "resolving packages"
 _DRIVER = "/tmp/driver.py"
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -47,7 +48,7 @@ class PackageResolver:
 
     def lock(self) -> tuple[LockedPackage, ...]:
         """Return which wheels the request is. Raises InvalidInput, Unavailable, SandboxError."""
-        progress.report("resolving packages")
+        progress.report(_RESOLVING)
         self._pip(pip.resolving(self._python, self._rules.index, self._packages), quiet=True)
         return pip.locked(self._handle.guest.files.read(pip.REPORT))
 
@@ -94,7 +95,7 @@ class PackageResolver:
         )
         output = _Output(quiet=quiet)
         request = ExecRequest(argv, timeout=SECONDS, env={"PYTHONUNBUFFERED": "1"})
-        result = inside.run(self._handle, request, emit=output)
+        result = inside.run(self._handle, request, output, output.tick)
         if result.ok:
             return
         if result.cause.code is CauseCode.TIMEOUT:
@@ -124,6 +125,10 @@ class _Output:
             if found is not None:
                 self._stage = found[0] or self._stage
                 progress.report(self._stage, found[1])
+
+    def tick(self) -> None:
+        """Say again how far it is: who listens may give it up."""
+        progress.report(_RESOLVING if self._quiet else self._stage)
 
     def text(self) -> str:
         return self._kept.decode(errors="replace")
