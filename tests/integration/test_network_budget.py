@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -100,6 +101,68 @@ def test_nobody_gets_more_than_the_operator_allows(port: int, daemon: Daemon) ->
     for wrong in ({"net_bytes": "1M"}, {"net_rate": "1M"}, {"net": ["pypi"], "net_rate": "fast"}):
         with pytest.raises(InvalidInput):
             Sandbox.create(embedded=True, **wrong)  # type: ignore[arg-type]
+
+
+_READ = """
+import http.client, sys, time
+begun, found = time.monotonic(), 0
+connection = http.client.HTTPConnection("host.agentd.internal", int(sys.argv[1]), timeout=60)
+try:
+    connection.request("GET", "/" + sys.argv[2])
+    answer = connection.getresponse()
+    while part := answer.read1(65536):
+        found += len(part)
+except (OSError, http.client.HTTPException):
+    pass
+print(found, time.monotonic() - begun)
+"""
+
+
+class _Serve(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        size = int(self.path.strip("/"))
+        self.send_response(200)
+        self.send_header("Content-Length", str(size))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(bytes(size))
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[int]:
+    """A server of the host's, which sends as many bytes as it is asked for."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Serve) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def test_what_is_read_on_the_way_counts_too(web: int) -> None:
+    """Connections whose requests are judged go through another process than all others."""
+
+    def read(sandbox: Sandbox, size: int) -> tuple[int, float]:
+        done = sandbox.run(["python3", "-c", _READ, str(web), str(size)], check=True)
+        found, seconds = done.stdout.split()
+        return int(found), float(seconds)
+
+    rule = [f"GET host.agentd.internal:{web}/*"]
+    with Sandbox.create(embedded=True, net=rule, net_bytes="1MiB") as sandbox:
+        assert read(sandbox, 600_000)[0] == 600_000
+        assert read(sandbox, SIZE)[0] <= (1 << 20) - 600_000
+        assert read(sandbox, 1)[0] == 0
+        page = sandbox.network.connections()
+        assert 600_000 <= page.totals["received"] + page.totals["sent"] <= 1 << 20
+        reason = "the sandbox has moved the 1048576 bytes of its net_bytes"
+        assert reason in {row.reason for row in page.connections}
+    with Sandbox.create(embedded=True, net=rule, net_rate="200kB") as sandbox:
+        # A second's go at once; the rest of it takes two, however busy this machine is.
+        found, seconds = read(sandbox, 600_000)
+        assert found == 600_000 and seconds >= 1.9
 
 
 def test_metrics_tell_of_networks(port: int) -> None:

@@ -35,10 +35,15 @@ class TrafficBudget:
             return ""
         return f"the sandbox has moved the {self._bytes} bytes of its net_bytes"
 
+    @property
+    def left(self) -> int | None:
+        """Bytes that may be moved yet, at whatever rate; None where that is not bounded."""
+        return None if self._bytes is None else max(self._bytes - self.spent, 0)
+
     def room(self, most: int) -> int:
         """Return how many bytes may be taken now, ``most`` at most."""
-        if self._bytes is not None:
-            most = min(most, max(self._bytes - self.spent, 0))
+        if (left := self.left) is not None:
+            most = min(most, left)
         if self._rate is None or most == 0:
             return most
         now = self._loop.now

@@ -123,11 +123,15 @@ class RelayedConnection:
             return EgressVerdict(False, verdict.rule, why)
         return table.of_answer(verdict, self._relay.parse(self.address), self.port)
 
-    def was_read(self, reason: str, sent: int, received: int) -> None:
-        """The terminator has closed it."""
+    @property
+    def tenant(self) -> "Tenant":
+        return self._tenant
+
+    def moved(self, sent: int, received: int) -> None:
+        """What reads its requests has moved so many bytes until now."""
+        more = sent + received - sum(self._moved)
         self._moved = sent, received
-        self._tenant.spend(sent + received)
-        self.end(reason)
+        self._tenant.spend(more)
 
     def refuse(self, reason: str) -> None:
         """End it as nothing that is allowed."""

@@ -34,12 +34,14 @@ class Passing:
     def take(self, connection: "RelayedConnection", sandbox: int, ends: tuple[int, int]) -> str:
         """Pass the program's end and the host's, as descriptors; return why it cannot be, or "".
 
-        Where it can ``connection.was_read`` is called once they were closed there.
+        Where it can ``connection.end`` is called once they were closed there.
         """
         if self._link is None:
             return NONE
         message: dict[str, object] = {"n": connection.n, "sandbox": sandbox}
         message |= {"name": connection.name, "port": connection.port}
+        if (budget := connection.tenant.budget) is not None:
+            message["room"] = budget.left
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))]
         try:
             self._link.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
@@ -66,9 +68,16 @@ class Passing:
             self._unlink()
             return
         message = json.loads(data)
-        connection = self._passed.pop(message["ended"], None)
-        if connection is not None:
-            connection.was_read(message["reason"], message["sent"], message["received"])
+        n = message.get("moved", message.get("ended"))
+        connection = self._passed.get(n)
+        if connection is None:
+            return
+        connection.moved(message["sent"], message["received"])
+        if "ended" in message:
+            self.forget(n)
+            connection.end(message["reason"])
+        elif message["over"]:
+            connection.tenant.overspend()
 
     def _unlink(self) -> None:
         link, self._link = self._link, None

@@ -87,19 +87,30 @@ class Tenant:
 
     def spend(self, count: int) -> None:
         """So many bytes were moved by what reads its requests."""
-        if self.budget is not None:
-            self.budget.spend(count)
+        if self.budget is None:
+            return
+        self.budget.spend(count)
+        if why := self.budget.over:
+            self._end_all(why)
+
+    def overspend(self) -> None:
+        """What reads its requests had no room for more."""
+        if self.budget is not None and self.budget.left is not None:
+            self.spend(self.budget.left)
 
     def starved(self, connection: "RelayedConnection", loop: "EventLoop") -> None:
         """There is no room for it in the budget: for now, or, for all that are open, for ever."""
         if self.budget is None or connection not in self.connections:
             return
         if why := self.budget.over:
-            for each in list(self.connections):
-                each.end(why, reset=True)
+            self._end_all(why)
         elif not connection.rests:
             connection.rests = True
             loop.later(self.budget.seconds(), connection.rested)
+
+    def _end_all(self, why: str) -> None:
+        for each in list(self.connections):
+            each.end(why, reset=True)
 
     def may_ask(self, now: float) -> bool:
         """Take one of the names that it may have asked for now; False where it has had them."""

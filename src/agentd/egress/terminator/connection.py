@@ -17,6 +17,7 @@ from agentd.egress.terminator.looks import HostLook, Untouched
 from agentd.egress.terminator.requests import RefusedRequest
 
 if TYPE_CHECKING:
+    from agentd.egress.terminator.metering import ConnectionMeter
     from agentd.egress.terminator.terminator import ReadSandbox, Terminator
 
 #: Seconds until both ends have agreed on TLS; that a head takes once it has begun; that an
@@ -51,6 +52,7 @@ class ReadConnection:
         self.over = False
         self.exchange: RequestExchange | None = None
         self.look: HostLook = sandbox.credentials.for_host(*to) or Untouched()
+        self.meter: ConnectionMeter | None = None
         self._trust = ""  # why the host is not believed
         self.reason = ""
 
@@ -66,6 +68,9 @@ class ReadConnection:
         try:
             async with asyncio.timeout(START_SECONDS):
                 await self._begin()
+            for end in (self.client, self.upstream):
+                if end is not None:
+                    end.meter = self.meter
             while await self._serve_one():
                 pass
             await self.linger()

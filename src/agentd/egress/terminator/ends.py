@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
@@ -34,6 +34,8 @@ class ReadEnd:
         sock.setblocking(False)
         self.sock = sock
         self.moved = 0
+        #: Is told what was read before anybody has it; raises OSError where that was too much.
+        self.meter: Callable[[int], Awaitable[None]] | None = None
         self.patience = IDLE_SECONDS
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {"in": [], "out": []}
@@ -52,6 +54,8 @@ class ReadEnd:
             size += len(parts[-1])
             if not parts[-1]:
                 break
+        if self.meter is not None and size:
+            await self.meter(size)
         self.moved += size
         return b"".join(parts) if len(parts) > 1 else first
 

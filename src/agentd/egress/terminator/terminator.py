@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import ssl
+from functools import partial
 from typing import Any
 
 from OpenSSL import SSL
@@ -13,6 +14,7 @@ from agentd.egress.table import EgressTable
 from agentd.egress.terminator.certificates import LeafIssuer
 from agentd.egress.terminator.connection import ReadConnection
 from agentd.egress.terminator.credentials import Credentials, convert_secrets
+from agentd.egress.terminator.metering import ConnectionMeter, TrafficPace
 from agentd.egress.terminator.records import RequestRecords
 
 MAX_MESSAGE = 160 << 10
@@ -29,6 +31,7 @@ class ReadSandbox:
         self.credentials = credentials
         self.table = EgressTable.of({"rules": [], "hosts": {}})
         self.connections: set[ReadConnection] = set()
+        self.pace = TrafficPace()
 
 
 class Terminator:
@@ -64,6 +67,9 @@ class Terminator:
             link.ended(message["n"], why, (0, 0))
             return
         connection = ReadConnection(self, sandbox, message["n"], to, (ends[0], ends[1]))
+        if "room" in message:
+            tell = partial(link.moved, connection)
+            connection.meter = ConnectionMeter(sandbox.pace, message["room"], tell)
         task = asyncio.ensure_future(connection.run())
         sandbox.connections.add(connection)
         link.tasks[task] = connection
@@ -119,6 +125,7 @@ class Terminator:
         if sandbox is None:
             return
         sandbox.table = EgressTable.of(table)
+        sandbox.pace.change(table)
         for connection in list(sandbox.connections):
             connection.rules_changed()
 
@@ -159,6 +166,13 @@ class RelayLink:
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
         self._loop.add_reader(sock.fileno(), self._hear)
+
+    def moved(self, connection: ReadConnection, over: bool) -> None:
+        """Tell what it has moved until now, and whether it had no room for more."""
+        sent, received = connection.moved
+        message = {"moved": connection.n, "sent": sent, "received": received, "over": over}
+        self._unsent.append(json.dumps(message).encode())
+        self._flush()
 
     def ended(self, n: int, reason: str, moved: tuple[int, int]) -> None:
         message = {"ended": n, "reason": reason[:300], "sent": moved[0], "received": moved[1]}
