@@ -117,10 +117,11 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
     for path, why in (
         (place / "mine", "is no archive of an image"),
         (place, "is a directory"),
-        (place / "no/x.tar", "is no directory"),
     ):
         with pytest.raises(InvalidInput, match=why):
             kept.export(path)
+    with pytest.raises(AgentdError, match=r"no/x\.tar cannot be written: No such file"):
+        kept.export(place / "no/x.tar")
     assert main(["snapshot", "export", str(tmp_path / "kept")]) == 2
     assert "FILE is missing" in capfd.readouterr().err
     assert main(["snapshot", "inspect", str(tmp_path / "kept"), "x"]) == 2
@@ -187,4 +188,6 @@ def test_a_break_in_the_middle_leaves_what_was_there(
 
     with pytest.raises(AgentdError, match="it broke"):
         exported.write(broken(), tmp_path / "x.tar")
+    with pytest.raises(AgentdError, match=r"no/x\.tar cannot be written: No such file"):
+        exported.write(iter([b"some"]), tmp_path / "no/x.tar")
     assert os.listdir(tmp_path) == []

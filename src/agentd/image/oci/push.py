@@ -68,7 +68,7 @@ def push(
                 pushing.to_archive()
     except OSError as error:
         if wanted.transport != "docker":
-            raise _unwritten(wanted.place, error) from error
+            raise unwritten(wanted.place, error) from error
         raise explained(error, store) from error
     return image
 
@@ -81,7 +81,7 @@ def archive(image: OciImage, path: str, store: OciStore, work: WorkFolder) -> No
     try:
         pushing.to_archive()
     except OSError as error:
-        raise _unwritten(target.place, error) from error
+        raise unwritten(target.place, error) from error
 
 
 def check_archive(path: str) -> None:
@@ -89,10 +89,6 @@ def check_archive(path: str) -> None:
     place = os.path.abspath(path)
     if os.path.isdir(place):
         raise InvalidInput(f"{place} is a directory", remediation="name a file")
-    if not os.path.isdir(os.path.dirname(place)):
-        raise InvalidInput(
-            f"{os.path.dirname(place)} is no directory", remediation="name a file in one"
-        )
     if not _may_be_replaced(place):
         raise InvalidInput(
             f"{place} exists, and is no archive of an image",
@@ -100,7 +96,8 @@ def check_archive(path: str) -> None:
         )
 
 
-def _unwritten(place: str, error: OSError) -> ImageError:
+def unwritten(place: str, error: OSError) -> ImageError:
+    """Return what an archive at ``place`` fails of."""
     return ImageError(
         f"{place} cannot be written: {error.strerror}",
         remediation="name a place that is yours, with room for the image",
