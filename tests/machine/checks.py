@@ -25,7 +25,6 @@ MACHINE: dict[str, Any] = {"isolation": "microvm", "backend": "qemu", "memory": 
 MIB = 1 << 20
 _SLOWER = 4  # than by one emulation; whoever boots this machine ends it after its own time
 BOMB = f"python3 -c 'b=bytearray({256 * MIB}); b[::4096]=b\"x\"*len(b[::4096])'"
-_COUNT = "n=0; while :; do n=$((n+1)); echo $n > count.part; mv count.part count; sleep 0.1; done"
 
 
 def found() -> object:
@@ -59,28 +58,6 @@ def files() -> object:
     sandbox.files.write("/workspace/data", data)
     listed = sandbox.run("wc -c < data").text.strip()
     return {"same": sandbox.files.read("/workspace/data") == data, "size": listed}
-
-
-def fork() -> object:
-    """By a snapshot of its memory, which the copy is restored from: the source goes on, and what
-    was in the background goes on in the copy."""
-    sandbox = _machine()
-    sandbox.run("echo kept > file")
-    sandbox.run(f"sh -c '{_COUNT}' >/dev/null 2>&1 & until test -e count; do sleep 0.1; done")
-    [copy] = sandbox.fork()
-    with copy:
-        ids = {each.run("cat /etc/machine-id").text for each in (sandbox, copy)}
-        kept = [each.run("cat file").text for each in (sandbox, copy)]
-        return {"machine ids": len(ids), "kept": kept, **_counts(copy)}
-
-
-def _counts(sandbox: Sandbox) -> dict[str, bool]:
-    first = int(sandbox.run("cat count").text)
-    deadline = time.monotonic() + 60
-    while int(sandbox.run("cat count").text) <= first:
-        if time.monotonic() > deadline:
-            return {"goes on": False}
-    return {"goes on": True}
 
 
 def close() -> object:
