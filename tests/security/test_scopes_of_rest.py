@@ -29,6 +29,7 @@ BODIES: dict[str, object] = {
     "POST /v1/sandboxes/{id}/processes/{proc}/resize": {"rows": 1, "cols": 1},
     "POST /v1/sandboxes/{id}/processes/{proc}/stdin": b"",
     "PUT /v1/sandboxes/{id}/network": {"net": ["pypi"]},
+    "POST /v1/sandboxes/{id}/links": {"port": 1},
     "PUT /v1/sandboxes/{id}/files": b"",
     "PUT /v1/sandboxes/{id}/files/tar": b"",
     "POST /v1/sandboxes/{id}/files/mkdir": {"path": "/x"},

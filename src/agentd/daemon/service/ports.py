@@ -12,6 +12,7 @@ from agentd.model.errors import InvalidInput, Refused, Unsupported
 from agentd.model.port import PortLink
 from agentd.model.principal import Principal
 from agentd.model.units import format_duration, parse_duration
+from agentd.policy.scopes import scope_of
 from agentd.transport.tunnel import Tunnel
 
 _LAST = 65535
@@ -38,6 +39,7 @@ class DaemonPorts(Noun):
 
     @observed("link")
     def link(self, sandbox: str, port: int, *, ttl: str | float = "1h") -> PortLink:
+        self._who.require(scope_of(acts.PORT))
         seconds, most = parse_duration(ttl, "ttl"), float(self._parts.config().ports.max_ttl)
         if not 1 <= port <= _LAST:
             raise InvalidInput(f"{port} is no port", remediation=f"give 1 to {_LAST}")
