@@ -5,6 +5,7 @@ import contextlib
 import http.client
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 from tests.integration.test_ports_of_a_sandbox import fetched
 from tests.security.daemons import WAIT, Daemon, running
 
-from agentd import AsyncClient, AsyncSandbox, Client, Refused, Sandbox, Unsupported
+from agentd import AsyncClient, AsyncSandbox, Client, Refused, Sandbox, Unavailable, Unsupported
 
 _TCP = '[[listen]]\naddress = "127.0.0.1:0"\n'
 # Says what it was asked, and then a word each time that it reads one: a stream that nobody buffers.
@@ -111,6 +112,26 @@ def test_from_the_link_to_the_server_and_its_end(daemon: Daemon) -> None:
     assert status(link.url) in (404, 410)
     acts = daemon.records(kind="admission", sandbox=sandbox.id, capability="sandbox.port.v1")
     assert len(acts) >= 4
+
+
+@pytest.mark.parametrize("backend", ["linux", "oci"])
+def test_a_program_that_keeps_cookies_goes_the_way_of_a_browser(
+    daemon: Daemon, backend: str
+) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    try:
+        sandbox = Sandbox.create(url=daemon.url, backend=backend)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with sandbox, sandbox.start(["python3", "-c", SERVER], stdin=True) as server:
+        assert next(iter(server)).data == b"up\n"
+        words = ["curl", "-sS", "-L", "-b", "", "-H", "Accept: text/html"]
+        words += ["-w", "%{url_effective}", sandbox.ports.link(8080).url + "/a?b"]
+        told = subprocess.check_output(words, text=True, timeout=WAIT)
+    seen, _, where = told.rpartition("\n")
+    assert seen.startswith("/a?b\n") and "agentd-link" not in seen
+    assert re.fullmatch(rf"http://8080-{sandbox.id}\.localhost:\d+/a\?b", where)
 
 
 def test_a_link_falls_with_the_key_that_made_it(daemon: Daemon) -> None:
