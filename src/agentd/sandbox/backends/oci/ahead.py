@@ -82,12 +82,21 @@ def settled(plan: LinuxPlan) -> LinuxPlan:
 def kind_of(
     plan: LinuxPlan, files: ImageFiles | None, program: str, launcher: Launcher
 ) -> ContainerKind | None:
-    """None where it takes a container of its own: with something mounted, and where ids are few."""
+    """None where it takes a container of its own: with something mounted, where ids are few, and
+    with what is nobody else's, as secrets and an authority that its programs trust."""
     scarce = launcher.own_users and launcher.ids.blocks < _ROOMY
-    if plan.mounts or plan.cow or plan.bare or scarce:
+    if plan.mounts or plan.cow or plan.bare or scarce or _is_private(plan):
         return None
     image = plan.spec.image
     return ContainerKind(program, image, files, msgspec.msgpack.encode(settled(plan)))
+
+
+def _is_private(plan: LinuxPlan) -> bool:
+    if plan.table is None:
+        return bool(plan.spec.secrets)
+    from agentd.sandbox.backends import certificates  # late: few need it
+
+    return bool(plan.spec.secrets) or certificates.reads(plan.table)
 
 
 class ContainersAhead:
