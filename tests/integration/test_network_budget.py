@@ -200,3 +200,23 @@ def test_by_the_command_line(port: int) -> None:
     assert done.returncode == 0, done.stderr
     how, found = json.loads(done.stdout)["stdout"].split()
     assert how == "ConnectionResetError" and int(found) <= 1 << 20
+    done = subprocess.run(
+        [
+            *(word for word in argv if word != "--json"),
+            "-v",
+            "--",
+            "python3",
+            "-c",
+            _FETCH,
+            str(port),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=WAIT,
+        check=False,
+    )
+    told = done.stderr.splitlines()[-1]
+    assert told == (
+        f"agentd run: the network refused host.agentd.internal:{port} "
+        "(the sandbox has moved the 1048576 bytes of its net_bytes)"
+    )

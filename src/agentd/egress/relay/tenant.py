@@ -110,7 +110,7 @@ class Tenant:
 
     def _end_all(self, why: str) -> None:
         for each in list(self.connections):
-            each.end(why, reset=True)
+            each.refuse(why)
 
     def may_ask(self, now: float) -> bool:
         """Take one of the names that it may have asked for now; False where it has had them."""
