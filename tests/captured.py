@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +28,25 @@ KERNEL.unshare(abi.CLONE_NEWNET | (abi.CLONE_NEWUSER if os.geteuid() else 0))
 net.loopback_up()
 host = socket.socket(fileno=int(sys.argv[1]))
 made = anyip.capture()
-socket.send_fds(host, [b"x"], [sock.fileno() for sock in made])
+if len(sys.argv) > 2:
+    # The front end of a machine, whose way to the host is a unix socket here.
+    from agentd.guest import vm_streams
+    from agentd.linux import process as abi_process
+    from agentd.guest.loop import Loop
+    def dial():
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        sock.connect(sys.argv[2])
+        return sock
+    host.close()
+    if os.fork() == 0:
+        abi_process.set_pdeathsig(9)
+        os.close(0), os.close(1)
+        loop = Loop()
+        vm_streams.Front(loop, made, dial)
+        loop.run()
+else:
+    socket.send_fds(host, [b"x"], [sock.fileno() for sock in made])
 for sock in made:
     sock.close()
 kept = []
@@ -81,12 +100,20 @@ for line in sys.stdin:
 
 
 class Captured:
-    """``sockets`` are the host's end, to be given to a keeper."""
+    """``sockets`` are the host's end, to be given to a keeper: those of the namespace, or with
+    ``streams`` a listener at which the front end of a machine arrives."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, streams: bool = False) -> None:
+        self.streams = streams
         host, theirs = socket.socketpair()
+        self._folder = tempfile.TemporaryDirectory(prefix="captured-") if streams else None
+        way = [] if self._folder is None else [f"{self._folder.name}/host"]
+        listener = socket.socket(socket.AF_UNIX)
+        if way:
+            listener.bind(way[0])
+            listener.listen(128)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _INSIDE, str(theirs.fileno())],
+            [sys.executable, "-c", _INSIDE, str(theirs.fileno()), *way],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -94,6 +121,12 @@ class Captured:
             env={"PYTHONPATH": str(Path(anyip.__file__).parents[2])},
         )
         theirs.close()
+        if way:
+            assert not host.recv(1)  # it serves
+            host.close()
+            self.sockets = [listener]
+            return
+        listener.close()
         with host:
             _, fds, _, _ = socket.recv_fds(host, 10, 8)
         self.sockets = [socket.socket(fileno=fd) for fd in fds]
@@ -118,6 +151,8 @@ class Captured:
         self.process.stdout.close()
         self.process.kill()
         self.process.wait()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 class Names(threading.Thread):

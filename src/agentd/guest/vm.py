@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from agentd.guest import system, vm_net, vm_root, vm_scratch
+from agentd.guest import system, vm_front, vm_net, vm_root, vm_scratch
 from agentd.guest.init import say
 from agentd.guest.operation import Channel, ChannelOperation, RequestError, Starter
 from agentd.guest.stepped import plain
@@ -19,6 +19,7 @@ from agentd.guest.vm_group import GuestGroup
 from agentd.guest.vm_identity import AsRoot, Identity
 from agentd.guest.vm_setup import ImageDisk, Net, Setup
 from agentd.guest.zygote.image_root import import_nothing
+from agentd.linux import anyip
 from agentd.linux.kernel import KERNEL, Kernel
 
 if TYPE_CHECKING:
@@ -88,7 +89,11 @@ class GuestMachine:
         # What was put over files of the root: mounts of this process's namespace there.
         self._placed: dict[str, str] = {}
         self.identity = Identity()
+        #: Of a network that is restricted to rules: the host's port, and what passes on to that.
+        self.relay: int | None = None
+        self._front: vm_front.FrontEnd | None = None
         self._processes = agent.processes
+        self._loop = agent.loop
         self._kernel = kernel
         self._processes.spawn_in(lambda inner: AsRoot(self.identity, inner))
         agent.extend(
@@ -103,6 +108,8 @@ class GuestMachine:
         )
 
     def close(self) -> None:
+        if self._front is not None:
+            self._front.close()
         if self.group is not None:
             self.group.close()
 
@@ -122,6 +129,8 @@ class GuestMachine:
                 raise RuntimeError(f"the image's root cannot be entered: {error}") from error
             self._begin_in(state["workdir"], state["image_env"])
             self._place(state["placed"])
+        if state["relay"] is not None:
+            self._pass_on(state["relay"])
         self._enter_group()
 
     # --- sys.setup ---
@@ -238,10 +247,22 @@ class GuestMachine:
     def _net(self, net: Net | None) -> None:
         if net is None:
             return
+        if net.relay is not None:
+            self._pass_on(net.relay)
+            self._place({"/etc/resolv.conf": vm_front.RESOLVER})
+            return
+        if self.relay is not None:  # of the machine that this one is a copy of
+            raise OSError(errno.EBUSY, "its network is restricted to rules since it was made")
         device = net.device or vm_net.find()
         vm_net.configure(device, net.address, net.mask, net.gateway)
         text = "".join(f"nameserver {address}\n" for address in net.dns)
         self._place({"/etc/resolv.conf": text})
+
+    def _pass_on(self, port: int) -> None:
+        """Have all that is dialled go to the host from now on. Raises OSError."""
+        if self._front is None:  # else of the machine that this one is a copy of
+            self._front = vm_front.FrontEnd(self._loop, anyip.capture(), port)
+        self.relay = port
 
     # --- what is remembered ---
 
@@ -258,6 +279,7 @@ class GuestMachine:
             "workdir": self.workdir,
             "image_env": self.image_env,
             "placed": self._placed,
+            "relay": self.relay,
         }
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = os.open(_STATE_FILE, flags, 0o600)

@@ -32,9 +32,15 @@ _LIMITS = {
 
 
 class Net:
-    """A card's address and mask, the gateway and the resolvers; ``device`` None is the first."""
+    """A card's address and mask, the gateway and the resolvers; ``device`` None is the first.
+    Or ``relay``, the host's port that all goes to which is dialled: there is no card then."""
 
     def __init__(self, request: dict[str, object]) -> None:
+        self.relay: int | None = None
+        if "relay" in request:
+            _known(request, {"relay"}, "net")
+            self.relay = get_int(request, "relay", 0, 1, MAX_ID)
+            return
         _known(request, {"address", "gateway", "dns", "device"}, "net")
         try:
             self.address, self.mask = vm_net.parse(_text(request, "address") or "")

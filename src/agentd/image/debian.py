@@ -16,6 +16,7 @@ from agentd.image.distribution import ELSEWHERE
 from agentd.image.modules import AT_BOOT, ON_DEMAND, Modules
 from agentd.image.packages import Index, Package
 from agentd.image.tree import ImageTree
+from agentd.linux import anyip
 from agentd.model.errors import InvalidInput, Unavailable
 
 Say = Callable[[str], None]
@@ -28,7 +29,9 @@ _UNWANTED = re.compile(
 _MODULES_KEPT = re.compile(
     r".*/(drivers/(net/(virtio_net|net_failover)|block/virtio_blk|virtio/|char/hw_random/virtio"
     r"|char/virtio_console)"
-    r"|net/(core|vmw_vsock)|fs/(fuse|overlayfs|erofs|netfs)|lib|crypto|arch/x86/crypto)[^ ]*"
+    r"|net/(core|vmw_vsock)|fs/(fuse|overlayfs|erofs|netfs)|lib|crypto|arch/x86/crypto"
+    r"|net/(ipv[46]/)?netfilter/(nfnetlink|nf_(tables|nat|conntrack|defrag_ipv[46])"
+    r"|nft_(chain_nat|redir|ct))\.)[^ ]*"
     r"|.*/modules\.builtin"
 )
 
@@ -123,7 +126,8 @@ class Debian:
             folder = os.path.join(self.cache, package.folder)
             if _REAL_KERNEL.fullmatch(name) and os.path.isdir(folder):
                 release = name.removeprefix("linux-image-")
-                if Modules(os.path.join(folder, "usr/lib/modules", release)).missing(AT_BOOT):
+                modules = Modules(os.path.join(folder, "usr/lib/modules", release))
+                if modules.missing((*AT_BOOT, *anyip.MODULES)):
                     shutil.rmtree(folder)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from agentd.image.tree import ImageTree
 from agentd.image.unpack import Damaged, Unknown, unpacked
+from agentd.linux import anyip
 from agentd.model.errors import Unavailable
 
 # Loaded by /init, in this order, with what they need; whatever else is there is loaded when it is
@@ -23,6 +24,7 @@ ON_DEMAND = (
     "overlay",
     "erofs",
     "virtiofs",
+    *anyip.MODULES,
 )
 _KINDS = (".ko", ".ko.xz", ".ko.zst", ".ko.gz")
 _MAX_BYTES = 64 << 20

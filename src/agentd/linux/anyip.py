@@ -51,6 +51,13 @@ _TCP = bytes((socket.IPPROTO_TCP,))
 # linux/in.h, linux/in6.h
 _IP_PKTINFO = 8
 _IPV6_RECVPKTINFO, _IPV6_FREEBIND = 49, 78
+_PKTINFO = {
+    socket.AF_INET: (socket.IPPROTO_IP, _IP_PKTINFO),
+    socket.AF_INET6: (socket.IPPROTO_IPV6, 50),
+}
+#: What is told of a query, with these bytes of room for it.
+PKTINFO_SPACE = socket.CMSG_SPACE(20)
+_SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST is the same
 
 # How long the kernel remembers a connection of this namespace, in seconds. What nobody answers, or
 # has ended, is soon forgotten: entries are memory that no control group counts, in a table that is
@@ -111,6 +118,37 @@ def capture(*, arriving: bool = False) -> list[socket.socket]:
     return made[::2] + made[1::2]
 
 
+def destination(client: socket.socket, v6: bool) -> tuple[bytes, int] | None:
+    """What the program dialled, as 4 or 16 bytes and a port; None where it was our own listener.
+
+    Raises OSError where the kernel does not know: nothing redirected it.
+    """
+    if v6:
+        # struct sockaddr_in6: family, port, flow, address, scope
+        raw = client.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)
+        address = raw[8:24]
+        own = address == b"\0" * 15 + b"\1"
+    else:
+        # struct sockaddr_in: family, port, address
+        raw = client.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
+        address = raw[4:8]
+        own = address[0] == 127
+    (port,) = struct.unpack_from(">H", raw, 2)
+    return None if own else (address, port)
+
+
+def source(sock: socket.socket, told: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    """The control message of an answer, of those of a query at one of our UDP sockets: from the
+    address that the query was sent to."""
+    level, kind = _PKTINFO[socket.AddressFamily(sock.family)]
+    for found, type_, data in told:
+        if (found, type_) == (level, kind):
+            # in_pktinfo: interface, source, destination; in6_pktinfo: address, interface
+            info = struct.pack("=I4s4s", 0, data[8:12], b"") if level == 0 else data[:16] + bytes(4)
+            return [(level, kind, info)]
+    return []
+
+
 def _of(family: _Family, arriving: bool) -> tuple[socket.socket, socket.socket]:
     """The listener and the UDP socket of a family, all of whose addresses are local from now on."""
     number = family[0]
@@ -134,7 +172,8 @@ def _of(family: _Family, arriving: bool) -> tuple[socket.socket, socket.socket]:
         listener.bind(("" if arriving else own, PORT))
         listener.listen(_BACKLOG)
         asked.bind(("", DNS_PORT))
-        request(_RTM_NEWROUTE, _route(number))
+        with contextlib.suppress(FileExistsError):  # of somebody before us, who is gone
+            request(_RTM_NEWROUTE, _route(number))
     except BaseException:
         listener.close()
         asked.close()

@@ -39,6 +39,7 @@ class VsockConnection:
         "ask_sent",
         "buffer",
         "closed",
+        "dialled",
         "due",
         "ended",
         "forwarded",
@@ -63,6 +64,7 @@ class VsockConnection:
         self.guest_port = guest_port
         self.window = window
         self.due = 0
+        self.dialled = False  # by the guest
         self.closed = False  # not the muxer's any more
         self.requested = False  # the guest has our REQUEST
         self.answered = False  # both sides agreed to it: data may flow

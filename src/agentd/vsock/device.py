@@ -3,6 +3,7 @@
 import select
 import socket
 import time
+from collections.abc import Mapping
 
 from agentd.vsock.control import VhostControl
 from agentd.vsock.hybrid import GuestPort, Host
@@ -19,7 +20,7 @@ class Device:
     ``listener``: a listening unix socket for host clients, which send ``CONNECT <port>`` and get
     ``OK <number>``; what follows is the stream. Without it the host cannot connect.
     ``guest_path``: a guest's connection to port P of CID 2 goes to the unix socket
-    ``<guest_path>_P``; None refuses them.
+    ``<guest_path>_P``; None refuses them, but those of ``guest_places``, paths of sockets by port.
 
     Owns both sockets. Raises ValueError for a CID or path that cannot be.
     """
@@ -31,11 +32,12 @@ class Device:
         listener: socket.socket | None = None,
         guest_path: str | None = None,
         limits: MuxerLimits | None = None,
+        guest_places: Mapping[int, str] | None = None,
     ) -> None:
         if not 3 <= cid < (1 << 32) - 1:
             raise ValueError(f"cid {cid} is no guest's; use 3 or more")
         limits = limits or MuxerLimits()
-        guest = GuestPort(guest_path)
+        guest = GuestPort(guest_path, guest_places)
         self._ended = False
         self._wait: float | None = None
         self._sock = control

@@ -4,7 +4,7 @@
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from agentd.vsock.muxer import MuxerLimits
 from agentd.vsock.poller import Poller
@@ -116,22 +116,25 @@ def _port(line: bytes) -> int | None:
 
 
 class GuestPort:
-    """Connects what the guest asks for to ``<path>_<port>``; to nothing without a path."""
+    """Connects what the guest asks for to ``<path>_<port>``, or to the place of its own that a port
+    has; else to nothing."""
 
-    def __init__(self, path: str | None) -> None:
-        """Raises ValueError when the path leaves no room for a port in a socket's address."""
+    def __init__(self, path: str | None, places: Mapping[int, str] | None = None) -> None:
+        """``places``: paths of sockets, by port. Raises ValueError when the path leaves no room for
+        a port in a socket's address."""
         if path is not None and len(path.encode()) > _MAX_PATH:
             raise ValueError(f"path {path!r} is longer than {_MAX_PATH} bytes; use a shorter one")
-        self._path = path
+        self._path, self._places = path, dict(places or {})
 
     def dial(self, port: int) -> socket.socket | None:
         """Dial without waiting: a full backlog refuses, as nobody listening does."""
-        if self._path is None:
+        place = self._places.get(port) or (self._path and f"{self._path}_{port}")
+        if not place:
             return None
         sock = None
         try:
             sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-            sock.connect(f"{self._path}_{port}")
+            sock.connect(place)
         except OSError:
             if sock is not None:
                 sock.close()

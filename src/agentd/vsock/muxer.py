@@ -32,6 +32,8 @@ _FIRST_PORT, _LAST_PORT = 1 << 30, (1 << 31) - 1  # Firecracker's
 
 class MuxerLimits(NamedTuple):
     connections: int = 1023  # Firecracker's
+    #: Of those the guest's own: where they are all there is, the host gets no word in.
+    dialled: int = 768
     half_open: int = 256  # host clients that have not sent their CONNECT line
     line_seconds: float = 2.0  # for that line
     request_seconds: float = 5.0  # for the guest's answer to it, its driver's start included
@@ -59,6 +61,7 @@ class Muxer:
         )  # with something for the guest
         self._resets: deque[tuple[int, int]] = deque()
         self._port = _LAST_PORT
+        self._dialled = 0
 
     def __len__(self) -> int:
         return len(self._connections) + len(self._orphans)
@@ -107,6 +110,8 @@ class Muxer:
         if self._connections.get(connection.key) is connection:
             del self._connections[connection.key]
         self._orphans.discard(connection)
+        if not connection.closed and connection.dialled:
+            self._dialled -= 1
         self._asked.pop(connection, None)
         self._queue.pop(connection, None)
         connection.closed = True
@@ -177,12 +182,14 @@ class Muxer:
             self._refuse(got.dst_port, got.src_port)
 
     def _accept(self, got: Packet) -> bool:
-        if len(self) >= self._limits.connections:
+        if len(self) >= self._limits.connections or self._dialled >= self._limits.dialled:
             return False
         sock = self._dial(got.dst_port)
         if sock is None:
             return False
         connection = self._add(sock, got.dst_port, got.src_port)
+        connection.dialled = True
+        self._dialled += 1
         connection.credited(got.buf_alloc, got.fwd_cnt)
         connection.requested = connection.answered = True
         connection.due = RESPONSE_DUE

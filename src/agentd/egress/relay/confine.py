@@ -22,7 +22,7 @@ _FILTER_FLAGS = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 CALLS = """
 accept4 close connect epoll_create1 epoll_ctl epoll_pwait epoll_wait fcntl fstat getpeername
 getsockname getsockopt ioctl newfstatat pipe2 read recvfrom recvmsg sendmsg sendto setsockopt
-shutdown socket splice write
+shutdown socket socketpair splice write
 brk clock_gettime clock_nanosleep exit exit_group futex getpid getrandom gettid madvise mmap
 mprotect mremap munmap restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn sched_yield
 """
@@ -36,6 +36,26 @@ CHECKS = (
         "socket",
         "only TCP and UDP are dialled: no unix socket of the host's is within reach",
         (ArgumentMatch(0, "family", (socket.AF_INET, socket.AF_INET6), inside=False),),
+    ),
+    Rule(
+        "sockets",
+        "socketpair",
+        "connected to each other, and to nobody else; a datagram one could be connected anew",
+        (
+            ArgumentMatch(
+                1,
+                "type",
+                (socket.SOCK_STREAM,),
+                mask=~_FILTER_FLAGS & 0xFFFFFFFF,
+                inside=False,
+            ),
+        ),
+    ),
+    Rule(
+        "sockets",
+        "socketpair",
+        "the same",
+        (ArgumentMatch(0, "family", (socket.AF_UNIX,), inside=False),),
     ),
     Rule(
         "sockets",

@@ -5,11 +5,11 @@ asked of the host's servers, and answered with an address that stands for the na
 records are answered with none: HTTPS records would give clients keys that hide the name they dial.
 """
 
+import contextlib
 import socket
-import struct
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from agentd.egress.relay import dns, synthetic
 from agentd.egress.relay.dns import DnsQuestion
@@ -17,27 +17,37 @@ from agentd.egress.relay.records import Reports
 from agentd.egress.relay.resolver import MAX_TTL, MIN_TTL, Resolved, Resolver
 from agentd.egress.relay.targets import Finder
 from agentd.egress.relay.tenant import Tenant
+from agentd.linux import anyip
 
 _TURNS = 32  # queries, then others have their turn
-_MAX_QUERY = 1024  # a question and EDNS's options, which are not read
-_PKTINFO = {socket.AF_INET: (socket.IPPROTO_IP, 8), socket.AF_INET6: (socket.IPPROTO_IPV6, 50)}
-_SPACE = socket.CMSG_SPACE(20)
+MAX_QUERY = 1024  # a question and EDNS's options, which are not read
 #: Characters in a name that a wildcard allows: enough for hosts, little for data.
 MAX_WILD_NAME = 150
 _TOO_MANY = "too many different names were asked for"
 
 
-class _Asker(NamedTuple):
+class Asker(Protocol):
+    """Whoever is to have the answer to a query."""
+
+    def answer(self, message: bytes) -> None:
+        """Never raises: what cannot be sent is lost, as datagrams are, and is asked again."""
+
+
+class _UdpAsker(NamedTuple):
     """Who asked, and the control message that has an answer come from the address it asked."""
 
     sock: socket.socket
     place: tuple[str, int]
     source: list[tuple[int, int, bytes]]
 
+    def answer(self, message: bytes) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.sendmsg([message], self.source, socket.MSG_DONTWAIT, self.place)
+
 
 # The code, address and seconds to answer with; no code where the answer is sent later.
 _Said = tuple[int | None, bytes, int]
-_Then = Callable[[Tenant, DnsQuestion, _Asker, Resolved], _Said]
+_Then = Callable[[Tenant, DnsQuestion, Asker, Resolved], _Said]
 
 
 class NameServer:
@@ -53,26 +63,27 @@ class NameServer:
     def _read(self, tenant: Tenant, sock: socket.socket) -> None:
         for _ in range(_TURNS):
             try:
-                query, told, _flags, place = sock.recvmsg(_MAX_QUERY, _SPACE)
+                query, told, _flags, place = sock.recvmsg(MAX_QUERY, anyip.PKTINFO_SPACE)
             except BlockingIOError:
                 return
             except OSError:  # what a send met: whoever asked is gone
                 continue
-            self._answer(tenant, query, _Asker(sock, place, _source(sock, told)))
+            self.ask(tenant, query, _UdpAsker(sock, place, anyip.source(sock, told)))
 
-    def _answer(self, tenant: Tenant, query: bytes, asker: _Asker) -> None:
+    def ask(self, tenant: Tenant, query: bytes, asker: Asker) -> None:
+        """Have ``asker`` get the answer, now or later; none where it is no query at all."""
         try:
             asked = dns.parse_query(query)
         except dns.MalformedDns as error:
             number = dns.number_of(query)
             if number is not None:
-                _send(asker, dns.refusal(number, error.code))
+                asker.answer(dns.refusal(number, error.code))
             return
         code, address, ttl = self._known(tenant, asked, asker)
         if code is not None:
-            _send(asker, dns.answer(asked, code, address, ttl))
+            asker.answer(dns.answer(asked, code, address, ttl))
 
-    def _known(self, tenant: Tenant, asked: DnsQuestion, asker: _Asker) -> _Said:
+    def _known(self, tenant: Tenant, asked: DnsQuestion, asker: Asker) -> _Said:
         name = asked.name
         verdict = tenant.table.of_question(name)
         if not verdict.allowed:
@@ -94,15 +105,15 @@ class NameServer:
         return self._of(tenant, asked, asker, resolved)
 
     def _ask(
-        self, tenant: Tenant, asked: DnsQuestion, asker: _Asker, kind: int, then: _Then
+        self, tenant: Tenant, asked: DnsQuestion, asker: Asker, kind: int, then: _Then
     ) -> None:
         if not tenant.may_ask(self._resolver.loop.now):
             self._deny(tenant, asked.name, "too many names were asked for at once")
-            _send(asker, dns.answer(asked, dns.SERVFAIL))
+            asker.answer(dns.answer(asked, dns.SERVFAIL))
             return
         if not tenant.may_ask_for(asked.name):
             self._deny(tenant, asked.name, _TOO_MANY)
-            _send(asker, dns.answer(asked, dns.SERVFAIL))
+            asker.answer(dns.answer(asked, dns.SERVFAIL))
             return
 
         tenant.asking += 1
@@ -113,11 +124,11 @@ class NameServer:
                 return
             code, address, ttl = then(tenant, asked, asker, resolved)
             if code is not None:
-                _send(asker, dns.answer(asked, code, address, ttl))
+                asker.answer(dns.answer(asked, code, address, ttl))
 
         self._resolver.ask(asked.name, kind, done)
 
-    def _of(self, tenant: Tenant, asked: DnsQuestion, asker: _Asker, resolved: Resolved) -> _Said:
+    def _of(self, tenant: Tenant, asked: DnsQuestion, asker: Asker, resolved: Resolved) -> _Said:
         """What follows from what the host's servers say."""
         if resolved.code != dns.NOERROR or asked.kind == dns.AAAA or self._usable(resolved):
             return self._of_last(tenant, asked, asker, resolved)
@@ -136,14 +147,14 @@ class NameServer:
         first: Resolved,
         tenant: Tenant,
         asked: DnsQuestion,
-        asker: _Asker,
+        asker: Asker,
         second: Resolved,
     ) -> _Said:
         better = second if self._usable(second) or not first.addresses else first
         return self._of_last(tenant, asked, asker, better)
 
     def _of_last(
-        self, tenant: Tenant, asked: DnsQuestion, _asker: _Asker, resolved: Resolved
+        self, tenant: Tenant, asked: DnsQuestion, _asker: Asker, resolved: Resolved
     ) -> _Said:
         if resolved.code != dns.NOERROR or not resolved.addresses:
             return resolved.code, b"", 0
@@ -173,23 +184,3 @@ class NameServer:
         row: dict[str, object] = {"sandbox": tenant.id, "name": name, "address": "", "port": None}
         row |= {"rule": rule, "allowed": False, "reason": reason, "ended": True}
         self._reports.denied(tenant, (name, None, reason), row)
-
-
-def _source(
-    sock: socket.socket, told: list[tuple[int, int, bytes]]
-) -> list[tuple[int, int, bytes]]:
-    """The control message of an answer: from the address that the query was sent to."""
-    level, kind = _PKTINFO[socket.AddressFamily(sock.family)]
-    for found, type_, data in told:
-        if (found, type_) == (level, kind):
-            # in_pktinfo: interface, source, destination; in6_pktinfo: address, interface
-            info = struct.pack("=I4s4s", 0, data[8:12], b"") if level == 0 else data[:16] + bytes(4)
-            return [(level, kind, info)]
-    return []
-
-
-def _send(asker: _Asker, answer: bytes) -> None:
-    try:
-        asker.sock.sendmsg([answer], asker.source, socket.MSG_DONTWAIT, asker.place)
-    except OSError:
-        return  # it is lost, as datagrams are: whoever asked asks again

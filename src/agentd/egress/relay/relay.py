@@ -21,9 +21,11 @@ from agentd.egress.relay.passing import Passing
 from agentd.egress.relay.records import MAX_MESSAGE, Reports
 from agentd.egress.relay.resolver import MAX_PENDING, Resolver, Upstream
 from agentd.egress.relay.routes import KernelRoutes
+from agentd.egress.relay.streams import MAX_BESIDE, GuestStream
 from agentd.egress.relay.targets import Finder, spelled
-from agentd.egress.relay.tenant import MAX_CONNECTIONS, MAX_DIALLING, Tenant, destination
+from agentd.egress.relay.tenant import MAX_CONNECTIONS, MAX_DIALLING, Tenant
 from agentd.egress.table import EgressTable
+from agentd.linux import anyip
 
 _MAX_SOCKETS = 8  # of a sandbox
 _ACCEPTS = 32  # of a listener, then others have their turn
@@ -52,6 +54,8 @@ class Relay:
         self._tables: dict[str, tuple[EgressTable, set[int]]] = {}
         self._count = 0
         self._open = 0
+        #: That streams of machines have, beside those of connections.
+        self.descriptors = 0
         self._swept = False
         self._files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 
@@ -113,13 +117,15 @@ class Relay:
             tenant.synthetic.give(name, wild=tenant.is_wild(name))
         for sock in sockets:
             sock.setblocking(False)
-            if sock.type == socket.SOCK_STREAM:
+            if sock.family == socket.AF_UNIX:
+                handler: Handler = partial(self._accept_stream, tenant, sock)
+            elif sock.type == socket.SOCK_STREAM:
                 # What it accepts has these as well.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, NEAR_BUFFER)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NEAR_BUFFER)
                 v6 = sock.family == socket.AF_INET6
-                handler: Handler = partial(self._accept, tenant, sock, v6)
+                handler = partial(self._accept, tenant, sock, v6)
             else:
                 handler = self._names.handler(tenant, sock)
             self.loop.watch(sock.fileno(), IN, handler)
@@ -155,6 +161,8 @@ class Relay:
             sock.close()
         for connection in list(tenant.connections):
             connection.end("the sandbox ended", reset=True)
+        for stream in list(tenant.streams):
+            stream.close()
         self.reports.forget(tenant)
         self._drop_table(id_)
 
@@ -185,13 +193,27 @@ class Relay:
                 return
             client.setblocking(False)
             try:
-                to = destination(client, v6)
+                to = anyip.destination(client, v6)
             except OSError:
                 to = None
             if to is None:
                 close(client, reset=True)
                 continue
-            self._take(tenant, client, *to)
+            self.take(tenant, client, *to)
+
+    def _accept_stream(self, tenant: Tenant, listener: socket.socket, _mask: int) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                stream, _ = listener.accept()
+            except OSError as error:
+                if error.errno in _SHORT:
+                    self._pause(tenant, listener)
+                return
+            if len(tenant.streams) >= self._share() + MAX_BESIDE:
+                stream.close()
+                continue
+            stream.setblocking(False)
+            GuestStream(self, self._names, tenant, stream)
 
     def _pause(self, tenant: Tenant, listener: socket.socket) -> None:
         """What one dials waits for a moment: there are no descriptors, or no memory, for it."""
@@ -203,13 +225,17 @@ class Relay:
         self.loop.change(listener.fileno(), 0)
         self.loop.later(_PAUSE_SECONDS, go_on)
 
-    def _take(self, tenant: Tenant, client: socket.socket, address: bytes, port: int) -> None:
+    def take(
+        self, tenant: Tenant, client: socket.socket, address: bytes, port: int
+    ) -> RelayedConnection | None:
+        """Begin a connection to what a program dialled; None where it may not be: ``client``, which
+        is ours from now on, is reset then."""
         number = synthetic.number_of(address)
         name = None if number is None else tenant.synthetic.name(number)
         text = spelled(address)
         if number is not None and name is None:
             self._deny(tenant, client, ("", text, port), "", "no name has that address")
-            return
+            return None
         if name is not None:
             verdict = tenant.verdict(name, port)
         else:
@@ -224,17 +250,26 @@ class Relay:
             connection = RelayedConnection(self, tenant, client, (name, text, port), self._count)
             connection.begin(verdict)
             self._sweep_later()
+            return connection
+        return None
+
+    def _most(self) -> int:
+        """How many connections all sandboxes may have."""
+        free = self._files - _RESERVED - _MAX_SOCKETS // 2 * len(self._tenants) - self.descriptors
+        return max(free // _PER_CONNECTION, 0)
+
+    def _share(self) -> int:
+        """How many of them one may have."""
+        return min(MAX_CONNECTIONS, max(self._most() // _SHARE, 1))
 
     @staticmethod
     def _spent(tenant: Tenant) -> str:
         return "" if tenant.budget is None else tenant.budget.over
 
     def _crowded(self, tenant: Tenant) -> str:
-        free = self._files - _RESERVED - _MAX_SOCKETS // 2 * len(self._tenants)
-        most = max(free // _PER_CONNECTION, 0)
-        if self._open >= most:
+        if self._open >= self._most():
             return "the relay has no descriptors left"
-        own = min(MAX_CONNECTIONS, max(most // _SHARE, 1))
+        own = self._share()
         if len(tenant.connections) >= own:
             return f"{own} connections of the sandbox are open"
         if tenant.dialling >= MAX_DIALLING:

@@ -1,7 +1,6 @@
 """One sandbox: its sockets, its rules, its names, and what it has open."""
 
 import socket
-import struct
 from typing import TYPE_CHECKING
 
 from agentd.egress.relay import synthetic
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from agentd.egress.relay.budget import TrafficBudget
     from agentd.egress.relay.connection import RelayedConnection
     from agentd.egress.relay.loop import EventLoop
+    from agentd.egress.relay.streams import GuestStream
 
 MAX_CONNECTIONS = 512
 MAX_DIALLING = 128
@@ -20,7 +20,6 @@ MAX_ASKING = 64  # names that are asked of the host's servers at the same time
 NAMES_A_SECOND, NAMES_AT_ONCE = 50.0, 200.0
 
 _MAX_VERDICTS = 512
-_SO_ORIGINAL_DST = 80  # linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST is the same
 
 
 class Tenant:
@@ -30,6 +29,7 @@ class Tenant:
         "_verdicts",
         "_wild",
         "asking",
+        "asking_streams",
         "budget",
         "closed",
         "connections",
@@ -39,6 +39,7 @@ class Tenant:
         "id",
         "repeats",
         "sockets",
+        "streams",
         "synthetic",
         "table",
     )  # fmt: skip
@@ -60,10 +61,14 @@ class Tenant:
         self.closed = False
         #: What it may move; None where that is not bounded.
         self.budget: TrafficBudget | None = None
-        #: Whether its programs can dial IPv6 at all.
+        #: Whether its programs can dial IPv6 at all; of a machine's nobody here knows.
         self.has_ipv6 = any(
-            sock.family == socket.AF_INET6 and sock.type == socket.SOCK_STREAM for sock in sockets
+            sock.family in (socket.AF_INET6, socket.AF_UNIX) and sock.type == socket.SOCK_STREAM
+            for sock in sockets
         )
+        #: Of a machine: what its guest has open, and how many of that are for questions of DNS.
+        self.streams: dict[GuestStream, None] = {}
+        self.asking_streams = 0
         self._allowance, self._since = NAMES_AT_ONCE, now
 
     def is_wild(self, name: str) -> bool:
@@ -130,22 +135,3 @@ class Tenant:
             return False
         self._wild.add(name)
         return True
-
-
-def destination(client: socket.socket, v6: bool) -> tuple[bytes, int] | None:
-    """What the program dialled, as 4 or 16 bytes and a port; None where it was our own listener.
-
-    Raises OSError where the kernel does not know: nothing redirected it.
-    """
-    if v6:
-        # struct sockaddr_in6: family, port, flow, address, scope
-        raw = client.getsockopt(socket.IPPROTO_IPV6, _SO_ORIGINAL_DST, 28)
-        address = raw[8:24]
-        own = address == b"\0" * 15 + b"\1"
-    else:
-        # struct sockaddr_in: family, port, address
-        raw = client.getsockopt(socket.IPPROTO_IP, _SO_ORIGINAL_DST, 16)
-        address = raw[4:8]
-        own = address[0] == 127
-    (port,) = struct.unpack_from(">H", raw, 2)
-    return None if own else (address, port)

@@ -33,7 +33,7 @@ from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.firecracker.programs import Programs
 from agentd.sandbox.backends.firecracker.version import OLDEST, Quirks, Version, parse, quirks
 from agentd.sandbox.backends.firecracker.wall import FirecrackerWall, open_stream
-from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign
+from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign, network
 from agentd.sandbox.backends.vm.ceiling import Ceiling
 from agentd.sandbox.backends.vm.handshake import set_up, settings
 from agentd.sandbox.backends.vm.image import refuse
@@ -66,7 +66,7 @@ class FirecrackerBackend:
     level = IsolationLevel.MICROVM
     images = True
     writable = True
-    abilities = frozenset({"pause", "snapshot", "fork"})
+    abilities = frozenset({"pause", "snapshot", "fork", "network"})
     fidelity = FirecrackerWall.fidelity
 
     def __init__(
@@ -89,6 +89,7 @@ class FirecrackerBackend:
         self._programs = Programs("", "")
         self._version: Version | None = None
         self._not_kept: set[str] = set()  # keys of templates that could not be
+        self._networked = False  # whether the relay was needed
 
     def requirements(self) -> tuple[str, ...]:
         return (
@@ -113,6 +114,8 @@ class FirecrackerBackend:
 
     def launch(self, plan: FirecrackerPlan) -> FirecrackerWall:
         self.probe()
+        if plan.table is not None:
+            network.begin()
         image = self._image(plan.spec.image)
         theirs = image.base == OWN
         if theirs:
@@ -190,6 +193,8 @@ class FirecrackerBackend:
         """Each machine has a warden of its own: templates alone are shared."""
         if self._templates is not None:
             self._templates.close()
+        if self._networked:
+            network.rest()
 
     def _build(
         self,
@@ -217,8 +222,10 @@ class FirecrackerBackend:
             if group is not None:
                 undo.callback(group.remove)
             progress.report("starting firecracker")
-            monitor = FirecrackerProcess(jail, argv, binds, group, block)
+            listens = config.NETWORK if plan.table is not None else ""
+            monitor = FirecrackerProcess(jail, argv, binds, group, block, listens=listens)
             undo.callback(monitor.end)
+            rules = self._admitted(monitor, plan, undo)
             found = _quirks_of(monitor)
             monitor.perform(requests(found))
             progress.report("waiting for the guest")
@@ -234,8 +241,18 @@ class FirecrackerBackend:
                 snapshot.of(plan, found.version, image),
                 found,
             )
+            built.attach_network(rules)
             undo.pop_all()
         return built
+
+    def _admitted(
+        self, monitor: FirecrackerProcess, plan: FirecrackerPlan, undo: contextlib.ExitStack
+    ) -> network.SandboxNetwork | None:
+        listener = monitor.take_listener()
+        if listener is None or plan.table is None:
+            return None
+        self._networked = True
+        return network.admitted(listener, plan.table, undo)
 
     def _examine(self) -> Availability:
         blockers = []
@@ -268,8 +285,12 @@ def _await(monitor: FirecrackerProcess, plan: FirecrackerPlan, *, theirs: bool) 
     if theirs:
         foreign.await_agent(monitor, lambda seconds: open_stream(monitor, seconds), BOOT_SECONDS)
         return []
-    fields = settings(plan.spec, plan.limits, None)
-    return set_up(open_stream(monitor, BOOT_SECONDS), fields, _SETUP_SECONDS)
+    told = None if plan.table is None else network.SETUP
+    fields = settings(plan.spec, plan.limits, told)
+    try:
+        return set_up(open_stream(monitor, BOOT_SECONDS), fields, _SETUP_SECONDS)
+    except SandboxError as error:
+        raise network.explained(error) from error
 
 
 def _quirks_of(monitor: FirecrackerProcess) -> Quirks:

@@ -7,6 +7,7 @@ github.com/firecracker-microvm/firecracker.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from agentd.linux import dialled
 from agentd.model.errors import Refused
 from agentd.model.limits import MIB
 from agentd.sandbox.backends.firecracker.plan import PORT, FirecrackerPlan
@@ -23,6 +24,8 @@ NEW_MEMORY = "new-memory"
 METRICS = "metrics"
 #: Relative, so that a restored machine finds it in its own jail: no override is needed.
 VSOCK = "vsock"
+#: Where Firecracker connects what the guest dials at that port of its host (its docs/vsock.md).
+NETWORK = f"{VSOCK}_{dialled.PORT}"
 GUEST_CID = 3  # may be the same in all machines: each has a socket of its own
 
 #: Ends by ``reboot=k``, which ends Firecracker; ``panic=1`` makes a reboot of a panic. No console:

@@ -8,6 +8,7 @@ docs/jailer.md of github.com/firecracker-microvm/firecracker describes the layou
 
 import contextlib
 import os
+import socket
 import stat
 import threading
 from collections.abc import Collection
@@ -21,6 +22,7 @@ from agentd.sandbox.backends.cgroups import is_stale
 BASE = "/var/lib/agentd/jails"
 EXEC_NAME = "firecracker"
 API = "api"
+_BACKLOG = 128
 _OPEN_FILES = 2048  # the jailer's own default; vsock connections come out of it
 # Beside the guest's memory, which a snapshot writes in one file.
 _FILE_SLACK = 64 << 20
@@ -84,6 +86,24 @@ def prepare(jail: Jail, files: Collection[str]) -> None:
         raise SandboxError(
             "the jail cannot be made", cause=str(error), remediation=f"see to {jail.base}"
         ) from error
+
+
+def listen(jail: Jail, name: str) -> socket.socket:
+    """A listener at a name in the root that its monitor may connect to; before that is the
+    monitor's. The caller's to close. Raises SandboxError."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        root = os.open(jail.root, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            listener.bind(f"/proc/self/fd/{root}/{name}")  # however long the jail's path is
+            os.chown(name, jail.uid, jail.uid, dir_fd=root, follow_symlinks=False)
+        finally:
+            os.close(root)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SandboxError(f"cannot listen at {name} in the jail", cause=str(error)) from error
+    return listener
 
 
 def remove(jail: Jail) -> None:

@@ -1,10 +1,13 @@
 """From a spec to a machine: pure, so that it can be compared and tested."""
 
+from typing import Any
+
 import msgspec
 
 from agentd.model.errors import Refused
 from agentd.model.limits import MIB, Limits
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.vm import network
 from agentd.sandbox.backends.vm.size import size
 
 PORT = 5000
@@ -22,6 +25,7 @@ class FirecrackerPlan(msgspec.Struct, frozen=True):
     limits: Limits
     memory: int
     vcpus: int
+    table: dict[str, Any] | None = None  # by which the relay decides, of a restricted network
 
 
 def make_plan(spec: SandboxSpec) -> FirecrackerPlan:
@@ -29,15 +33,15 @@ def make_plan(spec: SandboxSpec) -> FirecrackerPlan:
     limits, memory, vcpus = size(spec, _STEP, _MAX_VCPUS)
     if spec.net == "host":
         raise Refused(
-            "backend firecracker has no network",
-            remediation="use --net none, or --backend qemu",
+            "backend firecracker has no network card",
+            remediation="use rules (--net pypi), or --backend qemu",
         )
     if spec.mounts:
         raise Refused(
             f"backend firecracker cannot mount {spec.mounts[0].source}",
             remediation="leave the mount out and copy files in, or use --backend linux",
         )
-    return FirecrackerPlan(spec, limits, memory, vcpus)
+    return FirecrackerPlan(spec, limits, memory, vcpus, network.table(spec))
 
 
 def host_limits(plan: FirecrackerPlan) -> Limits:

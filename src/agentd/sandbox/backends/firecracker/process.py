@@ -43,9 +43,12 @@ class FirecrackerProcess(MonitorProcess):
         binds: Mapping[str, str],
         group: cgroup.Group | None = None,
         block: Block | None = None,
+        *,
+        listens: str = "",
     ) -> None:
         """Returns when its API answers. ``binds`` are files of the host by their name in the jail.
-        ``block`` has its user's id, and is released when it has ended.
+        ``block`` has its user's id, and is released when it has ended. ``listens``: the name in the
+        jail of a socket at which we listen, ``take_listener``.
 
         Raises SandboxError, and leaves nothing behind then.
         """
@@ -57,6 +60,8 @@ class FirecrackerProcess(MonitorProcess):
         with contextlib.ExitStack() as undo:
             jailer.prepare(jail, binds)
             undo.callback(jailer.remove, jail)
+            self._listener = jailer.listen(jail, listens) if listens else None
+            undo.callback(self._close_listener)
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._control.close)
             with theirs:
@@ -68,6 +73,16 @@ class FirecrackerProcess(MonitorProcess):
             undo.callback(self.root.close)
             self.api = ApiClient(self._connect())
             undo.pop_all()
+
+    def take_listener(self) -> socket.socket | None:
+        """The caller's to close; once."""
+        listener, self._listener = self._listener, None
+        return listener
+
+    def _close_listener(self) -> None:
+        listener = self.take_listener()
+        if listener is not None:
+            listener.close()
 
     def perform(self, requests: Iterable[ApiRequest]) -> None:
         for request in requests:
@@ -115,6 +130,7 @@ class FirecrackerProcess(MonitorProcess):
             self._kill()
             self.wait(_END_SECONDS)
         self._ended = True
+        self._close_listener()
         self.api.close()
         self.root.close()
         os.close(self.pidfd)

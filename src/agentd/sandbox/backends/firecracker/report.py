@@ -9,6 +9,7 @@ from agentd.model.enforcement import Control
 from agentd.model.units import format_size
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
 from agentd.sandbox.backends.firecracker.version import Version
+from agentd.sandbox.backends.vm import network
 from agentd.sandbox.backends.vm.report import of_guest
 
 _MONITOR = {
@@ -62,7 +63,7 @@ def enforcement(
         "virtual_machine": _held(f"accel=kvm, firecracker {version}; a kernel of its own"),
         "guest_memory": _held(format_size(plan.memory)),
         "guest_cpus": _held(f"{plan.vcpus}"),
-        "network": Control(plan.spec.net, True, "no network card"),
+        "network": network.control(plan.spec.net, plan.spec.egress),
     }
     for name, how in _MONITOR.items():
         held = name in monitor

@@ -32,6 +32,8 @@ _SHAPES = (
         *((socket.AF_INET, _DATAGRAM), (socket.AF_INET6, _DATAGRAM)),
     ],
 )
+#: Why a sandbox lacks the ability.
+NO_RULES = "it was made with another network than one that is restricted to rules"
 _PORTS = {_STREAM: anyip.PORT, _DATAGRAM: anyip.DNS_PORT}
 
 
@@ -44,11 +46,12 @@ class SandboxNetwork:
         secrets: Sequence[SecretBinding] = (),
         authority: "Authority | None" = None,
         held: Sequence[socket.socket] = (),
+        how: str = "own namespace",
     ) -> None:
         """Takes ownership of ``admitted``, and of ``held``, which have what it dials refused at
         once where no relay is to be had. ``secrets`` are used by the sandbox, and ``authority`` is
-        whom its programs trust."""
-        self._admitted = admitted
+        whom its programs trust; ``how`` there is no other way out is told in the report."""
+        self._admitted, self._how = admitted, how
         self._held = held
         self._authority = authority
         self._secrets = secrets
@@ -62,7 +65,7 @@ class SandboxNetwork:
         table = egress_table(egress, bounds, self._secrets)
         certificates.check_covered(table, self._authority)
         self._admitted.set(table)
-        return report.network("restricted", egress, self._secrets)
+        return report.network("restricted", egress, self._secrets, self._how)
 
     def connections(self, after: int) -> ConnectionList:
         return self._admitted.connections(after)

@@ -102,9 +102,14 @@ def enforcement(
 _RULES = 8  # that are named; the sandbox's spec has them all
 
 
-def network(net: str, egress: Sequence[str], secrets: Sequence[SecretBinding] = ()) -> Control:
-    """What is said of a network; of one that is restricted its rules, as they were written, and
-    which secrets are used where."""
+def network(
+    net: str,
+    egress: Sequence[str],
+    secrets: Sequence[SecretBinding] = (),
+    how: str = "own namespace",
+) -> Control:
+    """What is said of a network; of one that is restricted its rules, as they were written, which
+    secrets are used where, and ``how`` there is no other way out."""
     if net == "host":
         return Control(net, False, "shared with the host")
     if net == "none":
@@ -112,7 +117,7 @@ def network(net: str, egress: Sequence[str], secrets: Sequence[SecretBinding] = 
     named = " ".join(egress[:_RULES]) or "nothing"
     more = f" and {len(egress) - _RULES} rules more" if len(egress) > _RULES else ""
     used = "".join(f"; secret {each.name} at {' '.join(each.hosts)}" for each in secrets)
-    return Control(net, True, f"own namespace, and by the host's relay {named}{more}{used}")
+    return Control(net, True, f"{how}, and by the host's relay {named}{more}{used}")
 
 
 def refusal(spec: SandboxSpec, why: str) -> Refused | None:

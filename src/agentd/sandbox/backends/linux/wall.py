@@ -11,10 +11,8 @@ from agentd.model.enforcement import Control
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.linux import kept, saving, shared_layer
 from agentd.sandbox.backends.linux.disk import SandboxDisk
-from agentd.sandbox.backends.linux.network import SandboxNetwork
+from agentd.sandbox.backends.linux.network import NO_RULES, SandboxNetwork
 from agentd.sandbox.backends.wall import NamespaceWall
-
-_NO_RULES = "it was made with another network than one that is restricted to rules"
 
 
 class LinuxWall(NamespaceWall):
@@ -43,7 +41,7 @@ class LinuxWall(NamespaceWall):
     def attach_network(self, network: SandboxNetwork | None) -> None:
         """Takes ownership. None where its network is not restricted to rules."""
         if network is None:
-            self.lacks = {**self.lacks, "network": _NO_RULES}
+            self.lacks = {**self.lacks, "network": NO_RULES}
             return
         self._on_end = (*self._on_end, network.close)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from agentd.image import build as images
 from agentd.image.model import OWN
-from agentd.linux import container, privileges
+from agentd.linux import anyip, container, privileges
 from agentd.model.availability import Availability, Blocker
 from agentd.model.cause import CauseCode
 from agentd.model.errors import Refused, SandboxError
@@ -37,7 +37,7 @@ from agentd.sandbox.backends.qemu.process import Boot, QemuProcess, StateRefused
 from agentd.sandbox.backends.qemu.record import MachineRecord
 from agentd.sandbox.backends.qemu.shares import Share, mount_command, open_share
 from agentd.sandbox.backends.qemu.wall import ForeignQemuWall, QemuWall
-from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign
+from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign, network
 from agentd.sandbox.backends.vm.handshake import DeviceMissing, set_up, settings
 from agentd.sandbox.backends.vm.image import found, of_spec
 from agentd.sandbox.backends.vm.supervisor import Keeper
@@ -50,7 +50,10 @@ _DEVICE_SECONDS = 60.0
 _DEVICE_POLL = 0.05
 _LEAVE_SECONDS = 0.1
 # What a guest may need later, when nothing in it loads modules for a device that is plugged in.
-_MODULES = ("failover", "net_failover", "virtio_net", "virtiofs", "virtio_blk", "erofs", "overlay")
+_MODULES = (
+    *("failover", "net_failover", "virtio_net", "virtiofs", "virtio_blk", "erofs", "overlay"),
+    *anyip.MODULES,
+)
 
 
 class QemuBackend:
@@ -61,7 +64,7 @@ class QemuBackend:
     images = True
     writable = True
     volumes = True
-    abilities = frozenset({"pause", "snapshot", "fork"})
+    abilities = frozenset({"pause", "snapshot", "fork", "network"})
     fidelity = QemuWall.fidelity
 
     def __init__(self, templates: Templates | None = None, transport: str = "vsock") -> None:
@@ -69,6 +72,7 @@ class QemuBackend:
         self._serial = transport == "serial"
         self._lock = threading.Lock()
         self._kept: Keeper | None = None
+        self._networked = False  # whether the relay was needed
         #: Told of what takes long: what is done, steps done, steps in all.
         self.progress: Callable[[str, int, int], None] = progress.report_steps
 
@@ -106,11 +110,14 @@ class QemuBackend:
         return make_plan(found(spec))
 
     def launch(self, plan: QemuPlan) -> QemuWall:
-        if self._serial and plan.spec.mounts:
+        if self._serial and (plan.spec.mounts or plan.table is not None):
             raise Refused(
-                "mounts need vsock, and this machine has its serial port alone",
-                remediation="leave the mounts out",
+                "mounts and a network of rules need vsock, and this machine has its serial port "
+                "alone",
+                remediation="leave the mounts and --net out",
             )
+        if plan.table is not None:
+            network.begin()
         keeper = self._keeper()  # starts while we look at the rest
         monitor = _monitor()
         machine = msgspec.structs.replace(plan.machine, accel=monitor.accel)
@@ -149,6 +156,8 @@ class QemuBackend:
         if keeper is not None:
             keeper.close()
         self._templates.close()
+        if self._networked:
+            network.rest()
 
     def _keeper(self) -> Keeper:
         with self._lock:
@@ -220,11 +229,12 @@ class QemuBackend:
             undo.callback(process.end)
             if net:
                 process.attach_card()
+            rules = self._admitted(process, plan, undo)
             if root is not None and kept is None:
                 process.attach_disk(root.disk)
             if not self._serial:
                 process.attach_vsock()
-            fields = settings(plan.spec, plan.limits, NET if net else None)
+            fields = settings(plan.spec, plan.limits, _network_of(plan))
             if root is not None:
                 fields["user"] = root.user(plan.spec)
             for share in opened:
@@ -248,10 +258,19 @@ class QemuBackend:
                 shares=bool(opened),
             )
             wall.attach_leases(taken)
+            wall.attach_network(rules)
             if root is not None:
                 wall.attach_image(root, root.begin(plan.spec.mounts))
             undo.pop_all()
             return wall
+
+    def _admitted(
+        self, process: QemuProcess, plan: QemuPlan, undo: contextlib.ExitStack
+    ) -> network.SandboxNetwork | None:
+        if plan.table is None:
+            return None
+        self._networked = True
+        return network.admitted(process.listen_to_guest(), plan.table, undo)
 
     def _foreign(
         self, keeper: Keeper, plan: QemuPlan, machine: QemuMachine, boot: Boot, monitor: Monitor
@@ -276,6 +295,13 @@ class QemuBackend:
             )
             undo.pop_all()
             return wall
+
+
+def _network_of(plan: QemuPlan) -> dict[str, object] | None:
+    """What sys.setup is told of its network."""
+    if plan.table is not None:
+        return network.SETUP
+    return NET if plan.spec.net == "host" else None
 
 
 def _block() -> Block | None:
@@ -365,3 +391,5 @@ def _set_up(process: QemuProcess, fields: dict[str, object], *, thaw: bool) -> l
             if time.monotonic() >= deadline:
                 raise
             time.sleep(_DEVICE_POLL)
+        except SandboxError as error:
+            raise network.explained(error) from error

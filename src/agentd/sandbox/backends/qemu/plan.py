@@ -2,12 +2,15 @@
 compared and tested.
 """
 
+from typing import Any
+
 import msgspec
 
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import MIB, Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.vm import network
 from agentd.sandbox.backends.vm.size import size
 
 PROGRAM = "qemu-system-x86_64"
@@ -61,13 +64,14 @@ class QemuPlan(msgspec.Struct, frozen=True):
     spec: SandboxSpec
     limits: Limits
     machine: QemuMachine
+    table: dict[str, Any] | None = None  # by which the relay decides, of a restricted network
 
 
 def make_plan(spec: SandboxSpec) -> QemuPlan:
     """Raises InvalidInput or Refused."""
     _check_mounts(spec.mounts)
     limits, memory, vcpus = size(spec, _STEP, _MAX_VCPUS, own_root=bool(spec.image_digest))
-    return QemuPlan(spec, limits, QemuMachine(memory, vcpus))
+    return QemuPlan(spec, limits, QemuMachine(memory, vcpus), network.table(spec))
 
 
 def _check_mounts(mounts: tuple[Mount, ...]) -> None:

@@ -19,7 +19,7 @@ from agentd.sandbox.backends.qemu import shares
 from agentd.sandbox.backends.qemu.plan import QemuMachine
 from agentd.sandbox.backends.qemu.qmp import Qmp, QmpError
 from agentd.sandbox.backends.qemu.shares import Share
-from agentd.sandbox.backends.vm import ending, streams
+from agentd.sandbox.backends.vm import ending, network, streams
 from agentd.sandbox.backends.vm.ending import Ending, MachineEnded
 from agentd.sandbox.backends.vm.image import SERIAL
 from agentd.sandbox.backends.vm.machine import MonitorProcess
@@ -36,7 +36,7 @@ _END_SECONDS = 10.0
 # outlive its device and helpers by ORPHAN_SECONDS.
 _DYING_SECONDS = 2.0
 _BACKLOG = 128
-_DEVICE = "vsock"
+_DEVICE, _NETWORK = "vsock", "network"
 _PANIC = re.compile(r"Kernel panic - not syncing: ([^\r\n]{1,200})")
 _CAPABILITIES = [
     {"capability": "events", "state": True},
@@ -183,15 +183,23 @@ class QemuProcess(MonitorProcess):
             if self._listener is None:
                 self._listener = self._listen("vsock")
             ours, theirs = socket.socketpair()
-            with ours, theirs:
+            with ours, theirs, network.ports(self._sockets.get(_NETWORK)) as ports:
                 started = self._keeper.device(
-                    self._number, plans.CID, ours, self._listener, self._group, self._uid
+                    self._number, plans.CID, ours, self._listener, self._group, self._uid, ports
                 )
                 os.close(started.pidfd)
                 self.controls["device"] = started.controls
                 self._devices += 1
                 name = f"{_DEVICE}{self._devices}"
                 self._plug(name, "vhost-user-vsock-pci", theirs)
+
+    def listen_to_guest(self) -> socket.socket:
+        """Where streams arrive that the guest opens to its network's port, once a device is
+        attached; the caller's to close. Raises SandboxError."""
+        listener = self._listen(_NETWORK)
+        if self._uid is not None:
+            os.chown(self._sockets[_NETWORK], self._uid, self._uid)
+        return listener
 
     def attach_share(self, share: Share, guest_uid: int) -> None:
         """Plug a host directory in, under its tag."""

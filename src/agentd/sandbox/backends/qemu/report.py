@@ -12,6 +12,7 @@ from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.limits import capabilities_detail
 from agentd.sandbox.backends.qemu.plan import QemuMachine, QemuPlan
 from agentd.sandbox.backends.qemu.shares import Share
+from agentd.sandbox.backends.vm import network
 from agentd.sandbox.backends.vm.report import of_guest
 
 _STEPS = {
@@ -37,16 +38,15 @@ def enforcement(
     ``detail`` says why there is no cgroup around them.
     """
     accel = "software emulation" if machine.accel == "tcg" else "hardware virtualisation"
-    none = plan.spec.net == "none"
     table = {
         "virtual_machine": Control(
             "default", True, f"accel={machine.accel}, {accel}; a kernel of its own"
         ),
         "guest_memory": Control("default", True, format_size(machine.memory)),
         "guest_cpus": Control("default", True, f"{machine.vcpus}"),
-        "network": Control(
-            plan.spec.net, none, "no network card" if none else "QEMU's user network, by NAT"
-        ),
+        "network": Control(plan.spec.net, False, "QEMU's user network, by NAT")
+        if plan.spec.net == "host"
+        else network.control(plan.spec.net, plan.spec.egress),
     }
     for who, held in controls.items():
         for name, how in _STEPS.items():

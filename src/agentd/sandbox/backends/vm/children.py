@@ -73,16 +73,20 @@ def start_program(
 
 
 def start_device(cloner: Cloner, cell: Cell, request: dict[str, object], fds: list[int]) -> Child:
-    """``fds``: the vhost-user socket, the listener, the doors. Raises OSError and ChildError."""
+    """``fds``: the vhost-user socket, the listener, the sockets that ports of the guest's lead to,
+    as ``request`` lists these, and the doors. Raises OSError and ChildError."""
+    ports = [integer(port) for port in _list(request["ports"])]
+    count = 2 + len(ports)
 
     def run(_: int) -> None:
         process.set_dumpable(False)
-        _close_all_but({0, 1, 2, *fds[:2]})
+        _close_all_but({0, 1, 2, *fds[:count]})
         control, listener = (socket.socket(fileno=fd) for fd in fds[:2])
-        Device(control, integer(request["cid"]), listener, None).run()
+        places = {port: f"/proc/self/fd/{fd}" for port, fd in zip(ports, fds[2:count], strict=True)}
+        Device(control, integer(request["cid"]), listener, guest_places=places).run()
         os._exit(0)
 
-    return _start(cloner, cell, fds[2:], run)
+    return _start(cloner, cell, fds[count:], run)
 
 
 def _start(cloner: Cloner, cell: Cell, doors: list[int], run: Callable[[int], None]) -> Child:

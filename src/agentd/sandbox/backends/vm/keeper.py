@@ -13,8 +13,9 @@ Requests come over a SEQPACKET socket, one JSON object each, descriptors beside 
     pidfd.
 ``{"op":"help",..}``
     Another program for the same machine, likewise.
-``{"op":"device","vm":N,"cid":N,"uid":..}``
-    A vsock device on two descriptors, the vhost-user socket and the listener; likewise a pidfd.
+``{"op":"device","vm":N,"cid":N,"uid":..,"ports":[..]}``
+    A vsock device on two descriptors, the vhost-user socket and the listener, and one for each of
+    ``ports``, the socket that the guest reaches there; likewise a pidfd.
 ``{"op":"release","vm":N}``
     End the device; the monitor lives on. Otherwise nothing of a machine survives the rest.
 ``{"op":"look","vm":N}``

@@ -11,8 +11,10 @@ from typing import Generic, TypeVar
 
 from agentd.linux.cgroup import Group
 from agentd.model.cause import Cause
-from agentd.model.enforcement import Enforcement
+from agentd.model.egress import EgressBounds
+from agentd.model.enforcement import Control, Enforcement
 from agentd.model.errors import SandboxError
+from agentd.sandbox.backends.linux.network import NO_RULES, SandboxNetwork
 from agentd.sandbox.backends.vm.ceiling import Ceiling
 from agentd.sandbox.backends.vm.ending import Ending, safe_log, tail
 from agentd.sandbox.backends.vm.handshake import tell
@@ -104,10 +106,28 @@ class MachineWall(ABC, Generic[P]):
         self._paused = False
         self._gone = False
         self._leases: tuple[VolumeLease, ...] = ()
+        self._network: SandboxNetwork | None = None
+        #: Abilities that it has not, though its backend has them, and why.
+        self.lacks: dict[str, str] = {}
 
     def attach_leases(self, leases: Iterable[VolumeLease | None]) -> None:
         """Have the volumes in it given back once it has ended."""
         self._leases = tuple(lease for lease in leases if lease is not None)
+
+    def attach_network(self, network: SandboxNetwork | None) -> None:
+        """Takes ownership. None where its network is not restricted to rules."""
+        self._network = network
+        if network is None:
+            self.lacks = {**self.lacks, "network": NO_RULES}
+            return
+
+        def set_network(egress: tuple[str, ...], egress_bounds: EgressBounds) -> Control:
+            told = network.set(egress, egress_bounds)
+            self.enforcement = {**self.enforcement, "network": told}
+            return told
+
+        # The methods of ``Networked``, which no other machine has.
+        self.set_network, self.connections = set_network, network.connections
 
     @property
     def _pidfd(self) -> int:
@@ -148,6 +168,8 @@ class MachineWall(ABC, Generic[P]):
                 return
             self._gone = True
             self._process.end()
+            if self._network is not None:
+                self._network.close()
             for lease in self._leases:
                 lease.close()
             if self._group is not None:

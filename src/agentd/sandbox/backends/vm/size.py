@@ -19,13 +19,10 @@ def size(
     """The limits with their defaults in, the machine's memory in bytes, a multiple of ``step``, and
     its virtual CPUs. ``own_root``: commands are in another root than the machine's. Raises
     InvalidInput."""
-    if spec.net == "restricted":
-        raise Refused(
-            "the network of a virtual machine cannot be restricted to rules",
-            remediation="use --backend linux",
+    if spec.net not in ("none", "host", "restricted"):
+        raise InvalidInput(
+            f"unknown network {spec.net!r}", remediation="use none, host or restricted"
         )
-    if spec.net not in ("none", "host"):
-        raise InvalidInput(f"unknown network {spec.net!r}", remediation="use none or host")
     uid = parse_user(spec.user)
     if spec.writable and uid != 0 and not own_root:
         raise Refused(

@@ -119,10 +119,15 @@ class Keeper:
         listener: socket.socket,
         group: cgroup.Group | None = None,
         uid: int | None = None,
+        ports: Mapping[int, int] | None = None,
     ) -> StartedProcess:
-        """A vsock device between a machine's vhost-user socket and a hybrid one."""
+        """A vsock device between a machine's vhost-user socket and a hybrid one. ``ports`` of the
+        host's lead to the sockets that these descriptors name (O_PATH); to others nothing does."""
+        places = dict(ports or {})
         request: dict[str, object] = {"op": "device", "vm": number, "cid": cid, "uid": uid}
-        return self._started(request, [control.fileno(), listener.fileno()], group)
+        request["ports"] = list(places)
+        fds = [control.fileno(), listener.fileno(), *places.values()]
+        return self._started(request, fds, group)
 
     def release(self, number: int) -> None:
         """End a machine's device and keep the machine."""
