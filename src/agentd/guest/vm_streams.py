@@ -20,7 +20,8 @@ MAX_CONNECTIONS = 576  # the host takes no more
 MAX_ASKED = 256  # questions that wait for an answer
 MAX_QUERY = 1024
 _ACCEPTS = 32
-_BUFFER = 64 << 10  # of the kernel's, a connection and direction
+_BUFFER = 64 << 10  # of the kernel's, a connection and direction, to programs
+_STREAM_BUFFER = 128 << 10  # and to the host
 _CONNECT_SECONDS = 20
 _HOST_CID = 2
 # linux/vm_sockets.h
@@ -40,7 +41,7 @@ def dial_host(port: int) -> socket.socket:
     stream = socket.socket(_AF_VSOCK, kind, 0)
     try:
         _be_patient(stream)
-        stream.setsockopt(_AF_VSOCK, _BUFFER_SIZE, _BUFFER)
+        stream.setsockopt(_AF_VSOCK, _BUFFER_SIZE, _STREAM_BUFFER)
         code = stream.connect_ex((_HOST_CID, port))
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 
 #: The host's port that such streams go to.
 PORT = 1019
+#: Streams that wait for a host which is busy, or whose relay has died: one more is refused.
+BACKLOG = 1024
 VERSION = 1
 TCP4, TCP6, DNS = 4, 6, 53
 #: Version, kind, port, and an address of 4 or 16 bytes, from the left.

@@ -196,7 +196,8 @@ class VsockConnection:
     def _forward(self, count: int) -> None:
         self.forwarded = (self.forwarded + count) & _U32
         # At half the window: later would stall the guest, and each telling costs it an interrupt.
-        if ((self.forwarded - self.told) & _U32) >= self.window // 2:
+        # Linux sends no more ahead than its own end of the stream would take, either.
+        if ((self.forwarded - self.told) & _U32) >= min(self.window, self.peer_alloc) // 2:
             self.due |= CREDIT_DUE
 
     def _write(self, parts: Sequence[memoryview]) -> int:

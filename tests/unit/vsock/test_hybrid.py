@@ -203,3 +203,35 @@ def test_a_full_backlog_refuses_the_guest_without_waiting(vmm: Vmm) -> None:
 
 def test_without_a_path_the_guest_reaches_nothing() -> None:
     assert GuestPort(None).dial(5) is None
+
+
+def test_a_port_may_have_a_place_of_its_own(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(f"{tmp_path}/place")
+        listener.listen()
+        place = os.open(f"{tmp_path}/place", os.O_PATH)
+        guest = GuestPort(None, {1019: f"/proc/self/fd/{place}"})
+        sock = guest.dial(1019)
+        assert sock is not None
+        with sock, listener.accept()[0] as taken:
+            taken.sendall(b"x")
+            assert sock.recv(1) == b"x"
+        assert guest.dial(1018) is None
+        os.close(place)
+
+
+def test_what_the_guest_dials_leaves_the_host_its_share(tmp_path: Path) -> None:
+    limits = MuxerLimits(connections=6, dialled=4)
+    with Vmm(tmp_path, limits) as vmm, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{vmm.path}_7")
+        listener.listen(64)
+        vmm.start()
+        for number in range(5):
+            vmm.send(packet.REQUEST, 7, number)
+        ops = [item.op for item in vmm.receive()]
+        assert sorted(ops) == [packet.RESPONSE] * 4 + [packet.RST]
+        with vmm.client(b"CONNECT 5\n"):
+            assert [item.op for item in vmm.receive()] == [packet.REQUEST]
+        vmm.send(packet.RST, 7, 0)
+        vmm.send(packet.REQUEST, 7, 9)
+        assert packet.RESPONSE in [item.op for item in vmm.receive()]

@@ -98,6 +98,22 @@ def test_a_client_that_does_not_read_stops_the_guest_at_its_window(vmm: Vmm) -> 
         assert update.fwd_cnt == sent
 
 
+def test_a_guest_whose_own_buffer_is_small_is_told_in_time(vmm: Vmm) -> None:
+    """Linux sends no more ahead of what it knows to be taken than its own buffer holds."""
+    own = 64 << 10
+    sock, number = vmm.connected(PORT)
+    with sock:
+        vmm.send(packet.CREDIT_UPDATE, number, PORT, buf_alloc=own)
+        for turn in range(1, 9):
+            vmm.send(packet.RW, number, PORT, bytes(own // 2), buf_alloc=own)
+            vmm.receive()
+            assert len(sock.recv(own // 2, socket.MSG_WAITALL)) == own // 2
+            vmm.step()
+            vmm.receive()
+            _, forwarded = vmm.peer[number, PORT]
+            assert forwarded == turn * own // 2
+
+
 def test_a_guest_that_sends_more_than_its_window_is_reset(vmm: Vmm) -> None:
     sock, number = vmm.connected(PORT)
     with sock:

@@ -22,7 +22,6 @@ from agentd.sandbox.backends.cgroups import is_stale
 BASE = "/var/lib/agentd/jails"
 EXEC_NAME = "firecracker"
 API = "api"
-_BACKLOG = 128
 _OPEN_FILES = 2048  # the jailer's own default; vsock connections come out of it
 # Beside the guest's memory, which a snapshot writes in one file.
 _FILE_SLACK = 64 << 20
@@ -88,7 +87,7 @@ def prepare(jail: Jail, files: Collection[str]) -> None:
         ) from error
 
 
-def listen(jail: Jail, name: str) -> socket.socket:
+def listen(jail: Jail, name: str, backlog: int) -> socket.socket:
     """A listener at a name in the root that its monitor may connect to; before that is the
     monitor's. The caller's to close. Raises SandboxError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -99,7 +98,7 @@ def listen(jail: Jail, name: str) -> socket.socket:
             os.chown(name, jail.uid, jail.uid, dir_fd=root, follow_symlinks=False)
         finally:
             os.close(root)
-        listener.listen(_BACKLOG)
+        listener.listen(backlog)
     except OSError as error:
         listener.close()
         raise SandboxError(f"cannot listen at {name} in the jail", cause=str(error)) from error

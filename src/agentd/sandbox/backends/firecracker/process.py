@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
-from agentd.linux import cgroup
+from agentd.linux import cgroup, dialled
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.child import reap, receive, send, start_python
 from agentd.sandbox.backends.firecracker import exits, jailer
@@ -60,7 +60,7 @@ class FirecrackerProcess(MonitorProcess):
         with contextlib.ExitStack() as undo:
             jailer.prepare(jail, binds)
             undo.callback(jailer.remove, jail)
-            self._listener = jailer.listen(jail, listens) if listens else None
+            self._listener = jailer.listen(jail, listens, dialled.BACKLOG) if listens else None
             undo.callback(self._close_listener)
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undo.callback(self._control.close)

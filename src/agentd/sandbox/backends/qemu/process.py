@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from agentd.linux import cgroup, kvm
+from agentd.linux import cgroup, dialled, kvm
 from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.model.system import os_errors_as
@@ -196,7 +196,7 @@ class QemuProcess(MonitorProcess):
     def listen_to_guest(self) -> socket.socket:
         """Where streams arrive that the guest opens to its network's port, once a device is
         attached; the caller's to close. Raises SandboxError."""
-        listener = self._listen(_NETWORK)
+        listener = self._listen(_NETWORK, dialled.BACKLOG)
         if self._uid is not None:
             os.chown(self._sockets[_NETWORK], self._uid, self._uid)
         return listener
@@ -330,13 +330,13 @@ class QemuProcess(MonitorProcess):
             if self._block is not None:  # its helpers end after it, and we see none of them
                 self._block.release(ended=False)
 
-    def _listen(self, name: str) -> socket.socket:
+    def _listen(self, name: str, backlog: int = _BACKLOG) -> socket.socket:
         path = f"{self._keeper.folder}/{self._number}.{name}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             listener.bind(path)
             self._sockets[name] = path
-            listener.listen(_BACKLOG)
+            listener.listen(backlog)
         except OSError as error:
             listener.close()
             raise SandboxError(f"cannot listen at {path}", cause=str(error)) from error

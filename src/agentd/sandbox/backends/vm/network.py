@@ -11,6 +11,7 @@ from agentd.linux import anyip, dialled
 from agentd.model.enforcement import Control
 from agentd.model.errors import AgentdError, Refused
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends import certificates
 from agentd.sandbox.backends.linux import report
 from agentd.sandbox.backends.linux.network import SandboxNetwork, relay, rest
 from agentd.sandbox.backends.linux.plan import egress_table
@@ -33,9 +34,19 @@ _HOW = "no network card"
 
 
 def table(spec: SandboxSpec) -> dict[str, Any] | None:
-    """By which the relay decides; None where the network is not one of rules. Raises
-    InvalidInput."""
-    return egress_table(spec.egress, spec.egress_bounds) if spec.net == "restricted" else None
+    """By which the relay decides; None where the network is not one of rules. Raises InvalidInput,
+    Refused."""
+    if spec.net != "restricted":
+        return None
+    found = egress_table(spec.egress, spec.egress_bounds, spec.secrets)
+    if spec.secrets or certificates.reads(found):
+        what = "use secrets" if spec.secrets else "have its requests judged"
+        raise Refused(
+            f"a virtual machine cannot {what}: its programs are shown no certificate authority "
+            "but their own",
+            remediation="use --backend linux, or rules without methods and paths and no secrets",
+        )
+    return found
 
 
 def begin() -> None:
@@ -48,7 +59,7 @@ def admitted(
 ) -> SandboxNetwork:
     """Have the relay take the streams that come to ``listener``, which is its keeper's from now on.
     Raises SandboxError; it is closed then."""
-    network = SandboxNetwork(relay().admit([listener], table), _HOW)
+    network = SandboxNetwork(relay().admit([listener], table), how=_HOW)
     undo.callback(network.close)
     return network
 
@@ -69,7 +80,9 @@ def ports(path: str | None) -> Iterator[dict[int, int]]:
 
 def control(net: str, egress: Sequence[str]) -> Control:
     """What is said of a network without a card; of one of rules these, as they were written."""
-    return report.network(net, egress, _HOW) if net == "restricted" else Control(net, True, _HOW)
+    return (
+        report.network(net, egress, how=_HOW) if net == "restricted" else Control(net, True, _HOW)
+    )
 
 
 def explained(error: AgentdError) -> AgentdError:

@@ -1,0 +1,201 @@
+"""The network of a virtual machine, by the door: no card, and what its rules name all the same."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+from tests.captured import eventually
+from tests.unit.egress.relay.test_hello import client_hello
+
+from agentd import Sandbox
+from agentd.client import build
+from agentd.client.embedded_service import EmbeddedService
+from agentd.daemon.pipeline import Pipeline
+from agentd.egress import keeper
+from agentd.model.egress import EgressBounds, StaticHost
+from agentd.model.principal import local
+from agentd.sandbox.manager import Manager
+from agentd.testing.patience import SLOWER
+
+pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.timeout(900)]
+WHO = local("test")
+RULES = ["db.internal:*", "web.internal:443"]
+#: Each line of standard input is an expression, each of the output what came of it.
+TRIES = r"""
+import errno, json, socket, struct, sys
+def said(host, port, what=b"who?", kind=socket.SOCK_STREAM):
+    (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=kind)
+    with socket.socket(family, kind, protocol) as sock:
+        sock.settimeout(60)
+        sock.connect(address)
+        sock.send(what)
+        return sock.recv(100).decode("latin-1") or "closed"
+def whole(host, port, size):
+    with socket.create_connection((host, port), 60) as sock:
+        sock.sendall(b"all\n" + bytes(size))
+        sock.shutdown(socket.SHUT_WR)
+        return sum(len(part) for part in iter(lambda: sock.recv(65536), b""))
+def stream(to, address, port):
+    with socket.socket(socket.AF_VSOCK) as sock:
+        sock.connect((2, to))
+        sock.send(struct.pack(">BBH16s", 1, 4, port, bytes(address)))
+        return sock.recv(1).decode() or "closed"
+def udp(host, port):
+    return said(host, port, b"quic", socket.SOCK_DGRAM)
+def tried(line):
+    try:
+        return eval(line)
+    except socket.gaierror as error:
+        return "unknown" if error.errno == socket.EAI_NONAME else "unanswered"
+    except OSError as error:
+        return errno.errorcode.get(error.errno, str(error))
+print(json.dumps([tried(line) for line in sys.argv[1:]]))
+"""
+
+
+class Served(threading.Thread):
+    """A server of the host's: says who it is, or all that it was told where that begins so."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._server = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = self._server.getsockname()[1]
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            client, _ = self._server.accept()
+            threading.Thread(target=self._one, args=(client,), daemon=True).start()
+
+    @staticmethod
+    def _one(client: socket.socket) -> None:
+        with client, contextlib.suppress(OSError):
+            data = client.recv(65536)
+            while data.startswith(b"all\n") and (more := client.recv(1 << 20)):
+                data += more
+            client.sendall(data if data.startswith(b"all\n") else b"the host")
+
+
+@pytest.fixture(scope="module")
+def served() -> Served:
+    return Served()
+
+
+@pytest.fixture
+def pipeline() -> Iterator[Pipeline]:
+    made = Pipeline(Manager())
+    yield made
+    made.manager.close()
+
+
+@pytest.fixture
+def machine(pipeline: Pipeline, served: Served) -> Iterator[Any]:
+    """Makes machines of these rules, whose names are served by the host."""
+    backend = pipeline.manager.backend("qemu")
+    found = backend.probe()
+    if not found.usable:
+        pytest.skip("; ".join(blocker.what for blocker in found.blockers))
+    service = EmbeddedService(pipeline, WHO)
+    hosts = tuple(StaticHost(n, "127.0.0.1", served.port) for n in ("db.internal", "web.internal"))
+    made = []
+
+    def make(snapshot: Any = None, **options: Any) -> Sandbox:
+        wanted = {"backend": "qemu", "net": RULES, "memory": "96M", **options}
+        spec = build.sandbox_spec(**wanted)
+        if snapshot is not None:
+            spec = build.restored_spec(snapshot.spec)
+        spec = msgspec.structs.replace(spec, egress_bounds=EgressBounds(hosts=hosts))
+        made.append(Sandbox(service, service.adopt(pipeline.open(WHO, spec, snapshot))))
+        return made[-1]
+
+    yield make
+    for sandbox in made:
+        sandbox.close()
+
+
+def tries(box: Sandbox, *lines: str) -> list[Any]:
+    done = box.run(["python3", "-c", TRIES, *lines], check=True, timeout=300 * SLOWER)
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+def test_what_rules_name_is_reached_and_nothing_else(machine: Any) -> None:
+    box = machine()
+    control = box.enforcement["network"]
+    assert (control.asked, control.enforced) == ("restricted", True)
+    assert (
+        control.detail == "no network card, and by the host's relay db.internal:* web.internal:443"
+    )
+    right, wrong = client_hello("web.internal"), client_hello("db.internal")
+    found = tries(
+        box,
+        "said('db.internal', 5432)",
+        "whole('db.internal', 5432, 300_000)",
+        f"said('web.internal', 443, {right!r})",
+        f"said('web.internal', 443, {wrong!r})",
+        "said('web.internal', 80)",
+        "said('other.internal', 5432)",
+        "said('8.8.8.8', 443)",
+        "said('2001:db8::1', 443)",
+        "said('169.254.169.254', 80)",
+        "udp('db.internal', 443)",
+        "udp('1.1.1.1', 443)",
+        "said('127.0.0.1', 8080)",
+        "sorted(name for _, name in socket.if_nameindex())",
+    )
+    assert found[:3] == ["the host", 300_004, "the host"]
+    assert found[3:5] == ["ECONNRESET"] * 2
+    assert found[5] == "unknown"
+    assert set(found[6:9]) <= {"ECONNRESET", "EPIPE", "closed"}
+    assert found[9:] == ["ECONNREFUSED"] * 3 + [["lo"]]
+    rows = box.network.connections().connections
+    refused = {(row.name or row.address, row.port) for row in rows if not row.allowed}
+    assert refused >= {("other.internal", None), ("8.8.8.8", 443), ("web.internal", 80)}
+    assert {row.reason for row in rows if row.name == "web.internal" and row.port == 443} >= {
+        "it dialled web.internal and asks for db.internal"
+    }
+
+    # Others from now on, also for what is open.
+    box.network.set(["web.internal:443"])
+    assert tries(box, "said('db.internal', 5432)") == ["unknown"]
+    box.network.set(RULES)
+
+    # Nothing is let through while there is no relay, and the next one knows its names.
+    relay = keeper.shared()
+    before = relay.pid
+    os.kill(before, signal.SIGKILL)
+    assert tries(box, "said('db.internal', 5432)") == ["the host"]
+    assert relay.pid not in (0, before)
+
+    box.pause()
+    box.resume()
+    assert tries(box, "said('db.internal', 5432)") == ["the host"]
+
+
+def test_copies_go_on_by_themselves_and_root_gets_no_further(machine: Any) -> None:
+    box = machine(user="root")
+    box.run("nohup sleep 1000 >/dev/null 2>&1 &", check=True)
+    with box.snapshot() as kept:
+        assert tries(box, "said('db.internal', 5432)") == ["the host"]
+        again = machine(kept)
+        assert tries(again, "said('db.internal', 5432)", "said('1.1.1.1', 443)")[0] == "the host"
+        assert again.network.connections().hosts == {"db.internal": 1}
+    # Whoever ends the front end, or the agent, has no other way out; and both come again.
+    again.run("kill -9 $(pidof agentd-network)")
+    back = ["the host"]
+    eventually(lambda: tries(again, "said('db.internal', 5432)") == back)
+    again.run("kill -9 $PPID; sleep 100")
+    eventually(lambda: tries(again, "said('db.internal', 5432)") == back)
+    # Root of the guest's kernel: without the redirect there is no network at all.
+    found = tries(again, "stream(1019, (8, 8, 8, 8), 443)", "stream(22, (8, 8, 8, 8), 443)")
+    assert set(found) <= {"closed", "ECONNRESET"}
+    assert ("8.8.8.8", 443) in {
+        (row.address, row.port) for row in again.network.connections().connections
+    }
