@@ -110,6 +110,7 @@ isolation = "namespace"
 backend = "linux"
 runtime = "crun"
 net = "pypi"
+packages = ["numpy"]
 user = "root"
 writable = true
 env = {{ A = "b" }}

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.conftest import OrdinaryUser
 from tests.index import Index, serving
 from tests.integration.test_docs_network import _reaches_pypi
 
@@ -219,6 +222,34 @@ def test_a_wheel_that_leads_elsewhere_is_refused(index: Index, own: Path) -> Non
     index.add("demo", files={"demo.py": "", "../../../../tmp/outside.py": "x = 1\n"})
     assert "packages" in fails("--with", "demo", "--", "true")
     assert not sets(own)
+
+
+def test_the_examples_of_the_page(index: Index, own: Path) -> None:
+    index.add("numpy", files={"numpy.py": ""})
+    index.add("pandas", "2.1", files={"pandas.py": "__version__ = '2.1'\n"}, needs=["numpy"])
+    index.add("httpx", "0.28", needs=["h2; extra == 'http2'"])
+    index.add("h2")
+    index.add(
+        "ruff", scripts={"ruff": "ruff:main"}, files={"ruff.py": "def main(): print('ruff 1')\n"}
+    )
+    page = (Path(__file__).parents[2] / "docs/packages.md").read_text()
+    shell, python = (
+        re.findall(rf"^```{kind}\n(.*?)^```", page, re.M | re.S) for kind in ("sh", "python")
+    )
+    lines = [shlex.split(line)[2:] for line in shell[0].splitlines()]
+    assert [said(*words) for words in lines] == ["2.1", "ruff 1"]
+    done = subprocess.run(
+        [sys.executable, "-c", python[0]], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.stdout.startswith("numpy==1.0 sha256:"), done.stderr
+    assert "; pandas==2.1 sha256:" in done.stdout
+
+
+def test_an_ordinary_user_has_them(index: Index, own: Path, as_user: OrdinaryUser) -> None:
+    index.add("demo")
+    as_user.env |= index.configure(as_user.home)
+    done = as_user.agentd("run", "--with", "demo", "--", "python3", "-c", _SAY)
+    assert done.stdout.decode().strip() == f"1.0 {_PLACE}/demo.py", done.stderr
 
 
 @pytest.mark.skipif(not _reaches_pypi(), reason="PyPI is not reached")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.index import NAME, Index, serving
-from tests.security.daemons import Answer, Daemon, running
+from tests.security.daemons import Answer, Daemon, running, until
 
 from agentd import AsyncSandbox, Sandbox
 
@@ -16,6 +16,13 @@ _SAY = "import demo; print(demo.VERSION)"
 #: It knows nothing of packages.
 OLDER = """
 decision := {"allow": input.sandbox.net == "none", "reasons": ["no network is had"]}
+"""
+TEMPLATE = """
+[[template]]
+name = "py"
+packages = ["Demo"]
+env = { PYTHONPATH = "/a" }
+min = 1
 """
 _EGRESS = ("run", "create", "read", "egress")
 
@@ -123,6 +130,24 @@ def test_they_outlive_the_daemon_that_made_them(
         done = daemon.ask("POST", f"/v1/sandboxes/{id_}/exec", {"cmd": ["python3", "-c", _SAY]})
         assert done.json["stdout"] == "1.0\n", done.body
         assert daemon.ask("GET", f"/v1/sandboxes/{id_}").json["packages"][0]["name"] == "demo"
+
+
+def test_a_template_has_them_ready(
+    index: Index, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    with running(_config(index, '"private"') + TEMPLATE) as daemon:
+        until(lambda: bool(daemon.ask("GET", "/v1/stats").json["pool"].get("template/py")))
+        for env, behind in ({}, "/a"), ({"PYTHONPATH": "/b"}, "/b"):
+            with Sandbox.create(url=daemon.url, template="py", env=env) as sandbox:
+                assert sandbox.run(["python3", "-c", _SAY], check=True).text == "1.0\n"
+                path = sandbox.run("echo $PYTHONPATH", check=True).text.strip()
+                assert path == f"/opt/agentd/packages:{behind}"
+                assert sandbox.enforcement["packages"].detail.startswith("demo==1.0")
+        same = _made(daemon, template="py", packages="demo")
+        assert same.status == 201, same.body
+        other = _made(daemon, template="py", packages=["absent"])
+        assert other.status == 400 and "has packages demo, and not absent" in other.json["message"]
 
 
 @pytest.mark.parametrize(

@@ -72,10 +72,9 @@ class Pipeline:
     ) -> SandboxHandle:
         """Make a sandbox of a spec that was admitted."""
         if snapshot is None and spec.packages:
-            from agentd.daemon.packages.provide import provided  # late: few ask for any
+            from agentd.daemon.packages.provide import created  # late: few ask for any
 
-            with provided(self.manager, spec, self.package_rules()) as whole:
-                return self.manager.create(whole)
+            return created(self.manager, spec, self.package_rules())
         if snapshot is None:
             handle = self.manager.create(spec)
         else:

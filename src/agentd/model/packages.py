@@ -6,7 +6,7 @@ httpx[http2]>=0.27    with extras
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import msgspec
@@ -23,6 +23,7 @@ PLACE = "/opt/agentd/packages"
 #: A text with commas, or a list of texts.
 Packages: TypeAlias = str | Iterable[str] | None
 
+_SCRIPTS = "bin"
 _FIX = "write a name, name==1.2 or name[extra]>=1, as PyPI has it"
 _OPERATORS = "<>=!~"  # what comes behind a comma of one and the same requirement
 # Those that mean nothing: beside a bracket, a comma or an operator.
@@ -79,6 +80,16 @@ def check_place(mounts: Iterable[Mount]) -> None:
                 f"mount target {mount.target!r} is in the way of the packages, at {PLACE}",
                 remediation="choose another target, such as /data",
             )
+
+
+def with_packages(asked: Mapping[str, str], usual: Mapping[str, str], place: str) -> dict[str, str]:
+    """Return variables by which what lies at ``place`` is imported, and its programs are found,
+    before all else: before what was ``asked`` for, or else ``usual``."""
+    found = dict(asked)
+    for name, first in (("PYTHONPATH", place), ("PATH", f"{place}/{_SCRIPTS}")):
+        rest = asked.get(name, usual.get(name, "")).split(":")
+        found[name] = ":".join([first, *(each for each in rest if each and each != first)])
+    return found
 
 
 def is_exact(package: str) -> bool:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from agentd.model.errors import AgentdError
+from agentd.model.packages import with_packages
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox import guard
 from agentd.sandbox.handle import SandboxHandle
@@ -81,7 +82,7 @@ class SandboxPool:
         if taken is None:
             return None
         handle = taken.handle
-        handle.spec = msgspec.structs.replace(spec, backend=spec.backend)
+        handle.spec = _with_packages(spec, handle.spec)
         return handle
 
     def sizes(self) -> dict[str, int]:
@@ -219,6 +220,15 @@ def _is_spare(shelf: _Shelf, one: _Ready) -> bool:
     if time.monotonic() - one.made > shelf.wanted.ttl or not one.handle.wall.alive():
         return True
     return len(shelf.ready) > max(shelf.target, shelf.wanted.least) and one is shelf.ready[0]
+
+
+def _with_packages(spec: SandboxSpec, made: SandboxSpec) -> SandboxSpec:
+    """Return ``spec`` with the packages that the sandbox was made with, and their variables."""
+    if not made.locked:
+        return msgspec.structs.replace(spec, backend=spec.backend)
+    (mount,) = [each for each in made.mounts if each.packages]
+    env = with_packages(spec.env, made.env, mount.target)
+    return msgspec.structs.replace(spec, mounts=made.mounts, locked=made.locked, env=env)
 
 
 def shelf_key(spec: SandboxSpec) -> bytes:

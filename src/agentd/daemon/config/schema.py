@@ -187,6 +187,7 @@ class TemplateSettings(LimitSettings, frozen=True, kw_only=True):
     backend: str | None = None
     runtime: str | None = None
     net: str = "none"
+    packages: tuple[str, ...] = ()
     user: str | None = None
     writable: bool = False
     env: dict[str, str] = {}

@@ -9,6 +9,7 @@ from agentd.daemon.config.found import Found
 from agentd.daemon.config.lines import Path
 from agentd.daemon.config.schema import Config, TemplateSettings
 from agentd.model import options
+from agentd.model.egress import RESTRICTED
 from agentd.model.errors import InvalidInput
 from agentd.model.limits import Limits
 from agentd.model.spec import SandboxSpec
@@ -54,7 +55,8 @@ def spec_of(template: TemplateSettings) -> SandboxSpec:
 
 def _asked(template: TemplateSettings) -> options.SandboxOptions:
     limits = {n: v for n, v in msgspec.structs.asdict(template.limits()).items() if v is not None}
-    names = ("image", "isolation", "backend", "runtime", "net", "user", "writable", "env")
+    walls = ("image", "isolation", "backend", "runtime", "net", "packages")
+    names = (*walls, "user", "writable", "env")
     return cast(
         "options.SandboxOptions", {name: getattr(template, name) for name in names} | limits
     )
@@ -72,6 +74,9 @@ def _allowed(
         yield (*path, "backend"), named, _NOBODY
     if spec.net not in config.sandbox.networks:
         yield (*path, "net"), f"{spec.net} is not among sandbox.networks", _NOBODY
+    if spec.packages and RESTRICTED not in config.sandbox.networks:
+        by = f"are fetched by a network, and {RESTRICTED} is not among sandbox.networks"
+        yield (*path, "packages"), by, _NOBODY
     for name in msgspec.structs.fields(Limits):
         value, bound = getattr(template, name.name), getattr(config.limits.max, name.name)
         if value is not None and bound is not None and value > bound:

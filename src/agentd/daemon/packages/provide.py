@@ -15,15 +15,15 @@ from agentd.daemon.packages.rules import PackageRules
 from agentd.model.errors import NotFound, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.mount import Mount, MountMode
-from agentd.model.packages import PLACE, is_exact
+from agentd.model.packages import PLACE, is_exact, with_packages
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import progress
 from agentd.sandbox.backends.image_root import resolved
+from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.manager import Manager
-from agentd.sandbox.packages import PackageSet, PackageStore
+from agentd.sandbox.packages import PackageStore
 
 _TRIES = 3  # where what was just made is removed by another before it is taken
-_SCRIPTS = "bin"
 EXACT_SECONDS = 30 * 86400.0
 
 
@@ -52,12 +52,19 @@ def provided(manager: Manager, spec: SandboxSpec, rules: PackageRules) -> Iterat
         about = store.about(digest)
         target = where or _own_path(lease.path)
         mount = Mount(lease.path, target, MountMode.RO, packages=digest)
+        own = {"PYTHONPATH": python.pythonpath, "PATH": python.path}
         yield msgspec.structs.replace(
             spec,
             mounts=(*spec.mounts, mount),
             locked=about.packages,
-            env=_variables(spec, python, target, about),
+            env=with_packages(spec.env, own, target),
         )
+
+
+def created(manager: Manager, spec: SandboxSpec, rules: PackageRules) -> SandboxHandle:
+    """Make a sandbox that has its packages. Raises as ``provided`` and ``Manager.create``."""
+    with provided(manager, spec, rules) as whole:
+        return manager.create(whole)
 
 
 def _place(name: str, level: IsolationLevel, *, takes: bool) -> str:
@@ -84,18 +91,6 @@ def _own_path(path: str) -> str:
                 remediation=f"chmod o+x {closed}, or ask for --isolation namespace",
             )
     return path
-
-
-def _variables(
-    spec: SandboxSpec, python: TargetPython, target: str, about: PackageSet
-) -> dict[str, str]:
-    """The variables of commands, which find what is imported, and the programs, there first."""
-    said = spec.env.get("PYTHONPATH", python.pythonpath)
-    paths = spec.env.get("PATH", python.path)
-    found = {"PYTHONPATH": f"{target}:{said}" if said else target}
-    if paths:
-        found["PATH"] = f"{target}/{_SCRIPTS}:{paths}"
-    return {**spec.env, **found}
 
 
 def _found(

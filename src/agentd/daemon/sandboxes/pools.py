@@ -154,7 +154,7 @@ class Pools:
         self, template: "TemplateSettings", closing: int, spec: "SandboxSpec"
     ) -> "SandboxHandle":
         try:
-            handle = self._manager.create(spec)
+            handle = self._built(spec)
             try:
                 _lease(handle, float(template.ready_timeout) + float(template.ttl))
                 handle.begun = bring_up(handle, template, closing)
@@ -167,6 +167,13 @@ class Pools:
             raise
         self._troubles.pop(template.name, None)
         return handle
+
+    def _built(self, spec: "SandboxSpec") -> "SandboxHandle":
+        if not spec.packages:
+            return self._manager.create(spec)
+        from agentd.daemon.packages import provide, rules  # late: few have any
+
+        return provide.created(self._manager, spec, rules.of(self._config()))
 
     def _tell(self, name: str, error: AgentdError) -> None:
         if self._troubles.get(name) != str(error):  # it is tried again, and again

@@ -7,6 +7,7 @@ from agentd.model.api import SandboxBody
 from agentd.model.egress import network
 from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.limits import Limits
+from agentd.model.packages import packages_of
 from agentd.model.secret import SecretOption, asked_secrets, opened
 
 # What a template says of these holds: who judges a request by its name knows what that means.
@@ -52,6 +53,8 @@ def completed(body: SandboxBody, config: Config) -> SandboxBody:
         found[name] = str(said) if isinstance(said, str) else said
     if template.net is not None:
         _check_secrets(template, body.secrets)
+    if template.packages:
+        found["packages"] = _packages(template, packages_of(body.packages))
     limits = msgspec.structs.asdict(template.limits())
     for name in _LIMITS:
         if getattr(body, name) is None:
@@ -69,3 +72,15 @@ def _check_secrets(template: TemplateSettings, secrets: SecretOption) -> None:
                 f"where secret {asked.binding.name} is used",
                 remediation="have its net name each host of the secret, or leave the template out",
             )
+
+
+def _packages(template: TemplateSettings, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """Raises InvalidInput where a request says otherwise."""
+    said = packages_of(template.packages)
+    if asked not in ((), said):
+        raise InvalidInput(
+            f"the template {template.name} has packages {','.join(said)}, "
+            f"and not {','.join(asked)}",
+            remediation="leave packages out, or the template",
+        )
+    return said
