@@ -96,6 +96,33 @@ for source in sys.argv[2:]:
     image("rm", "mine")
 print(json.dumps(seen))
 """
+# Two ports of this machine, of which a request has one.
+RULES = """
+import socket, threading
+
+def serve(server):
+    while True:
+        server.accept()[0].close()
+
+servers = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+for server in servers:
+    threading.Thread(target=serve, args=(server,), daemon=True).start()
+ports = [str(server.getsockname()[1]) for server in servers]
+DIAL = '''
+import socket, sys
+for port in sys.argv[1:]:
+    try:
+        socket.create_connection(("host.agentd.internal", int(port)), 30).recv(1)
+        print("granted")
+    except OSError:
+        print("denied")
+'''
+seen = []
+for port in ports:
+    with ahead(**OPTIONS, net=[f"host.agentd.internal:{port}"]) as box:
+        seen.append(box.run(["python3", "-c", DIAL, *ports], check=True).text.split())
+print(json.dumps(seen), flush=True)
+"""
 # The next one is on its way, or there, when its owner dies.
 KILLED = """
 box = ahead(**OPTIONS)
@@ -178,6 +205,13 @@ def test_nothing_of_one_request_is_in_what_another_gets(start: Start, wall: dict
     said = start(OTHERS, wall)
     assert "MINE=1" in said
     assert "SECRET" not in said
+
+
+@of_walls("crun", "runsc")
+def test_the_rules_of_a_network_are_those_of_the_request(
+    start: Start, wall: dict[str, str]
+) -> None:
+    assert start(RULES, wall) == [["granted", "denied"], ["denied", "granted"]]
 
 
 @of_walls("crun")
