@@ -179,6 +179,7 @@ class RelayKeeper:
             self._give_up("it was closed")
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        self.terminating.join()
 
     def forget_after_fork(self) -> None:
         """In a child of ours: what we hold is the parent's, and would outlive it there. Whoever had

@@ -72,6 +72,7 @@ class Terminating:
         takes what one tells. Both are called with the lock."""
         self._changed, self._take, self._link, self._rows = changed, take, link, rows
         self._process: RelayProcess | None = None
+        self._thread: threading.Thread | None = None
         self._ready = False
         self._failure = ""
         self._closed = False
@@ -155,11 +156,16 @@ class Terminating:
         self._read.clear()
         self.shut()
 
+    def join(self) -> None:
+        """Wait until the one that was shut has ended; without the lock."""
+        if self._thread is not None:
+            self._thread.join()
+
     def forget_after_fork(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.abandon()
-        self._read, self._closed, self._ready = {}, True, False
+        self._read, self._closed, self._ready, self._thread = {}, True, False, None
 
     # --- under the lock ---
 
@@ -174,9 +180,10 @@ class Terminating:
         first = {"roots": roots(self.ca_file)}
         self._process = process = RelayProcess(self._take, MODULE, _folders(), first)
         self._ready = False
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._keep, args=(process,), name="agentd-terminator", daemon=True
-        ).start()
+        )
+        self._thread.start()
 
     def _await_ready(self) -> None:
         self._changed.wait_for(lambda: self._ready or self._failure, _START_SECONDS)

@@ -86,7 +86,7 @@ class ReadConnection:
     def close(self) -> None:
         for end in (self.client, self.upstream):
             if end is not None:
-                end.close()
+                end.close(broken=bool(self.reason))
         for sock in self._sockets:
             sock.close()
 
@@ -196,12 +196,12 @@ class ReadConnection:
         # An empty line before a request is to be ignored (RFC 9112, 2.2).
         while self.ahead.startswith(b"\r\n"):
             self.ahead = self.ahead[2:]
-        end = self.ahead.find(requests.END, 0, requests.MAX_HEAD)
+        end = self.ahead.find(requests.END)
         if end >= 0:
             end += len(requests.END)
             raw, self.ahead = self.ahead[:end], self.ahead[end:]
             return raw
-        if len(self.ahead) >= requests.MAX_HEAD or b"\n\n" in self.ahead or b"\n\r\n" in self.ahead:
+        if len(self.ahead) > requests.MAX_HEAD or b"\n\n" in self.ahead or b"\n\r\n" in self.ahead:
             raw, self.ahead = self.ahead, b""  # it is refused, whatever else would come
             return raw
         return None

@@ -81,12 +81,14 @@ class ReadEnd:
         with contextlib.suppress(*BROKEN):
             self.sock.shutdown(socket.SHUT_WR)
 
-    def close(self) -> None:
-        """For whoever has a copy of it, too. Idempotent."""
+    def close(self, *, broken: bool = False) -> None:
+        """For whoever has a copy of it, too; one that is ``broken`` is for them to reset.
+        Idempotent."""
         self._stop("in")
         self._stop("out")
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)
+            if not broken:
+                self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
     # --- of plain sockets ---

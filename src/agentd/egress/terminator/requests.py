@@ -44,12 +44,16 @@ class RequestHead(NamedTuple):
 def read_head(raw: bytes) -> RequestHead:
     """Return the head of a request, which ends with END. Raises RefusedRequest for one that two
     servers could read in two ways."""
+    if len(raw) > MAX_HEAD:
+        raise _bad(f"has a head of more than {MAX_HEAD} bytes")
     line, *fields = raw.removesuffix(END).split(b"\r\n")
     if len(fields) > MAX_FIELDS:
         raise _bad(f"has more than {MAX_FIELDS} fields")
     for each in (line, *fields):
         if _BARE.search(each):
             raise _bad("has a bare CR, LF or NUL in its head")
+    if not raw.endswith(END):
+        raise _bad("has no end of its head")
     words = line.split(b" ")
     if len(words) != 3 or words[2] not in (b"HTTP/1.1", b"HTTP/1.0"):
         raise _bad("is no request of HTTP/1")

@@ -1,0 +1,364 @@
+"""Requests and answers on their way through a terminator, byte by byte."""
+
+import errno
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.captured import eventually
+from tests.unit.egress.terminator.world import (
+    HOST,
+    JudgedProgram,
+    Judging,
+    read_head,
+)
+from tests.unit.egress.terminator.world import (
+    judging as made_judging,
+)
+
+ERRORS = (errno.ECONNRESET, errno.EPIPE, 8)  # 8: TLS ended without a word, ssl.SSL_ERROR_EOF
+RULES = (f"GET|HEAD|POST {HOST}/v1/**", f"!POST {HOST}/v1/closed/**")
+GET = f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
+CHUNKED = "Transfer-Encoding: chunked\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.fixture(scope="module")
+def judging(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judging]:
+    with made_judging(tmp_path_factory.mktemp("host")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def at_one_host(judging: Judging) -> Iterator[tuple[JudgedProgram, "Heard"]]:
+    host = Heard()
+    with judging.program(host, RULES) as it:
+        yield it, host
+
+
+class Heard:
+    """A host that answers every head with OK, and keeps what it heard."""
+
+    def __init__(self, answer: bytes = OK) -> None:
+        self.answer = answer
+        self.heads: list[bytes] = []
+
+    def __call__(self, sock: socket.socket) -> None:
+        while head := read_head(sock):
+            self.heads.append(head)
+            sock.sendall(self.answer)
+
+
+def test_the_host_hears_what_the_program_said_and_nothing_else(judging: Judging) -> None:
+    said = (
+        "POST /v1/a%20b;c=d?q=%2F..&e HTTP/1.1\r\n"
+        f"Host: {HOST}\r\nX-Mixed-Case: a  b\r\nx-twice: 1\r\nX-Twice: 2\r\n"
+        "Cookie: a=b; c=d\r\nAccept: */*\r\nContent-Length: 3\r\n\r\nabc"
+    )
+    heard: list[bytes] = []
+
+    def serve(sock: socket.socket) -> None:
+        head = read_head(sock)
+        heard.append(head + sock.recv(3))
+        sock.sendall(b"HTTP/1.1 201 Made\r\nX-Its: own\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n")
+        sock.sendall(b"Content-Length: 2\r\n\r\nok")
+
+    with judging.program(serve, RULES) as it:
+        assert it.ask("begin()") == 0
+        assert it.ask("kept[0].selected_alpn_protocol()") == "http/1.1"
+        it.ask(f"say(0, {said!r})")
+        answer = it.ask("hear(0, 86)")
+    assert heard == [said.encode()]
+    assert answer == (
+        "HTTP/1.1 201 Made\r\nX-Its: own\r\nSet-Cookie: a\r\nSet-Cookie: b\r\n"
+        "Content-Length: 2\r\n\r\nok"
+    )
+
+
+def test_each_request_of_a_connection_is_judged(judging: Judging) -> None:
+    host = Heard()
+    with judging.program(host, RULES) as it:
+        assert it.ask("begin()") == 0
+        for _ in range(2):
+            it.ask(f"say(0, {GET!r})")
+            assert it.ask("hear(0, 40)").endswith("ok")
+        it.ask(f"say(0, {GET.replace('/v1/x', '/v2/x')!r})")
+        told = it.ask("rest(0)")
+        assert told.startswith("HTTP/1.1 403 Forbidden\r\n")
+        error = json.loads(told.partition("\r\n\r\n")[2])["error"]
+        assert error["message"].endswith("no rule allows GET /v2/x")
+        closed = it.ask(f"once({GET.replace('GET /v1/x', 'POST /v1/closed/x')!r})")
+        assert f"denied by {RULES[1]}" in closed
+        assert len(host.heads) == 2
+        rows = [(row["method"], row["path"], row["status"], row["rule"]) for row in it.requests()]
+    assert rows == [
+        ("GET", "/v1/x", 200, RULES[0]),
+        ("GET", "/v1/x", 200, RULES[0]),
+        ("GET", "/v2/x", 403, ""),
+        ("POST", "/v1/closed/x", 403, RULES[1]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (f"GET https://{HOST}/v1/x HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "no path"),
+        (f"CONNECT {HOST}:443 HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "CONNECT"),
+        (f"GET /v1/../v2 HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "."),
+        (f"GET /v1/%2e%2E/v2 HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "."),
+        (f"GET /v1/..;/v2 HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "."),
+        (f"GET /v1/..%2Fv2 HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "."),
+        (f"GET /v1\\..\\v2 HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "backslash"),
+        (f"GET /v1/%5c HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "%5C"),
+        (f"GET /v1/%0d%0aX: HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "%0D"),
+        (f"GET /v1/%zz HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "no escape"),
+        (f"GET /v1/x#y HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "no path"),
+        (f"get /v1/x HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "method"),
+        (f"GET  /v1/x HTTP/1.1\r\nHost: {HOST}\r\n\r\n", "HTTP/1"),
+        (f"GET /v1/x HTTP/2.0\r\nHost: {HOST}\r\n\r\n", "HTTP/1"),
+        (f"GET /v1/x HTTP/1.1\nHost: {HOST}\n\n", "LF"),
+        (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nA: b\rC: d\r\n\r\n", "CR"),
+        (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nA: b\nC: d\r\n\r\n", "LF"),
+        (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nA: b\r\n c\r\n\r\n", "several lines"),
+        (f"GET /v1/x HTTP/1.1\r\nHost : {HOST}\r\n\r\n", "malformed"),
+        ("GET /v1/x HTTP/1.1\r\nA: b\r\n\r\n", "0 Host"),
+        (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nHost: other.example.com\r\n\r\n", "2 Host"),
+        (f"POST /v1/x HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 1, 1\r\n\r\na", "length"),
+        (f"POST /v1/x HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: +1\r\n\r\na", "length"),
+        (
+            f"POST /v1/x HTTP/1.1\r\nHost: {HOST}\r\n" + "Content-Length: 1\r\n" * 2 + "\r\na",
+            "length",
+        ),
+        (
+            f"POST /v1/x HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 5\r\n{CHUNKED}\r\n0\r\n\r\n",
+            "both",
+        ),
+        (
+            f"POST /v1/x HTTP/1.1\r\nHost: {HOST}\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "chunked",
+        ),
+        (
+            f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+            "websocket",
+        ),
+        (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\n" + "A: b\r\n" * 101 + "\r\n", "100 fields"),
+        (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nA: {'b' * 70000}\r\n\r\n", "65536"),
+    ],
+)
+def test_what_two_servers_could_take_for_two_things_goes_no_further(
+    at_one_host: tuple[JudgedProgram, Heard], said: str, why: str
+) -> None:
+    it, host = at_one_host
+    told = it.ask(f"once({said!r})")
+    assert told.startswith("HTTP/1.1 400 Bad Request\r\n"), told
+    assert why in json.loads(told.partition("\r\n\r\n")[2])["error"]["message"]
+    assert host.heads == []
+
+
+@pytest.mark.parametrize("other", ["other.example.com", f"{HOST}:8443", f"x.{HOST}", "127.0.0.1"])
+def test_the_host_of_each_request_is_the_one_that_was_dialled(
+    at_one_host: tuple[JudgedProgram, Heard], other: str
+) -> None:
+    it, host = at_one_host
+    told = it.ask(f"once({GET.replace(HOST, other)!r})")
+    assert told.startswith("HTTP/1.1 403") and '"wrong_host"' in told
+    assert host.heads == []
+
+
+def test_bodies_stream_both_ways_in_chunks_with_trailers(judging: Judging) -> None:
+    seen: list[bytes] = []
+
+    def serve(sock: socket.socket) -> None:
+        seen.append(read_head(sock))
+        with sock.makefile("rb") as file:
+            for _ in range(2):  # each piece is answered before the next is sent
+                size = int(file.readline(), 16)
+                seen.append(file.read(size + 2))
+                if len(seen) == 2:
+                    sock.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                sock.sendall(b"3\r\n" + seen[-1][:1] * 3 + b"\r\n")
+            seen.append(file.readline() + file.readline() + file.readline())
+        sock.sendall(b"0\r\nX-Sum: 6\r\n\r\n")
+
+    head = GET.replace("GET", "POST").replace("\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n")
+    with judging.program(serve, RULES) as it:
+        assert it.ask("begin()") == 0
+        chunk_a, chunk_b, end = "2\r\nab\r\n", "1\r\nc\r\n", "0\r\nX-T: v\r\n\r\n"
+        it.ask(f"say(0, {head + chunk_a!r})")
+        assert it.ask("until(0, 'aaa\\r\\n')").startswith("HTTP/1.1 200 OK")
+        it.ask(f"say(0, {chunk_b!r})")
+        assert it.ask("hear(0, 8)") == "3\r\nccc\r\n"
+        it.ask(f"say(0, {end!r})")
+        assert it.ask("hear(0, 15)") == "0\r\nX-Sum: 6\r\n\r\n"
+    assert seen[1:] == [b"ab\r\n", b"c\r\n", b"0\r\nX-T: v\r\n\r\n"]
+
+
+def test_what_is_said_before_the_answer_is_passed_on(judging: Judging) -> None:
+    def serve(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert sock.recv(3) == b"abc"
+        sock.sendall(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + OK)
+
+    extra = "\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    post = GET.replace("GET", "POST").replace("\r\n\r\n", extra)
+    with judging.program(serve, RULES) as it:
+        assert it.ask("begin()") == 0
+        it.ask(f"say(0, {post!r})")
+        assert it.ask("hear(0, 25)") == "HTTP/1.1 100 Continue\r\n\r\n"
+        it.ask("say(0, 'abc')")
+        assert it.ask("until(0, 'ok')").startswith("HTTP/1.1 103 Early Hints\r\nLink: </a>")
+
+
+def test_an_answer_to_head_and_one_without_a_body_end_where_they_do(judging: Judging) -> None:
+    answers = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        OK,
+    ]
+
+    def serve(sock: socket.socket) -> None:
+        for answer in answers:
+            read_head(sock)
+            sock.sendall(answer)
+
+    with judging.program(serve, RULES) as it:
+        assert it.ask("begin()") == 0
+        for number, answer in enumerate(answers):
+            it.ask(f"say(0, {GET.replace('GET', 'GET' if number else 'HEAD')!r})")
+            assert it.ask(f"hear(0, {len(answer)})") == answer.decode()
+
+
+def test_a_body_that_ends_with_its_connection_is_told_whole(judging: Judging) -> None:
+    def serve(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nall of it")
+
+    with judging.program(serve, RULES) as it:
+        told = it.ask(f"once({GET!r})")
+        assert "all of it" in told and told.endswith("0\r\n\r\n")
+        older = it.ask(f"once({GET.replace('HTTP/1.1', 'HTTP/1.0')!r})")
+        assert older.endswith("\r\n\r\nall of it")
+
+
+def test_an_answer_that_comes_before_the_request_was_sent_is_told(judging: Judging) -> None:
+    def serve(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(b"HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbig")
+        while sock.recv(65536):
+            pass
+
+    post = GET.replace("GET", "POST").replace("\r\n\r\n", "\r\nContent-Length: 99999999\r\n\r\n")
+    with judging.program(serve, RULES) as it:
+        assert it.ask("begin()") == 0
+        it.ask(f"say(0, {post!r} + 'x' * 1000)")
+        assert it.ask("rest(0)").startswith("HTTP/1.1 413 Too Large")
+
+
+def test_a_websocket_is_passed_on_once_its_request_was_allowed(judging: Judging) -> None:
+    def serve(sock: socket.socket) -> None:
+        head = read_head(sock)
+        assert b"Upgrade: websocket" in head
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n")
+        sock.sendall(b"Connection: Upgrade\r\n\r\nfirst")
+        while data := sock.recv(100):
+            sock.sendall(data.upper())
+
+    ask = GET.replace("\r\n\r\n", "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+    with judging.program(serve, RULES) as it:
+        assert it.ask("begin()") == 0
+        it.ask(f"say(0, {ask!r})")
+        assert it.ask("until(0, 'first')").startswith("HTTP/1.1 101 Switching Protocols")
+        for word in ("one", "two"):
+            it.ask(f"say(0, {word!r})")
+            assert it.ask("hear(0, 3)") == word.upper()
+        assert "403" in it.ask(f"once({ask.replace('/v1/', '/v2/')!r})")
+
+
+def test_plain_http_is_judged_as_well(judging: Judging) -> None:
+    host = Heard()
+    with judging.program(host, RULES, plain=True) as it:
+        for port in (80,):
+            assert it.ask(f"begin(port={port})") == 0
+            it.ask(f"say(0, {GET!r})")
+            assert it.ask("hear(0, 40)").endswith("ok")
+            it.ask(f"say(0, {GET.replace('/v1', '/v2')!r})")
+            assert it.ask("rest(0)").startswith("HTTP/1.1 403")
+    assert len(host.heads) == 1
+
+
+def test_a_host_that_nobody_vouches_for_is_not_asked(judging: Judging) -> None:
+    host = Heard()
+    with judging.program(host, [*RULES, "far.example.com/**"]) as it:
+        # Its certificate has no such name.
+        far = GET.replace(HOST, "far.example.com").replace("\r\n\r\n", "\r\nX: 1\r\n\r\n")
+        told = it.ask(f"once({far!r}, 'far.example.com')")
+        assert told.startswith("HTTP/1.1 502 Bad Gateway") and '"untrusted_host"' in told
+    assert host.heads == []
+
+
+def test_an_authority_is_for_one_sandbox_and_its_names_alone(judging: Judging) -> None:
+    with judging.program(Heard(), RULES) as it, judging.program(Heard(), RULES) as other:
+        assert it.ask("trusts(CA)") == ""
+        found = it.ask(f"trusts({other.own.certificate!r})")
+        assert "certificate" in found and found  # another sandbox's, of the same names
+    with judging.program(Heard(), [*RULES, "far.example.com/**"], names=[HOST]) as it:
+        assert it.ask("trusts(CA, 'far.example.com')") == "permitted subtree violation"
+
+
+def test_rules_that_change_hold_for_what_is_open(judging: Judging) -> None:
+    waits = threading.Semaphore(0)
+
+    def serve(sock: socket.socket) -> None:
+        while read_head(sock):
+            waits.release()
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")
+
+    with judging.program(serve, RULES) as it:
+        assert it.admitted is not None
+        assert it.ask("begin()") == 0
+        it.ask(f"say(0, {GET!r})")
+        assert waits.acquire(timeout=60)
+        it.admitted.set(it.table(f"GET {HOST}/v2/**"))
+        assert it.ask("attempt(rest, 0)") in ERRORS  # in the middle of an answer
+        assert it.ask("begin()") == 1
+        it.ask(f"say(1, {GET!r})")
+        assert it.ask("rest(1)").startswith("HTTP/1.1 403")
+        assert it.ask("begin()") == 2
+        it.admitted.set(it.table(HOST))  # whose requests are nobody's business
+        assert it.ask("attempt(rest, 2)") in ERRORS
+        assert it.ask("trusts(CA)") != ""  # the host's own certificate
+
+
+def test_a_terminator_that_is_killed_ends_what_it_has_and_is_followed(tmp_path: Path) -> None:
+    reached = threading.Semaphore(0)
+
+    def serve(sock: socket.socket) -> None:
+        while read_head(sock):
+            reached.release()
+            sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nok")
+
+    with made_judging(tmp_path) as own, own.program(serve, RULES) as it:
+        assert it.ask("begin()") == 0
+        it.ask(f"say(0, {GET!r})")
+        assert reached.acquire(timeout=60)
+        pid = it.keeper.terminating.pid
+        os.kill(pid, signal.SIGKILL)
+        assert it.ask("attempt(rest, 0)") not in ("", None)
+        eventually(lambda: it.keeper.terminating.pid not in (0, pid))
+
+        def answered() -> bool:
+            return it.ask("attempt(begin)") is not None and "ok" in str(
+                it.ask(f"say(len(kept) - 1, {GET!r}) or attempt(hear, len(kept) - 1, 40)")
+            )
+
+        # The same authority: the program's certificate verifies the next one's.
+        eventually(answered)
+        ended = [row["reason"] for row in it.rows() if row["ended"] and row["reason"]]
+        assert "what read its requests is gone" in ended
