@@ -133,6 +133,11 @@ class RelayedConnection:
         self._moved = sent, received
         self._tenant.spend(more)
 
+    def was_read(self, reason: str) -> None:
+        """Nobody else has its ends any more; ``reason`` is one to break it off for, or ""."""
+        self._passed = False
+        self.end(reason, reset=bool(reason))
+
     def refuse(self, reason: str) -> None:
         """End it as nothing that is allowed."""
         self.allowed = False

@@ -34,7 +34,7 @@ class Passing:
     def take(self, connection: "RelayedConnection", sandbox: int, ends: tuple[int, int]) -> str:
         """Pass the program's end and the host's, as descriptors; return why it cannot be, or "".
 
-        Where it can ``connection.end`` is called once they were closed there.
+        Where it can ``connection.was_read`` is called once they were closed there.
         """
         if self._link is None:
             return NONE
@@ -75,7 +75,7 @@ class Passing:
         connection.moved(message["sent"], message["received"])
         if "ended" in message:
             self.forget(n)
-            connection.end(message["reason"])
+            connection.was_read(message["reason"])
         elif message["over"]:
             connection.tenant.overspend()
 
@@ -87,4 +87,4 @@ class Passing:
         link.close()
         passed, self._passed = self._passed, {}
         for connection in passed.values():
-            connection.was_read("what read its requests is gone", 0, 0)
+            connection.was_read("what read its requests is gone")
