@@ -6,11 +6,12 @@ runs; programs that look elsewhere are told by variables (``sandbox.backends.cer
 Standard library only.
 """
 
+import errno
 import os
 import stat
 
 from agentd.guest.zygote.root import CERTIFICATES, write
-from agentd.linux import abi
+from agentd.linux import abi, paths
 from agentd.linux.kernel import Kernel
 
 BUNDLE = f"{CERTIFICATES}/bundle.pem"
@@ -29,14 +30,16 @@ _KERNELS = ("/proc/", "/sys/", "/dev/")  # where an image may have a link lead t
 _FLAGS = abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
 
 
-def show(authority: str, kernel: Kernel) -> None:
-    """``authority`` is PEM. Raises OSError."""
-    places = _places()
-    kernel.mount("tmpfs", CERTIFICATES, "tmpfs", _FLAGS, "mode=0755,size=16m,nr_inodes=8")
-    write(BUNDLE, bundle(next(iter(places), None), authority))
-    kernel.mount_setattr(abi.AT_FDCWD, CERTIFICATES, 0, set_=abi.MOUNT_ATTR_RDONLY)
+def show(authority: str, kernel: Kernel, top: str = "") -> None:
+    """``authority`` is PEM; ``top`` is where the root is that has it, if not ours. Raises
+    OSError."""
+    places = _places(top)
+    folder, file = top + CERTIFICATES, top + BUNDLE
+    kernel.mount("tmpfs", folder, "tmpfs", _FLAGS, "mode=0755,size=16m,nr_inodes=8")
+    write(file, bundle(next(iter(places), None), authority))
+    kernel.mount_setattr(abi.AT_FDCWD, folder, 0, set_=abi.MOUNT_ATTR_RDONLY)
     for place in places:
-        kernel.mount(BUNDLE, place, None, abi.MS_BIND)
+        kernel.mount(file, place, None, abi.MS_BIND)
 
 
 def bundle(system: str | None, authority: str) -> bytes:
@@ -48,16 +51,32 @@ def bundle(system: str | None, authority: str) -> bytes:
     return text.rstrip(b"\n") + b"\n" + authority.encode()
 
 
-def _places() -> list[str]:
+def _places(top: str) -> list[str]:
     """The files that are there, behind links, each once."""
     found: dict[str, None] = {}
     for place in PLACES:
-        path = os.path.realpath(place)
-        if path.startswith(_KERNELS):
-            continue
         try:
+            path = _behind(place, top)
             if stat.S_ISREG(os.stat(path).st_mode):
                 found[path] = None
         except OSError:
             continue
     return list(found)
+
+
+def _behind(place: str, top: str) -> str:
+    """Where a link of the root's leads, within it. Raises OSError."""
+    path = os.path.realpath(place)
+    if top:
+        root = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fd = paths.open_inside(root, place, os.O_PATH)
+        finally:
+            os.close(root)
+        try:
+            path = os.readlink(f"/proc/self/fd/{fd}")
+        finally:
+            os.close(fd)
+    if path.removeprefix(top).startswith(_KERNELS):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), path)
+    return path

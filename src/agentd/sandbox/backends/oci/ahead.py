@@ -76,7 +76,7 @@ def settled(plan: LinuxPlan) -> LinuxPlan:
     """The plan without what a request may say when the container has started."""
     left = {"env": {}, "egress": (), "egress_bounds": EgressBounds()}
     spec = msgspec.structs.replace(plan.spec, **left)
-    return msgspec.structs.replace(plan, spec=spec, env={}, table=None)
+    return msgspec.structs.replace(plan, spec=spec, env={}, table=None, authority=None)
 
 
 def kind_of(

@@ -9,7 +9,8 @@ bound the scratch tmpfs; ``folders`` are ``[name, mode]`` of its directories, wh
 ``mounts`` are ``[name, is_dir, passed]``, each attached at ``STAGE/m/name`` where it is passed
 along. With ``cow`` the first of them is the workspace, below an overlay, and ``cow_copies`` are
 what the host has put on the scratch tmpfs to lie over it. With ``lend`` the host gets that first.
-With ``device`` a restricted network has one, for a kernel that writes packets.
+With ``device`` a restricted network has one, for a kernel that writes packets. ``authority`` is
+whose certificates its programs trust beside those that they have.
 ``filter`` is a seccomp program in hexadecimal, or none, that holds the runtime and all it starts.
 """
 
@@ -22,7 +23,7 @@ import socket
 import time
 from typing import NoReturn
 
-from agentd.guest.zygote import cgroup_view, root, stack, var
+from agentd.guest.zygote import certificates, cgroup_view, root, stack, var
 from agentd.guest.zygote.asked import Request, number, strings
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.messages import refuse, send
@@ -156,6 +157,8 @@ def _make(
         )
     else:
         roots.of_host(trees, etc, ROOT)
+    if isinstance(request["authority"], str):
+        certificates.show(request["authority"], KERNEL, ROOT)
     shown = strings(image["shown"]) if isinstance(image, dict) else []
     _scratch(request, shown, image=image is not None)
     _mounts(request, passed)

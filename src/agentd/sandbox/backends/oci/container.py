@@ -27,7 +27,7 @@ from agentd.sandbox.backends.linux.born import room
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.disk import SandboxDisk
 from agentd.sandbox.backends.linux.network import admitted, rest
-from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
+from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan, with_authority
 from agentd.sandbox.backends.linux.wall import LinuxWall
 from agentd.sandbox.backends.oci import config, runtimes
 from agentd.sandbox.backends.oci.ahead import (
@@ -148,7 +148,7 @@ class ContainerBackend:
         with contextlib.ExitStack() as undo:
             launcher = self._started()
             image = images.of_spec(plan.spec, undo, kept)
-            plan = plan if image is None else image.planned(plan)
+            plan = with_authority(plan if image is None else image.planned(plan))
             taken = leases.take(plan.mounts, undo)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
             lent = lend(plan, sources, taken, launcher, image)

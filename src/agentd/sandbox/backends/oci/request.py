@@ -104,6 +104,7 @@ def of_plan(
         "maps": maps(plan.uid, block),
         "owner": None if block is None else block.id,
         "net": plan.spec.net,
+        "authority": None if plan.authority is None else plan.authority.certificate,
         "device": False,
         "configuration": configuration.trees(plan.spec.configuration),
         "hidden": plan.spec.configuration.hide,

@@ -15,7 +15,7 @@ from agentd.linux import abi, mounts, overlay, paths
 from agentd.linux.kernel import KERNEL
 
 # Beneath /dev, too: runsc mounts there before that is a file system of its own.
-_PLACES = ("/dev", "/dev/shm", "/proc", "/sys")
+_PLACES = ("/dev", "/dev/shm", "/proc", "/sys", root.CERTIFICATES)
 
 
 def of_host(trees: Sequence[root.Tree], files: dict[str, bytes], target: str) -> None:
