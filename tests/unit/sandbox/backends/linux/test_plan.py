@@ -37,6 +37,8 @@ def test_the_plan_of_a_spec_that_says_nothing() -> None:
             "open_files": min(4096, file_max() // 4 // 512),
             "output": 64 << 20,
             "timeout": None,
+            "net_bytes": None,
+            "net_rate": None,
         },
         "inodes": 131072,
         "table": None,
