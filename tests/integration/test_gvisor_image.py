@@ -21,6 +21,9 @@ HOSTILE = (
     file("etc/group", type=tarfile.FIFOTYPE),
     file("etc/passwd", b"root:x:0:0::/:/bin/sh\nnode:x:77:77::/home/node:/bin/sh\n"),
     file("evil.so", b"\x7fELF no library"),
+    link("etc/ssl/cert.pem", "/proc/1/environ"),
+    link("etc/ssl/certs/ca-certificates.crt", "../../../../../../../etc/passwd"),
+    file("etc/pki/tls/cert.pem", type=tarfile.FIFOTYPE),
 )
 
 
@@ -83,8 +86,11 @@ def test_its_user_owns_what_it_writes(images: Images) -> None:
 
 def test_nothing_that_an_image_puts_in_the_way_is_followed(images: Images) -> None:
     script = "id -u; cat /etc/hosts; touch /workspace/a /tmp/b && cat /etc/ld.so.preload; env"
-    told = run(images, "--image", "hostile", "--", "sh", "-c", script)
+    script += "; cat /.agentd/certificates/bundle.pem"
+    words = ("--image", "hostile", "--net", "read example.com/x", "--", "sh", "-c", script)
+    told = run(images, *words)
     assert told["exit_code"] == 0, told
+    assert "BEGIN CERTIFICATE" in told["stdout"] and "daemon:" not in told["stdout"]
     assert told["stdout"].startswith("77\n127.0.0.1 localhost\n"), told
     assert "/evil.so\n" in told["stdout"]
     assert "LD_" not in told["stdout"] and "PYTHON" not in told["stdout"]

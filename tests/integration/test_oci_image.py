@@ -24,6 +24,9 @@ HOSTILE = (
     file("etc/group", type=tarfile.FIFOTYPE),  # whoever opens it waits for ever
     file("etc/passwd", b"root:x:0:0::/:/bin/sh\nnode:x:77:77::/home/node:/bin/sh\n"),
     file("evil.so", b"\x7fELF no library"),
+    link("etc/ssl/cert.pem", "/proc/1/environ"),
+    link("etc/ssl/certs/ca-certificates.crt", "../../../../../../../etc/passwd"),
+    file("etc/pki/tls/cert.pem", type=tarfile.FIFOTYPE),
 )
 
 
@@ -79,8 +82,14 @@ def test_an_image_without_python_runs_its_own_programs(
 
 def test_links_and_preloads_of_an_image_lead_nowhere(images: Images, runtime: str) -> None:
     script = "id -u; pwd; echo x > a; cat /proc/1/status | grep Seccomp_filters; cat /etc/hosts"
-    told = run(images, "--runtime", runtime, "--image", "hostile", "--", "sh", "-c", script)
+    script += "; cat /.agentd/certificates/bundle.pem"
+    words = ("--image", "hostile", "--net", "read example.com/x", "--", "sh", "-c", script)
+    told = run(images, "--runtime", runtime, *words)
     uid, workspace, filters, *hosts = told["stdout"].splitlines()
+    # What a link of the image leads to is of the image: its passwd, and not the host's.
+    certificates = "\n".join(hosts)
+    assert "node:x:77" in certificates and "BEGIN CERTIFICATE" in certificates
+    assert "daemon:" not in certificates
     assert (uid, workspace) == ("77", "/workspace")
     assert filters == "Seccomp_filters:\t2"
     assert "127.0.0.1 localhost" in hosts

@@ -73,3 +73,33 @@ def test_curl_is_answered_what_a_rule_allows_and_told_what_none_does(sandbox: Sa
     assert (error["code"], error["host"], error["path"]) == ("denied", HOST, "/v2/models")
     assert error["remediation"] == f"allow it with --net 'GET {HOST}/v2/models'"
     assert curl(sandbox, "-X", "DELETE", f"https://{HOST}/v1/models")[0] == 403
+
+
+@pytest.mark.needs("curl")
+@pytest.mark.parametrize(
+    "wall",
+    [
+        pytest.param("oci", marks=pytest.mark.needs("runc")),
+        pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(300)]),
+    ],
+)
+def test_containers_trust_an_authority_of_their_own_and_use_secrets(
+    daemon: Daemon, server: EchoServer, wall: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_TOKEN", "a-key-that-never-enters-it")
+    made = {"url": daemon.url, "backend": wall, "secrets": [f"API_TOKEN=env:API_TOKEN@{HOST}"]}
+    with Sandbox.create(net=RULES, **made) as sandbox:
+        script = f'curl -sS -m 60 -o /dev/null -H "X-Api-Key: $API_TOKEN" https://{HOST}/v1/keys'
+        assert sandbox.run(["sh", "-c", script]).stderr == b""
+        (asked,) = [headers for line, headers, _ in server.seen if "/v1/keys" in line]
+        assert dict(asked)["X-Api-Key"] == "a-key-that-never-enters-it"
+        server.seen.clear()
+        # Whoever looks at the system's file instead trusts the same.
+        script = f"env -i curl -sS -m 60 https://{HOST}/v2/keys"
+        assert '"denied"' in sandbox.run(["sh", "-c", script], check=True).text
+        assert not server.seen
+        certificates = sandbox.run("cat /etc/ssl/certs/ca-certificates.crt", check=True).text
+        with Sandbox.create(net=RULES, **made) as other:
+            told = other.run("cat /etc/ssl/certs/ca-certificates.crt", check=True).text
+        own = set(certificates.split("-----BEGIN")) - set(told.split("-----BEGIN"))
+        assert len(own) == 1  # a stolen one is of no use in another
