@@ -32,6 +32,7 @@ def example(
         "image": "default",
         "net": "none",
         "egress": [],
+        "secrets": [],
         "user": "sandbox",
         "env": [],
         "mounts": [],

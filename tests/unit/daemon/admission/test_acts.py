@@ -82,6 +82,7 @@ def test_a_creation_says_all_that_is_asked_for():
         "template": "",
         "net": "host",
         "egress": [],
+        "secrets": [],
         "packages": [],
         "user": "root",
         "writable": False,
