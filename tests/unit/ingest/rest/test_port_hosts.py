@@ -203,6 +203,20 @@ def test_the_api_and_the_ports_have_no_host_in_common(running: Running) -> None:
         assert visitor.get(visitor.by_link, host=f"localhost:{running.port}").status == 404
 
 
+def test_on_the_unix_socket_the_kernel_says_who_asks_and_the_page_who_does_not(
+    running: Running,
+) -> None:
+    with Inside(OK) as inside:
+        host = {"Host": f"{inside.port}-{running.sandbox()}.localhost"}
+        assert running.ask("GET", "/v1/sandboxes", None, host).body == b"ok"
+        evil = host | {"Origin": "http://evil.example"}
+        assert running.ask("GET", "/", None, evil).status == 403
+        another = Visitor(running, inside.port)  # alice's, and nobody of the socket's
+        theirs = {"Host": another.host}
+        assert running.ask("GET", "/", None, theirs).status == 404
+    assert len(inside.heads) == 1
+
+
 def test_a_dead_server_is_told_in_a_sentence(running: Running) -> None:
     with Inside() as inside:
         port = inside.port
