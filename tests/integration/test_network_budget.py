@@ -98,7 +98,7 @@ def test_nobody_gets_more_than_the_operator_allows(port: int, daemon: Daemon) ->
         assert sandbox.run("true").exit_code == 0
     with pytest.raises(Refused, match="cannot be bounded"):
         Sandbox.create(url=daemon.url, net="host")
-    for wrong in ({"net_bytes": "1M"}, {"net_rate": "1M"}, {"net": ["pypi"], "net_rate": "fast"}):
+    for wrong in ({"net": "host", "net_bytes": "1M"}, {"net": ["pypi"], "net_rate": "fast"}):
         with pytest.raises(InvalidInput):
             Sandbox.create(embedded=True, **wrong)  # type: ignore[arg-type]
 
@@ -140,6 +140,36 @@ def web() -> Iterator[int]:
         yield server.server_address[1]
         server.shutdown()
         thread.join()
+
+
+def test_a_template_has_both_and_a_request_may_have_less(port: int) -> None:
+    config = f"""
+[sandbox]
+networks = ["none", "restricted"]
+[egress]
+allow = ["host.agentd.internal:{port}"]
+[[template]]
+name = "web"
+net = "host.agentd.internal:{port}"
+net_bytes = "2MiB"
+net_rate = "100MiB"
+"""
+
+    def detail(sandbox: Sandbox) -> str:
+        return sandbox.enforcement["network"].detail.partition("; ")[2]
+
+    with running(config) as daemon:
+        with Sandbox.create(url=daemon.url, template="web") as sandbox:
+            assert detail(sandbox) == "2 MiB in all; 100 MiB a second"
+            assert _fetch(sandbox, port)[0] == "ConnectionResetError"
+        with Sandbox.create(url=daemon.url, template="web", net_bytes="1MiB") as sandbox:
+            assert detail(sandbox) == "1 MiB in all; 100 MiB a second"
+            with (
+                sandbox.snapshot() as kept,
+                Sandbox.create(url=daemon.url, snapshot=kept.id) as restored,
+            ):
+                assert detail(restored) == "1 MiB in all; 100 MiB a second"
+                assert _fetch(restored, port)[1] <= 1 << 20
 
 
 def test_what_is_read_on_the_way_counts_too(web: int) -> None:

@@ -253,9 +253,9 @@ def _size(value: Size, what: str, least: int = 1) -> int | None:
 
 
 def _of_rules(net: str, size: int | None, what: str) -> int | None:
-    if size is not None and net != RESTRICTED:
+    if size is not None and net == "host":
         raise InvalidInput(
-            f"{what} is of a network that rules restrict, and this one is {net}",
+            f"{what} is of a network that rules restrict, and this one is the host's",
             remediation="give rules, as --net pypi, or leave it out",
         )
     return size

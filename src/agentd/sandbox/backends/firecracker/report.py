@@ -63,7 +63,7 @@ def enforcement(
         "virtual_machine": _held(f"accel=kvm, firecracker {version}; a kernel of its own"),
         "guest_memory": _held(format_size(plan.memory)),
         "guest_cpus": _held(f"{plan.vcpus}"),
-        "network": network.control(plan.spec.net, plan.spec.egress),
+        "network": network.control(plan.spec),
     }
     for name, how in _MONITOR.items():
         held = name in monitor

@@ -65,7 +65,7 @@ class SandboxNetwork:
         table = egress_table(egress, bounds, self._secrets)
         certificates.check_covered(table, self._authority)
         self._admitted.set(table)
-        return report.network("restricted", egress, self._secrets, self._how)
+        return report.network("restricted", egress, self._secrets, self._how, bounds)
 
     def connections(self, after: int) -> ConnectionList:
         return self._admitted.connections(after)

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from agentd.linux import anyip, caps, container, landlock, overlay, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
+from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control
 from agentd.model.errors import Refused
 from agentd.model.secret import SecretBinding
 from agentd.model.spec import SandboxSpec
+from agentd.model.units import readable_size
 from agentd.sandbox.backends import identity, shared
 from agentd.sandbox.backends.limits import agent_detail, group_controls, limit_control
 from agentd.sandbox.backends.linux.plan import LinuxPlan
@@ -68,7 +70,9 @@ def enforcement(
         "cgroup_namespace": _refusable(
             "cgroup_namespace", controls, "unshare", "/proc/self/cgroup shows names of the host's"
         ),
-        "network": network(plan.spec.net, plan.spec.egress, plan.spec.secrets),
+        "network": network(
+            plan.spec.net, plan.spec.egress, plan.spec.secrets, bounds=plan.spec.egress_bounds
+        ),
         "capabilities": _step("capabilities", controls, _capabilities(plan)),
         "no_new_privs": _step("no_new_privs", controls, "setuid and file capabilities do nothing"),
         "seccomp": _step("seccomp", controls, f"profile {_profile(plan)} {digest}"),
@@ -99,6 +103,7 @@ def enforcement(
     return table
 
 
+_NO_BOUNDS = EgressBounds()
 _RULES = 8  # that are named; the sandbox's spec has them all
 
 
@@ -107,9 +112,10 @@ def network(
     egress: Sequence[str],
     secrets: Sequence[SecretBinding] = (),
     how: str = "own namespace",
+    bounds: EgressBounds = _NO_BOUNDS,
 ) -> Control:
     """What is said of a network; of one that is restricted its rules, as they were written, which
-    secrets are used where, and ``how`` there is no other way out."""
+    secrets are used where, ``how`` there is no other way out, and how much may be moved."""
     if net == "host":
         return Control(net, False, "shared with the host")
     if net == "none":
@@ -117,7 +123,13 @@ def network(
     named = " ".join(egress[:_RULES]) or "nothing"
     more = f" and {len(egress) - _RULES} rules more" if len(egress) > _RULES else ""
     used = "".join(f"; secret {each.name} at {' '.join(each.hosts)}" for each in secrets)
-    return Control(net, True, f"{how}, and by the host's relay {named}{more}{used}")
+    return Control(net, True, f"{how}, and by the host's relay {named}{more}{used}{_much(bounds)}")
+
+
+def _much(bounds: EgressBounds) -> str:
+    whole, rate = bounds.net_bytes, bounds.net_rate
+    in_all = "" if whole is None else f"; {readable_size(whole)} in all"
+    return in_all + ("" if rate is None else f"; {readable_size(rate)} a second")
 
 
 def refusal(spec: SandboxSpec, why: str) -> Refused | None:

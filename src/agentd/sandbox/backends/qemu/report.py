@@ -46,7 +46,7 @@ def enforcement(
         "guest_cpus": Control("default", True, f"{machine.vcpus}"),
         "network": Control(plan.spec.net, False, "QEMU's user network, by NAT")
         if plan.spec.net == "host"
-        else network.control(plan.spec.net, plan.spec.egress),
+        else network.control(plan.spec),
     }
     for who, held in controls.items():
         for name, how in _STEPS.items():

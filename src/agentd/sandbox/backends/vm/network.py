@@ -4,7 +4,7 @@ the host for each connection that is dialled in it (``linux.dialled``)."""
 import contextlib
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from agentd.linux import anyip, dialled
@@ -78,11 +78,11 @@ def ports(path: str | None) -> Iterator[dict[int, int]]:
         os.close(fd)
 
 
-def control(net: str, egress: Sequence[str]) -> Control:
+def control(spec: SandboxSpec) -> Control:
     """What is said of a network without a card; of one of rules these, as they were written."""
-    return (
-        report.network(net, egress, how=_HOW) if net == "restricted" else Control(net, True, _HOW)
-    )
+    if spec.net != "restricted":
+        return Control(spec.net, True, _HOW)
+    return report.network(spec.net, spec.egress, how=_HOW, bounds=spec.egress_bounds)
 
 
 def explained(error: AgentdError) -> AgentdError:
