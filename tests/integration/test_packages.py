@@ -2,19 +2,23 @@
 
 import json
 import os
+import platform
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import rootfs
 from tests.conftest import OrdinaryUser
 from tests.index import Index, serving
 from tests.integration.test_docs_network import _reaches_pypi
+from tests.integration.test_guest_bundle import others
 
 from agentd import InvalidInput, Refused, Sandbox
 from agentd.model.packages import packages_of
@@ -37,6 +41,16 @@ def own(index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in index.configure(tmp_path).items():
         monkeypatch.setenv(name, value)
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[dict[str, str]]:
+    """The variables of an index with "demo" alone, and of a cache that everybody may enter."""
+    with serving() as made, tempfile.TemporaryDirectory(prefix="agentd-packages-") as folder:
+        os.chmod(folder, 0o755)  # noqa: S103  commands at the process level are nobody
+        os.makedirs(f"{folder}/cache/agentd", 0o755)
+        made.add("demo")
+        yield made.configure(Path(folder))
 
 
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
@@ -224,6 +238,31 @@ def test_a_wheel_that_leads_elsewhere_is_refused(index: Index, own: Path) -> Non
     assert not sets(own)
 
 
+@pytest.mark.parametrize("python", others()[:1] or ["none"])
+def test_they_are_for_the_python_that_the_command_finds(
+    python: str, index: Index, own: Path
+) -> None:
+    """Its tags, its markers, its version: whatever Python resolves."""
+    if python == "none":
+        pytest.skip("there is no other Python of pyenv, or in /usr/bin")
+    folder = os.path.dirname(os.path.dirname(os.path.realpath(python)))
+    version = subprocess.check_output(
+        [python, "-c", "import sys; print('%d%d' % sys.version_info[:2])"], text=True
+    ).strip()
+    if folder == "/usr":
+        pytest.skip(f"{python} is python3 by no PATH")
+    index.add("demo", "2.0", tag="cp399-cp399-manylinux_2_17_x86_64")
+    index.add("demo", "1.0", tag=f"cp{version}-cp{version}-linux_{platform.machine()}",
+              needs=[f"marked; python_version == '{version[0]}.{version[1:]}'",
+                     f"absent; python_version != '{version[0]}.{version[1:]}'"])  # fmt: skip
+    text = "import sys\ndef main(): print('%d%d' % sys.version_info[:2])\n"
+    index.add("marked", scripts={"marked": "marked:main"}, files={"marked.py": text})
+    words = ["--mount", f"{folder}:{folder}", "-e", f"PATH={folder}/bin:/usr/bin:/bin"]
+    assert said(*words, "--with", "demo", "--", "marked") == version
+    python3 = [*words, "-e", "PYTHONPATH=/workspace", "--with", "demo", "--", "python3", "-c", _SAY]
+    assert said(*python3) == f"1.0 {_PLACE}/demo.py"
+
+
 def test_the_examples_of_the_page(index: Index, own: Path) -> None:
     index.add("numpy", files={"numpy.py": ""})
     index.add("pandas", "2.1", files={"pandas.py": "__version__ = '2.1'\n"}, needs=["numpy"])
@@ -243,6 +282,41 @@ def test_the_examples_of_the_page(index: Index, own: Path) -> None:
     )
     assert done.stdout.startswith("numpy==1.0 sha256:"), done.stderr
     assert "; pandas==2.1 sha256:" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "landlock",
+        "host",
+        pytest.param("oci", marks=pytest.mark.needs("runc")),
+        pytest.param("gvisor", marks=pytest.mark.needs("runsc")),
+    ],
+)
+def test_each_wall_that_can_has_them(
+    backend: str, index: Index, shared: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in shared.items():
+        monkeypatch.setenv(name, value)
+    with Sandbox.create(packages=["demo"], backend=backend, embedded=True) as sandbox:
+        found = sandbox.run(["python3", "-c", _SAY], check=True).text.split()
+        at_its_own = f"{shared['XDG_CACHE_HOME']}/agentd/packages/sets/"
+        assert found[0] == "1.0"
+        assert found[1].startswith(at_its_own if backend in ("landlock", "host") else _PLACE)
+
+
+@pytest.mark.needs("skopeo", "umoci")
+def test_an_images_python_has_them_behind_its_wall(
+    index: Index, shared: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in shared.items():
+        monkeypatch.setenv(name, value)
+    with Sandbox.create(packages=["demo"], image=rootfs.pulled("python"), embedded=True) as sandbox:
+        done = sandbox.run(["python3", "-c", _SAY], check=True)
+        assert done.text.split() == ["1.0", f"{_PLACE}/demo.py"]
+    busybox = rootfs.pulled("busybox")
+    with pytest.raises(Refused, match="no Python in the sandbox"):
+        Sandbox.create(packages=["demo"], image=busybox, embedded=True)
 
 
 def test_an_ordinary_user_has_them(index: Index, own: Path, as_user: OrdinaryUser) -> None:

@@ -96,11 +96,13 @@ def _create(
     interrupts: Interrupts,
 ) -> "SandboxView":
     from agentd.client import build
-    from agentd.client.cli import place
+    from agentd.client.cli import command, place
 
-    body = build.sandbox_body(
-        snapshot=options.snapshot, template=options.template, **sandbox_options(options)
-    )
+    asked = sandbox_options(options)
+    if options.packages:  # they are for the Python that the command finds
+        own = command.environment(options)
+        asked["env"] = {name: own[name] for name in ("PATH", "PYTHONPATH") if name in own}
+    body = build.sandbox_body(snapshot=options.snapshot, template=options.template, **asked)
     if options.save_snapshot:
         from agentd.sandbox import snapshots
 

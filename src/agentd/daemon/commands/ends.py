@@ -10,8 +10,9 @@ import msgspec
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.egress import RESTRICTED
 from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxError
+from agentd.model.packages import with_packages
 from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
-from agentd.model.spec import ExecRequest
+from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.abilities import NETWORK, TELLS_END
 from agentd.sandbox.ports import Wall
 from agentd.transport.core import Chunk
@@ -62,10 +63,17 @@ def completed(request: ExecRequest, handle: "SandboxHandle") -> ExecRequest:
         request,
         # The root of a foreign guest is its workspace; an empty path would be none.
         cwd=os.path.join(begin, request.cwd or ".").removesuffix("/.") or "/",
-        env={**spec.env, **request.env},
+        env=_environment(spec, request.env),
         timeout=request.timeout or spec.limits.timeout,
         output_limit=request.output_limit or spec.limits.output,
     )
+
+
+def _environment(spec: SandboxSpec, asked: Mapping[str, str]) -> dict[str, str]:
+    """Packages come first in a command's own paths, too."""
+    env = {**spec.env, **asked}
+    places = [mount.target for mount in spec.mounts if mount.packages]
+    return with_packages(env, {}, places[0]) if places else env
 
 
 def of_wall(
