@@ -16,7 +16,8 @@ from tests.integration.test_profiles import reload
 from tests.oci import Images, Layout, busybox, file
 from tests.security.daemons import Daemon, running, until
 
-from agentd import AsyncSandbox, InvalidInput, NotFound, NotReady, Sandbox
+from agentd import AsyncSandbox, Client, InvalidInput, NotFound, NotReady, Sandbox
+from agentd.client.cli.main import main
 from agentd.daemon import config
 
 pytestmark = pytest.mark.timeout(300)
@@ -89,6 +90,28 @@ def said(daemon: Daemon, id_: str) -> bytes:
     answer = daemon.ask("GET", path)
     assert answer.status == 200, answer
     return answer.body
+
+
+def test_each_is_listed_by_every_door_without_a_value_of_its_variables(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    until(lambda: ready(daemon, "web") > 0)
+    answer = daemon.ask("GET", "/v1/templates")
+    assert answer.status == 200, answer.body
+    web = answer.json[0]
+    assert [one["name"] for one in answer.json][:3] == ["web", "cold", "late"]
+    assert (web["limits"], web["env"], web["min"]) == ({"disk": 64 << 20}, ["WORD"], 1)
+    assert web["standing"] == 1 and b"of the template" not in answer.body
+    assert daemon.ask("GET", "/v1/templates", key=daemon.key("maker", "create")).status == 403
+    with Client(daemon.url) as client:
+        assert [one.start for one in client.machine.templates()][2] == ("sleep", "1000")
+    assert b"late" in daemon.cli("template", "ls").stdout
+    listed = json.loads(daemon.cli("template", "ls", "--json").stdout)
+    (tmp_path / "agentd.toml").write_text(TEMPLATES)
+    monkeypatch.setenv("AGENTD_CONFIG", str(tmp_path / "agentd.toml"))
+    assert main(["template", "ls", "--embedded", "--json"]) == 0
+    alone = json.loads(capfd.readouterr().out)  # nothing stands ready there
+    assert alone == [one | {"standing": 0} for one in listed]
 
 
 @pytest.mark.parametrize("name", ["cold", "web"])

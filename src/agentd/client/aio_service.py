@@ -143,6 +143,7 @@ class AsyncEvents(_Noun):
 class AsyncMachine(_Noun):
     version = aio(service.Machine.version)
     backends = aio(service.Machine.backends)
+    templates = aio(service.Machine.templates)
     stats = aio(service.Machine.stats)
 
 

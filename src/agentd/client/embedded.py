@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from agentd.model.result import Result
     from agentd.model.secret import SecretValue
     from agentd.model.spec import ExecRequest, SandboxSpec
+    from agentd.model.template import TemplateView
     from agentd.sandbox.manager import SandboxHandle as SandboxHandle  # noqa: PLC0414
     from agentd.sandbox.snapshots import Snapshot as Snapshot  # noqa: PLC0414
     from agentd.sandbox.volumes import VolumeStore
@@ -239,6 +240,14 @@ def of_template(body: "SandboxBody") -> "tuple[SandboxBody, Config]":
 
     found = config.load(config.find(os.environ), dict(os.environ), ())
     return templates.completed(body, found), found
+
+
+def templates() -> "tuple[TemplateView, ...]":
+    """Those of that configuration, of which none stands ready. Raises AgentdError."""
+    from agentd.daemon import config
+    from agentd.daemon.sandboxes import templates
+
+    return templates.views(config.load(config.find(os.environ), dict(os.environ), ()), {})
 
 
 def made_of(

@@ -35,6 +35,7 @@ from agentd.model.kept_secret import Secrets as Secrets  # noqa: PLC0414
 from agentd.model.network import Network as Network  # noqa: PLC0414
 from agentd.model.output import STREAMS, Output
 from agentd.model.port import Port, PortLink
+from agentd.model.template import TemplateView
 
 Emit = Callable[[str, bytes], None]
 _AS_USUAL = SandboxBody()
@@ -354,6 +355,10 @@ class Machine(Protocol):
 
     def backends(self) -> tuple[BackendView, ...]:
         """List the walls, and what is in the way of those that cannot be used."""
+        ...
+
+    def templates(self) -> tuple[TemplateView, ...]:
+        """List what the configuration says sandboxes may be made as."""
         ...
 
     def stats(self) -> Stats:

@@ -38,6 +38,7 @@ from agentd.model.network import ConnectionPage, ConnectionView, NetworkView
 from agentd.model.port import PortDomain, PortLink
 from agentd.model.principal import SCOPES, Principal
 from agentd.model.service import Emit
+from agentd.model.template import TemplateView
 
 if TYPE_CHECKING:
     from tests.unit.ingest.fake import FakeDaemon
@@ -256,6 +257,10 @@ class FakeMachine(Noun):
     def backends(self) -> tuple[BackendView, ...]:
         self.who.require("read")
         return (BackendView("fake", "none", True, (), ()),)
+
+    def templates(self) -> tuple[TemplateView, ...]:
+        self.who.require("read")
+        return ()
 
     def stats(self) -> Stats:
         self.who.require("read")

@@ -52,6 +52,7 @@ GROUPS = {
     },
     "what sandboxes are made of": {
         "image": "fetch, build and list images",
+        "template": "list what the configuration says they may be made as",
         "volume": "make, list, copy and delete folders that outlive sandboxes",
         "packages": "list what was fetched for them, and remove it",
         "secret": "keep, list and remove what sandboxes use and never have",

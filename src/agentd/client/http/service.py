@@ -42,6 +42,7 @@ from agentd.model.events import EventPage, wait_seconds
 from agentd.model.image import ImageView
 from agentd.model.port import LinkBody, Port, PortLink
 from agentd.model.service import Emit
+from agentd.model.template import TemplateView
 
 _PAGE = 500
 _MAX_RECEIPT = 1 << 20
@@ -299,6 +300,9 @@ class HttpMachine(_Noun):
 
     def backends(self) -> tuple[BackendView, ...]:
         return self._requests.call("GET", "/v1/backends", into=tuple[BackendView, ...])
+
+    def templates(self) -> tuple[TemplateView, ...]:
+        return self._requests.call("GET", "/v1/templates", into=tuple[TemplateView, ...])
 
     def stats(self) -> Stats:
         return self._requests.call("GET", "/v1/stats", into=Stats)

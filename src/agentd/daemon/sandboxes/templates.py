@@ -1,14 +1,18 @@
 """Templates of the configuration: what they say where a request says nothing."""
 
+from collections.abc import Mapping
+
 import msgspec
 
 from agentd.daemon.config.schema import Config, TemplateSettings
 from agentd.model.api import SandboxBody
 from agentd.model.egress import network
 from agentd.model.errors import InvalidInput, NotFound
+from agentd.model.like import like
 from agentd.model.limits import Limits
 from agentd.model.packages import packages_of
 from agentd.model.secret import SecretOption, asked_secrets, opened
+from agentd.model.template import TemplateView
 
 # What a template says of these holds: who judges a request by its name knows what that means.
 FIXED = ("image", "isolation", "backend", "runtime", "net", "user", "writable")
@@ -25,6 +29,25 @@ def find(config: Config, name: str) -> TemplateSettings:
     raise NotFound(
         f"there is no template {name[:64]!r}",
         remediation=f"use one of: {names}" if names else "add a [[template]] to the configuration",
+    )
+
+
+def views(config: Config, pools: Mapping[str, int]) -> tuple[TemplateView, ...]:
+    """Describe each, in the order of the configuration; ``pools`` has how many stand ready, by the
+    names of ``Pools.sizes``."""
+    limits = [msgspec.structs.asdict(template.limits()) for template in config.template]
+    return tuple(
+        like(
+            TemplateView,
+            template,
+            name=str(template.name),
+            limits={name: value for name, value in said.items() if value is not None},
+            env=tuple(template.env),
+            ready_timeout=float(template.ready_timeout),
+            ttl=float(template.ttl),
+            standing=pools.get(f"template/{template.name}", 0),
+        )
+        for template, said in zip(config.template, limits, strict=True)
     )
 
 

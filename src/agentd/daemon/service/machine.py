@@ -7,9 +7,11 @@ from msgspec.structs import asdict
 from agentd._version import __version__
 from agentd.daemon import doctor
 from agentd.daemon.observe.observed import observed
+from agentd.daemon.sandboxes import templates
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import BackendView, Stats
 from agentd.model.like import like
+from agentd.model.template import TemplateView
 
 
 class DaemonMachine(Noun):
@@ -31,6 +33,11 @@ class DaemonMachine(Noun):
             )
             for found in doctor.findings()
         )
+
+    @observed("templates")
+    def templates(self) -> tuple[TemplateView, ...]:
+        self._who.require("read")
+        return templates.views(self._parts.config(), self._parts.stats().pool)
 
     @observed("stats")
     def stats(self) -> Stats:

@@ -12,6 +12,7 @@ from agentd.model.answer import Answer
 from agentd.model.api import BackendView, Stats
 from agentd.model.errors import NotFound, Unavailable
 from agentd.model.service import Service
+from agentd.model.template import TemplateView
 
 OPERATIONS = OperationTable()
 METRICS = OperationTable()
@@ -30,6 +31,12 @@ def _version(service: Service, a: Arguments) -> Mapping[str, str]:
 def _backends(service: Service, a: Arguments) -> tuple[BackendView, ...]:
     """List the walls there are, and what those lack that cannot be used."""
     return service.machine.backends()
+
+
+@OPERATIONS.row("GET", "/v1/templates", "read")
+def _templates(service: Service, a: Arguments) -> tuple[TemplateView, ...]:
+    """List what the configuration says sandboxes may be made as, and how many stand ready."""
+    return service.machine.templates()
 
 
 @OPERATIONS.row("GET", "/v1/stats", "read")

@@ -1,0 +1,75 @@
+"""``agentd template``: what the configuration says sandboxes may be made as."""
+
+import argparse
+import shlex
+from typing import TYPE_CHECKING
+
+from agentd.client.cli import remote, table
+from agentd.client.cli.parser import Parser
+
+if TYPE_CHECKING:
+    from agentd.model.template import TemplateView
+
+_EXAMPLES = """\
+examples:
+  agentd template ls
+  agentd template ls --json | jq -r '.[].name'
+  agentd run --template web -- true
+"""
+
+
+def main(words: list[str]) -> int:
+    options = _parser().parse_args(words)
+    return int(options.run(options))
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="agentd template",
+        description="Templates: what the daemon's configuration says sandboxes may be made as.",
+        epilog=_EXAMPLES,
+    )
+    listed = parser.actions().add("ls", "list them", "  agentd template ls --json\n")
+    listed.add_argument("--url", metavar="URL", help=remote.URL_HELP)
+    listed.add_argument(
+        "--embedded", action="store_true", help="those of this process, whatever daemon runs"
+    )
+    listed.add_argument("--json", action="store_true", help="print JSON")
+    listed.set_defaults(run=_ls)
+    return parser
+
+
+def _ls(options: argparse.Namespace) -> int:
+    found = _found(options)
+    if options.json:
+        remote.print_json(found)
+    else:
+        rows = [
+            (view.name, view.image, _wall(view), shlex.join(view.start) or "-", _ready(view))
+            for view in found
+        ]
+        table.show(("TEMPLATE", "IMAGE", "WALL", "STARTS", "READY"), rows)
+    return 0
+
+
+def _found(options: argparse.Namespace) -> "tuple[TemplateView, ...]":
+    """As with ``agentd run``: those of the daemon that was named, or of one that listens at the
+    usual place; else of the configuration that one would have."""
+    from agentd.client import embedded
+    from agentd.client.http import address
+
+    where = None if options.embedded else address.running(options.url)
+    if where is None:
+        return embedded.templates()
+    from agentd.client.cli import place
+
+    with place.service(where) as service:
+        return service.machine.templates()
+
+
+def _wall(view: "TemplateView") -> str:
+    return view.backend or view.isolation or "-"
+
+
+def _ready(view: "TemplateView") -> str:
+    return f"{view.standing} of {view.min}" if view.min else str(view.standing)
