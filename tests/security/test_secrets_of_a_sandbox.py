@@ -107,7 +107,7 @@ def _ran(daemon: Daemon, **wanted: Any) -> tuple[str, dict[str, Any]]:
     return box, json.loads(ran.json["stdout"])
 
 
-@pytest.mark.parametrize("backend", ["linux"])
+@pytest.mark.parametrize("backend", ["linux", pytest.param("oci", marks=pytest.mark.needs("runc"))])
 def test_an_agent_uses_a_key_that_it_never_has(
     daemon: Daemon, upstream: Upstream, backend: str
 ) -> None:
