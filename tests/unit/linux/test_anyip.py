@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from agentd.linux import anyip, veth
+from agentd.sandbox.backends.linux import report
 
 # It hands its sockets over, and then does what it is told, a line of Python each.
 INSIDE = """
@@ -24,7 +25,10 @@ from agentd.linux import abi, anyip, net, veth
 from agentd.linux.kernel import KERNEL
 if "device" not in sys.argv:
     KERNEL.unshare(abi.CLONE_NEWNET | (abi.CLONE_NEWUSER if os.geteuid() else 0))
-if "without IPv6" in sys.argv:
+if "without IPv6" in sys.argv and "device" in sys.argv:
+    for name in ("all", "default"):
+        veth._NO_ADDRESSES[f"ipv6/conf/{name}/disable_ipv6"] = "1"
+elif "without IPv6" in sys.argv:
     open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w").write("1")
 host = socket.socket(fileno=int(sys.argv[1]))
 if "device" in sys.argv:
@@ -201,9 +205,10 @@ def test_a_device_leads_to_the_sockets_and_nowhere_else() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
-def test_ipv4_is_enough() -> None:
-    with inside("without IPv6") as sandbox:
-        assert [sock.family for sock in sandbox.sockets] == [socket.AF_INET] * 2
+@pytest.mark.parametrize("argv", [[], ["device"]])
+def test_ipv4_is_enough(argv: list[str]) -> None:
+    with inside("without IPv6", *argv) as sandbox:
+        assert [sock.family for sock in sandbox.sockets] == [socket.AF_INET] * (2 + len(argv))
         assert sandbox.ask("tcp('8.8.8.8', 443)") == "8.8.8.8 443"
         assert sandbox.ask("udp(socket.AF_INET, '8.8.8.8', 53)") == "8.8.8.8"
         assert sandbox.ask("tcp('2001:db8::1', 443)") in (errno.ENETUNREACH, errno.EADDRNOTAVAIL)
@@ -217,6 +222,18 @@ def test_a_kernel_without_the_modules_is_told_which(monkeypatch: pytest.MonkeyPa
     with pytest.raises(OSError, match="nf_tables, nft_chain_nat, nft_redir, nft_ct") as refusal:
         anyip._redirect(())
     assert refusal.value.errno == errno.EOPNOTSUPP
+
+
+def test_a_kernel_without_such_a_device_is_told_its_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(protocol: int, request: bytes, last: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no such kind of device")
+
+    monkeypatch.setattr(anyip, "_exchange", refuse)  # as above
+    with pytest.raises(OSError, match=r"for want of veth$") as refusal:
+        veth._make(0)
+    assert "modprobe -a veth)" in report.network_fix(str(refusal.value.strerror))
 
 
 TRACKED = "int(open('/proc/sys/net/netfilter/nf_conntrack_{}').read())"

@@ -119,8 +119,8 @@ def _network(kind: str, *, device: bool) -> list[int]:
     sockets = []
     if device:
         sockets = veth.capture()
-        # Elsewhere runsc takes no device, and it tells by a file in there that only the machine's
-        # own network namespace has; since Linux 6.15 all have it.
+        # runsc takes no device in the machine's own network namespace, and takes any for that which
+        # shows a certain file in there: newer kernels show it in all.
         KERNEL.mount("tmpfs", _NET_SETTINGS, "tmpfs", _NOSUID_NODEV, "mode=0555,size=4k")
     else:
         KERNEL.unshare(abi.CLONE_NEWNET)
