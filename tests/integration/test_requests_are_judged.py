@@ -1,17 +1,20 @@
 """Rules of methods and paths: what a sandbox's programs ask is judged request by request."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.integration.read_server import EchoServer, serving
 from tests.security.daemons import Daemon, running
 from tests.unit.capability.fetch.authority import Authority
 
-from agentd import Sandbox
+from agentd import Refused, Sandbox
 
 HOST = "api.example.com"
-RULES = [f"GET|HEAD|POST {HOST}/v1/*", "read plain.example.com:80/v1/*"]
+RULES = [f"GET|HEAD|POST {HOST}/v1/**", "read plain.example.com:80/v1/*"]
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +106,155 @@ def test_containers_trust_an_authority_of_their_own_and_use_secrets(
             told = other.run("cat /etc/ssl/certs/ca-certificates.crt", check=True).text
         own = set(certificates.split("-----BEGIN")) - set(told.split("-----BEGIN"))
         assert len(own) == 1  # a stolen one is of no use in another
+
+
+_URLLIB = """
+import json, urllib.error, urllib.request
+print(json.loads(urllib.request.urlopen("https://api.example.com/v1/x").read())["line"])
+try:
+    urllib.request.urlopen("https://api.example.com/v2/x")
+except urllib.error.HTTPError as error:
+    print(error.code, json.loads(error.read())["error"]["code"], error.headers["Agentd-Refused"])
+"""
+_FETCH = """
+fetch("https://api.example.com/v1/x").then(async (a) => console.log((await a.json()).line))
+  .then(() => fetch("https://api.example.com/v2/x"))
+  .then(async (a) => console.log(a.status, (await a.json()).error.code))
+"""
+
+
+def test_python_needs_nothing_else(sandbox: Sandbox) -> None:
+    done = sandbox.run(["python3", "-c", _URLLIB], check=True)
+    assert done.stdout.decode() == "GET /v1/x HTTP/1.1\n403 denied denied\n"
+
+
+@pytest.mark.needs("node")
+def test_node_needs_nothing_else(sandbox: Sandbox) -> None:
+    done = sandbox.run(["node", "-e", _FETCH], check=True)
+    assert done.stdout.decode() == "GET /v1/x HTTP/1.1\n403 denied\n"
+
+
+@pytest.mark.needs("wget")
+def test_wget_which_knows_no_variable_needs_nothing_else(sandbox: Sandbox) -> None:
+    done = sandbox.run(["wget", "-q", "-O-", "--tries=1", f"https://{HOST}/v1/x"], check=True)
+    assert json.loads(done.stdout)["line"] == "GET /v1/x HTTP/1.1"
+
+
+@pytest.mark.needs("git")
+def test_git_trusts_it_and_says_what_was_refused(sandbox: Sandbox) -> None:
+    done = sandbox.run(["git", "ls-remote", f"https://{HOST}/v2/repository"])
+    assert b"The requested URL returned error: 403" in done.stderr
+
+
+@pytest.mark.needs("curl")
+def test_plain_http_is_judged_as_well(sandbox: Sandbox) -> None:
+    status, body = curl(sandbox, "http://plain.example.com/v1/x")
+    assert (status, json.loads(body)["line"]) == (200, "GET /v1/x HTTP/1.1")
+    assert curl(sandbox, "http://plain.example.com/v2/x")[0] == 403
+    assert curl(sandbox, "-H", "Host: other.example.com", "http://plain.example.com/v1/x")[0] == 403
+
+
+@pytest.mark.needs("curl")
+def test_a_host_hears_the_same_with_and_without_it(
+    daemon: Daemon, sandbox: Sandbox, server: EchoServer, authority: Authority
+) -> None:
+    words = ("-A", "a/1", "-H", "X-A: b  c", "--data-binary", "a=1&b=%2F", f"https://{HOST}/v1/x?q")
+    with Sandbox.create(url=daemon.url, net=[HOST]) as unread:
+        with open(authority.ca, "rb") as file:
+            unread.files.write("/workspace/ca.pem", file.read())
+        before = len(server.seen)
+        assert curl(unread, "--http1.1", "--cacert", "/workspace/ca.pem", *words)[0] == 200
+        assert curl(sandbox, "--http1.1", *words)[0] == 200
+    one, other = server.seen[before:]
+    assert one == other
+
+
+@pytest.mark.needs("curl")
+def test_each_request_is_told_and_what_was_refused_is_a_denial(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, net=RULES) as sandbox:
+        assert curl(sandbox, f"https://{HOST}/v1/told?secret=1")[0] == 200
+        assert curl(sandbox, "-X", "DELETE", f"https://{HOST}/v1/told")[0] == 403
+        done = sandbox.run("true")
+        told_of = sandbox.network.connections().connections
+    told = [(e.method, e.path, e.status, e.allowed, e.rule) for e in told_of if e.method]
+    assert told == [
+        ("GET", "/v1/told", 200, True, RULES[0]),
+        ("DELETE", "/v1/told", 403, False, ""),
+    ]
+    used = done.usage.network
+    assert (used.allowed, used.denied, used.hosts) == (2, 1, {HOST: 2})
+    page = daemon.ask("GET", "/v1/audit/records?limit=1000").json
+    denials = [
+        reason
+        for record in page["records"]
+        if record["kind"] == "denial" and record.get("sandbox") == sandbox.id
+        for reason in record["fields"]["reasons"]
+    ]
+    assert denials == [f"{HOST}:443: no rule allows DELETE /v1/told"]
+
+
+@pytest.mark.needs("curl")
+def test_a_fork_and_a_snapshot_trust_an_authority_of_their_own(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, net=RULES) as first:
+        bundle = first.run("cat $SSL_CERT_FILE", check=True).stdout
+        (fork,) = first.fork()
+        snapshot = first.snapshot()
+        with fork, Sandbox.create(url=daemon.url, snapshot=snapshot) as restored:
+            found = [bundle]
+            for each in (fork, restored):
+                found.append(each.run("cat $SSL_CERT_FILE", check=True).stdout)
+                assert curl(each, f"https://{HOST}/v1/x")[0] == 200
+        assert len(set(found)) == 3
+        assert {each.count(b"BEGIN") for each in found} == {bundle.count(b"BEGIN")}
+
+
+@pytest.mark.needs("curl")
+def test_rules_that_change_are_about_hosts_that_it_was_made_for(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, net=RULES) as sandbox:
+        sandbox.network.set([f"GET {HOST}/v2/*"])
+        assert curl(sandbox, f"https://{HOST}/v1/x")[0] == 403
+        assert curl(sandbox, f"https://{HOST}/v2/x")[0] == 200
+        with pytest.raises(Refused, match=r"requests to other\.example\.com cannot be judged"):
+            sandbox.network.set(["GET other.example.com/v2/*"])
+        assert curl(sandbox, f"https://{HOST}/v2/x")[0] == 200
+    with (
+        Sandbox.create(url=daemon.url, net=[HOST]) as unread,
+        pytest.raises(Refused, match="it has no authority"),
+    ):
+        unread.network.set([f"GET {HOST}/v2/*"])
+
+
+@pytest.mark.needs("curl")
+@pytest.mark.parametrize("wanted", [{"user": "root", "writable": True}, {"user": "root"}])
+def test_root_of_a_sandbox_trusts_it_too(daemon: Daemon, wanted: dict[str, Any]) -> None:
+    with Sandbox.create(url=daemon.url, net=RULES, **wanted) as sandbox:
+        assert curl(sandbox, f"https://{HOST}/v1/x")[0] == 200
+
+
+def test_a_requests_own_variable_is_left_alone(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, net=RULES, env={"SSL_CERT_FILE": "/own"}) as sandbox:
+        said = sandbox.run("echo $SSL_CERT_FILE $CURL_CA_BUNDLE").stdout.decode().split()
+        assert said == ["/own", "/.agentd/certificates/bundle.pem"]
+    with Sandbox.create(url=daemon.url, net=[HOST]) as unread:
+        assert unread.run("env | grep -c /.agentd; ls /.agentd/certificates").stdout == b"0\n"
+
+
+def agentd(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "agentd", *words, "--url", daemon.url]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.mark.needs("curl")
+def test_the_command_line_says_what_was_refused_and_which_rule_allows_it(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, net=RULES) as sandbox:
+        curl(sandbox, "-X", "DELETE", f"https://{HOST}/v1/x")
+        listed = agentd(daemon, "net", "ls", sandbox.id).stdout
+        assert f"DELETE {HOST}/v1/x" in listed and "refused 403" in listed
+        explained = agentd(daemon, "net", "explain", f"DELETE https://{HOST}/v1/x", sandbox.id)
+        assert "refused: no rule allows DELETE /v1/x" in explained.stdout
+        assert explained.returncode == 1
+    argv = ["curl", "-sf", "-X", "PUT", f"https://{HOST}/v1/x"]
+    words = [sys.executable, "-m", "agentd", "run", "--url", daemon.url, "--net", RULES[0], "--"]
+    done = subprocess.run([*words, *argv], capture_output=True, text=True, timeout=240, check=False)
+    assert f"the network refused PUT {HOST}/v1/x (no rule allows PUT /v1/x)" in done.stderr
+    assert f"--net '{RULES[0]},PUT {HOST}/v1/x'" in done.stderr

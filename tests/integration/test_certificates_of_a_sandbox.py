@@ -1,0 +1,93 @@
+"""Which certificates the programs of a sandbox trust whose requests are judged: what its root has,
+and those of an authority of its own. Nothing is dialled."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.oci import Images, Layout, busybox, file, folder, link
+
+from agentd import Sandbox
+
+pytestmark = [pytest.mark.timeout(300)]
+RULES = ["read api.example.com"]
+BUNDLE = "/.agentd/certificates/bundle.pem"
+OWN = "-----BEGIN CERTIFICATE-----\nof the image\n-----END CERTIFICATE-----\n"
+WALLS = ("linux", pytest.param("oci", marks=pytest.mark.needs("runc")))
+
+
+@pytest.fixture
+def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Images:
+    made = Images(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(made.cache))
+    return made
+
+
+@pytest.fixture
+def image(images: Images, tmp_path: Path) -> Iterator[str]:
+    """One of Red Hat's places, a link to it, one that leads to the kernel's, and one to nowhere."""
+    layout = Layout(tmp_path / "layout")
+    layer = busybox(
+        *(folder("etc"), folder("etc/ssl"), folder("etc/ssl/certs")),
+        *(folder("etc/pki"), folder("etc/pki/tls"), folder("etc/pki/tls/certs")),
+        file("etc/pki/tls/certs/ca-bundle.crt", OWN.encode()),
+        link("etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"),
+        link("etc/ssl/ca-bundle.pem", "/proc/1/environ"),
+        link("etc/ssl/certs/ca-certificates.crt", "../../../../../gone"),
+    )
+    images.run("pull", layout.add([layer], None, tag="one"), "--name", "one")
+    yield "one"
+
+
+def read(sandbox: Sandbox, path: str) -> str:
+    return sandbox.run(["cat", path], check=True).stdout.decode()
+
+
+@pytest.mark.needs("skopeo", "umoci")
+@pytest.mark.parametrize("wall", WALLS)
+def test_an_images_own_are_kept_and_no_link_of_its_leads_out(image: str, wall: str) -> None:
+    for wanted in ({}, {"user": "root", "writable": True}):
+        with Sandbox.create(image=image, backend=wall, net=RULES, **wanted) as sandbox:
+            found = read(sandbox, BUNDLE)
+            assert found.startswith(OWN) and found.count("BEGIN CERTIFICATE") == 2
+            for place in ("/etc/ssl/cert.pem", "/etc/pki/tls/certs/ca-bundle.crt"):
+                assert read(sandbox, place) == found
+            done = sandbox.run(f"echo x > {BUNDLE}")
+            assert done.exit_code != 0, "what programs trust is not theirs to change"
+    with Sandbox.create(image=image, backend=wall, net=["api.example.com"]) as sandbox:
+        assert read(sandbox, "/etc/ssl/cert.pem") == OWN
+
+
+@pytest.mark.parametrize("wall", WALLS)
+def test_the_hosts_own_are_kept(wall: str) -> None:
+    places = [Path("/etc/ssl/certs/ca-certificates.crt"), Path("/etc/pki/tls/certs/ca-bundle.crt")]
+    place = next((each for each in places if each.is_file()), None)
+    if place is None:
+        pytest.skip("this machine has no file of certificates")
+    with Sandbox.create(backend=wall, net=RULES) as sandbox:
+        found = read(sandbox, BUNDLE)
+        assert read(sandbox, str(place)) == found
+        own = found.removeprefix(place.read_text().rstrip("\n") + "\n")
+        assert own.count("BEGIN CERTIFICATE") == 1 and len(own) < 2000
+        with Sandbox.create(backend=wall, net=RULES) as other:
+            assert not read(other, BUNDLE).endswith(own), "each has an authority of its own"
+
+
+def agentd(*words: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "agentd", *words]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+
+
+def test_explain_says_of_a_request_whether_it_would_be_allowed() -> None:
+    rules = "read api.example.com,!GET api.example.com/private/**"
+    url = "https://api.example.com"
+    for said, code, told in (
+        (f"{url}/v1", 0, "GET /v1 at api.example.com:443 is allowed by read api.example.com/**"),
+        (f"POST {url}/v1", 1, "refused: no rule allows POST /v1"),
+        (f"{url}/private/x", 1, "refused: denied by !GET api.example.com/private/**"),
+        (f"{url}//private/x", 1, "refused: denied by !GET api.example.com/private/**"),
+    ):
+        done = agentd("net", "explain", said, "--net", rules)
+        assert done.returncode == code and told in done.stdout, done
