@@ -20,7 +20,7 @@ from tests.index import Index, serving
 from tests.integration.test_docs_network import _reaches_pypi
 from tests.integration.test_guest_bundle import others
 
-from agentd import InvalidInput, Refused, Sandbox
+from agentd import AgentdError, InvalidInput, Refused, Sandbox
 from agentd.model.packages import packages_of
 
 _PLACE = "/opt/agentd/packages"
@@ -317,6 +317,46 @@ def test_an_images_python_has_them_behind_its_wall(
     busybox = rootfs.pulled("busybox")
     with pytest.raises(Refused, match="no Python in the sandbox"):
         Sandbox.create(packages=["demo"], image=busybox, embedded=True)
+
+
+_FACTS = {
+    "executable": "/usr/bin/python3",
+    "soabi": "cpython-313-x86_64-linux-gnu",
+    "platform": "linux-x86_64",
+    "libc": "glibc",
+    "libc_version": "2.41",
+    "implementation_name": "cpython",
+    "implementation_version": "3.13.5",
+    "python_full_version": "3.13.5",
+    "platform_machine": "x86_64",
+}
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"),
+    [
+        ("executable", "/usr/bin/python3\n#!/bin/sh"),
+        ("executable", "--index-url=http://elsewhere.example"),
+        ("python_full_version", "3.13.5 --pre"),
+        ("soabi", "pypy311-pp73-x86_64-linux-gnu"),
+        ("platform", "linux-x86_64,any"),
+        ("libc", "bionic"),
+        ("libc_version", "2.1000000"),
+        ("platform_machine", "x86_64' or os_name == 'posix"),
+        ("", "no JSON"),
+    ],
+)
+def test_a_python_that_lies_of_what_it_is_chooses_nothing_but_tags(
+    fact: str, value: str, index: Index, own: Path
+) -> None:
+    (own / "bin").mkdir()
+    told = json.dumps({**_FACTS, fact: value}) if fact else value
+    (own / "bin/python3").write_text(f"#!/bin/sh\ncat <<'END'\n{told}\nEND\n")
+    (own / "bin/python3").chmod(0o755)
+    with pytest.raises(AgentdError, match=r"sandbox's Python|does not say what it is"):
+        Sandbox.create(packages=["demo"], env={"PATH": f"{own}/bin:/usr/bin:/bin"},
+                       mounts=[f"{own}:{own}"], embedded=True)  # fmt: skip
+    assert not index.asked and not sets(own)
 
 
 def test_an_ordinary_user_has_them(index: Index, own: Path, as_user: OrdinaryUser) -> None:
