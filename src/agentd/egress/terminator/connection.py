@@ -143,7 +143,7 @@ class ReadConnection:
             return False
         loop = asyncio.get_running_loop()
         began = loop.time()
-        method = target = ""
+        method = target = rule = ""
         try:
             head = requests.read_head(raw)
             method, target = head.method, head.target
@@ -156,9 +156,9 @@ class ReadConnection:
             await self.refuse(refused, method, target)
             return False
         except CredentialRefusal as refused:
-            told = RefusedRequest(
-                refused.code, refused.message, status=refused.status, fix=refused.remediation
-            )
+            # The rule that allows it is told: no other rule would have it go on.
+            code, status, fix = refused.code, refused.status, refused.remediation
+            told = RefusedRequest(code, refused.message, status=status, rule=rule, fix=fix)
             # A host may answer before it has all of a request.
             silent = self.exchange is not None and self.exchange.answered
             await self.refuse(told, method, target, alarm=refused.alarm, silent=silent)

@@ -13,6 +13,7 @@ import pytest
 from tests.captured import Captured, eventually, relayed
 from tests.upstream import Upstream
 
+from agentd.client.cli import refused
 from agentd.egress import authority
 from agentd.egress.compile import compile_table
 from agentd.egress.keeper import RelayKeeper
@@ -20,7 +21,9 @@ from agentd.egress.placeholders import placeholder
 from agentd.egress.terminating import Reading
 from agentd.egress.terminator.credentials import pack_secrets
 from agentd.model.egress import EgressBounds, StaticHost
+from agentd.model.network import ConnectionPage, ConnectionView
 from agentd.model.secret import SecretValue, parse_secret
+from agentd.model.typed import convert
 
 if TYPE_CHECKING:
     from agentd.egress.admitted import Admitted
@@ -127,6 +130,10 @@ def test_elsewhere_it_is_refused_and_told_as_an_alarm(world: World) -> None:
     rows = [row for row in world.rows() if row.get("alarm")]
     assert len(rows) == 3
     assert all(not row["allowed"] and "KEY" in row["reason"] for row in rows)
+    page = ConnectionPage(tuple(convert(row, ConnectionView) for row in rows), 0, {}, {})
+    said = refused.said(page, ["api.example.com"])
+    assert "secret KEY is not for other.example.com" in said
+    assert "allow what should be" not in said  # no rule would have it go there
     assert KEY not in str(rows)
 
 
