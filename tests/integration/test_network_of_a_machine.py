@@ -26,9 +26,10 @@ from agentd.testing.patience import SLOWER
 pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.timeout(900)]
 WHO = local("test")
 RULES = ["db.internal:*", "web.internal:443"]
+DIALS, COMES = "said('db.internal', 5432)", "comes('db.internal', 5432)"
 #: Each line of standard input is an expression, each of the output what came of it.
 TRIES = r"""
-import errno, json, socket, sys
+import errno, json, socket, struct, sys, time
 def said(host, port, what=b"who?", kind=socket.SOCK_STREAM):
     (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=kind)
     with socket.socket(family, kind, protocol) as sock:
@@ -41,6 +42,19 @@ def whole(host, port, size):
         sock.sendall(b"all\n" + bytes(size))
         sock.shutdown(socket.SHUT_WR)
         return sum(len(part) for part in iter(lambda: sock.recv(65536), b""))
+def stream(to, address, port):
+    with socket.socket(socket.AF_VSOCK) as sock:
+        sock.connect((2, to))
+        sock.send(struct.pack(">BBH16s", 1, 4, port, bytes(address)))
+        return sock.recv(1).decode() or "closed"
+def comes(host, port):
+    # Once the front end is there again: until then nothing gets an answer.
+    for _ in range(600):
+        try:
+            return said(host, port)
+        except OSError:
+            time.sleep(0.1)
+    return "never"
 def udp(host, port):
     return said(host, port, b"quic", socket.SOCK_DGRAM)
 def tried(line):
@@ -158,16 +172,35 @@ def test_what_rules_name_is_reached_and_nothing_else(machine: Any) -> None:
 
     # Others from now on, also for what is open.
     box.network.set(["web.internal:443"])
-    assert tries(box, "said('db.internal', 5432)") == ["unknown"]
+    assert tries(box, DIALS) == ["unknown"]
     box.network.set(RULES)
 
     # Nothing is let through while there is no relay, and the next one knows its names.
     relay = keeper.shared()
     before = relay.pid
     os.kill(before, signal.SIGKILL)
-    assert tries(box, "said('db.internal', 5432)") == ["the host"]
+    assert tries(box, DIALS) == ["the host"]
     assert relay.pid not in (0, before)
 
     box.pause()
     box.resume()
-    assert tries(box, "said('db.internal', 5432)") == ["the host"]
+    assert tries(box, DIALS) == ["the host"]
+
+
+def test_copies_go_on_by_themselves_and_root_gets_no_further(machine: Any) -> None:
+    box = machine(user="root")
+    with box.snapshot() as kept:
+        assert tries(box, DIALS) == ["the host"]
+        again = machine(kept)
+    assert tries(again, DIALS) == ["the host"]
+    assert again.network.connections().hosts == {"db.internal": 1}
+    # Whoever ends the front end has no other way out, and it comes again; with the agent as well.
+    again.run("kill -9 $(pidof agentd-network)")
+    assert tries(again, COMES) == ["the host"]
+    again.run("kill -9 $PPID; sleep 100")
+    assert tries(again, COMES) == ["the host"]
+    # Root of the guest's kernel opens streams itself, and is judged as if he had dialled.
+    found = tries(again, "stream(1019, (8, 8, 8, 8), 443)", "stream(22, (8, 8, 8, 8), 443)")
+    assert set(found) <= {"closed", "ECONNRESET"}
+    rows = again.network.connections().connections
+    assert [row.allowed for row in rows if row.address == "8.8.8.8"] == [False]

@@ -30,6 +30,7 @@ STATE = vm_scratch.STATE
 _STATE_FILE = f"{STATE}/state.json"
 _MAX_STATE = 4 << 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_NETWORK_SECONDS = 0.5
 # The kernel's own numbers of its first namespaces (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -130,7 +131,7 @@ class GuestMachine:
             self._begin_in(state["workdir"], state["image_env"])
             self._place(state["placed"])
         if state["relay"] is not None:
-            self._pass_on(state["relay"])
+            self._pass_on_again(state["relay"])
         self._enter_group()
 
     # --- sys.setup ---
@@ -263,6 +264,15 @@ class GuestMachine:
         if self._front is None:  # else of the machine that this one is a copy of
             self._front = vm_front.FrontEnd(self._loop, anyip.capture(), port)
         self.relay = port
+
+    def _pass_on_again(self, port: int) -> None:
+        """After an agent that was ended, whose front end may still be ending: until then nothing
+        that is dialled gets an answer."""
+        try:
+            self._pass_on(port)
+        except OSError as error:
+            say(f"the network cannot be had yet: {error}")
+            self._loop.after(_NETWORK_SECONDS, lambda: self._pass_on_again(port))
 
     # --- what is remembered ---
 

@@ -167,6 +167,8 @@ def _of(family: _Family, arriving: bool) -> tuple[socket.socket, socket.socket]:
             asked.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
         else:
             asked.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        # Connections of a listener before it may not be forgotten yet.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # What arrives is redirected to an address of its device.
         own = "127.0.0.1" if number == socket.AF_INET else "::1"
         listener.bind(("" if arriving else own, PORT))

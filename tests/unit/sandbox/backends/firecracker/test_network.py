@@ -1,0 +1,96 @@
+"""A network of rules on machines that behave as Firecracker's: what a guest dials at port 1019 of
+its host arrives at a socket in the jail, and the relay decides there."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.security.test_streams_of_a_guest import closed, frame, question
+
+from agentd.client import build
+from agentd.client.embedded_service import EmbeddedService
+from agentd.client.sandbox import Sandbox
+from agentd.daemon.pipeline import Pipeline
+from agentd.linux import dialled
+from agentd.model.errors import Refused
+from agentd.model.principal import local
+from agentd.sandbox.manager import Manager
+
+pytestmark = pytest.mark.root
+WHO = local("test")
+NXDOMAIN = 3
+
+
+@pytest.fixture
+def create(make_backend: Callable[..., Any]) -> Iterator[Callable[..., Sandbox]]:
+    pipeline = Pipeline(Manager(made={"firecracker": make_backend("1.16.1")}))
+    service = EmbeddedService(pipeline, WHO)
+
+    def create(snapshot: Any = None, **wanted: Any) -> Sandbox:
+        usual = {"backend": "firecracker", "memory": "64M"}
+        if snapshot is None:
+            spec = build.sandbox_spec(**(usual | wanted))
+        else:
+            spec = build.restored_spec(snapshot.spec)
+        return Sandbox(service, service.adopt(pipeline.open(WHO, spec, snapshot)))
+
+    yield create
+    pipeline.manager.close()
+
+
+def places(place: Path) -> set[Path]:
+    """The sockets that Firecracker connects such a guest to (its docs/vsock.md)."""
+    return set(place.glob("jails/*/*/root/vsock_1019"))
+
+
+def dial(path: Path, said: bytes) -> socket.socket:
+    """As its monitor does, which is the jail's user."""
+    assert path.stat().st_uid == path.parent.stat().st_uid != 0
+    stream = socket.socket(socket.AF_UNIX)
+    stream.settimeout(60)
+    stream.connect(os.path.relpath(path))
+    stream.sendall(said)
+    return stream
+
+
+def refused(path: Path) -> tuple[int, bool]:
+    """What comes of a name and of a number that no rule has: the answer's code, and a reset."""
+    with dial(path, dialled.header(dialled.DNS) + question(7, "other.example")) as asking:
+        code = frame(asking)[4 + 3] & 15
+    head = dialled.header(dialled.TCP4, socket.inet_aton("8.8.8.8"), 443)
+    with dial(path, head) as stream:
+        return code, closed(stream)
+
+
+def test_what_a_guest_dials_is_the_relays_to_judge(
+    create: Callable[..., Sandbox], place: Path
+) -> None:
+    with create(net=["allowed.invalid:443"]) as sandbox:
+        said = sandbox.enforcement["network"]
+        assert (said.asked, said.enforced) == ("restricted", True)
+        assert said.detail == "no network card, and by the host's relay allowed.invalid:443"
+        (path,) = places(place)
+        assert refused(path) == (NXDOMAIN, True)
+        rows = sandbox.network.connections().connections
+        assert {row.name or row.address for row in rows} == {"other.example", "8.8.8.8"}
+        assert sandbox.network.set(["pypi"]).egress == ("pypi",)
+        with sandbox.snapshot() as kept, create(kept) as copy:
+            (own,) = places(place) - {path}
+            assert refused(own) == (NXDOMAIN, True)
+            assert copy.network.connections().totals["denied"] == 2
+            assert copy.network.set([]).egress == ()
+            assert sandbox.network.get().egress == ("pypi",)
+    assert places(place) == set()
+
+
+def test_without_rules_nothing_listens(create: Callable[..., Sandbox], place: Path) -> None:
+    with create(net="none"):
+        assert places(place) == set()
+    with pytest.raises(Refused, match="has no network card"):
+        create(net="host")
+    for wanted in ({"net": ["read api.example.com/v1/*"]}, {"secrets": ["KEY=env:PATH@a.example"]}):
+        with pytest.raises(Refused, match="a virtual machine cannot"):
+            create(**wanted)
