@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.security.daemons import Daemon, running
+from tests.security.daemons import Daemon, Later, running, until
 
 from agentd import Client, InvalidInput, NotFound, Sandbox
 from agentd.client.cli.main import main
@@ -246,6 +246,24 @@ def test_a_policy_sees_names_and_hosts() -> None:
             secret = {"name": "T", "hosts": [host], "value": VALUE}
             made = daemon.ask("POST", "/v1/sandboxes", {"secrets": [secret]})
             assert made.status == status, made.body
+        assert VALUE.encode() not in daemon.everything_written()
+
+
+def test_a_request_that_is_parked_for_an_approval_is_kept_without_the_value() -> None:
+    rules = 'default decision := {"allow": true, "obligations": {"approve": true}}'
+    with running(_NETS, policy=rules) as daemon:
+        secret = {"name": "T", "hosts": ["api.example.com"], "value": VALUE}
+        bob = daemon.key("bob", "create", "egress")
+        wanted = {"secrets": [secret]}
+        asked = Later(lambda: daemon.ask("POST", "/v1/sandboxes", wanted, key=bob))
+        until(lambda: bool(daemon.ask("GET", "/v1/approvals").json))
+        (parked,) = daemon.ask("GET", "/v1/approvals").json
+        told = json.dumps(parked)
+        assert "api.example.com" in told and VALUE not in told
+        assert VALUE.encode() not in daemon.everything_written()
+        path = f"/v1/approvals/{parked['id']}/decide"
+        assert daemon.ask("POST", path, {"allow": True}).status == 200
+        assert asked.answer().status == 201
         assert VALUE.encode() not in daemon.everything_written()
 
 
