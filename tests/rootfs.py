@@ -156,7 +156,9 @@ def _debian(*, python: bool) -> Iterator[Entry]:
         if os.path.islink(path):
             yield link(path[1:], os.readlink(path))
         else:
-            yield file(path[1:], Path(path).read_bytes(), os.stat(path).st_mode & 0o755)
+            about = os.stat(path)  # with its time: by that Python knows what it has compiled
+            data, when = Path(path).read_bytes(), int(about.st_mtime)
+            yield file(path[1:], data, about.st_mode & 0o755, mtime=when)
     yield link("usr/bin/sh", "dash")
     yield from _USERS[1:] if "/etc" in made else _USERS
     yield folder("root", 0o700)
@@ -210,7 +212,7 @@ def _python() -> set[str]:
         pytest.skip("there is no /usr/bin/python3")
     found = {"/usr/bin/python3"}
     for base, names, files in os.walk(done.stdout.decode().strip()):
-        left_out = {"__pycache__", "test", "dist-packages", "site-packages", "config-3"}
+        left_out = {"test", "dist-packages", "site-packages", "config-3"}
         names[:] = [name for name in names if name not in left_out and "config-" not in name]
         found |= {os.path.join(base, name) for name in files}
     return {path for path in found if os.path.isfile(path)}
