@@ -22,6 +22,7 @@ from agentd.testing.patience import SLOWER
 # whose value is JSON, or an error's number.
 _INSIDE = """
 import json, os, socket, struct, sys
+from functools import partial
 from agentd.linux import abi, anyip, net
 from agentd.linux.kernel import KERNEL
 KERNEL.unshare(abi.CLONE_NEWNET | (abi.CLONE_NEWUSER if os.geteuid() else 0))

@@ -14,7 +14,7 @@ import pytest
 from tests.integration.test_profiles import metric
 from tests.security.daemons import WAIT, Daemon, running, until
 
-from agentd import InvalidInput, Refused, Sandbox
+from agentd import InvalidInput, Refused, Sandbox, Unavailable
 
 SIZE = 3 << 20
 _BYTES = 'agentd_network_bytes_total{direction="received"}'
@@ -85,6 +85,20 @@ def test_what_was_moved_in_all_ends_connections(port: int, where: str, daemon: D
         assert page.totals["received"] <= 3.5 * (1 << 20)
         reasons = {row.reason for row in page.connections if row.port}
         assert reasons == {"", "the sandbox has moved the 3670016 bytes of its net_bytes"}
+
+
+@pytest.mark.parametrize("backend", ["oci", "gvisor"])
+def test_behind_other_walls_too(port: int, backend: str) -> None:
+    try:
+        sandbox = Sandbox.create(
+            embedded=True, backend=backend, net=[f"host.agentd.internal:{port}"], net_bytes="1MiB"
+        )
+    except Unavailable as error:
+        pytest.skip(str(error))
+    with sandbox:
+        assert sandbox.enforcement["network"].detail.endswith("; 1 MiB in all")
+        how, found = _fetch(sandbox, port)
+        assert how == "ConnectionResetError" and found <= 1 << 20
 
 
 def test_nobody_gets_more_than_the_operator_allows(port: int, daemon: Daemon) -> None:

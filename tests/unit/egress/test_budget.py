@@ -67,5 +67,22 @@ def test_a_rate_holds_a_connection_up_and_loses_nothing(host, inside, served) ->
     admitted.close()
 
 
+def test_many_connections_share_a_rate_in_turn(host, inside, served) -> None:
+    keeper, _ = host
+    port = served(lambda sock: sock.sendall(bytes(40_000))).port
+    admitted = keeper.admit(inside.sockets, table(port, net_rate=400_000))
+    # A second's go at once: of 20 connections some have to wait, and all are served in the end.
+    assert inside.ask("[keep('db.internal', 5432) for _ in range(20)] and 0") == 0
+    got = inside.ask("[sum(map(len, iter(partial(s.recv, 65536), b''))) for s in kept]")
+    assert got == [40_000] * 20
+    assert inside.ask("[s.close() for s in kept] and 0") == 0
+    # What was waited for is not, once nothing bounds it any more.
+    admitted.set(table(port, net_rate=1000))
+    assert inside.ask("keep('db.internal', 5432)") == 20
+    admitted.set(table(port))
+    assert inside.ask("sum(map(len, iter(partial(kept[20].recv, 65536), b'')))") == 40_000
+    admitted.close()
+
+
 def test_where_nothing_is_bounded_no_budget_is_there() -> None:
     assert "budget" not in table(1)

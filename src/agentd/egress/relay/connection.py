@@ -41,7 +41,7 @@ class RelayedConnection:
         "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_moved", "_passed",
         "_place", "_places", "_reads", "_relay", "_start", "_strict", "_table", "_tenant",
         "_up", "_upstream", "address", "allowed", "connected", "moved_at", "n", "name", "port",
-        "reason", "rests", "rule",
+        "reason", "rule",
     )  # fmt: skip
 
     def __init__(
@@ -67,7 +67,7 @@ class RelayedConnection:
         self._places: list[tuple[str, int]] = []
         self._attempt: Later | None = None
         self.connected = False
-        self._ended = self._kept = self.rests = False
+        self._ended = self._kept = False
         self._reads = self._passed = False  # each request is judged; by the terminator, from now on
         self._moved = 0, 0  # by that
         self.allowed, self.rule, self.reason = True, "", ""
@@ -338,9 +338,8 @@ class RelayedConnection:
         if self._up.starved or self._down.starved:
             self._tenant.starved(self, self._relay.loop)
 
-    def rested(self) -> None:
+    def go_on(self) -> None:
         """There may be room in the sandbox's budget again."""
-        self.rests = False
         self._again(up=True, down=True)
 
     def _again(self, *, up: bool, down: bool) -> None:

@@ -25,6 +25,8 @@ _MAX_VERDICTS = 512
 class Tenant:
     __slots__ = (
         "_allowance",
+        "_clocked",
+        "_resting",
         "_since",
         "_verdicts",
         "_wild",
@@ -61,6 +63,8 @@ class Tenant:
         self.closed = False
         #: What it may move; None where that is not bounded.
         self.budget: TrafficBudget | None = None
+        self._resting: dict[RelayedConnection, None] = {}  # until there is room in it
+        self._clocked = False  # whether that is looked at later
         #: Whether its programs can dial IPv6 at all; of a machine's nobody here knows.
         self.has_ipv6 = any(
             sock.family in (socket.AF_INET6, socket.AF_UNIX) and sock.type == socket.SOCK_STREAM
@@ -109,9 +113,25 @@ class Tenant:
             return
         if why := self.budget.over:
             self._end_all(why)
-        elif not connection.rests:
-            connection.rests = True
-            loop.later(self.budget.seconds(), connection.rested)
+            return
+        self._resting[connection] = None
+        # One clock for all of them, in their order: each with its own would wake for nothing, as
+        # the first to wake takes what there is.
+        if not self._clocked:
+            self._clocked = True
+            loop.later(self.budget.seconds(), lambda: self._rested(loop))
+
+    def _rested(self, loop: "EventLoop") -> None:
+        if self.budget is not None and (why := self.budget.over):
+            self._end_all(why)
+            self._resting.clear()
+        while self._resting and (self.budget is None or self.budget.room(1)):
+            connection = next(iter(self._resting))
+            del self._resting[connection]
+            connection.go_on()
+        self._clocked = bool(self._resting) and self.budget is not None
+        if self._clocked and self.budget is not None:
+            loop.later(self.budget.seconds(), lambda: self._rested(loop))
 
     def _end_all(self, why: str) -> None:
         for each in list(self.connections):
