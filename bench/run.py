@@ -21,6 +21,7 @@ import machines
 import peers
 import plot
 import policy
+import reading
 import readme
 import registry
 import report
@@ -66,7 +67,10 @@ def main() -> int:
         "pull": lambda: registry.registry(options.rounds),
         "idle": lambda: [density.idle(options.sandboxes)],
         "cli": lambda: [cases.cli(max(1, options.rounds // 3))],
-        "net": lambda: egress.egress(options.rounds, options.sandboxes),
+        "net": lambda: [
+            *egress.egress(options.rounds, options.sandboxes),
+            *reading.reading(options.rounds),
+        ],
         "vm": lambda: machines.machines(options.rounds),
         "daemon": lambda: service.service(options.rounds),
         "policy": lambda: policy.policy(options.rounds),

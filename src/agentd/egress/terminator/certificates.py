@@ -35,6 +35,10 @@ class LeafIssuer:
         connection.use_certificate(self._certificate(name))
         connection.use_privatekey(self._pkey)
 
+    def pair(self, name: str) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+        """Return the certificate of a name and its key, for a server of one's own."""
+        return self._certificate(name).to_cryptography(), self._key
+
     def _certificate(self, name: str) -> X509:
         now = datetime.now(UTC)
         found = self._made.get(name)

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
@@ -16,6 +17,8 @@ from OpenSSL import SSL
 
 MOST = 256 << 10  # bytes that are read at once
 _RECORD = 16 << 10
+_RESET = struct.pack("=ii", 1, 0)  # struct linger: on, and no time
+_buffer = bytearray(MOST)  # of one thread, and of whoever reads just now
 #: As the relay has it of connections that are not read.
 IDLE_SECONDS = 3600.0
 _READ = (BlockingIOError, ssl.SSLWantReadError, SSL.WantReadError)
@@ -41,7 +44,8 @@ class ReadEnd:
         self._waiting: dict[str, list[asyncio.Future[None]]] = {"in": [], "out": []}
 
     async def read(self) -> bytes:
-        """Return what is there, once something is; b"" at the end."""
+        """Return what is there, once something is; b"" at the end. Others have their turn first."""
+        await asyncio.sleep(0)
         first = await self._until(lambda: self._receive(MOST))
         parts = [first]
         size = len(first)
@@ -82,12 +86,14 @@ class ReadEnd:
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self, *, broken: bool = False) -> None:
-        """For whoever has a copy of it, too; one that is ``broken`` is for them to reset.
-        Idempotent."""
+        """For whoever has a copy of it, too; one that is ``broken`` is reset by whoever of us is
+        the last. Idempotent."""
         self._stop("in")
         self._stop("out")
         with contextlib.suppress(OSError):
-            if not broken:
+            if broken:
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            else:
                 self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
 
@@ -159,12 +165,24 @@ class UpstreamTls(ReadEnd):
         )
         await self._until(self._tls.do_handshake)
 
+    def _receive(self, most: int) -> bytes:
+        """As many records as there are: each comes by itself."""
+        view, size = memoryview(_buffer)[:most], 0
+        while size < most:
+            try:
+                count = self._tls.recv_into(view[size:])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                if not size:
+                    raise
+                break
+            if not count:  # and it says so again, to who asks once more
+                break
+            size += count
+        return bytes(view[:size])
+
     async def finish(self) -> None:
         with contextlib.suppress(*BROKEN, ValueError):
             self._tls.unwrap()  # it says so, and does not wait for the other
-
-    def _more(self, last: int) -> bool:
-        return last == _RECORD or self._tls.pending() > 0
 
 
 class ClientTls(ReadEnd):

@@ -3,6 +3,7 @@ more is read."""
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import h11
@@ -115,7 +116,7 @@ class RequestExchange:
                 await self._pass_on(look.feed(bytes(event.data)))
             elif isinstance(event, h11.EndOfMessage):
                 await self._pass_on(look.finish())
-                await self._to_host(self._up.send(_end(event)))
+                await self._to_host(self._up.send(_end(event, self._look.body)))
                 break
             else:
                 raise Over("the program went away")
@@ -178,7 +179,7 @@ class RequestExchange:
             elif isinstance(event, h11.Data) and look is not None:
                 data = look.feed(bytes(event.data))
                 if data:
-                    out.append(self._down.send(h11.Data(data=data)) or b"")
+                    out += self._down.send_with_data_passthrough(h11.Data(data=data)) or ()
             elif isinstance(event, h11.EndOfMessage) and look is not None:
                 if rest := look.finish():
                     out.append(self._down.send(h11.Data(data=rest)) or b"")
@@ -259,5 +260,13 @@ async def _settled(sending: "asyncio.Task[None]") -> None:
         await sending
 
 
-def _end(event: h11.EndOfMessage) -> h11.EndOfMessage:
-    return h11.EndOfMessage(headers=event.headers)
+def _end(event: h11.EndOfMessage, look: Callable[[], BodyFilter]) -> h11.EndOfMessage:
+    """Trailers, looked at as the body is."""
+    return h11.EndOfMessage(
+        headers=[(name, _looked_at(value, look)) for name, value in event.headers.raw_items()]
+    )
+
+
+def _looked_at(text: bytes, look: Callable[[], BodyFilter]) -> bytes:
+    passed = look()
+    return passed.feed(text) + passed.finish()

@@ -217,6 +217,7 @@ class RelayLink:
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
         self._sock.close()
-        for task in list(self.tasks):
+        for task, connection in list(self.tasks.items()):
+            connection.reason = "the relay is gone"
             task.cancel()
         self._terminator.unlink(self)
