@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.security.daemons import Daemon, Later, running, until
@@ -153,9 +154,6 @@ def test_hosts_are_opened_beside_rules_that_do_not_name_them(daemon: Daemon) -> 
     hosts = daemon.ask("POST", "/v1/sandboxes", {"secrets": [secret], "net": "host"})
     assert hosts.status == 400
     assert b"network of rules" in hosts.body
-    private = {**secret, "hosts": ["db.example.com"]}
-    with running(_NETS.replace('"public"', '"api.example.com"')) as narrow:
-        assert narrow.ask("POST", "/v1/sandboxes", {"secrets": [private]}).status == 403
 
 
 def test_a_request_that_cannot_be_met_is_told_without_the_value(daemon: Daemon) -> None:
@@ -217,54 +215,73 @@ def _standing(env: str) -> str:
     return next(line for line in env.splitlines() if line.startswith("T=")).removeprefix("T=")
 
 
-def test_a_template_says_which_hosts_there_are() -> None:
-    templates = """
+_NARROW = """
+[sandbox]
+networks = ["none", "restricted"]
+[egress]
+allow = ["api.example.com", "evil.example.com", "parked.example.com"]
 [[template]]
 name = "open"
 net = "api.example.com"
 [[template]]
 name = "shut"
 """
-    secret = {"name": "T", "hosts": ["api.example.com"], "value": VALUE}
-    with running(_NETS + templates) as daemon:
-        for name, status in (("open", 201), ("shut", 400)):
-            wanted = {"template": name, "secrets": [secret]}
-            made = daemon.ask("POST", "/v1/sandboxes", wanted)
-            assert made.status == status, made.body
-            assert status == 201 or b"a network without api.example.com" in made.body
+_RULES = """
+hosts contains host if {
+	some secret in input.sandbox.secrets
+	some host in secret.hosts
+}
+
+decision := {"allow": false, "reasons": ["not there"]} if {
+	"evil.example.com" in hosts
+} else := {"allow": true, "obligations": {"approve": true}} if {
+	"parked.example.com" in hosts
+} else := {"allow": true}
+"""
 
 
-def test_a_policy_sees_names_and_hosts() -> None:
-    rules = (
-        'default decision := {"allow": true}\n'
-        'decision := {"allow": false, "reasons": ["not there"]} if {\n'
-        "some secret in input.sandbox.secrets\n"
-        '"evil.example.com" in secret.hosts\n}'
-    )
-    with running(_NETS, policy=rules) as daemon:
-        for host, status in (("api.example.com", 201), ("evil.example.com", 403)):
-            secret = {"name": "T", "hosts": [host], "value": VALUE}
-            made = daemon.ask("POST", "/v1/sandboxes", {"secrets": [secret]})
-            assert made.status == status, made.body
-        assert VALUE.encode() not in daemon.everything_written()
+@pytest.fixture(scope="module")
+def judging() -> Iterator[Daemon]:
+    with running(_NARROW, policy=_RULES) as made:
+        yield made
 
 
-def test_a_request_that_is_parked_for_an_approval_is_kept_without_the_value() -> None:
-    rules = 'default decision := {"allow": true, "obligations": {"approve": true}}'
-    with running(_NETS, policy=rules) as daemon:
-        secret = {"name": "T", "hosts": ["api.example.com"], "value": VALUE}
-        bob = daemon.key("bob", "create", "egress")
-        wanted = {"secrets": [secret]}
-        asked = Later(lambda: daemon.ask("POST", "/v1/sandboxes", wanted, key=bob))
-        until(lambda: bool(daemon.ask("GET", "/v1/approvals").json))
-        (parked,) = daemon.ask("GET", "/v1/approvals").json
-        told = json.dumps(parked)
-        assert "api.example.com" in told and VALUE not in told
-        assert VALUE.encode() not in daemon.everything_written()
-        path = f"/v1/approvals/{parked['id']}/decide"
-        assert daemon.ask("POST", path, {"allow": True}).status == 200
-        assert asked.answer().status == 201
-        assert VALUE.encode() not in daemon.everything_written()
+@pytest.mark.parametrize(
+    ("wanted", "status", "words"),
+    [
+        ({"template": "open"}, 201, ""),
+        ({"template": "shut"}, 400, "a network without api.example.com"),
+        ({"hosts": ["evil.example.com"]}, 403, "not there"),
+        ({"hosts": ["db.example.com"]}, 403, "db.example.com:443"),
+    ],
+)
+def test_templates_policies_and_what_may_be_granted_say_which_hosts_there_are(
+    judging: Daemon, wanted: dict[str, Any], status: int, words: str
+) -> None:
+    hosts = wanted.get("hosts", ["api.example.com"])
+    body = {k: v for k, v in wanted.items() if k != "hosts"}
+    body["secrets"] = [{"name": "T", "hosts": hosts, "value": VALUE}]
+    made = judging.ask("POST", "/v1/sandboxes", body)
+    assert made.status == status, made.body
+    assert words.encode() in made.body
+    assert VALUE.encode() not in made.body + judging.everything_written()
+
+
+def test_a_request_that_is_parked_for_an_approval_is_kept_without_the_value(
+    judging: Daemon,
+) -> None:
+    bob = judging.key("bob", "create", "egress")
+    wanted = {"secrets": [{"name": "T", "hosts": ["parked.example.com"], "value": VALUE}]}
+    asked = Later(lambda: judging.ask("POST", "/v1/sandboxes", wanted, key=bob))
+    until(lambda: bool(judging.ask("GET", "/v1/approvals").json))
+    (parked,) = judging.ask("GET", "/v1/approvals").json
+    told = json.dumps(parked)
+    assert "parked.example.com" in told and VALUE not in told
+    assert VALUE.encode() not in judging.everything_written()
+    path = f"/v1/approvals/{parked['id']}/decide"
+    assert judging.ask("POST", path, {"allow": True}).status == 200
+    assert asked.answer().status == 201
+    assert VALUE.encode() not in judging.everything_written()
 
 
 def test_the_command_line_never_takes_a_value_as_an_argument(daemon: Daemon) -> None:
