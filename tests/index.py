@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import sys
+import tarfile
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,16 @@ def wheel(
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, text in found.items():
             archive.writestr(path, text)
+    return packed.getvalue()
+
+
+def tarball(files: Mapping[str, str]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        for path, text in files.items():
+            entry = tarfile.TarInfo(path)
+            entry.size = len(text.encode())
+            archive.addfile(entry, io.BytesIO(text.encode()))
     return packed.getvalue()
 
 
@@ -103,7 +114,7 @@ def serving() -> Iterator[Index]:
                 index.wait.wait(120)
             self.send_response(404 if data is None else 200)
             self.send_header(
-                "Content-Type", "text/html" if first == "simple" else "application/zip"
+                "Content-Type", "text/html" if first == "simple" else "application/octet-stream"
             )
             self.send_header("Content-Length", str(len(data or b"")))
             self.end_headers()

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests import rootfs
 from tests.conftest import OrdinaryUser
-from tests.index import Index, serving
+from tests.index import NAME, Index, serving, tarball, wheel
 from tests.integration.test_docs_network import _reaches_pypi
 from tests.integration.test_guest_bundle import others
 
@@ -364,6 +364,38 @@ def test_an_ordinary_user_has_them(index: Index, own: Path, as_user: OrdinaryUse
     as_user.env |= index.configure(as_user.home)
     done = as_user.agentd("run", "--with", "demo", "--", "python3", "-c", _SAY)
     assert done.stdout.decode().strip() == f"1.0 {_PLACE}/demo.py", done.stderr
+
+
+_BUILDS = """
+import urllib.request
+def prepare_metadata_for_build_wheel(*_):
+    urllib.request.urlopen("http://{host}:{port}/ran")
+get_requires_for_build_wheel = lambda *_: []
+build_wheel = prepare_metadata_for_build_wheel
+"""
+
+
+@pytest.mark.parametrize("kind", ["sdist", "wheel"])
+def test_a_wheel_that_needs_another_by_its_address_is_refused_and_nothing_of_that_runs(
+    kind: str, index: Index, own: Path
+) -> None:
+    """What ran there could have other packages than these kept under the digest of theirs."""
+    file = "evil-1.0.tar.gz" if kind == "sdist" else "evil-1.0-py3-none-any.whl"
+    index.files[file] = wheel("evil")
+    if kind == "sdist":
+        index.files[file] = tarball(
+            {
+                "evil-1.0/PKG-INFO": "Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n",
+                "evil-1.0/pyproject.toml": "[build-system]\nrequires = []\n"
+                'build-backend = "backend"\nbackend-path = ["."]\n',
+                "evil-1.0/backend.py": _BUILDS.format(host=NAME, port=index.port),
+            }
+        )
+    index.add("demo", needs=[f"evil @ http://{NAME}:{index.port}/files/{file}"])
+    line = fails("--with", "demo", "--", "true")
+    assert "/ran" not in index.asked
+    assert "evil" in line, line
+    assert not sets(own)
 
 
 @pytest.mark.skipif(not _reaches_pypi(), reason="PyPI is not reached")

@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
+BUILT = ": to build one would run its code"  # ends a complaint
+STARTS = (
+    *("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"),
+    *("pty.spawn", "subprocess.Popen"),
+)
 UNFETCHED = "agentd: unfetched: "  # begins a line, as ``pip.raise_failure`` knows it
 
 
@@ -27,6 +32,25 @@ def tell_unfetched(collector: "ModuleType") -> None:
     collector._handle_get_simple_fail = told  # type: ignore[attr-defined]
 
 
+def refuse_builds() -> None:
+    """Let no code of a package run: what ran here could write another lock, and other files, than
+    those of the index. ``--only-binary`` does not hold for what a wheel needs by its address."""
+    from pip._internal.distributions.sdist import SourceDistribution
+    from pip._internal.exceptions import InstallationError
+
+    def refuse(self: SourceDistribution, *_: object, **__: object) -> None:
+        raise InstallationError(f"{self.req.name} is no wheel{BUILT}")
+
+    SourceDistribution.prepare_distribution_metadata = refuse  # type: ignore[method-assign]
+    sys.addaudithook(refuse_programs)
+
+
+def refuse_programs(event: str, _: object) -> None:
+    """Whatever way pip finds to a build: it would be another program's."""
+    if event in STARTS:
+        raise PermissionError("no program is started where packages are resolved")
+
+
 def main() -> int:
     pip, executable, markers = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     sys.path.insert(0, pip)
@@ -38,6 +62,7 @@ def main() -> int:
     # Looked up by this name at each evaluation; a test asks for a package by another's markers.
     evaluated.default_environment = lambda: dict(markers)  # type: ignore[assignment,return-value]
     tell_unfetched(collector)
+    refuse_builds()
     sys.executable = executable
     # Bytecode of pip's own is not written where it is; that of packages is to lie beside them.
     sys.pycache_prefix = None

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from agentd.daemon.packages.driver import UNFETCHED
+from agentd.daemon.packages.driver import BUILT, UNFETCHED
 from agentd.daemon.packages.python import TargetPython
 from agentd.model import typed
 from agentd.model.errors import AgentdError, InvalidInput, SandboxError, Unavailable
@@ -49,6 +49,7 @@ class _Metadata(msgspec.Struct, frozen=True):
 class _Item(msgspec.Struct, frozen=True):
     download_info: _Download
     metadata: _Metadata
+    is_direct: bool = False
 
 
 class _Report(msgspec.Struct, frozen=True):
@@ -100,7 +101,8 @@ def _common(python: TargetPython, index: str) -> list[str]:
 
 
 def locked(report: bytes) -> tuple[LockedPackage, ...]:
-    """Return what a report says. Raises SandboxError for one that is none: nothing of it counts."""
+    """Return what a report says. Raises InvalidInput for what is needed by its address,
+    SandboxError for what is no report: nothing of it counts."""
     try:
         found = typed.decoder(_Report).decode(report)
     except msgspec.MsgspecError as error:
@@ -110,6 +112,11 @@ def locked(report: bytes) -> tuple[LockedPackage, ...]:
         wheel = unquote(urlsplit(item.download_info.url).path.rpartition("/")[2])
         sha256 = item.download_info.archive_info.hashes.get("sha256", "")
         name, version = item.metadata.name, item.metadata.version
+        if item.is_direct:
+            raise InvalidInput(
+                f"{safe_text(name, 80)} is needed by an address, and not by its name",
+                remediation="ask for another version of what needs it",
+            )
         plain = _PLAIN.fullmatch(name) and _PLAIN.fullmatch(version)
         if not (plain and _WHEEL.fullmatch(wheel) and _SHA256.fullmatch(sha256)):
             raise SandboxError(
@@ -163,6 +170,12 @@ def _failure(
         return InvalidInput(
             f"the packages {asked} are larger than there is room for",
             remediation="ask for fewer, raise packages.size, or make an image that has them",
+        )
+    if built := [line for line in errors if line.endswith(BUILT)]:
+        return InvalidInput(
+            f"the packages {asked} need one that is no wheel",
+            cause=safe_text(built[0], _MAX_SAID),
+            remediation="ask for another version of what needs it",
         )
     none = [found[1] or found[2] for line in errors if (found := _NONE.match(line)) is not None]
     if none:

@@ -4,6 +4,7 @@ What it says is a sandbox's word. It chooses among wheels, and is checked to be 
 it should be; a set of packages is for what was said, so that a lie is told to the liar alone.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import msgspec
 
 from agentd.daemon.packages import inside
 from agentd.model import typed
-from agentd.model.errors import Refused, SandboxError
+from agentd.model.errors import AgentdError, Refused, SandboxError
 from agentd.model.mount import MountMode
 from agentd.model.spec import DEFAULT_IMAGE, ExecRequest, SandboxSpec
 from agentd.sandbox.manager import Manager
@@ -21,6 +22,7 @@ from agentd.sandbox.packages import PackageStore
 
 _SECONDS = 60.0
 _MAX_ANSWER = 64 << 10
+_MACHINES = ("qemu", "firecracker")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _WORD = re.compile(r"[A-Za-z0-9_.+-]{1,64}")
 _EXECUTABLE = re.compile(r"/[A-Za-z0-9_./+-]{1,200}")
@@ -116,8 +118,8 @@ def _key(spec: SandboxSpec, backend: str) -> str | None:
         return None  # of these there are as many as callers like
     if spec.image_digest:
         return _digest([spec.image_digest])
-    if spec.image != DEFAULT_IMAGE or backend in ("qemu", "firecracker"):
-        return None  # a machine's own, which may be built anew under its name
+    if spec.image != DEFAULT_IMAGE or backend in _MACHINES:
+        return _of_machine(spec.image)
     path = shutil.which("python3", path=_PATH)
     if path is None:
         return None
@@ -125,6 +127,18 @@ def _key(spec: SandboxSpec, backend: str) -> str | None:
     found = os.stat(real)
     facts = [real, found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns]
     return _digest([path, backend, *map(str, facts)])
+
+
+def _of_machine(name: str) -> str | None:
+    """None for one that is to be built first: it may have another Python then."""
+    from agentd.image import build  # late: it imports much
+    from agentd.image.store import Store
+
+    store = Store()
+    with contextlib.suppress(AgentdError):
+        if not build.is_stale(store, name):
+            return _digest([store.manifest(name)[1].digest])
+    return None
 
 
 def _digest(parts: list[str]) -> str:
