@@ -23,7 +23,7 @@ from agentd.linux.kernel import KERNEL
 GATEWAY = "169.254.77.1"
 _ADDRESS, _BITS = "169.254.77.2", 30
 # Beside the addresses that names have (``egress.relay.synthetic``), and as private as those.
-_GATEWAY6, _ADDRESS6, _BITS6 = "fd61:6765:6e74:1::1", "fd61:6765:6e74:1::2", 64
+_GATEWAY6, _ADDRESS6, _BITS6 = "fd61:6765:6e74:1::1", "fd61:6765:6e74:1::2", 126
 _ENDS = {
     socket.AF_INET: (GATEWAY, _ADDRESS, _BITS),
     socket.AF_INET6: (_GATEWAY6, _ADDRESS6, _BITS6),
@@ -42,9 +42,10 @@ _SCOPE_ALL, _SCOPE_LINK = 0, 253
 _IFINFOMSG = bytes(16)  # of a device that is none yet
 _NO_DEVICE = (errno.EOPNOTSUPP, errno.ENODEV)
 
-# Files below /proc/sys/net. No device has addresses but those that it is given here. A datagram
-# that finds nobody is refused each time; a ping is not answered: it would be at every address.
-_NO_ADDRESSES = {"ipv6/conf/default/addr_gen_mode": "1"}
+# Files below /proc/sys/net. No device has addresses but those that it is given here, and nothing is
+# sent on, whatever the machine does. A datagram that finds nobody is refused each time; a ping is
+# not answered: it would be at every address.
+_BEGIN = {"ipv6/conf/default/addr_gen_mode": "1", "ipv4/ip_forward": "0"}
 _ANSWERS = {
     "ipv4/icmp_ratemask": "0",
     "ipv4/icmp_echo_ignore_all": "1",
@@ -96,7 +97,7 @@ def _namespace(undo: contextlib.ExitStack) -> int:
 
 
 def _begin() -> None:
-    _set(_NO_ADDRESSES)
+    _set(_BEGIN)
     net.loopback_up()
 
 

@@ -27,7 +27,7 @@ if "device" not in sys.argv:
     KERNEL.unshare(abi.CLONE_NEWNET | (abi.CLONE_NEWUSER if os.geteuid() else 0))
 if "without IPv6" in sys.argv and "device" in sys.argv:
     for name in ("all", "default"):
-        veth._NO_ADDRESSES[f"ipv6/conf/{name}/disable_ipv6"] = "1"
+        veth._BEGIN[f"ipv6/conf/{name}/disable_ipv6"] = "1"
 elif "without IPv6" in sys.argv:
     open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w").write("1")
 host = socket.socket(fileno=int(sys.argv[1]))
@@ -47,6 +47,13 @@ def udp(family, host, port):
         sock.settimeout(30)
         sock.connect((host, port))
         sock.send(b"?")
+        return sock.recv(100).decode()
+def forged(family, address, host):
+    veth._address(family, "eth0", address, 32 if family == socket.AF_INET else 128)
+    with socket.socket(family) as sock:
+        sock.settimeout(0.5)
+        sock.bind((address, 0))
+        sock.connect((host, 443))
         return sock.recv(100).decode()
 def own(address, dialled):
     with socket.create_server((address, 8080)) as server:
@@ -202,6 +209,18 @@ def test_a_device_leads_to_the_sockets_and_nowhere_else() -> None:
         gone = (REFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
         assert sandbox.ask("tcp('8.8.8.8', 443)") in gone
         assert sandbox.ask("tcp('2001:db8::1', 443)") in gone
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
+def test_over_a_device_what_comes_from_another_address_is_not_answered() -> None:
+    """Whom the kernel answers is a neighbour, of whom the whole machine remembers so many."""
+    with inside("device") as sandbox:
+        assert sandbox.ask("tcp('2001:db8::1', 443), tcp('8.8.8.8', 443)")
+        for family, own, host in (
+            ("AF_INET6", "fd61:6765:6e74:1::99", "2001:db8::1"),
+            ("AF_INET", "10.9.9.9", "8.8.8.8"),
+        ):
+            assert sandbox.ask(f"forged(socket.{family}, {own!r}, {host!r})") is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
