@@ -31,6 +31,8 @@ MIN_VALUE = 8
 #: A shorter one has no placeholder of its own length that is random enough.
 MIN_REPLACED = 20
 HTTPS_PORT = 443
+MAX_TEXT = 8 << 10  # characters of one as the command line has it
+MAX_HEADER = 512  # characters of a header that is set, without the value
 #: Where a placeholder is replaced, if nothing else is said: in headers that are for credentials.
 #: What else goes to a host can come back from it in another shape, or be kept there and shown.
 PLACES = ("header", "target", "body")
@@ -196,7 +198,7 @@ def merged(
 
 def parse_secret(text: str) -> AskedSecret:
     """Read one as the command line has it. Raises InvalidInput."""
-    found = _FORM.fullmatch(text)
+    found = _FORM.fullmatch(text) if len(text) <= MAX_TEXT else None
     if found is None:
         # What is before "@" may have a value in it, by mistake: it is not said again.
         _wrong(_shown(text), "cannot be read", _FORMS)
@@ -309,7 +311,8 @@ def _checked(binding: SecretBinding) -> SecretBinding:
 def _check_header(secret: str, header: str) -> None:
     name, text = header_parts(header)
     fix = "write it as header=Authorization: Bearer {}"
-    if not _FIELD.fullmatch(name) or not _VALUE.fullmatch(text):
+    long = len(header) > MAX_HEADER
+    if long or not _FIELD.fullmatch(name) or not _VALUE.fullmatch(text):
         _wrong(secret, "has a header that is none", fix)
     if text.count("{}") != 1:
         _wrong(secret, "has a header without one place {} for it", fix)

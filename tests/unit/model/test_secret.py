@@ -81,6 +81,8 @@ def test_hosts_ports_places_and_a_header() -> None:
         ("T@h.example.com,header=A: {}{}", "without one place"),
         ("T@h.example.com,header=A b: {}", "header that is none"),
         ("T@h.example.com,header=A: x\r\nB: {}", "header that is none"),
+        ("T@h.example.com,header=A: {}" + "x" * 512, "header that is none"),
+        ("T=command:" + "x" * 8192 + "@h.example.com", "cannot be read"),
         ("T@h.example.com,header=Content-Length: {}", "the connection's"),
         ("T@h.example.com,header=host: {}", "the connection's"),
         ("T@h.example.com,places=body,header=A: {}", "leave one out"),
