@@ -66,6 +66,9 @@ def test_everything_can_be_asked_for() -> None:
     assert (setup.root.places, setup.root.shares) == ([("/app", True)], [Shared("s", "/d", True)])
     assert (setup.root.env, setup.root.shown) == ({"A": "b"}, ["/tmp"])
     assert (setup.net.gateway, setup.net.dns, setup.net.device) == (b"\n\0\2\2", ["10.0.2.3"], None)
+    assert setup.net.relay is None
+    dials = Setup({"op": "sys.setup", "net": {"relay": 1019}}).net
+    assert dials is not None and dials.relay == 1019
 
 
 @pytest.mark.parametrize(
@@ -86,6 +89,9 @@ def test_everything_can_be_asked_for() -> None:
         ({"net": NET | {"dns": ["x\nnameserver 1.1.1.1"]}}, "is no IPv4 address"),
         ({"net": {"gateway": "10.0.0.1"}}, "is no IPv4 address with a prefix"),
         ({"net": NET | {"address": "fe80::1/64"}}, "is no IPv4 address"),
+        ({"net": {"relay": 0}}, "'relay' must be an integer from 1"),
+        ({"net": {"relay": "1019"}}, "'relay' must be an integer from 1"),
+        ({"net": NET | {"relay": 1019}}, "net has no field"),
         ({"root": {}}, "'disk' must be a string"),
         ({"root": ROOT | {"disk": "../x"}}, "'disk' must be a serial number"),
         ({"root": ROOT | {"disks": ""}}, "root has no field 'disks'"),
