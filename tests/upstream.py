@@ -13,6 +13,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agentd.egress import authority
 
+_BROKEN = {
+    "status": b"no key %b\r\n\r\n",
+    "field": b"HTTP/1.1 200 OK\r\nis no field: %b\r\n\r\n",
+    "name": b"HTTP/1.1 200 OK\r\n%b: x\r\nContent-Length: 0\r\n\r\n",
+    "chunk": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%b\r\n",
+}
+
 
 class _Server(http.server.ThreadingHTTPServer):
     def handle_error(self, *_: object) -> None:
@@ -24,7 +31,8 @@ class Upstream:
 
     GET is answered with the headers, POST with the body, each as JSON. Of the target are: /gzip,
     encoded; /redirect, to another host with the Authorization header in the target; /plain, the
-    Authorization header alone, in two pieces.
+    Authorization header alone, in two pieces; /broken/LINE, what is no HTTP, with it in the status
+    line, in a field or in the size of a chunk.
     """
 
     def __init__(self, folder: Path, *names: str) -> None:
@@ -73,6 +81,10 @@ class Upstream:
 
             def _answer(self, told: str, said: str) -> None:
                 data = told.encode()
+                if self.path.startswith("/broken/"):
+                    self.close_connection = True
+                    self.wfile.write(_BROKEN[self.path.removeprefix("/broken/")] % said.encode())
+                    return
                 if self.path == "/plain":
                     data = said.encode()
                 redirects = self.path == "/redirect"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 from collections.abc import Coroutine
@@ -27,6 +28,7 @@ LINGER_SECONDS = 2.0
 _LINGER_BYTES = 4 << 20
 _TLS = b"\x16"
 _HTTP_PORT = 80
+_EMPTY_LINES = re.compile(rb"\A(?:\r\n)+")
 
 
 class ReadConnection:
@@ -194,8 +196,7 @@ class ReadConnection:
 
     def _whole_head(self) -> bytes | None:
         # An empty line before a request is to be ignored (RFC 9112, 2.2).
-        while self.ahead.startswith(b"\r\n"):
-            self.ahead = self.ahead[2:]
+        self.ahead = _EMPTY_LINES.sub(b"", self.ahead)
         end = self.ahead.find(requests.END)
         if end >= 0:
             end += len(requests.END)

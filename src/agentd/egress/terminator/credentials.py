@@ -7,16 +7,15 @@ or be kept there for others to read.
 
 import base64
 import binascii
-import json
 import re
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
 from agentd.egress.terminator.replacing import Put, Replacer
+from agentd.egress.terminator.spellings import in_base64, spellings
 from agentd.model import typed
 from agentd.model.secret import SecretBinding, SecretValue, header_parts
 
@@ -287,7 +286,7 @@ class HostCredentials:
                 status=502,
             )
         texts = self._returning()
-        return [(name, _replaced(texts, value)) for name, value in headers]
+        return [(_replaced(texts, name), _replaced(texts, value)) for name, value in headers]
 
     def answer_body(self) -> BodyFilter:
         """Return what overwrites secrets in the answer whose head was the last, in all that follows
@@ -297,9 +296,9 @@ class HostCredentials:
     def _returning(self) -> dict[bytes, Put]:
         texts: dict[bytes, Put] = {}
         for each in self._own:
-            for spelling in _spellings(each.text):
+            for spelling in spellings(each.text):
                 texts[spelling] = each.masked
-            for spelling in _in_base64(each.text):
+            for spelling in in_base64(each.text):
                 texts[spelling] = _masking(b"")
         for sent, said in self._sent.items():
             texts[sent] = _masking(said)
@@ -310,36 +309,9 @@ def _masking(said: bytes) -> Put:
     return lambda found: said[: len(found)].ljust(len(found), b"*")
 
 
-def _spellings(text: bytes) -> set[bytes]:
-    """A value as servers write it: in JSON, HTML, a URL."""
-    said = text.decode()
-    in_json = json.dumps(said)[1:-1]
-    spelled = {said, in_json, in_json.replace("/", "\\/"), escape(said), escape(said, quote=False)}
-    for safe in ("", "/", ":@", ":@/"):
-        quoted = quote(said, safe=safe)
-        for each in (quoted, _lower_escapes(quoted)):
-            spelled |= {each, each.replace("%20", "+")}
-    return {each.encode() for each in spelled}
-
-
-def _in_base64(text: bytes) -> set[bytes]:
-    """What all that has it has in base64, wherever it begins: but for its first and last character,
-    whose bits are shared with what is around it."""
-    found: set[bytes] = set()
-    for before in range(3):
-        first, end = -(-8 * before // 6), 8 * (before + len(text)) // 6
-        for encode in (base64.b64encode, base64.urlsafe_b64encode):
-            found.add(encode(bytes(before) + text)[first:end])
-    return found
-
-
 def _is_for_credentials(name: bytes) -> bool:
     words = re.split(b"[-_]", name.lower())
     return any(word.endswith(_FOR_CREDENTIALS) for word in words) and not _FOR_OTHERS & set(words)
-
-
-def _lower_escapes(quoted: str) -> str:
-    return re.sub("%[0-9A-F]{2}", lambda found: found[0].lower(), quoted)
 
 
 def _replaced(texts: dict[bytes, Put], value: bytes) -> bytes:

@@ -68,7 +68,8 @@ class RequestExchange:
             await _settled(sending)
             return self._again()
         except h11.RemoteProtocolError as error:
-            reason = f"what came is no HTTP: {error}"
+            # Behind the colon h11 repeats what came, in which a secret may be.
+            reason = f"what came is no HTTP: {str(error).partition(':')[0]}"
             if self.answered:
                 raise Over(reason) from None
             raise RefusedRequest("bad_answer", reason, status=502) from None
@@ -114,6 +115,7 @@ class RequestExchange:
                     self._of.over = True
             elif isinstance(event, h11.Data):
                 await self._pass_on(look.feed(bytes(event.data)))
+                await asyncio.sleep(0)  # a piece may have thousands of chunks
             elif isinstance(event, h11.EndOfMessage):
                 await self._pass_on(look.finish())
                 await self._to_host(self._up.send(_end(event, self._look.body)))
@@ -180,6 +182,7 @@ class RequestExchange:
                 data = look.feed(bytes(event.data))
                 if data:
                     out += self._down.send_with_data_passthrough(h11.Data(data=data)) or ()
+                await asyncio.sleep(0)
             elif isinstance(event, h11.EndOfMessage) and look is not None:
                 if rest := look.finish():
                     out.append(self._down.send(h11.Data(data=rest)) or b"")

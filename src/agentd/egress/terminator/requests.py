@@ -16,6 +16,9 @@ _METHOD = re.compile(rb"[A-Z][A-Z-]{0,31}")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _BARE = re.compile(rb"[\r\n\0]")
+# By these some servers take a request for another one than its first line says.
+_OTHER_METHOD = (b"x-http-method-override", b"x-http-method", b"x-method-override")
+_OTHER_TARGET = (b"x-original-url", b"x-rewrite-url")
 
 
 class RefusedRequest(Exception):
@@ -79,14 +82,29 @@ def judge(head: RequestHead, name: str, port: int, table: EgressTable) -> tuple[
     if _host(hosts[0]) not in ((name, None), (name, port)):
         shown = hosts[0][:100].decode("latin-1")
         raise RefusedRequest("wrong_host", f"it dialled {name} and asks for {shown}")
+    rule = ""
+    for method in [*_overriding(head, _OTHER_METHOD), head.method]:
+        for target in [*_overriding(head, _OTHER_TARGET), head.target]:
+            rule = _judged(method.upper(), target, name, port, table)
+    return head.target.partition("?")[0], rule
+
+
+def _judged(method: str, target: str, name: str, port: int, table: EgressTable) -> str:
+    """Return the rule that allows it. Raises RefusedRequest."""
     try:
-        path = paths.read(head.target)
+        path = paths.read(target)
     except ValueError as error:
         raise _bad(str(error)) from None
-    verdict = table.of_request(name, port, head.method, path)
+    verdict = table.of_request(name, port, method, path)
     if not verdict.allowed:
         raise RefusedRequest("denied", verdict.reason, rule=verdict.rule)
-    return head.target.partition("?")[0], verdict.rule
+    return verdict.rule
+
+
+def _overriding(head: RequestHead, names: tuple[bytes, ...]) -> list[str]:
+    """What such fields say, however servers read their names."""
+    found = [value for name, value in head.fields if name.replace(b"_", b"-") in names]
+    return [value.decode("latin-1") for value in found if value]
 
 
 def answer(

@@ -255,6 +255,26 @@ def test_a_value_comes_back_in_the_spelling_of_json(spell: "object") -> None:
     assert b"with" not in out and out.startswith(b"<" + there.placeholder[:20])
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "AbCdEf0123\\u002B/xyz\\u003C\\u003E\\u0026quot==",
+        "AbCdEf0123+/xyz\\u003c\\u003e\\u0026quot==",
+        "AbCdEf0123+\\/xyz\\u003C\\u003E\\u0026quot==",
+        "AbCdEf0123+&#x2F;xyz&lt;&gt;&amp;quot&#x3D;&#x3D;",
+        "AbCdEf0123&#x2B;/xyz&lt;&gt;&amp;quot==",
+        "AbCdEf0123&#43;/xyz&lt;&gt;&amp;quot==",
+        "AbCdEf0123+/xyz&lt;&gt;&amp;quot&#x3D;&#x3D;",
+    ],
+)
+def test_a_value_comes_back_as_encoders_of_other_languages_write_it(spelled: str) -> None:
+    """.NET, Go and Rails, PHP; mustache, ASP.NET, html/template, handlebars."""
+    passed = at(secret("KEY@api.example.com", "AbCdEf0123+/xyz<>&quot==")).answer_body()
+    out = passed.feed(b"<" + spelled.encode() + b">") + passed.finish()
+    assert len(out) == len(spelled) + 2
+    assert b"0123" not in out
+
+
 def test_a_value_comes_back_in_the_spelling_of_a_url() -> None:
     there = secret("KEY@api.example.com,places=target", "a b/c?d&e=f%g:0123456789")
     for spelled in (

@@ -170,6 +170,26 @@ def test_the_host_of_each_request_is_the_one_that_was_dialled(
     assert host.heads == []
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        "X-HTTP-Method-Override: DELETE",
+        "x_http_method_override: delete",
+        "X-HTTP-Method: PUT",
+        "X-Method-Override: PATCH",
+        "X-Original-URL: /v2/x",
+        "X-Rewrite-URL: /v2/x",
+    ],
+)
+def test_what_a_field_makes_of_a_request_is_judged_too(
+    at_one_host: tuple[JudgedProgram, Heard], field: str
+) -> None:
+    it, host = at_one_host
+    told = it.ask(f"once({GET.replace(HOST, HOST + chr(13) + chr(10) + field)!r})")
+    assert told.startswith("HTTP/1.1 403") and "no rule allows" in told
+    assert host.heads == []
+
+
 def test_bodies_stream_both_ways_in_chunks_with_trailers(judging: Judging) -> None:
     seen: list[bytes] = []
 

@@ -44,6 +44,17 @@ def asked(host, method, target, headers, body=None, tls=True):
     answer = connection.getresponse()
     headers = dict(answer.getheaders(), words=answer.reason)
     return answer.status, headers, answer.read().decode()
+def quietly(call, *given):
+    try:
+        return call(*given)
+    except Exception as error:
+        return repr(error)
+def spoken(host, said):
+    sock = socket.create_connection((resolve(host)[1], 443), 60)
+    context = ssl.create_default_context(cadata=CERTIFICATE)
+    sock = context.wrap_socket(sock, server_hostname=host)
+    sock.sendall(said.encode())
+    return sock.recv(65536).decode()
 """
 
 
@@ -141,6 +152,32 @@ def test_what_cannot_be_looked_at_is_not_passed_on(world: World) -> None:
     status, headers, said = world.ask(target="/gzip", Authorization=world.standing)
     assert (status, headers["Agentd-Refused"]) == (502, "credential_encoded")
     assert KEY not in said
+
+
+def test_what_is_no_answer_tells_nothing_of_the_value(world: World) -> None:
+    for broken in ("status", "field", "name"):
+        found = world.ask(target=f"/broken/{broken}", Authorization=world.standing)
+        assert found[0] == (200 if broken == "name" else 502)
+        assert KEY not in str(found)
+        assert KEY.lower() not in str(found)
+    found = world.program.ask(
+        f"quietly(asked, {HOSTS[0]!r}, 'GET', '/broken/chunk',"
+        f" {{'Authorization': {world.standing!r}}})"
+    )
+    assert KEY not in str(found)
+    rows = world.rows()
+    assert [row["reason"] for row in rows if "illegal" in row["reason"]]
+    assert KEY not in str(rows)
+
+
+def test_the_placeholder_of_another_host_is_refused_behind_a_body_too(world: World) -> None:
+    said = (
+        f"POST / HTTP/1.1\r\nHost: {HOSTS[1]}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        f"0\r\nX-T: {world.standing}\r\n\r\n"
+    )
+    told = world.program.ask(f"spoken({HOSTS[1]!r}, {said!r})")
+    assert told.startswith("HTTP/1.1 403"), told
+    assert [row for row in world.rows() if row.get("alarm")]
 
 
 def test_where_it_is_not_put_says_how_to_have_it_there(world: World) -> None:
