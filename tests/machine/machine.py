@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _HERE = Path(__file__).resolve().parent
 _DISK_BYTES = 16 << 30  # of which only what is written takes room
 _TAIL = 4000
+_CMDLINE = "console=ttyS0 quiet loglevel=4 panic=-1 no_timer_check"
 _END_SECONDS = 20
 # Of all kernels: what one has built in, or does not know, is passed over.
 _MODULES = (
@@ -112,7 +113,7 @@ class Machine:
             *("-smp", "2", "-m", self.memory),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *("-kernel", str(found.image), "-initrd", f"/proc/self/fd/{archive}"),
-            *("-append", "console=ttyS0 quiet loglevel=4 panic=-1 random.trust_cpu=on"),
+            *("-append", f"{_CMDLINE} random.trust_cpu=on"),
             *("-serial", "stdio", "-monitor", "none"),
             *("-fsdev", "local,id=host,path=/,security_model=none,readonly=on,multidevs=remap"),
             *("-device", "virtio-9p-pci,fsdev=host,mount_tag=host"),

@@ -57,7 +57,7 @@ def reports() -> dict[str, dict[str, object]]:
             *("-M", "q35", "-accel", "tcg", "-cpu", "max,+svm", "-smp", "1", "-m", "768M"),
             *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *("-kernel", str(kernel), "-initrd", str(folder / "initrd")),
-            *("-append", "console=ttyS0 quiet panic=-1 rdinit=/nested"),
+            *("-append", "console=ttyS0 quiet panic=-1 no_timer_check rdinit=/nested"),
             *("-serial", f"file:{folder / 'console'}", "-serial", f"file:{folder / 'results'}"),
         ]
         with open(folder / "console", "ab") as log:

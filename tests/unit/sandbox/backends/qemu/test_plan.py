@@ -68,6 +68,10 @@ def test_the_ceiling_around_qemu_is_above_the_guests_memory() -> None:
     assert limits.cpus == 0.5
 
 
+def test_a_kernel_that_is_starved_of_ticks_does_not_panic_for_that() -> None:
+    assert "no_timer_check" in plans.kernel_arguments().partition(" -- ")[0].split()
+
+
 def test_the_command_line() -> None:
     assert command(QemuMachine(256 * MIB, 2), "quiet -- --listen x", "/usr/bin/qemu") == [
         "/usr/bin/qemu",
