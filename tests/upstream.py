@@ -31,8 +31,8 @@ class Upstream:
 
     GET is answered with the headers, POST with the body, each as JSON. Of the target are: /gzip,
     encoded; /redirect, to another host with the Authorization header in the target; /plain, the
-    Authorization header alone, in two pieces; /broken/LINE, what is no HTTP, with it in the status
-    line, in a field or in the size of a chunk.
+    Authorization header alone, in two pieces; /websocket, which says back what it is told;
+    /broken/LINE, what is no HTTP, with it in the status line, in a field or in the size of a chunk.
     """
 
     def __init__(self, folder: Path, *names: str) -> None:
@@ -70,11 +70,26 @@ class Upstream:
             def log_message(self, *_: object) -> None:
                 pass
 
+            def _switch(self) -> None:
+                """To what is said back as it comes."""
+                self.send_response(101)
+                self.send_header("Upgrade", "websocket")
+                self.send_header("Connection", "Upgrade")
+                self.end_headers()
+                self.close_connection = True
+                with contextlib.suppress(OSError):
+                    while data := self.rfile.read1(65536):
+                        asked[-1]["body"] += data.hex()
+                        self.wfile.write(data)
+
             def _serve(self) -> None:
                 length = int(self.headers.get("Content-Length", 0))
                 body = self.rfile.read(length)
                 headers = dict(self.headers.items())
                 asked.append({"target": self.path, "headers": headers, "body": body.decode()})
+                if self.path == "/websocket":
+                    self._switch()
+                    return
                 said = headers.get("Authorization", "")
                 with contextlib.suppress(OSError):
                     self._answer(json.dumps({"headers": headers, "body": body.decode()}), said)

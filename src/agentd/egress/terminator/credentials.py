@@ -14,6 +14,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 
+from agentd.egress.terminator.frames import ClientFrames
 from agentd.egress.terminator.replacing import Put, Replacer
 from agentd.egress.terminator.spellings import in_base64, spellings
 from agentd.model import typed
@@ -27,11 +28,12 @@ _FOR_CREDENTIALS = (
 )
 # Such a header is kept with what it comes with, or names it: X-Amz-Meta-Token, Idempotency-Key.
 _FOR_OTHERS = frozenset((b"meta", b"idempotency", b"cache", b"surrogate", b"sec", b"trace"))
+_EXTENSIONS = b"sec-websocket-extensions"
 # A part of an answer may be a part of a secret; a frame that is compressed cannot be looked at, nor
 # text in an odd character set.
 _DROPPED = (
     *(b"accept-encoding", b"accept-charset", b"range", b"if-range"),
-    b"sec-websocket-extensions",
+    _EXTENSIONS,
 )
 _NO_BODY = (204, 304)
 #: Of a connection: Basic credentials that were sent, so that they are known when they come back.
@@ -156,7 +158,7 @@ class HostCredentials:
         target = self._put_in_target(target)
         found = [(name, self._header(name, value)) for name, value in headers]
         if not self._own:
-            return target, found
+            return target, [pair for pair in found if pair[0].lower() != _EXTENSIONS]
         if self._method == b"TRACE":
             raise CredentialRefusal(
                 "credential_method", f"TRACE is not let through to {self._host}: it is an echo"
@@ -174,6 +176,20 @@ class HostCredentials:
             own = [each for each in self._own if "body" in each.binding.places]
             texts |= {each.placeholder: self._put_in_body(each) for each in own}
         return Replacer(texts)
+
+    def tunnel(self) -> BodyFilter:
+        """Return what looks at what the program says over a WebSocket: as at a body, frame by
+        frame."""
+        strays = Replacer({each.placeholder: self._elsewhere(each) for each in self._others})
+        own = [each for each in self._own if "body" in each.binding.places]
+
+        def put(payload: bytes) -> bytes:
+            for each in own:
+                if each.placeholder in payload:
+                    payload = payload.replace(each.placeholder, self._put_in_body(each)(b""))
+            return payload
+
+        return ClientFrames(strays.feed, put)
 
     def _header(self, name: bytes, value: bytes) -> bytes:
         basic = self._basic(value) if name.lower() == b"authorization" else None

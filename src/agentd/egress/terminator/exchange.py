@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import h11
 
 from agentd.egress.terminator import requests
-from agentd.egress.terminator.credentials import BodyFilter
+from agentd.egress.terminator.credentials import BodyFilter, CredentialRefusal
 from agentd.egress.terminator.ends import BROKEN, ReadEnd
 from agentd.egress.terminator.requests import RefusedRequest, RequestHead
 
@@ -228,7 +228,7 @@ class RequestExchange:
 
     async def _tunnel(self) -> None:
         """What both say after they have switched."""
-        up = self._pump(self._of.ahead, self._client, self._upstream, self._look.body())
+        up = self._pump(self._of.ahead, self._client, self._upstream, self._look.tunnel())
         back = bytes(self._up.trailing_data[0])
         down = self._pump(back, self._upstream, self._client, self._look.answer_body())
         try:
@@ -236,7 +236,8 @@ class RequestExchange:
                 group.create_task(up)
                 group.create_task(down)
         except BaseExceptionGroup as errors:
-            raise Over(str(errors.exceptions[0])) from None
+            refused, _ = errors.split(CredentialRefusal)
+            raise (refused.exceptions[0] if refused else Over(str(errors.exceptions[0]))) from None
 
     async def _pump(self, first: bytes, source: ReadEnd, target: ReadEnd, look: BodyFilter) -> None:
         data = first or await source.read()

@@ -15,6 +15,10 @@ class HostLook(Protocol):
 
     def body(self) -> BodyFilter: ...
 
+    def tunnel(self) -> BodyFilter:
+        """Of what the program says once both ends have switched to a WebSocket."""
+        ...
+
     def answer_head(self, status: int, headers: Headers) -> list[tuple[bytes, bytes]]: ...
 
     def answer_body(self) -> BodyFilter: ...
@@ -37,6 +41,9 @@ class Untouched:
         return target, list(headers)
 
     def body(self) -> BodyFilter:
+        return Unchanged()
+
+    def tunnel(self) -> BodyFilter:
         return Unchanged()
 
     def answer_head(self, _status: int, headers: Headers) -> list[tuple[bytes, bytes]]:

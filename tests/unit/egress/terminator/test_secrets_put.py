@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from tests.captured import Captured, eventually, relayed
+from tests.unit.egress.terminator.test_frames import frame
 from tests.upstream import Upstream
 
 from agentd.client.cli import refused
@@ -58,6 +59,25 @@ def spoken(host, said):
 """
 
 
+SWITCHES = """
+def switched(host, key, frames):
+    context = ssl.create_default_context(cadata=CERTIFICATE)
+    sock = socket.create_connection((resolve(host)[1], 443), 60)
+    lines = ["GET /websocket HTTP/1.1", "Host: " + host, "Connection: Upgrade"]
+    lines += ["Upgrade: websocket", "Authorization: " + key.decode(), "", ""]
+    with context.wrap_socket(sock, server_hostname=host) as sock:
+        sock.sendall("\\r\\n".join(lines).encode())
+        head = b""
+        while not head.endswith(b"\\r\\n\\r\\n"):
+            head += sock.recv(1)
+        sock.sendall(frames)
+        said = b""
+        while len(said) < len(frames) and (data := sock.recv(4096)):
+            said += data
+        return head[:12].decode(), said.hex()
+"""
+
+
 class World:
     """A program in a network of its own, a relay, a terminator and two hosts with TLS."""
 
@@ -77,7 +97,7 @@ class World:
             self.program.sockets, table, Reading(made, ca_file=upstream.ca_file)
         )
         self.admitted.give_secrets(pack_secrets([self.binding], {self.binding.name: value}))
-        client = f"CERTIFICATE = {made.certificate!r}\n{CLIENT}"
+        client = SWITCHES + f"CERTIFICATE = {made.certificate!r}\n{CLIENT}"
         self.program.ask(f"exec({client!r}, globals())")
 
     def ask(
@@ -195,6 +215,23 @@ def test_a_target_and_a_body_have_it_where_they_are_to(world: World) -> None:
     assert (asked["target"], asked["body"]) == (f"/v1?key={KEY}", f"key={KEY}")
     assert KEY not in said
     assert json.loads(said)["body"] == f"key={world.standing}"
+
+
+@pytest.mark.parametrize("world", ["KEY@api.example.com,places=header+body"], indirect=True)
+def test_a_websocket_has_it_where_bodies_do_and_elsewhere_breaks_off(world: World) -> None:
+    held = world.standing.encode()
+    # A server says back what it read, without a mask; this one says back all that it gets.
+    said, masked = frame(b"auth " + held, key=b""), frame(b"auth " + held)
+    ask = f"switched({HOSTS[0]!r}, {held!r}, {said!r})"
+    assert world.program.ask(ask) == ["HTTP/1.1 101", said.hex()]
+    asked = world.upstream.asked[0]
+    assert asked["headers"]["Authorization"] == KEY
+    assert asked["body"] == frame(b"auth " + KEY.encode(), key=b"").hex()
+    world.program.ask(f"switched({HOSTS[0]!r}, {held!r}, {masked!r})")
+    assert world.upstream.asked[1]["body"] == frame(b"auth " + KEY.encode()).hex()
+    world.program.ask(f"switched({HOSTS[1]!r}, b'mine', {masked!r})")
+    assert world.upstream.asked[2]["body"] == ""
+    assert [row["name"] for row in world.rows() if row.get("alarm")] == [HOSTS[1]]
 
 
 @pytest.mark.parametrize("world", ["KEY@api.example.com,header=X-Api-Key: k={}"], indirect=True)
