@@ -10,8 +10,7 @@ from typing import Any
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """Answers with the request, as JSON; /big/N with so many bytes, /stream with lines that wait
-    for each other."""
+    """Answers with the request, as JSON; /big/N with so many bytes."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
@@ -29,8 +28,6 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.server.seen.append((self.requestline, self.headers.items(), body))
         if self.path.startswith("/v1/big/"):
             self._big(int(self.path.removeprefix("/v1/big/")))
-        elif self.path == "/v1/stream":
-            self._stream()
         else:
             told = {"line": self.requestline, "headers": self.headers.items()}
             self._say(json.dumps({**told, "body": body.decode("latin-1")}).encode())
@@ -52,18 +49,6 @@ class Echo(http.server.BaseHTTPRequestHandler):
             self.wfile.write(b"x" * min(length, 1 << 20))
             length -= 1 << 20
 
-    def _stream(self) -> None:
-        """Events of which each is sent once the one before was read."""
-        self.send_response(200)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for number in range(3):
-            self.wfile.write(b"9\r\ndata: %d\n\n\r\n" % number)
-            self.wfile.flush()
-            self.server.next.acquire(timeout=60)
-        self.wfile.write(b"0\r\n\r\n")
-
     def log_message(self, *_: Any) -> None:
         pass
 
@@ -74,7 +59,6 @@ class EchoServer(http.server.ThreadingHTTPServer):
     def __init__(self, context: ssl.SSLContext | None) -> None:
         super().__init__(("127.0.0.1", 0), Echo)
         self.seen: list[tuple[str, list[tuple[str, str]], bytes]] = []
-        self.next = threading.Semaphore(0)
         if context is not None:
             self.socket = context.wrap_socket(
                 self.socket, server_side=True, do_handshake_on_connect=False

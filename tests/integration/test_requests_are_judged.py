@@ -1,5 +1,6 @@
 """Rules of methods and paths: what a sandbox's programs ask is judged request by request."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -144,6 +145,14 @@ def test_wget_which_knows_no_variable_needs_nothing_else(sandbox: Sandbox) -> No
 def test_git_trusts_it_and_says_what_was_refused(sandbox: Sandbox) -> None:
     done = sandbox.run(["git", "ls-remote", f"https://{HOST}/v2/repository"])
     assert b"The requested URL returned error: 403" in done.stderr
+
+
+@pytest.mark.needs("curl")
+def test_a_large_answer_comes_whole_to_a_slow_reader(sandbox: Sandbox) -> None:
+    size = 48 << 20
+    script = f"curl -sS https://{HOST}/v1/big/{size} | (sleep 1; md5sum; true) && echo"
+    done = sandbox.run(["sh", "-c", script], check=True)
+    assert done.stdout.split()[0].decode() == hashlib.md5(b"x" * size).hexdigest()  # noqa: S324
 
 
 @pytest.mark.needs("curl")

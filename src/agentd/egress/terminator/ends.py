@@ -17,6 +17,7 @@ from OpenSSL import SSL
 
 MOST = 256 << 10  # bytes that are read at once
 _RECORD = 16 << 10
+_PARTIAL_WRITE = 1  # SSL_MODE_ENABLE_PARTIAL_WRITE
 _RESET = struct.pack("=ii", 1, 0)  # struct linger: on, and no time
 _buffer = bytearray(MOST)  # of one thread, and of whoever reads just now
 #: As the relay has it of connections that are not read.
@@ -222,6 +223,8 @@ def client_context() -> SSL.Context:
     """Return what all sandboxes' ends have in common; each shows a certificate of its own."""
     context = SSL.Context(SSL.TLS_SERVER_METHOD)
     context.set_min_proto_version(SSL.TLS1_2_VERSION)
+    # Many records by one call: what could not be written is asked for again as it was.
+    context.clear_mode(_PARTIAL_WRITE)
     # A ticket of one sandbox's is of no use to another.
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
     context.set_options(SSL.OP_NO_TICKET | SSL.OP_NO_RENEGOTIATION | SSL.OP_NO_COMPRESSION)

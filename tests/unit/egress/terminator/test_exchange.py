@@ -310,7 +310,9 @@ def test_plain_http_is_judged_as_well(judging: Judging) -> None:
             assert it.ask("hear(0, 40)").endswith("ok")
             it.ask(f"say(0, {GET.replace('/v1', '/v2')!r})")
             assert it.ask("rest(0)").startswith("HTTP/1.1 403")
-    assert len(host.heads) == 1
+        # A program that says no more at all is answered still.
+        assert it.ask(f"whole({HOST!r}, 80, {GET!r})").endswith("ok")
+    assert len(host.heads) == 2
 
 
 def test_a_host_that_nobody_vouches_for_is_not_asked(judging: Judging) -> None:
