@@ -311,7 +311,7 @@ def test_plain_http_is_judged_as_well(judging: Judging) -> None:
             it.ask(f"say(0, {GET.replace('/v1', '/v2')!r})")
             assert it.ask("rest(0)").startswith("HTTP/1.1 403")
         # A program that says no more at all is answered still.
-        assert it.ask(f"whole({HOST!r}, 80, {GET!r})").endswith("ok")
+        assert it.ask(f"whole({HOST!r}, 80, {GET.encode()!r})").endswith("ok")
     assert len(host.heads) == 2
 
 

@@ -52,7 +52,8 @@ def rest(n):
 def once(said, host={host!r}, port=443):
     n = begin(host, port)
     say(n, said)
-    return rest(n)
+    with kept[n]:
+        return rest(n)
 def trusts(ca, host={host!r}):
     try:
         begin(host, 443, ca)
