@@ -31,7 +31,7 @@ USUAL_PLACES = {"/run/agentd": 0o711, "/var/lib/agentd": 0o700, "/var/cache/agen
 R = TypeVar("R")
 SOURCE = Path(__file__).resolve().parent.parent / "src"
 TOOLS = ("bwrap", "runc", "runsc", "crun", "setpriv", "firecracker", "jailer")
-RUNTIME = ("msgspec", "rich", "markdown_it", "mdurl", "pygments")  # what agentd imports
+RUNTIME = ("msgspec", "rich", "markdown_it", "mdurl", "pygments", "pip")  # what agentd imports
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 
 # With it pytest compares whole what differs, however large: an hour for 3 MiB.

@@ -115,15 +115,12 @@ def test_the_sdk_says_what_was_found_and_nothing_there_can_be_written(
             assert not sandbox.run(["sh", "-c", command]).ok
         with pytest.raises(Refused, match="packages are mounted in it"):
             sandbox.snapshot()
-    with Sandbox.create(packages="demo", embedded=True) as sandbox:
-        assert sandbox.run(["python3", "-c", _SAY], check=True).text.startswith("2.0 ")
 
 
 @pytest.mark.parametrize(
     ("asked", "because"),
     [
         ("source", "there is no wheel of source for CPython 3."),
-        ("future", "there is no wheel of future for CPython 3."),
         ("one,other", "cannot be had together"),
     ],
 )
@@ -131,7 +128,6 @@ def test_what_cannot_be_had_is_named_with_what_pip_says(
     asked: str, because: str, index: Index, own: Path
 ) -> None:
     index.files["source-1.0.tar.gz"] = b"no wheel"
-    index.add("future", python=">=3.99")
     index.add("one", needs=["demo<2"])
     index.add("other", needs=["demo>=2"])
     index.add("demo", "1.0")
@@ -398,8 +394,9 @@ def test_a_wheel_that_needs_another_by_its_address_is_refused_and_nothing_of_tha
     assert not sets(own)
 
 
-@pytest.mark.skipif(not _reaches_pypi(), reason="PyPI is not reached")
 def test_compiled_packages_of_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not _reaches_pypi():
+        pytest.skip("PyPI is not reached")
     config = tmp_path / "agentd.toml"
     config.write_text("")
     monkeypatch.setenv("AGENTD_CONFIG", str(config))
