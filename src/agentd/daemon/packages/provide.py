@@ -125,5 +125,6 @@ def _found(
 
 
 def _key(packages: Sequence[str], python: TargetPython, rules: PackageRules) -> str:
-    text = msgspec.json.encode([packages, python.tag, rules.index, rules.egress])
+    # What needs what is judged by the markers, which a sandbox's Python may lie about.
+    text = msgspec.json.encode([packages, python.tag, python.markers(), rules.index, rules.egress])
     return sha256(text).hexdigest()
