@@ -13,6 +13,7 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Mapping
 
 from agentd.linux import abi, anyip, net
@@ -29,11 +30,13 @@ _ENDS = {
     socket.AF_INET6: (_GATEWAY6, _ADDRESS6, _BITS6),
 }
 _DEVICE, _OTHER = "eth0", "relay"
+_UP_SECONDS = 5.0
 _MODULE = "veth"
 
 # linux/rtnetlink.h, if_link.h, if_addr.h, veth.h
-_RTM_NEWLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 20, 24
-_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 18, 28
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 18, 20, 24
+_IFLA_IFNAME, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 16, 18, 28
+_IF_OPER_UP = 6
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_F_NODAD = 1, 2, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
@@ -82,6 +85,9 @@ def capture() -> list[socket.socket]:
             net.device_up(_DEVICE)
             for family in families:
                 _lead(family)
+            for namespace, device in ((relays, _OTHER), (sandboxes, _DEVICE)):
+                KERNEL.setns(namespace, abi.CLONE_NEWNET)
+                _await_up(device)
         except BaseException:
             for sock in sockets:
                 sock.close()
@@ -121,6 +127,31 @@ def _make(sandboxes: int) -> None:
         if error.errno not in _NO_DEVICE:
             raise
         raise OSError(error.errno, f"{anyip.NONE}, {anyip.WANT}{_MODULE}") from None
+
+
+def _await_up(device: str) -> None:
+    """Until a worker of the kernel's has seen that its other end is up, too, it loses what it is to
+    send. Newer kernels see to that as they are asked; no longer than a moment is waited for it."""
+    until = time.monotonic() + _UP_SECONDS
+    while _state(device) != _IF_OPER_UP and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def _state(device: str) -> int:
+    """What the kernel says of it (IF_OPER_*)."""
+    about = struct.pack("=BxHiII", 0, 0, socket.if_nametoindex(device), 0, 0)
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    with socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE) as netlink:
+        netlink.settimeout(_UP_SECONDS)
+        netlink.send(struct.pack("=IHHII", 16 + len(about), _RTM_GETLINK, 1, 1, 0) + about)
+        answer = netlink.recv(1 << 16)
+    at = 16 + len(about)
+    while at + 4 < len(answer):
+        length, name = struct.unpack_from("=HH", answer, at)
+        if name == _IFLA_OPERSTATE:
+            return answer[at + 4]
+        at += max(length + 3 & ~3, 4)
+    return 0
 
 
 def _answer(family: socket.AddressFamily) -> bool:

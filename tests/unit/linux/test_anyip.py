@@ -211,6 +211,47 @@ def test_a_device_leads_to_the_sockets_and_nowhere_else() -> None:
         assert sandbox.ask("tcp('2001:db8::1', 443)") in gone
 
 
+# Each asks as soon as it may, and both ends know each other: nothing is sent again.
+_AT_ONCE = """
+import fcntl, socket, struct
+from agentd.linux import veth
+def hardware(sock, name):  # SIOCGIFHWADDR
+    return fcntl.ioctl(sock, 0x8927, struct.pack("16s24x", name))[18:24]
+def know(sock, name, address, hardware):  # SIOCSARP, for good
+    request = struct.pack("=HH4s8xH6s8xi16x16s", 2, 0, address, 1, hardware, 6, name)
+    fcntl.ioctl(sock, 0x8955, request)
+for _ in range(20):
+    made = veth.capture()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        know(sock, b"eth0", bytes((169, 254, 77, 1)), hardware(made[2], b"relay"))
+        know(made[2], b"relay", bytes((169, 254, 77, 2)), hardware(sock, b"eth0"))
+        made[2].settimeout(30)
+        sock.settimeout(30)
+        sock.connect(("8.8.8.8", 53))
+        sock.send(b"?")
+        client = made[2].recvmsg(100, 200)[3]
+        source = struct.pack("=I4s4s", 0, bytes((8, 8, 8, 8)), bytes(4))
+        made[2].sendmsg([b"!"], [(socket.SOL_IP, 8, source)], 0, client)
+        print(sock.recv(9).decode(), end="", flush=True)
+    for each in made:
+        each.close()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
+def test_a_device_loses_nothing_from_the_first_on() -> None:
+    """A kernel that has not looked at a new device's carrier throws away what it is to send."""
+    done = subprocess.run(
+        [sys.executable, "-c", _AT_ONCE],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={"PYTHONPATH": str(Path(anyip.__file__).parents[2])},
+    )
+    assert done.stdout == "!" * 20, done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="a network namespace needs uid 0")
 def test_over_a_device_what_comes_from_another_address_is_not_answered() -> None:
     """Whom the kernel answers is a neighbour, of whom the whole machine remembers so many."""
