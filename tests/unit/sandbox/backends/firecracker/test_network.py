@@ -86,6 +86,20 @@ def test_what_a_guest_dials_is_the_relays_to_judge(
     assert places(place) == set()
 
 
+def test_what_may_be_moved_is_bounded_and_told(create: Callable[..., Sandbox]) -> None:
+    with create(net=["pypi"], net_bytes="1M", net_rate="64K") as sandbox:
+        told = "no network card, and by the host's relay pypi; 1 MiB in all; 64 KiB a second"
+        assert sandbox.enforcement["network"].detail == told
+        assert run_true(sandbox).enforcement["network"].detail == told
+        sandbox.network.set(["npm"])
+        assert run_true(sandbox).enforcement["network"].detail == told.replace("pypi", "npm")
+
+
+def run_true(sandbox: Sandbox) -> Any:
+    """In a directory that there is: the stand-in's guest has the host's."""
+    return sandbox.run(["true"], cwd="/")
+
+
 def test_without_rules_nothing_listens(create: Callable[..., Sandbox], place: Path) -> None:
     with create(net="none"):
         assert places(place) == set()
