@@ -108,6 +108,8 @@ class ConfigReader:
     def _unknown(self, path: Path, key: str, siblings: list[str]) -> None:
         near = nearest(key, siblings) or _elsewhere(key)
         hint = f"did you mean {near!r}?" if near else f"known: {', '.join(siblings)}"
+        if near == key:  # a section, as [limits] is, where keys of its are meant
+            hint = f"[{near}] is a section of its own; known here: {', '.join(siblings)}"
         self._wrong((*path, key), "unknown key", hint)
 
     def _wrong(self, path: Path, message: str, suggestion: str) -> Any:

@@ -64,6 +64,12 @@ def one(problems):
         ("[sandbox]\nminimum = 'namespce'", 2, "sandbox.minimum", "did you mean 'namespace'?"),
         ("[sandbox]\nminimum = 3", 2, "sandbox.minimum", "use one of: none, process"),
         ("profile = 'sever'", 1, "profile", "did you mean 'server'?"),
+        (
+            "[[template]]\nname = 'a'\nlimits = {memory = '1G'}",
+            3,
+            "template[0].limits",
+            "[limits] is a section of its own; known here: memory, ",
+        ),
         ("profile = 7", 1, "profile", "use one of: workstation, server, paranoid"),
         ("auth.peers = [{uid = 'self', scopes = ['runn']}]", 1, "auth.peers[0].scopes[0]", "'run'"),
         ("[leases]\ndefault = '2 weeks'", 2, "leases.default", "write it as 250ms, 2s"),
