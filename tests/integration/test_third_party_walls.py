@@ -278,7 +278,7 @@ def test_a_wall_says_itself_whether_it_takes_images(install: Callable[[str, str]
         "both": (True, ["changes", "fork", "snapshot"], "files"),
         "air": (False, ["pause"], ""),
         "linux": (True, ["changes", "fork", "network", "pause", "snapshot"], "files"),
-        "qemu": (True, ["fork", "pause", "snapshot"], "memory"),
+        "qemu": (True, ["fork", "network", "pause", "snapshot"], "memory"),
     }
     for name, code in (("both", 0), ("air", 125), ("landlock", 125)):
         ran = agentd(
