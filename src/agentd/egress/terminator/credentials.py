@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 import msgspec
 
 from agentd.egress.terminator.frames import ClientFrames
+from agentd.egress.terminator.host_frames import HostFrames
 from agentd.egress.terminator.replacing import Put, Replacer
 from agentd.egress.terminator.spellings import in_base64, spellings
 from agentd.model import typed
@@ -35,7 +36,7 @@ _DROPPED = (
     *(b"accept-encoding", b"accept-charset", b"range", b"if-range"),
     _EXTENSIONS,
 )
-_NO_BODY = (204, 304)
+_NO_BODY, _SWITCHING = (204, 304), 101
 #: Of a connection: Basic credentials that were sent, so that they are known when they come back.
 _MAX_SENT = 32
 # What stands for itself within a text of JSON, XML, HTML, or YAML; and in a form.
@@ -138,6 +139,7 @@ class HostCredentials:
         self._method = b""
         self._form = False
         self._encoded = False
+        self._switched = False
 
     @property
     def reads_answers(self) -> bool:
@@ -288,6 +290,7 @@ class HostCredentials:
     def answer_head(self, status: int, headers: Headers) -> list[tuple[bytes, bytes]]:
         """Return the headers without a secret in them. Raises CredentialRefusal for an answer whose
         body cannot be looked at."""
+        self._switched = status == _SWITCHING
         if not self._own:
             return list(headers)
         encoding = _all(headers, b"content-encoding").strip().lower() or b"identity"
@@ -305,9 +308,12 @@ class HostCredentials:
         return [(_replaced(texts, name), _replaced(texts, value)) for name, value in headers]
 
     def answer_body(self) -> BodyFilter:
-        """Return what overwrites secrets in the answer whose head was the last, in all that follows
-        a 101 too. What it is given and what it returns are of one length."""
-        return Replacer(self._returning())
+        """Return what overwrites secrets in the answer whose head was the last, in the frames that
+        follow a 101 too. What it is given and what it returns are of one length. When something
+        comes tells nothing of a secret: else a program would try, in what a host says back, with
+        what its secret begins."""
+        texts = self._returning()
+        return HostFrames(texts) if self._switched and texts else Replacer(texts, steady=True)
 
     def _returning(self) -> dict[bytes, Put]:
         texts: dict[bytes, Put] = {}

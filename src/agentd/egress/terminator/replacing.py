@@ -4,22 +4,28 @@ from collections.abc import Callable, Mapping
 
 #: What is put in place of what was found; it may raise, and then nothing of the piece goes on.
 Put = Callable[[bytes], bytes]
+_PRINTABLE = bytes(range(0x20, 0x7F))
 
 
 class Replacer:
     """Not thread-safe. Holds back what could be the beginning of a text, and nothing else: at most
-    one byte less than the longest. Of two texts that begin at one place it takes the longer."""
+    one byte less than the longest. Of two texts that begin at one place it takes the longer.
 
-    def __init__(self, texts: Mapping[bytes, Put]) -> None:
-        """None of them is empty."""
+    A ``steady`` one holds back as much whatever the texts are, as they are on one line: who sees
+    how much comes when, of what they have written themselves, learns nothing of them.
+    """
+
+    def __init__(self, texts: Mapping[bytes, Put], *, steady: bool = False) -> None:
+        """None of them is empty; if ``steady`` all are printable ASCII."""
         self._texts = sorted(texts.items(), key=lambda pair: len(pair[0]), reverse=True)
+        self._steady = steady
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
         """Return what can go on. Raises what a ``Put`` raises."""
         data, out = self._held + data, []
         while data:
-            safe = min((_begins(data, text) for text, _ in self._texts), default=len(data))
+            safe = self._safe(data)
             piece, end = self._replaced(data, safe)
             out.append(piece)
             data = data[end:]
@@ -32,6 +38,13 @@ class Replacer:
         """Return what was held back, at the end of the stream. Raises what a ``Put`` raises."""
         data, self._held = self._held, b""
         return self._replaced(data, len(data))[0]
+
+    def _safe(self, data: bytes) -> int:
+        """Up to where no text begins that may end in the next piece."""
+        if self._steady and self._texts:
+            at = max(0, len(data) - len(self._texts[0][0]) + 1)
+            return at + len(data[at:].rstrip(_PRINTABLE))
+        return min((_begins(data, text) for text, _ in self._texts), default=len(data))
 
     def _replaced(self, data: bytes, safe: int) -> tuple[bytes, int]:
         """Replace what begins before ``safe``: that, and how far it went."""

@@ -215,6 +215,39 @@ def test_an_answer_has_the_placeholder_cut_at_every_byte() -> None:
         assert passed.feed(body[:cut]) + passed.feed(body[cut:]) + passed.finish() == wanted
 
 
+def test_how_much_of_an_answer_comes_tells_nothing_of_the_value() -> None:
+    """Else who has a host say something back could try what the value begins with."""
+    for text in ("", "sk-ant-The", "sk-ant-thE", KEY[:-1], "xyz" * 40, f"{KEY[:9]}\n", "\n" * 9):
+        told = []
+        for wrong in (False, True):
+            passed = at(secret("KEY@api.example.com", KEY[::-1] if wrong else KEY)).answer_body()
+            pieces = [b"a" * 100 + text.encode(), b"TheKey", b"more\n", b"."]
+            told.append([len(passed.feed(piece)) for piece in pieces])
+            assert sum(told[-1][:3]) == sum(map(len, pieces[:3]))  # a line that ends waits no more
+        assert told[0] == told[1]
+
+
+def test_a_websockets_frames_come_whole_and_without_the_value() -> None:
+    def frame(payload: bytes) -> bytes:
+        size = len(payload)
+        if size < 126:
+            return bytes([0x81, size]) + payload
+        length = b"\x7e" + size.to_bytes(2) if size < 1 << 16 else b"\x7f" + size.to_bytes(8)
+        return b"\x81" + length + payload
+
+    key = KEY.encode()
+    payloads = [b"", b"short", key[:12], b"<" + key + b">", b"x" * 200 + key, key * 2000, b"end"]
+    for size in (1, 2, 3, 7, 100, 1 << 20):
+        found = at(KEYED)
+        found.answer_head(101, [(b"Upgrade", b"websocket")])
+        passed = found.answer_body()
+        for payload in payloads:
+            said = frame(payload)
+            out = b"".join(passed.feed(said[n : n + size]) for n in range(0, len(said), size))
+            assert out == said.replace(key, HELD.encode())
+        assert passed.finish() == b""
+
+
 def test_a_value_in_base64_is_found_wherever_it_begins() -> None:
     for before in range(4):
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
