@@ -112,9 +112,12 @@ class ReadConnection:
         self.client = tls
         upstream = UpstreamTls(far)
         self.upstream = upstream
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._verify(upstream))
-            group.create_task(self._accept(tls))
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._verify(upstream))
+                group.create_task(self._accept(tls))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def _speaks_tls(self, client: ReadEnd) -> bool:
         first = await client.peek()
