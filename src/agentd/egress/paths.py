@@ -2,7 +2,7 @@
 
 ``*`` is what has no slash in it, ``**`` anything. A path can be read in more ways than one: with
 %61 for a, with // for /, with ;parameters. What a rule allows must match every reading, what a rule
-denies any of them.
+denies any of them, whatever its capitals.
 """
 
 import re
@@ -38,7 +38,10 @@ class RequestPath(NamedTuple):
         readings = self.readings
         if self.escaped:
             readings += tuple(_SLASHES.sub("/", r.replace(SLASH, "/")) for r in readings)
-        return any(matches(pattern, reading) for reading in readings)
+        # Many servers, or what they name by a path, take capitals, and a slash at the end, alike.
+        readings += tuple(r.rstrip("/") for r in readings if r.endswith("/"))
+        folded = pattern.lower()
+        return any(matches(folded, reading.lower()) for reading in readings)
 
 
 def read(target: str) -> RequestPath:

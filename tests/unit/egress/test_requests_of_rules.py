@@ -81,6 +81,18 @@ def test_what_is_denied_is_so_in_every_spelling(target: str) -> None:
     assert asked(found, "GET", "/public/x").allowed
 
 
+@pytest.mark.parametrize(
+    "target", ["/Private/x", "/PRIVATE%2Fx", "/repos/Acme/It/", "/REPOS/acme/it"]
+)
+def test_capitals_and_a_slash_at_the_end_escape_no_rule(target: str) -> None:
+    """Repositories of GitHub, and all of some servers, are named in any case."""
+    found = table(HOST, f"!{HOST}/private/**", f"!{HOST}/repos/acme/it")
+    assert not found.of_request(HOST, 443, "GET", paths.read(target)).allowed
+    # What is allowed is so as it is written.
+    only = table(f"{HOST}/private/**", f"{HOST}/repos/acme/it")
+    assert not only.of_request(HOST, 443, "GET", paths.read(target)).allowed
+
+
 def test_what_is_asked_has_to_lie_within_what_may_be_granted() -> None:
     allow = (f"GET|HEAD {HOST}/v1/**", "*.example.org", f"!DELETE {HOST}")
     for rule in (f"GET {HOST}/v1/x/*", f"HEAD {HOST}:443/v1/y", f"GET {HOST}/v1/**"):
