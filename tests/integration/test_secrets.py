@@ -168,6 +168,8 @@ def test_a_request_that_cannot_be_met_is_told_without_the_value(daemon: Daemon) 
         ({"secrets": [{**good, "unknown": 1}]}, 400),
         ({"secrets": ["T=env:HOME@api.example.com"]}, 400),
         ({"secrets": [f"T={VALUE}@api.example.com"]}, 400),
+        ({"secrets": [f"{VALUE}@api.example.com"]}, 400),
+        ({"secrets": [{**good, "name": VALUE}]}, 400),
         ({"secrets": [good], "backend": "landlock"}, 403),
         ({"secrets": [{**good, "name": f"T{n}"} for n in range(33)]}, 400),
     ):

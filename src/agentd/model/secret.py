@@ -246,7 +246,8 @@ def check_fits(binding: SecretBinding, value: SecretValue) -> None:
 def check_secret_name(name: str) -> str:
     """Raises InvalidInput for what is no name of a variable."""
     if not isinstance(name, str) or not NAME.fullmatch(name) or name in _TAKEN:
-        shown = name[:64] if isinstance(name, str) and name.isprintable() else ""
+        # What is no name of a variable may be a value, by mistake: it is not said again.
+        shown = name if isinstance(name, str) and NAME.fullmatch(name) else ""
         _wrong(shown, "has no name that can be used", "use that of a variable, as API_TOKEN")
     return name
 
