@@ -164,6 +164,25 @@ def test_plain_http_is_judged_as_well(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.needs("curl")
+def test_what_is_told_to_allow_a_request_can_be_asked_for_at_any_port(server: EchoServer) -> None:
+    """Of the machine's own name, whose rules all have a port, and of a path that has a comma."""
+    where = f"host.agentd.internal:{server.server_port}"
+    asked = f"http://{where}/v2/a,b"
+    with Sandbox.create(net=[f"GET {where}/v1"]) as sandbox:
+        told = json.loads(curl(sandbox, asked)[1])["error"]["remediation"]
+    assert told == f"allow it with --net 'GET {where}/v2/a*b'"
+    words = [sys.executable, "-m", "agentd", "run", "--embedded", "--net"]
+    argv = [*words, f"GET {where}/v1", "--", "curl", "-sf", asked]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+    assert f"--net 'GET {where}/v1,GET {where}/v2/a*b'" in done.stderr
+    argv = [*words, "pypi", "--", "curl", "-sf", asked]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
+    assert "--net pypi,host.agentd.internal:PORT" in done.stderr
+    explained = ["net", "explain", f"GET {asked}", "--net", f"GET {where}/v2/a*b"]
+    assert subprocess.run([sys.executable, "-m", "agentd", *explained], check=False).returncode == 0
+
+
+@pytest.mark.needs("curl")
 def test_a_host_hears_the_same_with_and_without_it(
     daemon: Daemon, sandbox: Sandbox, server: EchoServer, authority: Authority
 ) -> None:

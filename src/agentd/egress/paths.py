@@ -18,6 +18,7 @@ _WORDS = re.compile(r"(\*\*|\*)")
 _SLASHES = re.compile(r"/{2,}")
 _PARAMETERS = re.compile(r";[^/]*")
 SLASH = "%2F"
+_USUAL_PORTS = (80, 443)  # of a rule that names none
 
 
 class RequestPath(NamedTuple):
@@ -108,3 +109,9 @@ def _firsts(at: set[int], path: str) -> Iterator[int]:
 def _within_segment(path: str, start: int) -> range:
     found = path.find("/", start)
     return range(start, (len(path) if found < 0 else found) + 1)
+
+
+def rule_of_request(method: str, host: str, port: int | None, path: str) -> str:
+    """Write the rule that allows a request. No rule has a comma: ``*`` stands for it."""
+    where = host if port is None or port in _USUAL_PORTS else f"{host}:{port}"
+    return f"{method} {where}{path.replace(',', '*')}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agentd.client.cli import output, table
 from agentd.client.cli.remote import safe
-from agentd.model.egress import LEARN
+from agentd.model.egress import LEARN, THIS_HOST
 from agentd.model.errors import AgentdError
 
 if TYPE_CHECKING:
@@ -75,9 +75,12 @@ def _can_be_allowed(each: "ConnectionView") -> bool:
 
 def _rule(each: "ConnectionView") -> str:
     """The rule that would have allowed it."""
+    from agentd.egress.paths import rule_of_request
+
     if each.method:
-        port = "" if each.port in (80, 443) else f":{each.port}"
-        return f"{each.method} {each.name}{port}{each.path}"
+        return rule_of_request(each.method, each.name, each.port, each.path)
+    if each.port is None and each.name == THIS_HOST:
+        return f"{each.name}:PORT"  # which one it would have been nobody was told
     if each.port is None or (each.name and each.port in (80, 443)):
         return each.name
     return f"{_bracketed(each.name or each.address)}:{each.port}"

@@ -230,7 +230,7 @@ class ReadConnection:
         self.terminator.records.request(self, row | {"alarm": True} if alarm else row)
         if silent:
             return
-        fields, body = requests.answer(refused, self.name, method, target)
+        fields, body = requests.answer(refused, self.name, self.port, method, target)
         await self.say(refused.status, fields, b"" if method == "HEAD" else body)
 
     async def say(self, status: int, fields: list[tuple[str, str]], body: bytes) -> None:

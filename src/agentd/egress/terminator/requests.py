@@ -108,7 +108,7 @@ def _overriding(head: RequestHead, names: tuple[bytes, ...]) -> list[str]:
 
 
 def answer(
-    refused: RefusedRequest, host: str, method: str, target: str
+    refused: RefusedRequest, host: str, port: int, method: str, target: str
 ) -> tuple[list[tuple[str, str]], bytes]:
     """Return fields and body of what a program is told."""
     path = target.partition("?")[0]
@@ -119,7 +119,7 @@ def answer(
         "method": method,
         "path": path[:1000],
         "rule": refused.rule,
-        "remediation": _remediation(refused, host, method, path),
+        "remediation": _remediation(refused, host, port, method, path),
     }
     data = json.dumps({"error": body}).encode() + b"\n"
     fields = [
@@ -132,9 +132,9 @@ def answer(
     return fields, data
 
 
-def _remediation(refused: RefusedRequest, host: str, method: str, path: str) -> str:
+def _remediation(refused: RefusedRequest, host: str, port: int, method: str, path: str) -> str:
     if refused.code == "denied" and not refused.rule:
-        return f"allow it with --net '{method} {host}{path}'"[:1200]
+        return f"allow it with --net '{paths.rule_of_request(method, host, port, path)}'"[:1200]
     if refused.code == "denied":
         return "leave that rule out, if it is to be allowed"
     if refused.code == "bad_request":
