@@ -186,12 +186,16 @@ class RequestExchange:
             elif isinstance(event, h11.EndOfMessage) and look is not None:
                 if rest := look.finish():
                     out.append(self._down.send(h11.Data(data=rest)) or b"")
-                trailers = self._look.answer_head(self._status, event.headers.raw_items())
-                out.append(self._down.send(h11.EndOfMessage(headers=trailers)) or b"")
+                out.append(self._down.send(self._end(event)) or b"")
                 await self._flush(out)
                 return False
             else:
                 raise Over("the host went away")
+
+    def _end(self, event: h11.EndOfMessage) -> h11.EndOfMessage:
+        """With the trailers, which HTTP/1.0 has none of."""
+        trailers = self._look.answer_head(self._status, event.headers.raw_items())
+        return h11.EndOfMessage(headers=[] if self._head.version == b"HTTP/1.0" else trailers)
 
     def _words(self, event: h11.Response | h11.InformationalResponse) -> bytes:
         """What the host says beside its status: what stands in a field could stand there, too."""
