@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 #: Of a payload that is looked at, and changed, as a whole.
 MAX_WHOLE = 64 << 10
+_BIT = 4 << 10
 _DATA = (0, 1, 2)  # a message's next part, text, bytes
 _SHORT, _LONG = 126, 127  # lengths that say how long the length is
 _RESERVED = 0x70
@@ -36,13 +37,15 @@ class ClientFrames:
 
     def feed(self, data: bytes) -> bytes:
         """Return what can go on. Raises BadFrame, and what the two raise."""
-        self._held += data
         out: list[bytes] = []
-        while self._held:
-            piece = self._of_large() if self._left else self._next()
-            if piece is None:
-                break
-            out.append(piece)
+        # Bit by bit: each frame that is taken copies what is held, and there may be many.
+        for begin in range(0, len(data), _BIT):
+            self._held += data[begin : begin + _BIT]
+            while self._held:
+                piece = self._of_large() if self._left else self._next()
+                if piece is None:
+                    break
+                out.append(piece)
         return b"".join(out)
 
     def finish(self) -> bytes:

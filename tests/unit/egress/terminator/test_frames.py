@@ -48,6 +48,15 @@ def test_a_large_one_goes_on_in_pieces_and_is_seen_as_it_is() -> None:
     assert b"".join(seen) == payload + b"then"
 
 
+def test_many_frames_in_one_piece_and_one_over_many_are_the_same() -> None:
+    said = frame(b"a") * 5000 + frame(b"y" * MAX_WHOLE) + frame(b"b") * 3000
+    seen: list[bytes] = []
+    frames = ClientFrames(seen.append, bytes.upper)
+    out = frames.feed(said)
+    assert out == frame(b"A") * 5000 + frame(b"Y" * MAX_WHOLE) + frame(b"B") * 3000
+    assert seen == [b"a"] * 5000 + [b"y" * MAX_WHOLE] + [b"b"] * 3000
+
+
 def test_what_is_no_frame_is_refused_and_what_is_cut_off_goes_on() -> None:
     with pytest.raises(BadFrame):
         ClientFrames(bytes, bytes).feed(bytes((TEXT | 128 | 0x40,)))
