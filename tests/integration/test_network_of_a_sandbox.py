@@ -349,6 +349,15 @@ def test_what_no_rule_can_allow_is_explained_as_such(target: str, told: str) -> 
     assert (done.returncode, done.stdout, done.stderr) == (1, f"{told}\n", "")
 
 
+def test_rules_are_of_a_sandbox_or_of_the_option() -> None:
+    words = ["net", "explain", "pypi.org", "--net", "pypi", "sbx-abcdefghijkl"]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentd", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "by which rules, those of --net or the sandbox's?" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("net", "why"),
     [("host", "it reaches all that this machine does"), ("none", "it reaches nothing")],

@@ -302,7 +302,9 @@ def test_the_command_line_never_takes_a_value_as_an_argument(daemon: Daemon) -> 
     unset = ran("set", "B", "--from-env", "NOT_SET")
     assert unset.returncode == 2
     assert "NOT_SET is not set" in unset.stderr
-    assert ran("set", "A", VALUE).returncode == 2
+    told = ran("set", "A", VALUE)
+    assert (told.returncode, VALUE in told.stderr) == (2, False)
+    assert "secret A is not taken from an argument" in told.stderr
     names = json.loads(ran("ls", "--json").stdout)
     assert [each["name"] for each in names] == ["A", "B"]
     assert json.loads(ran("rm", "A", "B", "--json").stdout) == {"removed": ["A", "B"]}

@@ -200,8 +200,7 @@ def parse_secret(text: str) -> AskedSecret:
     """Read one as the command line has it. Raises InvalidInput."""
     found = _FORM.fullmatch(text) if len(text) <= MAX_TEXT else None
     if found is None:
-        # What is before "@" may have a value in it, by mistake: it is not said again.
-        _wrong(_shown(text), "cannot be read", _FORMS)
+        _refuse(text)
     name, source = found["name"], found["source"]
     if source is not None:
         kind, colon, what = source.partition(":")
@@ -341,6 +340,20 @@ def _host(secret: str, host: str) -> str:
 def _split(host: str) -> tuple[str, int]:
     name, colon, port = host.partition(":")
     return name, int(port) if colon else HTTPS_PORT
+
+
+def _refuse(text: str) -> NoReturn:
+    """What is before "@" may have a value in it, by mistake, and without one all of it: that is not
+    said again."""
+    if len(text) > MAX_TEXT:
+        _wrong(_shown(text), "cannot be read", _FORMS)
+    if "@" not in text:
+        _wrong("", "has no host", _FORMS)
+    if "," in text.partition("@")[2]:
+        fix = "write ,places=header+target or ,header=Authorization: Bearer {} there; hosts have + "
+        fix += "between them, and each secret is asked for by itself"
+        _wrong(_shown(text), "has something behind its hosts that cannot be read", fix)
+    _wrong(_shown(text), "cannot be read", _FORMS)
 
 
 def _shown(text: str) -> str:

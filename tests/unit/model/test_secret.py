@@ -62,7 +62,9 @@ def test_hosts_ports_places_and_a_header() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("TOKEN", "cannot be read"),
+        ("TOKEN", "a secret has no host"),
+        ("T@h.example.com,place=body", "behind its hosts"),
+        ("T@h.example.com,U@g.example.com", "behind its hosts"),
         ("@h.example.com", "no name"),
         ("1TOKEN@h.example.com", "no name"),
         ("PATH@h.example.com", "no name"),
@@ -94,6 +96,13 @@ def test_mistakes_are_told_without_what_may_be_a_value(text: str, words: str) ->
         asked_secrets([text])
     assert VALUE not in f"{caught.value} {caught.value.as_dict()}"
     assert caught.value.remediation
+
+
+def test_a_value_alone_is_not_said_again() -> None:
+    value = "ghp_0123456789abcdefghijklmnopqrstuvwxyz"
+    with pytest.raises(InvalidInput, match="has no host") as caught:
+        asked_secrets([value])
+    assert value not in f"{caught.value} {caught.value.as_dict()}"
 
 
 def test_two_that_cannot_both_be_had() -> None:

@@ -108,7 +108,8 @@ def _explain(options: argparse.Namespace) -> int:
     from agentd.egress.table import EgressTable
 
     if (options.net is None) == (options.id is None):
-        raise InvalidInput("by which rules?", remediation="give --net RULES, or a sandbox")
+        both = "" if options.net is None else ", those of --net or the sandbox's"
+        raise InvalidInput(f"by which rules{both}?", remediation="give --net RULES, or a sandbox")
     if options.net is not None:
         from agentd.egress.compile import compile_table
 

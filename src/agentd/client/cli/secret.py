@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
 from agentd.client.cli.parser import Actions, Parser
+from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
     from agentd.model.service import Secrets
 
-_EXAMPLES = """\
-examples:
+_SET_EXAMPLES = """\
   agentd secret set API_TOKEN                  asks for it, without an echo
   agentd secret set API_TOKEN < token.txt      the line that is there
   agentd secret set API_TOKEN --from-env API_TOKEN
-  agentd create --secret API_TOKEN@api.example.com
+"""
+_EXAMPLES = f"""\
+examples:
+{_SET_EXAMPLES}  agentd create --secret API_TOKEN@api.example.com
   agentd secret ls
   agentd secret rm API_TOKEN
 """
@@ -35,10 +38,9 @@ def _parser() -> Parser:
         epilog=_EXAMPLES,
     )
     actions = parser.actions()
-    set_ = _action(
-        actions, "set", "keep one, in place of one of that name", "  agentd secret set API_TOKEN\n"
-    )
+    set_ = _action(actions, "set", "keep one, in place of one of that name", _SET_EXAMPLES)
     set_.add_argument("name", metavar="NAME")
+    set_.add_argument("value", nargs="*", help=argparse.SUPPRESS)  # to say why there is none
     set_.add_argument("--from-env", metavar="VAR", help="its value is this variable's")
     set_.set_defaults(run=_set)
     _action(actions, "ls", "list yours", "  agentd secret ls\n").set_defaults(run=_ls)
@@ -66,6 +68,12 @@ def _value(options: argparse.Namespace) -> str:
     from agentd.client import secrets
     from agentd.model.secret import MAX_VALUE
 
+    if options.value:
+        raise InvalidInput(
+            f"secret {options.name} is not taken from an argument, which all of the machine reads",
+            remediation=f"agentd secret set {options.name} asks for it, or reads standard input; "
+            "what was written is in your shell's history: have another issued",
+        )
     if options.from_env is not None:
         return secrets.from_env(options.name, options.from_env)
     if sys.stdin is not None and sys.stdin.isatty():
