@@ -31,7 +31,8 @@ class Upstream:
 
     GET is answered with the headers, POST with the body, each as JSON. Of the target are: /gzip,
     encoded; /redirect, to another host with the Authorization header in the target; /plain, the
-    Authorization header alone, in two pieces; /websocket, which says back what it is told;
+    Authorization header alone, in two pieces; /trailers, with it in a field behind the body;
+    /websocket, which says back what it is told;
     /broken/LINE, what is no HTTP, with it in the status line, in a field or in the size of a chunk.
     """
 
@@ -102,6 +103,12 @@ class Upstream:
                     return
                 if self.path == "/plain":
                     data = said.encode()
+                if self.path == "/trailers":
+                    self.send_response(200)
+                    self.send_header("Transfer-Encoding", "chunked")
+                    self.end_headers()
+                    self.wfile.write(b"0\r\nX-Said: %b\r\n\r\n" % said.encode())
+                    return
                 redirects = self.path == "/redirect"
                 self.send_response(302 if redirects else 200, said or None)
                 if redirects:

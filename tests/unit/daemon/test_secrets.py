@@ -59,6 +59,14 @@ def test_one_that_others_could_read_is_not_taken(store: SecretStore, path: Path)
     assert "chmod 600" in caught.value.remediation
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone gives a file away")
+def test_one_that_another_user_has_is_not_taken(store: SecretStore, path: Path) -> None:
+    store.set("alice", "T", VALUE)
+    os.chown(path, 65534, 65534)
+    with pytest.raises(SandboxError, match="is not this user's alone"):
+        SecretStore(str(path))
+
+
 @pytest.mark.parametrize(
     "text", ["", "no JSON", "[]", '{"version": 2, "secrets": []}', '{"version": 1}']
 )

@@ -50,12 +50,15 @@ def quietly(call, *given):
         return call(*given)
     except Exception as error:
         return repr(error)
-def spoken(host, said):
+def spoken(host, said, whole=False):
     sock = socket.create_connection((resolve(host)[1], 443), 60)
     context = ssl.create_default_context(cadata=CERTIFICATE)
     sock = context.wrap_socket(sock, server_hostname=host)
     sock.sendall(said.encode())
-    return sock.recv(65536).decode()
+    told = sock.recv(65536)
+    while whole and (more := sock.recv(65536)):
+        told += more
+    return told.decode()
 """
 
 
@@ -198,6 +201,18 @@ def test_the_placeholder_of_another_host_is_refused_behind_a_body_too(world: Wor
     told = world.program.ask(f"spoken({HOSTS[1]!r}, {said!r})")
     assert told.startswith("HTTP/1.1 403"), told
     assert [row for row in world.rows() if row.get("alarm")]
+
+
+def test_what_comes_behind_an_answer_is_looked_at_too(world: World) -> None:
+    said = (
+        f"GET /trailers HTTP/1.1\r\nHost: {HOSTS[0]}\r\nAuthorization: {world.standing}\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    told = world.program.ask(f"spoken({HOSTS[0]!r}, {said!r}, True)")
+    assert f"x-said: {world.standing}" in told.lower().replace(
+        world.standing.lower(), world.standing
+    )
+    assert KEY.lower() not in told.lower()
 
 
 def test_where_it_is_not_put_says_how_to_have_it_there(world: World) -> None:

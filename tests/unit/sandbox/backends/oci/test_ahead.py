@@ -1,12 +1,17 @@
 """Of which kind a container must be to serve a request."""
 
+import contextlib
+import threading
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from agentd.model.limits import Limits
+from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.linux import spares
 from agentd.sandbox.backends.linux.plan import make_plan
 from agentd.sandbox.backends.linux.spares import ImageFiles
 from agentd.sandbox.backends.oci import ahead
@@ -50,6 +55,46 @@ def test_one_whose_connections_are_read_has_a_container_of_its_own() -> None:
     assert kind(secrets=("one",)) is None
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mounts": (Mount("/tmp", "/mnt", MountMode.RO),)},
+        {"cow": True},
+        {"bare": True},
+    ],
+)
+def test_one_with_something_of_its_own_in_its_root_is_not_started_ahead(
+    fields: dict[str, Any],
+) -> None:
+    plan = msgspec.structs.replace(make_plan(SandboxSpec()), **fields)
+    assert ahead.kind_of(plan, None, "/bin/runc", LAUNCHER) is None
+
+
 def test_where_ids_are_few_none_is_started_ahead() -> None:
     few: Any = SimpleNamespace(own_users=True, ids=SimpleNamespace(blocks=63))
     assert ahead.kind_of(make_plan(SandboxSpec()), None, "/bin/runc", few) is None
+
+
+def test_one_that_another_launcher_started_is_ended_and_not_taken() -> None:
+    """As where the launcher has died, and another has followed."""
+    kept, ended = threading.Event(), threading.Event()
+    undo = contextlib.ExitStack()
+    undo.callback(ended.set)
+    none: Any = None
+    begun = ahead.Begun(LAUNCHER, none, none, None, None, "", undo)
+
+    def another() -> None:
+        kept.set()  # one is started after the other
+
+    first, second = kind(), kind(user="77")
+    containers = ahead.ContainersAhead()
+    for _ in range(spares.OFTEN):
+        containers.want(first, lambda: begun)
+    for _ in range(spares.OFTEN):
+        containers.want(second, another)
+    assert kept.wait(60)
+    other: Any = SimpleNamespace(own_users=False, ids=SimpleNamespace(blocks=2048))
+    assert containers.take(first, other) is None
+    assert ended.wait(60)
+    assert containers.take(first, LAUNCHER) is None
+    assert containers.close() == []
