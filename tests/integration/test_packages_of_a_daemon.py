@@ -170,4 +170,5 @@ def test_what_allows_no_such_network_allows_no_packages(
         assert refused.status == 403, refused.body
         told = " ".join(refused.json.values())
         assert because in told, told
+        assert policy or refused.json["message"].startswith("packages need a network")
     assert len(index.asked) == asked

@@ -142,10 +142,17 @@ def _fetched(who: Principal, spec: SandboxSpec, config: Config) -> SandboxSpec:
     from agentd.daemon.packages import rules
     from agentd.egress.compile import compile_table
 
-    who.require("egress")
-    _check_network(msgspec.structs.replace(spec, net=RESTRICTED), config.sandbox)
     found = rules.of(config)
-    compile_table(found.egress, found.bounds)
+    try:
+        who.require("egress")
+        _check_network(msgspec.structs.replace(spec, net=RESTRICTED), config.sandbox)
+        compile_table(found.egress, found.bounds)
+    except Refused as error:  # of a network that nobody has asked for
+        raise type(error)(
+            f"packages need a network to be fetched: {error.message}",
+            cause=error.cause,
+            remediation=f"for packages: {error.remediation}",
+        ) from None
     return msgspec.structs.replace(spec, index_egress=found.egress)
 
 
