@@ -17,7 +17,7 @@ import pytest
 from tests import rootfs
 from tests.conftest import OrdinaryUser
 from tests.index import NAME, Index, serving, tarball, wheel
-from tests.integration.test_docs_network import _reaches_pypi
+from tests.integration.test_docs_network import _reaches
 from tests.integration.test_guest_bundle import others
 
 from agentd import AgentdError, InvalidInput, Refused, Sandbox
@@ -234,6 +234,26 @@ def test_a_wheel_that_leads_elsewhere_is_refused(index: Index, own: Path) -> Non
     assert not sets(own)
 
 
+def test_a_wheel_that_becomes_another_between_both_runs_is_refused(index: Index, own: Path) -> None:
+    """It would be kept, for others as well, under the digest of what was found first."""
+    index.add("demo")
+    (file,) = index.files
+    first, asked = index.page, []
+
+    def page(name: str) -> bytes | None:
+        asked.append(name)
+        if len(asked) > 1:
+            index.files[file] = wheel("demo", files={"demo.py": "VERSION = 'another'\n"})
+        return first(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "page", page)
+        line = fails("--with", "demo", "--", "true")
+    assert len(asked) == 2
+    assert "demo" in line and "cannot be resolved" in line, line
+    assert not sets(own)
+
+
 @pytest.mark.parametrize("python", others()[:1] or ["none"])
 def test_they_are_for_the_python_that_the_command_finds(
     python: str, index: Index, own: Path
@@ -395,7 +415,7 @@ def test_a_wheel_that_needs_another_by_its_address_is_refused_and_nothing_of_tha
 
 
 def test_compiled_packages_of_pypi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not _reaches_pypi():
+    if not _reaches("pypi.org", 443):
         pytest.skip("PyPI is not reached")
     config = tmp_path / "agentd.toml"
     config.write_text("")
