@@ -117,6 +117,12 @@ def test_nobody_gets_more_than_the_operator_allows(port: int, daemon: Daemon) ->
             Sandbox.create(embedded=True, **wrong)  # type: ignore[arg-type]
 
 
+def test_the_wall_host_has_the_hosts_network_and_bounds_nothing() -> None:
+    for budget in ({"net_rate": "5M"}, {"net_bytes": "1G"}):
+        with pytest.raises(Refused, match="cannot be bounded"):
+            Sandbox.create(isolation="none", backend="host", **budget)
+
+
 _READ = """
 import http.client, sys, time
 begun, found = time.monotonic(), 0

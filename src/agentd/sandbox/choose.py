@@ -73,16 +73,23 @@ def choose(
 
 def _with_budget(spec: SandboxSpec) -> SandboxSpec:
     """Have the relay know what its network may move. Raises Refused where there is no relay."""
-    limits = spec.limits
-    if spec.net == "none" or (limits.net_bytes is None and limits.net_rate is None):
+    if spec.net == "none" or not _has_budget(spec):
         return spec
     if spec.net == "host":
-        raise Refused(
-            "what goes over the host's network cannot be bounded",
-            cause="net_bytes or net_rate is set",
-            remediation="have rules, as --net pypi, in its place",
-        )
+        raise _boundless()
     return msgspec.structs.replace(spec, egress_bounds=spec.network_bounds)
+
+
+def _has_budget(spec: SandboxSpec) -> bool:
+    return spec.limits.net_bytes is not None or spec.limits.net_rate is not None
+
+
+def _boundless() -> Refused:
+    return Refused(
+        "what goes over the host's network cannot be bounded",
+        cause="net_bytes or net_rate is set",
+        remediation="have rules, as --net pypi, in its place",
+    )
 
 
 def describe(name: str, blocker: Blocker) -> tuple[str, str]:
@@ -254,6 +261,8 @@ def _check_network(spec: SandboxSpec, backend: Backend) -> None:
     """A wall that knows nothing of rules would give the host's network, or say that it gave one."""
     if spec.net not in ("none", "host") and NETWORK.name not in getattr(backend, "abilities", ()):
         raise incapable(backend.name, NETWORK, "restrict the network of")
+    if backend.level is IsolationLevel.NONE and _has_budget(spec):
+        raise _boundless()  # it has the host's network, whatever was asked for
 
 
 def _too_weak(spec: SandboxSpec, backend: Backend) -> Refused:
