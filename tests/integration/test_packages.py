@@ -148,7 +148,8 @@ def test_an_index_that_does_not_answer_is_named(own: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["-r file", "--index-url=https://a.example", "demo @ https://a.example/demo.whl", "./demo",
-     "/etc", "demo; python_version<'3'", "demo===1", "a b", "demo\n-r", "demo==1 --hash=x", ""],
+     "/etc", "demo; python_version<'3'", "demo===1", "a b", "demo\n-r", "demo==1 --hash=x", "",
+     "--pre"],
 )  # fmt: skip
 def test_only_names_and_versions_can_be_asked_for(text: str) -> None:
     with pytest.raises(InvalidInput, match="package"):

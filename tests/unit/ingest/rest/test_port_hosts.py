@@ -170,6 +170,14 @@ def test_credentials_of_ours_stay_outside_and_those_of_the_server_go_in(running:
     assert all(b"agd_" not in head for head in inside.heads)
 
 
+def test_of_who_comes_with_a_key_no_authorization_goes_in(running: Running) -> None:
+    with Inside(OK) as inside:
+        visitor = Visitor(running, inside.port)
+        headers = {"Authorization": "Basic dTpw", "X-API-Key": "agd_alice"}
+        assert visitor.get("/", headers).status == 200
+    assert [b"authorization" in head.lower() for head in inside.heads] == [False]
+
+
 def test_what_a_server_sets_is_for_its_host_alone(running: Running) -> None:
     answer = (
         b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nSet-Cookie: a=1; Domain=localhost; Path=/x\r\n"
