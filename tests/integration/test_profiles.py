@@ -5,6 +5,7 @@ import functools
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -42,6 +43,7 @@ def as_here(text: str, folder: Path) -> str:
     text = re.sub(r'^sha256 = "[0-9a-f]{64}"', f'sha256 = "{digest}"', text, flags=re.MULTILINE)
     tls(folder)
     signers(folder)
+    shutil.copy(folder / "ca.pem", folder / "company-ca.pem")
     text = text.replace("/etc/agentd", str(folder)).replace('"ci" ', '"nobody" ')
     text = text.replace("/run/agentd/agentd.sock", f"{folder}/other.sock")
     return re.sub(r'"0\.0\.0\.0:\d+"', '"127.0.0.1:0"', text)

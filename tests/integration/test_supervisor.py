@@ -355,7 +355,7 @@ def test_the_rules_of_a_network_outlive_the_daemon_that_set_them(path: str) -> N
         assert network.set_network((), bounds).detail.endswith(" nothing")
         assert handle.wall.enforcement["network"].detail.endswith(" nothing")
         assert run(handle.guest, *look)[0] == 2  # getent(1): not found
-        with pytest.raises(InvalidInput, match="'no rule' is no"):
+        with pytest.raises(InvalidInput, match="'no rule' has the method"):
             network.set_network(("no rule",), bounds)
         handle.guest.close()
         first.link.close()

@@ -1,5 +1,6 @@
 """What a sandbox may move in all, and a second; a relay that dies forgets nothing of it."""
 
+import errno
 import os
 import signal
 import time
@@ -24,7 +25,8 @@ def test_what_it_may_move_in_all_is_never_exceeded(host, inside, served) -> None
     port = served(echo).port
     admitted = keeper.admit(inside.sockets, table(port, net_bytes=100_000))
     assert inside.ask("len(whole('db.internal', 5432, b'x' * 20000))") == 20_000
-    assert inside.ask("whole('db.internal', 5432, b'x' * 60000)") == RESET
+    # It says that it has said all, and may be cut off before that.
+    assert inside.ask("whole('db.internal', 5432, b'x' * 60000)") in (RESET, errno.ENOTCONN)
     eventually(lambda: all(row["ended"] for row in admitted.connections().rows))
     totals = admitted.connections().totals
     assert 40_000 <= totals["sent"] + totals["received"] <= 100_000
@@ -49,7 +51,8 @@ def test_the_relay_that_follows_knows_what_was_moved(inside, served) -> None:
         assert inside.ask("len(whole('db.internal', 5432, b'x' * 24000))") == 24_000
         rows(admitted, 1)
         os.kill(keeper.pid, signal.SIGKILL)
-        assert inside.ask("whole('db.internal', 5432, b'x' * 2000)") == RESET
+        cut_off = inside.ask("whole('db.internal', 5432, b'x' * 2000)")
+        assert cut_off in (RESET, errno.ENOTCONN)
         eventually(lambda: inside.ask("talk('db.internal', 5432, b'more')") == RESET)
         admitted.close()
 
