@@ -145,6 +145,8 @@ class Relay:
         """Have its connections keep within what its table says; ``moved`` by a relay before us."""
         wire = tenant.table.wire.get("budget")
         if wire is None:
+            if tenant.budget is not None:  # what is open has it
+                tenant.budget.change({"bytes": None, "rate": None})
             tenant.budget = None
         elif tenant.budget is None:
             tenant.budget = TrafficBudget(self.loop, wire, moved)
