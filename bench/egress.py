@@ -5,7 +5,6 @@ walls around a sandbox: a program in a network namespace of its own, whose socke
 """
 
 import contextlib
-import json
 import os
 import resource
 import shutil
@@ -16,10 +15,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from cases import Contender, Work, interleave, sandbox_class
+from client_process import ClientProcess
 from peers import PATH, Absent
 from stats import Case, Row, Target
 
-SOURCE = str(Path(__file__).resolve().parents[1] / "src")
 HOST, RELAY, SLIRP = "host loopback", "agentd relay", "slirp4netns"
 _NAME = "bench.internal"
 _STREAM = 256 << 20
@@ -226,36 +225,13 @@ def _rss(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-class _Client:
-    """A process that measures what it is told to."""
-
+class _Client(ClientProcess):
     def __init__(self, stack: ExitStack, how: str, place: tuple[str, int]) -> None:
-        ours, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _CLIENT, how, str(theirs.fileno())],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            pass_fds=[theirs.fileno()],
-            env={"PYTHONPATH": SOURCE},
-        )
-        stack.callback(self._end)
-        theirs.close()
-        with ours:
-            _, fds, _, _ = socket.recv_fds(ours, 10, 8)
-        self.sockets = [socket.socket(fileno=fd) for fd in fds]
-        self.pid = self._process.pid
+        super().__init__(stack, _CLIENT, how)
         self._place = place
 
     def measure(self, what: str) -> float:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(f"{what} {self._place[0]} {self._place[1]}\n")
-        self._process.stdin.flush()
-        return float(json.loads(self._process.stdout.readline()))
-
-    def _end(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        return super().measure(f"{what} {self._place[0]} {self._place[1]}")
 
 
 def _asking(client: _Client | Exception, what: str) -> Contender:

@@ -4,8 +4,6 @@ A program in a network namespace of its own asks a server of this machine's over
 and one terminator; each request is a connection of its own.
 """
 
-import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,9 +11,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from cases import Contender, Work, interleave
+from client_process import ClientProcess
 from stats import Case, Target
 
-SOURCE = str(Path(__file__).resolve().parents[1] / "src")
 PASSED, READ = "passed on", "judged"
 _NAME = "bench.internal"
 _STREAM = 256 << 20
@@ -48,8 +46,8 @@ while True:
 # Measures what it is told, a line each: "first" or "stream".
 _CLIENT = f"""
 import os, socket, ssl, struct, sys, time
-host = socket.socket(fileno=int(sys.argv[1]))
-context = ssl.create_default_context(cafile=sys.argv[2])
+host = socket.socket(fileno=int(sys.argv[2]))
+context = ssl.create_default_context(cafile=sys.argv[1])
 from agentd.linux import abi, anyip, net
 from agentd.linux.kernel import KERNEL
 KERNEL.unshare(abi.CLONE_NEWNET | (abi.CLONE_NEWUSER if os.geteuid() else 0))
@@ -104,7 +102,7 @@ def reading(rounds: int) -> list[Case]:
     return [first, stream]
 
 
-def _clients(stack: ExitStack) -> "dict[str, _Client]":
+def _clients(stack: ExitStack) -> "dict[str, ClientProcess]":
     from cryptography.hazmat.primitives import serialization
 
     from agentd.egress import authority
@@ -138,44 +136,14 @@ def _clients(stack: ExitStack) -> "dict[str, _Client]":
         (PASSED, _NAME, folder / "host.pem"),
         (READ, f"{_NAME}/**", folder / "own.pem"),
     ):
-        client = _Client(stack, str(roots))
+        client = ClientProcess(stack, _CLIENT, str(roots))
         admitted = keeper.admit(client.sockets, compile_table([rule], bounds), Reading(own))
         stack.callback(admitted.close)
         found[label] = client
     return found
 
 
-class _Client:
-    """A process that measures what it is told to."""
-
-    def __init__(self, stack: ExitStack, roots: str) -> None:
-        ours, theirs = socket.socketpair()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _CLIENT, str(theirs.fileno()), roots],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            pass_fds=[theirs.fileno()],
-            env={"PYTHONPATH": SOURCE},
-        )
-        stack.callback(self._end)
-        theirs.close()
-        with ours:
-            _, fds, _, _ = socket.recv_fds(ours, 10, 8)
-        self.sockets = [socket.socket(fileno=fd) for fd in fds]
-
-    def measure(self, what: str) -> float:
-        assert self._process.stdin and self._process.stdout
-        self._process.stdin.write(f"{what}\n")
-        self._process.stdin.flush()
-        return float(json.loads(self._process.stdout.readline()))
-
-    def _end(self) -> None:
-        self._process.kill()
-        self._process.communicate()
-
-
-def _asking(client: _Client, what: str) -> Contender:
+def _asking(client: ClientProcess, what: str) -> Contender:
     def prepare(_stack: ExitStack) -> Work:
         return lambda: client.measure(what)
 

@@ -9,12 +9,11 @@ import socket
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from agentd.egress.rows import MAX_MESSAGE  # a table has to fit
 from agentd.linux import privileges, python
 from agentd.model.errors import InvalidInput, SandboxError
 
 MODULE = "agentd.egress.relay.main"
-#: Of a message to the relay; a table has to fit.
-MAX_MESSAGE = 160 << 10
 _SEND_SECONDS = 20.0
 _NOBODY = 65534
 

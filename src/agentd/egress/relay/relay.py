@@ -18,12 +18,13 @@ from agentd.egress.relay.flow import SparePipes
 from agentd.egress.relay.loop import IN, EventLoop, Handler
 from agentd.egress.relay.nameserver import NameServer
 from agentd.egress.relay.passing import Passing
-from agentd.egress.relay.records import MAX_MESSAGE, Reports
+from agentd.egress.relay.records import Reports
 from agentd.egress.relay.resolver import MAX_PENDING, Resolver, Upstream
 from agentd.egress.relay.routes import KernelRoutes
 from agentd.egress.relay.streams import MAX_BESIDE, GuestStream
 from agentd.egress.relay.targets import Finder, spelled
 from agentd.egress.relay.tenant import MAX_CONNECTIONS, MAX_DIALLING, Tenant
+from agentd.egress.rows import MAX_MESSAGE
 from agentd.egress.table import EgressTable
 from agentd.linux import anyip
 

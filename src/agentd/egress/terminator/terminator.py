@@ -10,6 +10,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
+from agentd.egress.rows import MAX_MESSAGE
 from agentd.egress.table import EgressTable
 from agentd.egress.terminator.certificates import LeafIssuer
 from agentd.egress.terminator.connection import ReadConnection
@@ -17,7 +18,6 @@ from agentd.egress.terminator.credentials import Credentials, convert_secrets
 from agentd.egress.terminator.metering import ConnectionMeter, TrafficPace
 from agentd.egress.terminator.records import RequestRecords
 
-MAX_MESSAGE = 160 << 10
 _MAX_LINK_MESSAGE = 4096
 _ENDS = 2
 
