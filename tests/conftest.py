@@ -297,7 +297,7 @@ def _no_daemon_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_left_behind() -> Iterator[None]:
     """Fails what leaks in its body: a test, or what a fixture of a wider scope held."""
     pipeline = _shared_pipeline()
-    if pipeline is not None and not pipeline.manager.sandboxes:
+    if pipeline is not None and not pipeline.manager.sandboxes():
         # Nobody's any more: what stands ready in it would not end with the body, as its own does.
         _close_shared_pipeline()
     before = {kind: count() for kind, count in _CENSUS.items()}

@@ -1,6 +1,7 @@
 """The suite of every wall, over ours: networks of rules."""
 
 import contextlib
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,7 +16,9 @@ pytestmark = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module", autouse=True)
-def relay() -> None:
-    """This process's, which stays: no test is to be the one that starts it."""
-    with contextlib.suppress(AgentdError):
-        Sandbox.create(embedded=True, net=[]).close()
+def relay() -> Iterator[None]:
+    """This process's, which a sandbox needs meanwhile: no test is to be the one that starts it."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(AgentdError):
+            stack.enter_context(Sandbox.create(embedded=True, net=[]))
+        yield

@@ -109,6 +109,15 @@ def test_a_clean_test_passes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def test_what_stands_ready_where_a_wider_fixture_had_a_sandbox_is_no_leak(tmp_path: Path) -> None:
+    """The pipeline of a process ends with the test, though it did not begin with it."""
+    body = "from agentd import Sandbox\n@pytest.fixture(scope='module', autouse=True)\n"
+    body += "def wider():\n    Sandbox.create(embedded=True).close()\n"
+    body += "def test_it():\n    Sandbox.create(embedded=True, net=[]).close()\n"
+    done = run_pytest(tmp_path, body)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.root
 def test_no_test_meets_a_daemon_at_its_usual_place(tmp_path: Path) -> None:
     """The one here is seen by no test of the run below, nor are its state and its images."""
