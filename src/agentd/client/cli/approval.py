@@ -40,9 +40,6 @@ def main(words: list[str]) -> int:
 
 def _list(options: argparse.Namespace, approvals: "Approvals") -> int:
     found = approvals.list()
-    if options.json:
-        remote.print_json(found)
-        return 0
     rows = [
         (
             view.id,
@@ -53,8 +50,7 @@ def _list(options: argparse.Namespace, approvals: "Approvals") -> int:
         )
         for view in found
     ]
-    table.show(("ID", "STATE", "WHO", "ENDS", "ASKED"), rows)
-    return 0
+    return table.tell(options, found, ("ID", "STATE", "WHO", "ENDS", "ASKED"), rows)
 
 
 def _show(options: argparse.Namespace, approvals: "Approvals") -> int:
@@ -85,11 +81,7 @@ def _change(options: argparse.Namespace, approvals: "Approvals") -> int:
     else:
         allow = options.action == "approve"
         view = approvals.decide(options.id, allow=allow, note=options.note)
-    if options.json:
-        remote.print_json(view)
-    else:
-        print(f"{remote.safe(view.id)} {view.state}")
-    return 0
+    return remote.tell(options, view, f"{remote.safe(view.id)} {view.state}")
 
 
 def _json(view: "ApprovalView", indent: int = 0) -> str:

@@ -72,19 +72,17 @@ def _parser() -> Parser:
         description="Look at the audit log, verify that nothing was taken from it, export it.",
         epilog=_EXAMPLES,
     )
-    actions = parser.actions()
-    tail = actions.add("tail", "print the latest records", _TAIL)
+    actions = parser.actions(_options)
+    tail = actions.add("tail", "print the latest records", _TAIL, _tail)
     tail.add_argument("-n", metavar="N", type=_number, default=20, help="how many (default: 20)")
     tail.add_argument("-f", "--follow", action="store_true", help="wait for more")
-    tail.set_defaults(run=_tail)
-    head = actions.add("head", "print the last record's place, SEQ:HASH", "  agentd audit head\n")
-    head.set_defaults(run=_head)
-    verify = actions.add("verify", "check that every record is there and unchanged", _VERIFY)
+    actions.add("head", "print the last record's place, SEQ:HASH", "  agentd audit head\n", _head)
+    about = "check that every record is there and unchanged"
+    verify = actions.add("verify", about, _VERIFY, _verify)
     verify.add_argument(
         "--head", metavar="SEQ:HASH", help="a record that must be there, from a receipt, say"
     )
-    verify.set_defaults(run=_verify)
-    export = actions.add("export", "write records as they are, a line each", _EXPORT)
+    export = actions.add("export", "write records as they are, a line each", _EXPORT, _export)
     export.add_argument(
         "--from",
         dest="first",
@@ -101,19 +99,17 @@ def _parser() -> Parser:
         help="the last one's (default: the newest)",
     )
     export.add_argument("--out", metavar="FILE", help="a new file (default: standard output)")
-    export.set_defaults(run=_export)
-    accept = actions.add(
+    actions.add(
         "accept-loss",
         "write down what is gone, and let the log go on",
         "  agentd audit accept-loss --dir /var/lib/agentd/audit\n",
     )
-    export.add_argument("--json", action="store_true", help="as it is: each line is JSON")
-    for each in (tail, head, verify, accept):
-        each.add_argument("--json", action="store_true", help="print JSON")
-    for each in (tail, head, verify, export, accept):
-        kept.options(each, "log")
-        each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     return parser
+
+
+def _options(parser: Parser) -> None:
+    kept.options(parser, "log")
+    remote.daemon_options(parser)
 
 
 def _number(text: str) -> int:
@@ -185,11 +181,8 @@ def _head(options: argparse.Namespace, source: "Source") -> int:
     from agentd.audit.record import decode
 
     last = decode(source.tail(1)[-1]).position
-    if options.json:
-        remote.print_json({"seq": last.seq, "hash": last.hash, "head": str(last)})
-    else:
-        print(last)
-    return 0
+    told = {"seq": last.seq, "hash": last.hash, "head": str(last)}
+    return remote.tell(options, told, str(last))
 
 
 def _verify(options: argparse.Namespace, source: "Source") -> int:

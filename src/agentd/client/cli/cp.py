@@ -52,9 +52,7 @@ def main(words: list[str]) -> int:
         )
     if copied.skipped:
         print(f"agentd cp: left out: {remote.safe(copied.skipped)}", file=sys.stderr)
-    if options.json:
-        remote.print_json({"bytes": copied.bytes})
-    return 0
+    return remote.tell(options, {"bytes": copied.bytes})
 
 
 def _place(text: str) -> _Inside | None:

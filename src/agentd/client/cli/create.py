@@ -41,11 +41,7 @@ def main(words: list[str]) -> int:
     with remote.service(options) as service, slow.told("create", service.url, options):
         view = service.sandboxes.create(body)
     held.tell(view.enforcement, "create", verbose=options.verbose, quiet=options.json)
-    if options.json:
-        remote.print_json(view)
-    else:
-        print(view.id)
-    return 0
+    return remote.tell(options, view, view.id)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,11 +47,7 @@ def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interr
             from agentd.client.http import wire
 
             view = service.commands.start(options.id, wire.exec_body(request, wait=False))
-            if options.json:
-                remote.print_json(view)
-            else:
-                print(view.id)
-            return 0
+            return remote.tell(options, view, view.id)
         with service.commands.begin(options.id, request, capture=options.json) as running:
             follow = Follow(running, interrupts, stdin=options.stdin, tty=options.tty, leaves=True)
             if not follow.run():

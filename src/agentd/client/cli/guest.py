@@ -1,5 +1,6 @@
 """``agentd guest``: the guest agent for machines of your own, with a Python or without."""
 
+from agentd.client.cli import remote
 from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
@@ -27,20 +28,14 @@ def _parser() -> Parser:
         help="where to write agent and interpreter: a file that ends in .tar, .tar.gz or .tgz,"
         " or a new directory",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    remote.json_option(parser)
     return parser
 
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     told = _bundle(options.bundle) if options.out is None else _file(options.out)
-    if options.json:
-        from agentd.client.cli import remote
-
-        remote.print_json(told)
-    else:
-        print(f"{told['path']} sha256:{told['sha256']}")
-    return 0
+    return remote.tell(options, told, f"{told['path']} sha256:{told['sha256']}")
 
 
 def _file(path: str) -> dict[str, object]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import image_build, image_cache, image_oci, remote, table
 from agentd.client.cli.parser import Parser
+from agentd.client.cli.progress import Display
 
 if TYPE_CHECKING:
     from agentd.image.model import Image, NotFound, Progress
@@ -30,8 +31,7 @@ examples:
 
 
 def main(words: list[str]) -> int:
-    options = _parser().parse_args(words)
-    return int(options.run(options))
+    return _parser().run(words)
 
 
 def _parser() -> Parser:
@@ -41,66 +41,48 @@ def _parser() -> Parser:
         "virtual machines start from.",
         epilog=_EXAMPLES,
     )
-    actions = parser.actions()
-    pull = image_oci.pull_parser(actions)
-    pull.set_defaults(run=_pull)
-    image_build.build_parser(actions).set_defaults(run=_build)
-    commit = image_oci.commit_parser(actions)
-    commit.set_defaults(run=image_oci.commit)
-    push = image_oci.push_parser(actions)
-    push.set_defaults(run=image_oci.push)
-    listing = actions.add(
+    actions = parser.actions(remote.json_option)
+    image_oci.add_pull(actions, _pull)
+    image_build.add_build(actions, _build)
+    image_oci.add_commit(actions)
+    image_oci.add_push(actions)
+    actions.add(
         "ls",
         "list the images, and what the cache holds beside them",
         "  agentd image ls\n  agentd image ls --json | jq '.[] | .name'\n",
+        _ls,
     )
-    listing.set_defaults(run=_ls)
     inspect = actions.add(
         "inspect",
         "show what an image is made of",
         "  agentd image inspect\n  agentd image inspect default --verify\n",
+        _inspect,
     )
     inspect.add_argument("name", metavar="NAME", nargs="?", default="default")
     inspect.add_argument("--verify", action="store_true", help="hash every file again")
-    inspect.set_defaults(run=_inspect)
-    verify = image_oci.verify_parser(actions)
-    verify.set_defaults(run=image_oci.verify)
-    remove = actions.add("rm", "remove images", "  agentd image rm small mine\n")
+    image_oci.add_verify(actions)
+    remove = actions.add("rm", "remove images", "  agentd image rm small mine\n", _rm)
     remove.add_argument("names", metavar="NAME", nargs="+")
-    remove.set_defaults(run=_rm)
-    prune = actions.add(
-        "prune",
-        "remove what no image needs, and what is kept beside machine images",
-        "  agentd image prune\n",
-    )
-    prune.set_defaults(run=_prune)
-    for each in (pull, commit, push, listing, inspect, verify, remove, prune):
-        each.add_argument("--json", action="store_true", help="print JSON")
+    about = "remove what no image needs, and what is kept beside machine images"
+    actions.add("prune", about, "  agentd image prune\n", _prune)
     return parser
 
 
 def _pull(options: argparse.Namespace) -> int:
-    with _Progress() as progress:
-        image = image_oci.pull(options, progress.step)
-    if options.json:
-        remote.print_json(image_oci.summary(image))
-    else:
-        print(f"{image.name} {image.digest}")
-    return 0
+    with Display("image") as display:
+        image = image_oci.pull(options, display.step)
+    return remote.tell(options, image_oci.summary(image), f"{image.name} {image.digest}")
 
 
 def _build(options: argparse.Namespace) -> int:
     if image_build.is_of_dockerfile(options):
         return image_build.build(options)
     options.name = options.name or "default"
-    with _Progress() as progress:
-        image = _built(options, progress.step)
-    if options.json:
-        remote.print_json(image)
-    else:
-        print(f"{image.name} {image.digest}")
-        for note in image.notes:
-            print(f"note: {note}", file=sys.stderr)
+    with Display("image") as display:
+        image = _built(options, display.step)
+    remote.tell(options, image, f"{image.name} {image.digest}")
+    for note in () if options.json else image.notes:
+        print(f"note: {note}", file=sys.stderr)
     return 0
 
 
@@ -155,11 +137,8 @@ def _prune(options: argparse.Namespace) -> int:
     freed, removed = image_cache.prune(Store()), image_oci.store().prune()
     freed += removed.bytes
     image_oci.tell_kept(removed)
-    if options.json:
-        remote.print_json({"freed": freed, "in_use": removed.in_use})
-    else:
-        print(f"{_size(freed)} freed")
-    return 0
+    told = {"freed": freed, "in_use": removed.in_use}
+    return remote.tell(options, told, f"{_size(freed)} freed")
 
 
 def _summary(store: Any, name: str) -> dict[str, Any]:
@@ -226,9 +205,7 @@ def _rm(options: argparse.Namespace) -> int:
             image_oci.tell_kept(others.remove(name))
         else:
             raise _unknown(name, store)
-    if options.json:
-        remote.print_json({"removed": names})
-    return 0
+    return remote.tell(options, {"removed": names})
 
 
 def _unknown(name: str, store: "Store") -> "NotFound":
@@ -243,37 +220,3 @@ def _unknown(name: str, store: "Store") -> "NotFound":
         f"no image {name!r} in {image_oci.store().folder}, nor a machine image in {store.folder}",
         remediation=fix,
     )
-
-
-class _Progress:
-    """A bar on a terminal, else a line a step; on stderr, and gone when it is done."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> "_Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def step(self, what: str, done: int, total: int) -> None:
-        if what.startswith("note: "):
-            return  # what was asked for needs no word of that
-        if not sys.stderr.isatty():
-            print(f"agentd image: {what}", file=sys.stderr)
-            return
-        if self._bar is None:
-            self._start()
-        self._bar.update(self._task, description=what, completed=done, total=total)
-
-    def _start(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-        columns = (BarColumn(24), TimeElapsedColumn(), TextColumn("{task.description}"))
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-        self._task = self._bar.add_task("", total=None)
-        self._bar.start()

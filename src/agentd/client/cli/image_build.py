@@ -3,9 +3,10 @@
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from agentd.client.cli import image_oci, remote
+from agentd.client.cli import image_oci, output, remote
 from agentd.client.cli.parser import Actions
 from agentd.model.errors import InvalidInput
 
@@ -31,25 +32,18 @@ _MORE = (
 )
 _MACHINE = ("base", "kernel", "initramfs", "rootfs", "force")
 _DOCKERFILE = (
-    "file",
-    "build_arg",
-    "target",
-    "net",
-    "no_cache",
-    "insecure",
-    "memory",
-    "disk",
-    "timeout",
+    *("file", "build_arg", "target", "net", "no_cache"),
+    *("insecure", "memory", "disk", "timeout"),
 )
 FAILED = 1
 
 
-def build_parser(actions: Actions) -> argparse.ArgumentParser:
-    """The caller sets what runs it."""
+def add_build(actions: Actions, run: Callable[[argparse.Namespace], int]) -> None:
     build = actions.add(
         "build",
         "build an image of a Dockerfile; without a context, a machine image",
         _EXAMPLES,
+        run,
         _MORE,
     )
     build.add_argument("context", metavar="CONTEXT", nargs="?", help="a directory, as .")
@@ -91,8 +85,6 @@ def build_parser(actions: Actions) -> argparse.ArgumentParser:
     machine.add_argument("--initramfs", metavar="PATH", help="an initramfs of your own")
     machine.add_argument("--rootfs", metavar="PATH", help="an ext4 or erofs image of your own")
     machine.add_argument("--force", action="store_true", help="build even if nothing has changed")
-    build.add_argument("--json", action="store_true", help="print one JSON object")
-    return build
 
 
 def is_of_dockerfile(options: argparse.Namespace) -> bool:
@@ -135,16 +127,13 @@ def build(options: argparse.Namespace) -> int:
                 | {"line": error.line, "instruction": error.instruction}
                 | {"exit_code": error.exit_code}
             )
-        print(f"agentd image: {remote.safe(error)}", file=sys.stderr)
+        output.say(remote.safe(error), "image")
         return FAILED
     for name in built.unused:
         print(f"note: no ARG asks for --build-arg {remote.safe(name)}", file=sys.stderr)
-    if options.json:
-        steps = {"steps": built.steps, "cached": built.cached}
-        remote.print_json(image_oci.summary(built.image) | steps)
-    else:
-        print(f"{built.image.name} {built.image.digest}")
-    return 0
+    image, steps = built.image, {"steps": built.steps, "cached": built.cached}
+    told = image_oci.summary(image) | steps
+    return remote.tell(options, told, f"{image.name} {image.digest}")
 
 
 def _built(options: argparse.Namespace) -> "BuiltImage":
@@ -222,7 +211,7 @@ def _arguments(words: list[str]) -> dict[str, str]:
 
 
 def _step(what: str, done: int, total: int) -> None:
-    print(f"agentd image: {remote.safe(what)}", file=sys.stderr, flush=True)
+    output.say(remote.safe(what), "image")
 
 
 def _output(name: str, data: bytes) -> None:

@@ -3,9 +3,10 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from agentd.client.cli import remote
+from agentd.client.cli import output, remote
 from agentd.client.cli.parser import Actions
 from agentd.model.errors import Conflict, SandboxError
 
@@ -30,9 +31,8 @@ _PUSH = """\
 """
 
 
-def pull_parser(actions: Actions) -> argparse.ArgumentParser:
-    """The caller sets what runs it."""
-    pull = actions.add("pull", "fetch an OCI image, check it, and unpack it", _PULL)
+def add_pull(actions: Actions, run: Callable[[argparse.Namespace], int]) -> None:
+    pull = actions.add("pull", "fetch an OCI image, check it, and unpack it", _PULL, run)
     pull.add_argument(
         "source",
         metavar="SOURCE",
@@ -57,11 +57,11 @@ def pull_parser(actions: Actions) -> argparse.ArgumentParser:
         default="2000000",
         help="of its layers, unpacked (default: 2000000)",
     )
-    return pull
 
 
-def push_parser(actions: Actions) -> argparse.ArgumentParser:
-    push = actions.add("push", "write an OCI image into a layout, an archive or a registry", _PUSH)
+def add_push(actions: Actions) -> None:
+    about = "write an OCI image into a layout, an archive or a registry"
+    push = actions.add("push", about, _PUSH, push_image)
     push.add_argument("name", metavar="NAME", help="of an image here")
     push.add_argument(
         "target",
@@ -76,31 +76,30 @@ def push_parser(actions: Actions) -> argparse.ArgumentParser:
     push.add_argument(
         "--timeout", metavar="TIME", default="1h", help="how long it may take (default: 1h)"
     )
-    return push
 
 
-def commit_parser(actions: Actions) -> argparse.ArgumentParser:
+def add_commit(actions: Actions) -> None:
     commit = actions.add(
         "commit",
         "name an image of what a daemon's sandbox is now",
         "  agentd image commit sbx-abcdefghijkl mine:1\n",
+        commit_sandbox,
         "The image that it started of, and its changes as one more layer.",
     )
     commit.add_argument("sandbox", metavar="SANDBOX", help="its id or name")
     commit.add_argument("name", metavar="NAME", help="an image of that name is replaced")
     commit.add_argument("--url", metavar="URL", help=remote.URL_HELP)
-    return commit
 
 
-def verify_parser(actions: Actions) -> argparse.ArgumentParser:
+def add_verify(actions: Actions) -> None:
     verify = actions.add(
         "verify",
         "check all images, or those that are named",
         "  agentd image verify\n  agentd image verify mine --json\n",
+        verify_images,
         "Hash every blob and look at every unpacked file. Exit code 1: one of them is damaged.",
     )
     verify.add_argument("names", metavar="NAME", nargs="*")
-    return verify
 
 
 def pull(options: argparse.Namespace, progress: "Progress") -> "OciImage":
@@ -118,36 +117,27 @@ def pull(options: argparse.Namespace, progress: "Progress") -> "OciImage":
     name = options.name or parse(options.source).name()
     Store().check_free(name)
     return pulled(
-        options.source,
-        name,
-        progress,
-        seconds=seconds,
-        insecure=options.insecure,
-        bounds=bounds,
+        options.source, name, progress, seconds=seconds, insecure=options.insecure, bounds=bounds
     )
 
 
-def push(options: argparse.Namespace) -> int:
-    from agentd.image.oci.push import push as pushed
+def push_image(options: argparse.Namespace) -> int:
+    from agentd.image.oci.push import push
     from agentd.model.units import parse_duration
 
     def say(what: str, done: int, total: int) -> None:
-        print(f"agentd image: {remote.safe(what)}", file=sys.stderr)
+        output.say(remote.safe(what), "image")
 
     seconds = parse_duration(options.timeout)
-    image = pushed(options.name, options.target, say, seconds=seconds, insecure=options.insecure)
-    if options.json:
-        remote.print_json({"name": image.name, "digest": image.digest, "pushed": options.target})
-    else:
-        print(f"{image.name} {image.digest}")
-    return 0
+    image = push(options.name, options.target, say, seconds=seconds, insecure=options.insecure)
+    told = {"name": image.name, "digest": image.digest, "pushed": options.target}
+    return remote.tell(options, told, f"{image.name} {image.digest}")
 
 
-def commit(options: argparse.Namespace) -> int:
+def commit_sandbox(options: argparse.Namespace) -> int:
     with remote.service(options) as service:
         made = service.sandboxes.commit(options.sandbox, options.name)
-    remote.print_json(made) if options.json else print(f"{made.name} {made.digest}")
-    return 0
+    return remote.tell(options, made, f"{made.name} {made.digest}")
 
 
 def store() -> "OciStore":
@@ -189,10 +179,7 @@ def is_known(name: str) -> bool:
 def tell_kept(removed: "Removed") -> None:
     """To a person: what stays for now."""
     if removed.in_use:
-        print(
-            f"agentd image: {removed.in_use} in use, which a later prune removes",
-            file=sys.stderr,
-        )
+        output.say(f"{removed.in_use} in use, which a later prune removes", "image")
 
 
 def rows() -> list[dict[str, Any]]:
@@ -277,7 +264,7 @@ def _disk(image: "OciImage") -> dict[str, Any] | None:
     return {"path": os.path.join(place, disk.DISK), "size": found.size, "digest": found.digest}
 
 
-def verify(options: argparse.Namespace) -> int:
+def verify_images(options: argparse.Namespace) -> int:
     """0, or 1 where an image is damaged."""
     images = store()
     names = [images.find(each) for each in options.names] or images.names()

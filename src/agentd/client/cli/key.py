@@ -43,28 +43,20 @@ def _create(options: argparse.Namespace, keys: "Keys") -> int:
         what = f"unknown scope {unknown[0]!r}" if unknown else "a key needs --name and --scopes"
         raise InvalidInput(what, remediation=f"the scopes are: {', '.join(SCOPES)}")
     made = keys.create(options.name, scopes, ttl=options.ttl, principal=options.principal)
-    if options.json:
-        remote.print_json(made)
-    elif options.quiet:
-        print(made.secret)
-    else:
-        table.facts(
-            [
-                ("id", made.id),
-                ("acts as", made.principal),
-                ("scopes", ", ".join(made.scopes)),
-                ("ends", table.until(made.expires)),
-                ("key", made.secret),
-            ]
-        )
-    return 0
+    if options.quiet:
+        return remote.tell(options, made, str(made.secret))
+    facts = [
+        ("id", made.id),
+        ("acts as", made.principal),
+        ("scopes", ", ".join(made.scopes)),
+        ("ends", table.until(made.expires)),
+        ("key", made.secret),
+    ]
+    return table.tell_facts(options, made, facts)
 
 
 def _list(options: argparse.Namespace, keys: "Keys") -> int:
     found = keys.list()
-    if options.json:
-        remote.print_json(found)
-        return 0
     rows = [
         (
             key.id,
@@ -77,17 +69,15 @@ def _list(options: argparse.Namespace, keys: "Keys") -> int:
         )
         for key in found
     ]
-    table.show(("ID", "NAME", "ACTS AS", "ENDS", "CREATED", "USED", "SCOPES"), rows)
-    return 0
+    headings = ("ID", "NAME", "ACTS AS", "ENDS", "CREATED", "USED", "SCOPES")
+    return table.tell(options, found, headings, rows)
 
 
 def _revoke(options: argparse.Namespace, keys: "Keys") -> int:
     if not options.id:
         raise InvalidInput("no key given", remediation="name its id; agentd key ls lists them")
     keys.revoke(options.id)
-    if options.json:
-        remote.print_json({"revoked": options.id})
-    return 0
+    return remote.tell(options, {"revoked": options.id})
 
 
 def _parser() -> Parser:

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
-from agentd.client.cli.parser import Actions, Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ _LOOK_SECONDS = 1.0
 
 
 def main(words: list[str]) -> int:
-    options = _parser().parse_args(words)
-    return int(options.run(options))
+    return _parser().run(words)
 
 
 def _parser() -> Parser:
@@ -37,56 +36,37 @@ def _parser() -> Parser:
         description="The network of sandboxes: which rules hold, and what came of them.",
         epilog=_EXAMPLES,
     )
-    actions = parser.actions()
-    presets = actions.add("presets", "list the presets", "  agentd net presets\n")
-    presets.add_argument("--json", action="store_true", help="print JSON")
-    presets.set_defaults(run=_presets)
-    explain = _of_daemon(
-        actions,
+    actions = parser.actions(remote.json_option)
+    actions.add("presets", "list the presets", "  agentd net presets\n", _presets)
+    explain = actions.add(
         "explain",
         "would this be allowed, and by which rule? 1 where it would not",
         "  agentd net explain https://pypi.org/simple --net pypi\n"
         "  agentd net explain 10.1.2.3:5432 sbx-abcdefghijkl\n"
         "  agentd net explain 'POST https://github.com/a/b' --net github-read\n",
+        _explain,
     )
     explain.add_argument("target", metavar="[METHOD ]URL|HOST:PORT")
     explain.add_argument("id", metavar="SANDBOX", nargs="?", help="a daemon's, by its rules")
     explain.add_argument("--net", metavar="RULES", help="by these, as agentd run takes them")
-    explain.set_defaults(run=_explain)
-    ls = _of_daemon(
-        actions,
-        "ls",
-        "list the last connections of one, and what it was refused",
-        "  agentd net ls sbx-abcdefghijkl\n",
-    )
+    about = "list the last connections of one, and what it was refused"
+    ls = actions.add("ls", about, "  agentd net ls sbx-abcdefghijkl\n", _ls)
     ls.add_argument("id", metavar="SANDBOX")
-    ls.set_defaults(run=_ls)
-    set_ = _of_daemon(
-        actions,
+    set_ = actions.add(
         "set",
         "let other rules hold in one that was made with rules",
         "  agentd net set sbx-abcdefghijkl pypi,npm\n"
         "  agentd net set sbx-abcdefghijkl ''              nothing any more\n",
+        _set,
     )
     set_.add_argument("id", metavar="SANDBOX")
     set_.add_argument("rules", metavar="RULES", help="as pypi,api.example.com; '' is none")
-    set_.set_defaults(run=_set)
-    watch = _of_daemon(
-        actions,
-        "watch",
-        "show connections as they come, until Ctrl-C",
-        "  agentd net watch sbx-abcdefghijkl\n",
-    )
+    about, example = "show connections as they come, until Ctrl-C", "  agentd net watch build\n"
+    watch = actions.add("watch", about, example, _watch)
     watch.add_argument("id", metavar="SANDBOX")
-    watch.set_defaults(run=_watch)
+    for each in (explain, ls, set_, watch):
+        each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     return parser
-
-
-def _of_daemon(actions: Actions, name: str, text: str, examples: str) -> argparse.ArgumentParser:
-    made = actions.add(name, text, examples)
-    made.add_argument("--url", metavar="URL", help=remote.URL_HELP)
-    made.add_argument("--json", action="store_true", help="print JSON")
-    return made
 
 
 def _presets(options: argparse.Namespace) -> int:
@@ -94,12 +74,8 @@ def _presets(options: argparse.Namespace) -> int:
     from agentd.model.egress import PRESETS
 
     found = [preset(name) for name in PRESETS]
-    if options.json:
-        remote.print_json(found)
-    else:
-        rows = [(each.name, each.version, each.about, " ".join(each.rules)) for each in found]
-        table.show(("PRESET", "VERSION", "WHAT", "OPENS"), rows)
-    return 0
+    rows = [(each.name, each.version, each.about, " ".join(each.rules)) for each in found]
+    return table.tell(options, found, ("PRESET", "VERSION", "WHAT", "OPENS"), rows)
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -117,12 +93,9 @@ def _explain(options: argparse.Namespace) -> int:
     else:
         wire = table_of(_rules_of(options).rules)
     found = explain(EgressTable.of(wire), options.target)
-    if options.json:
-        remote.print_json(found)
-    else:
-        how = f"allowed by {found.rule}" if found.allowed else f"refused: {found.reason}"
-        what = f"{found.request} at " if found.request else ""
-        print(f"{what}{found.host}:{found.port} is {how}")
+    how = f"allowed by {found.rule}" if found.allowed else f"refused: {found.reason}"
+    what = f"{found.request} at " if found.request else ""
+    remote.tell(options, found, f"{what}{found.host}:{found.port} is {how}")
     return 0 if found.allowed else REFUSED
 
 
@@ -154,12 +127,9 @@ def _rules(text: str) -> tuple[str, ...]:
 def _ls(options: argparse.Namespace) -> int:
     with remote.service(options) as service:
         page = service.network.connections(options.id)
-    if options.json:
-        remote.print_json(page)
-        return 0
     headings = ("HOST", "ADDRESS", "PORT", "DECISION", "BY", "SENT", "RECEIVED", "MS")
-    table.show(headings, [_row(each) for each in page.connections])
-    if lost := page.totals.get("lost"):
+    table.tell(options, page, headings, [_row(each) for each in page.connections])
+    if (lost := page.totals.get("lost")) and not options.json:
         print(f"agentd net: {lost} came too fast to be listed", file=sys.stderr)
     return 0
 
@@ -178,11 +148,7 @@ def _row(each: "ConnectionView") -> tuple[object, ...]:
 def _set(options: argparse.Namespace) -> int:
     with remote.service(options) as service:
         view = service.network.set(options.id, _rules(options.rules))
-    if options.json:
-        remote.print_json(view)
-    else:
-        print(remote.safe(", ".join(view.egress) or "nothing"))
-    return 0
+    return remote.tell(options, view, remote.safe(", ".join(view.egress) or "nothing"))
 
 
 def _watch(options: argparse.Namespace) -> int:

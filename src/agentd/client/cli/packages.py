@@ -3,7 +3,7 @@
 import argparse
 
 from agentd.client.cli import remote, table
-from agentd.client.cli.parser import Actions, Parser
+from agentd.client.cli.parser import Parser
 
 _EXAMPLES = """\
 examples:
@@ -14,8 +14,7 @@ examples:
 
 
 def main(words: list[str]) -> int:
-    options = _parser().parse_args(words)
-    return int(options.run(options))
+    return _parser().run(words)
 
 
 def _parser() -> Parser:
@@ -25,18 +24,12 @@ def _parser() -> Parser:
         "this user's, and those of daemons that run as this user.",
         epilog=_EXAMPLES,
     )
-    actions = parser.actions()
-    shown = _action(actions, "ls", "list what is kept, the latest used first")
-    shown.set_defaults(run=_ls)
-    pruned = _action(actions, "prune", "remove all that no sandbox has; it is fetched again")
-    pruned.set_defaults(run=_prune)
+    actions = parser.actions(remote.json_option)
+    about = "list what is kept, the latest used first"
+    actions.add("ls", about, "  agentd packages ls\n", _ls)
+    about = "remove all that no sandbox has; it is fetched again"
+    actions.add("prune", about, "  agentd packages prune\n", _prune)
     return parser
-
-
-def _action(actions: Actions, name: str, text: str) -> argparse.ArgumentParser:
-    made = actions.add(name, text, f"  agentd packages {name}\n")
-    made.add_argument("--json", action="store_true", help="print JSON")
-    return made
 
 
 def _ls(options: argparse.Namespace) -> int:
@@ -44,21 +37,17 @@ def _ls(options: argparse.Namespace) -> int:
     from agentd.sandbox.packages import PackageStore
 
     found = PackageStore().all()
-    if options.json:
-        remote.print_json(
-            [
-                {
-                    "digest": kept.digest,
-                    "python": kept.python,
-                    "bytes": kept.bytes,
-                    "used": used,
-                    "in_use": in_use,
-                    "packages": kept.packages,
-                }
-                for kept, used, in_use in found
-            ]
-        )
-        return 0
+    views = [
+        {
+            "digest": kept.digest,
+            "python": kept.python,
+            "bytes": kept.bytes,
+            "used": used,
+            "in_use": in_use,
+            "packages": kept.packages,
+        }
+        for kept, used, in_use in found
+    ]
     rows = [
         (
             kept.digest.removeprefix("sha256:")[:12],
@@ -68,8 +57,7 @@ def _ls(options: argparse.Namespace) -> int:
         )
         for kept, used, in_use in found
     ]
-    table.show(("DIGEST", "SIZE", "USED", "PACKAGES"), rows)
-    return 0
+    return table.tell(options, views, ("DIGEST", "SIZE", "USED", "PACKAGES"), rows)
 
 
 def _prune(options: argparse.Namespace) -> int:
@@ -77,8 +65,4 @@ def _prune(options: argparse.Namespace) -> int:
     from agentd.sandbox.packages import PackageStore
 
     freed = PackageStore().prune()
-    if options.json:
-        remote.print_json({"bytes": freed})
-    else:
-        print(f"{readable_size(freed)} freed")
-    return 0
+    return remote.tell(options, {"bytes": freed}, f"{readable_size(freed)} freed")

@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from agentd.model.errors import InvalidInput
@@ -53,6 +53,11 @@ class Parser(argparse.ArgumentParser):
             return self.parse_intermixed_args(args, namespace)
         return super().parse_args(args, namespace)
 
+    def run(self, words: Sequence[str]) -> int:
+        """Run the action that ``words`` name, with their options; return its exit code."""
+        options = self.parse_args(words)
+        return int(options.run(options))
+
     def error(self, message: str) -> NoReturn:
         fix = f"see {self.prog} --help"
         if self._actions_here and message.startswith((f"{_MISSING}ACTION", f"{_MISSING}COMMAND")):
@@ -85,9 +90,11 @@ class Parser(argparse.ArgumentParser):
         self._actions_here = actions
         self.add_argument("action", metavar="ACTION", choices=tuple(actions), help=_listed(actions))
 
-    def actions(self) -> "Actions":
-        """Begin actions with options of their own; ``add`` each to what this returns."""
-        return Actions(self, self.add_subparsers(metavar="COMMAND", dest="action", required=True))
+    def actions(self, shared: "Callable[[Parser], None]" = lambda _: None) -> "Actions":
+        """Begin actions with options of their own; ``add`` each to what this returns. ``shared``
+        adds what all of them have."""
+        subparsers = self.add_subparsers(metavar="COMMAND", dest="action", required=True)
+        return Actions(self, subparsers, shared)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         """Check as argparse does, and name the nearest choice."""
@@ -103,24 +110,38 @@ class Parser(argparse.ArgumentParser):
 
 
 class Actions:
-    def __init__(self, parser: Parser, subparsers: "argparse._SubParsersAction[Parser]") -> None:
-        self._parser = parser
-        self._subparsers = subparsers
+    def __init__(
+        self,
+        parser: Parser,
+        subparsers: "argparse._SubParsersAction[Parser]",
+        shared: Callable[[Parser], None],
+    ) -> None:
+        self._subparsers, self._shared = subparsers, shared
         self._known: dict[str, str] = {}
         parser._actions_here = self._known
 
     def add(
-        self, name: str, about: str, examples: str, description: str = "", **options: Any
+        self,
+        name: str,
+        about: str,
+        examples: str,
+        run: Callable[..., int] | None = None,
+        description: str = "",
+        **options: Any,
     ) -> Parser:
-        """``about`` stands in the list of actions, and begins its own help."""
+        """``about`` stands in the list of actions, and begins its own help; ``run`` becomes an
+        attribute of the options."""
         self._known[name] = about
-        return self._subparsers.add_parser(
+        made = self._subparsers.add_parser(
             name,
             help=about,
             description=description or f"{about[0].upper()}{about[1:]}.",
             epilog=f"examples:\n{examples}",
             **options,
         )
+        made.set_defaults(run=run)
+        self._shared(made)
+        return made
 
 
 class Help(argparse.HelpFormatter):

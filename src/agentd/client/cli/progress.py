@@ -1,4 +1,4 @@
-"""What ``agentd run`` and ``call`` show while something slow is made for the first time."""
+"""What ``agentd run``, ``call`` and ``image`` show while something slow is made."""
 
 import os
 import sys
@@ -46,6 +46,11 @@ class Display:
             print(f"agentd {self._command}: {stage}", file=sys.stderr, flush=True)
         self._stage = stage
 
+    def step(self, what: str, done: int, total: int) -> None:
+        """Show a step of an image's making, as a stage; what is noted of it is told at its end."""
+        if not what.startswith(NOTE):
+            self(what, done / total if total else None)
+
     def __enter__(self) -> "Display":
         return self
 
@@ -69,12 +74,19 @@ class Display:
 
 def _new_bar() -> "Progress":
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
+        TimeElapsedColumn(),
         console=Console(stderr=True),
         # No thread of its own: processes are started while it is up.
         auto_refresh=False,

@@ -35,8 +35,7 @@ _MAX_FILE = 1 << 20
 
 
 def main(words: list[str]) -> int:
-    options = _parser().parse_args(words)
-    return int(options.run(options))
+    return _parser().run(words)
 
 
 def _parser() -> Parser:
@@ -45,36 +44,25 @@ def _parser() -> Parser:
         description="Look at a signed receipt of an execution, and verify it offline.",
         epilog=_EXAMPLES,
     )
-    actions = parser.actions()
+    actions = parser.actions(remote.json_option)
     show = actions.add(
         "show",
         "print what a receipt says",
         "  agentd receipt show req-0123456789abcdef\n"
         "  agentd receipt show req-0123456789abcdef --raw > receipt.json\n",
+        _show,
     )
     show.add_argument("id", metavar="ID")
     show.add_argument("--raw", action="store_true", help="the signed envelope as it is")
-    show.set_defaults(run=_show)
-    key = actions.add(
-        "key",
-        "print the public key that receipts verify with",
-        "  agentd receipt key > receipt.pub\n",
-    )
-    key.set_defaults(run=_key)
-    key.add_argument("--json", action="store_true", help="print one JSON object")
+    about = "print the public key that receipts verify with"
+    key = actions.add("key", about, "  agentd receipt key > receipt.pub\n", _key)
     for each in (show, key):
         kept.options(each, "receipts")
         each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
-    verify = actions.add(
-        "verify",
-        "check a receipt's signature",
-        "  agentd receipt verify receipt.json --key receipt.pub\n",
-    )
+    example = "  agentd receipt verify receipt.json --key receipt.pub\n"
+    verify = actions.add("verify", "check a receipt's signature", example, _verify)
     verify.add_argument("file", metavar="FILE", help="the envelope, or - for standard input")
     verify.add_argument("--key", metavar="PUBLIC.pem", required=True, help="who must have signed")
-    verify.set_defaults(run=_verify)
-    for each in (show, verify):
-        each.add_argument("--json", action="store_true", help="print the statement as JSON")
     return parser
 
 
@@ -94,23 +82,19 @@ def _show(options: argparse.Namespace) -> int:
 
 def _key(options: argparse.Namespace) -> int:
     answer = _asked(options, lambda receipts: receipts.key())
-    if answer is not None:
-        return _show_key(answer, as_json=options.json)
+    if answer is None:
+        answer = _kept_key(options)
+    return remote.tell(options, {"key": answer}, answer.removesuffix("\n"))
+
+
+def _kept_key(options: argparse.Namespace) -> str:
     directory = kept.directory(options, "receipts", "receipt")
     path = os.path.join(os.path.dirname(os.path.abspath(directory)), "receipt.key.pub")
     fix = (
         "it lies beside the receipts' directory, from the first one on: name that with --dir, or "
         "their daemon with --url"
     )
-    return _show_key(_read(path, fix).decode(), as_json=options.json)
-
-
-def _show_key(pem: str, *, as_json: bool) -> int:
-    if as_json:
-        remote.print_json({"key": pem})
-    else:
-        sys.stdout.write(pem)
-    return 0
+    return _read(path, fix).decode()
 
 
 def _asked(options: argparse.Namespace, ask: "Callable[[Receipts], T]") -> T | None:

@@ -11,6 +11,7 @@ from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
     from agentd.client.http.service import HttpService
+    from agentd.model.service import Secrets, Volumes
 
 URL_HELP = (
     "the daemon, as unix:PATH or https://HOST:PORT (default: AGENTD_URL, or the usual socket)"
@@ -25,9 +26,17 @@ def parser(name: str, description: str, examples: str, usage: str | None = None)
         description=description,
         epilog=f"examples:\n{examples}",
     )
-    made.add_argument("--url", metavar="URL", help=URL_HELP)
-    made.add_argument("--json", action="store_true", help="print JSON")
+    daemon_options(made)
     return made
+
+
+def daemon_options(parser: Parser) -> None:
+    parser.add_argument("--url", metavar="URL", help=URL_HELP)
+    json_option(parser)
+
+
+def json_option(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def split(words: list[str]) -> tuple[list[str], list[str]]:
@@ -48,6 +57,14 @@ def service(options: argparse.Namespace) -> "Iterator[HttpService]":
         yield made
 
 
+def remove(options: argparse.Namespace, noun: "Secrets | Volumes") -> int:
+    """Delete what ``names`` say, each once."""
+    names = list(dict.fromkeys(options.names))
+    for name in names:
+        noun.delete(name)
+    return tell(options, {"removed": names})
+
+
 def labels(texts: list[str]) -> dict[str, str]:
     """``KEY=VALUE`` each. Raises InvalidInput."""
     found = {}
@@ -57,6 +74,15 @@ def labels(texts: list[str]) -> dict[str, str]:
             raise InvalidInput(f"label {text!r} is not usable", remediation="write it as KEY=VALUE")
         found[key] = value
     return found
+
+
+def tell(options: argparse.Namespace, value: object, text: str = "") -> int:
+    """Print ``value``, where JSON was asked for, or else the text, if there is any; return 0."""
+    if options.json:
+        print_json(value)
+    elif text:
+        print(text)
+    return 0
 
 
 def print_json(value: object) -> None:

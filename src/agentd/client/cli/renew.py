@@ -16,11 +16,7 @@ def main(words: list[str]) -> int:
     ttl = parse_duration(options.ttl, "ttl")
     with remote.service(options) as service:
         view = service.sandboxes.renew(options.id, ttl)
-    if options.json:
-        remote.print_json(view)
-    else:
-        print(f"{view.id} ends {table.until(view.deadline)}")
-    return 0
+    return remote.tell(options, view, f"{view.id} ends {table.until(view.deadline)}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -13,9 +13,7 @@ def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     with remote.service(options) as service:
         found = [service.sandboxes.resume(id_) for id_ in options.id]
-    if options.json:
-        remote.print_json(found)
-    return 0
+    return remote.tell(options, found)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
-from agentd.client.cli.parser import Actions, Parser
+from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -37,30 +37,20 @@ def _parser() -> Parser:
         "created with, and have a placeholder. Nobody reads one back.",
         epilog=_EXAMPLES,
     )
-    actions = parser.actions()
-    set_ = _action(actions, "set", "keep one, in place of one of that name", _SET_EXAMPLES)
+    actions = parser.actions(remote.daemon_options)
+    set_ = actions.add("set", "keep one, in place of one of that name", _SET_EXAMPLES, _set)
     set_.add_argument("name", metavar="NAME")
     set_.add_argument("value", nargs="*", help=argparse.SUPPRESS)  # to say why there is none
     set_.add_argument("--from-env", metavar="VAR", help="its value is this variable's")
-    set_.set_defaults(run=_set)
-    _action(actions, "ls", "list yours", "  agentd secret ls\n").set_defaults(run=_ls)
-    remove = _action(actions, "rm", "forget them", "  agentd secret rm API_TOKEN\n")
+    actions.add("ls", "list yours", "  agentd secret ls\n", _ls)
+    remove = actions.add("rm", "forget them", "  agentd secret rm API_TOKEN\n", remote.remove)
     remove.add_argument("names", metavar="NAME", nargs="+")
-    remove.set_defaults(run=_rm)
     return parser
-
-
-def _action(actions: Actions, name: str, text: str, examples: str) -> argparse.ArgumentParser:
-    made = actions.add(name, text, examples)
-    made.add_argument("--url", metavar="URL", help=remote.URL_HELP)
-    made.add_argument("--json", action="store_true", help="print JSON")
-    return made
 
 
 def _set(options: argparse.Namespace, secrets: "Secrets") -> int:
     made = secrets.set(options.name, _value(options))
-    remote.print_json(made) if options.json else print(made.name)
-    return 0
+    return remote.tell(options, made, made.name)
 
 
 def _value(options: argparse.Namespace) -> str:
@@ -89,18 +79,5 @@ def _value(options: argparse.Namespace) -> str:
 
 def _ls(options: argparse.Namespace, secrets: "Secrets") -> int:
     found = secrets.list()
-    if options.json:
-        remote.print_json(found)
-    else:
-        rows = [(view.name, table.ago(view.created), table.ago(view.changed)) for view in found]
-        table.show(("SECRET", "CREATED", "CHANGED"), rows)
-    return 0
-
-
-def _rm(options: argparse.Namespace, secrets: "Secrets") -> int:
-    names = list(dict.fromkeys(options.names))
-    for name in names:
-        secrets.delete(name)
-    if options.json:
-        remote.print_json({"removed": names})
-    return 0
+    rows = [(view.name, table.ago(view.created), table.ago(view.changed)) for view in found]
+    return table.tell(options, found, ("SECRET", "CREATED", "CHANGED"), rows)

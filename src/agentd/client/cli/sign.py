@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 
+from agentd.client.cli import remote
 from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 from agentd.model.system import os_errors_as
@@ -39,12 +40,7 @@ def _new_key(options: argparse.Namespace) -> int:
     from agentd.auth.keyfiles import new_pair
 
     id_, public = new_pair(options.new_key)
-    if options.json:
-        from agentd.client.cli import remote
-
-        remote.print_json({"id": id_, "key": options.new_key, "public": public})
-    else:
-        print(id_)
+    remote.tell(options, {"id": id_, "key": options.new_key, "public": public}, id_)
     print(f"{public} is for the daemon's trusted signers", file=sys.stderr)
     return 0
 

@@ -15,23 +15,19 @@ def main(words: list[str]) -> int:
     with remote.service(options) as service:
         version, stats = service.machine.version(), service.machine.stats()
         address = service.url
-    if options.json:
-        import msgspec
+    import msgspec
 
-        remote.print_json({**msgspec.to_builtins(stats), "url": address, "version": version})
-        return 0
-    table.facts(
-        [
-            ("daemon", address),
-            ("version", version.get("agentd", "unknown")),
-            ("sandboxes", stats.sandboxes),
-            ("commands that run", stats.processes),
-            ("requests that wait", stats.queue),
-            *((f"ready: {name}", count) for name, count in stats.pool.items()),
-            *((name.replace("_", " "), value) for name, value in stats.totals.items()),
-        ]
-    )
-    return 0
+    told = {**msgspec.to_builtins(stats), "url": address, "version": version}
+    facts = [
+        ("daemon", address),
+        ("version", version.get("agentd", "unknown")),
+        ("sandboxes", stats.sandboxes),
+        ("commands that run", stats.processes),
+        ("requests that wait", stats.queue),
+        *((f"ready: {name}", count) for name, count in stats.pool.items()),
+        *((name.replace("_", " "), value) for name, value in stats.totals.items()),
+    ]
+    return table.tell_facts(options, told, facts)
 
 
 def _parser() -> argparse.ArgumentParser:

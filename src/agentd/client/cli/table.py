@@ -1,11 +1,12 @@
 """Tables: drawn on a terminal, plain columns elsewhere; and instants and times for people."""
 
+import argparse
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from agentd.client.cli.remote import safe
+from agentd.client.cli.remote import print_json, safe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,6 +20,25 @@ class Marked(NamedTuple):
 
 
 Cell = object  # a Marked, a tuple of lines, or anything with a text
+
+
+def tell(
+    options: argparse.Namespace,
+    value: object,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Cell]],
+) -> int:
+    """Print ``value`` where JSON was asked for, or else the table; return 0."""
+    print_json(value) if options.json else show(headings, rows)
+    return 0
+
+
+def tell_facts(
+    options: argparse.Namespace, value: object, pairs: Sequence[tuple[str, Cell]]
+) -> int:
+    """Print ``value`` where JSON was asked for, or else the facts; return 0."""
+    print_json(value) if options.json else facts(pairs)
+    return 0
 
 
 def show(headings: Sequence[str], rows: Sequence[Sequence[Cell]], to: TextIO | None = None) -> None:

@@ -19,8 +19,7 @@ examples:
 
 
 def main(words: list[str]) -> int:
-    options = _parser().parse_args(words)
-    return int(options.run(options))
+    return _parser().run(words)
 
 
 def _parser() -> Parser:
@@ -29,27 +28,21 @@ def _parser() -> Parser:
         description="Templates: what the daemon's configuration says sandboxes may be made as.",
         epilog=_EXAMPLES,
     )
-    listed = parser.actions().add("ls", "list them", "  agentd template ls --json\n")
-    listed.add_argument("--url", metavar="URL", help=remote.URL_HELP)
+    actions = parser.actions(remote.daemon_options)
+    listed = actions.add("ls", "list them", "  agentd template ls --json\n", _ls)
     listed.add_argument(
         "--embedded", action="store_true", help="those of this process, whatever daemon runs"
     )
-    listed.add_argument("--json", action="store_true", help="print JSON")
-    listed.set_defaults(run=_ls)
     return parser
 
 
 def _ls(options: argparse.Namespace) -> int:
     found = _found(options)
-    if options.json:
-        remote.print_json(found)
-    else:
-        rows = [
-            (view.name, view.image, _wall(view), shlex.join(view.start) or "-", _ready(view))
-            for view in found
-        ]
-        table.show(("TEMPLATE", "IMAGE", "WALL", "STARTS", "READY"), rows)
-    return 0
+    rows = [
+        (view.name, view.image, _wall(view), shlex.join(view.start) or "-", _ready(view))
+        for view in found
+    ]
+    return table.tell(options, found, ("TEMPLATE", "IMAGE", "WALL", "STARTS", "READY"), rows)
 
 
 def _found(options: argparse.Namespace) -> "tuple[TemplateView, ...]":

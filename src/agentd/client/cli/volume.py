@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
-from agentd.client.cli.parser import Actions, Parser
+from agentd.client.cli.parser import Parser
 
 if TYPE_CHECKING:
     from agentd.client.http.address import Address
@@ -46,95 +46,60 @@ def _parser() -> Parser:
         description="Volumes: folders that outlive sandboxes, for any number of them at once.",
         epilog=_EXAMPLES,
     )
-    actions = parser.actions()
-    create = _action(actions, "create", "make an empty one", "  agentd volume create data\n")
+    actions = parser.actions(_options)
+    create = actions.add("create", "make an empty one", "  agentd volume create data\n", _create)
     create.add_argument("name", metavar="NAME")
     create.add_argument(
         "--size", metavar="SIZE", help="what it holds at most, as 1GiB; refused without root"
     )
-    create.set_defaults(run=_create)
-    _action(actions, "ls", "list yours", "  agentd volume ls\n").set_defaults(run=_ls)
-    inspect = _action(
-        actions,
-        "inspect",
-        "show one, and which sandboxes have it",
-        "  agentd volume inspect data --json\n",
-    )
+    actions.add("ls", "list yours", "  agentd volume ls\n", _ls)
+    example = "  agentd volume inspect data --json\n"
+    inspect = actions.add("inspect", "show one, and which sandboxes have it", example, _inspect)
     inspect.add_argument("name", metavar="NAME")
-    inspect.set_defaults(run=_inspect)
-    snapshot = _action(
-        actions,
-        "snapshot",
-        "make another that has what one has now",
-        "  agentd volume snapshot data data-before\n",
-    )
+    example = "  agentd volume snapshot data data-before\n"
+    about = "make another that has what one has now"
+    snapshot = actions.add("snapshot", about, example, _snapshot)
     snapshot.add_argument("name", metavar="NAME")
     snapshot.add_argument("new", metavar="NEW")
-    snapshot.set_defaults(run=_snapshot)
-    remove = _action(
-        actions, "rm", "delete them, and all that is in them", "  agentd volume rm data\n"
-    )
+    about, example = "delete them, and all that is in them", "  agentd volume rm data\n"
+    remove = actions.add("rm", about, example, remote.remove)
     remove.add_argument("names", metavar="NAME", nargs="+")
-    remove.set_defaults(run=_rm)
     return parser
 
 
-def _action(actions: Actions, name: str, text: str, examples: str) -> argparse.ArgumentParser:
-    made = actions.add(name, text, examples)
-    made.add_argument("--url", metavar="URL", help=remote.URL_HELP)
-    made.add_argument(
+def _options(parser: Parser) -> None:
+    remote.daemon_options(parser)
+    parser.add_argument(
         "--embedded", action="store_true", help="yours of this process, whatever daemon runs"
     )
-    made.add_argument("--json", action="store_true", help="print JSON")
-    return made
 
 
 def _create(options: argparse.Namespace, volumes: "Volumes") -> int:
     made = volumes.create(options.name, options.size)
-    remote.print_json(made) if options.json else print(made.name)
-    return 0
+    return remote.tell(options, made, made.name)
 
 
 def _ls(options: argparse.Namespace, volumes: "Volumes") -> int:
     found = volumes.list()
-    if options.json:
-        remote.print_json(found)
-    else:
-        rows = [(view.name, table.ago(view.created), _size(view), _users(view)) for view in found]
-        table.show(("VOLUME", "CREATED", "SIZE", "IN USE BY"), rows)
-    return 0
+    rows = [(view.name, table.ago(view.created), _size(view), _users(view)) for view in found]
+    return table.tell(options, found, ("VOLUME", "CREATED", "SIZE", "IN USE BY"), rows)
 
 
 def _inspect(options: argparse.Namespace, volumes: "Volumes") -> int:
     view = volumes.get(options.name)
-    if options.json:
-        remote.print_json(view)
-        return 0
-    table.facts(
-        [
-            ("name", view.name),
-            ("of", view.principal),
-            ("created", table.ago(view.created)),
-            ("size", _size(view)),
-            ("in use by", _users(view)),
-        ]
-    )
-    return 0
+    facts = [
+        ("name", view.name),
+        ("of", view.principal),
+        ("created", table.ago(view.created)),
+        ("size", _size(view)),
+        ("in use by", _users(view)),
+    ]
+    return table.tell_facts(options, view, facts)
 
 
 def _snapshot(options: argparse.Namespace, volumes: "Volumes") -> int:
     made = volumes.snapshot(options.name, options.new)
-    remote.print_json(made) if options.json else print(made.name)
-    return 0
-
-
-def _rm(options: argparse.Namespace, volumes: "Volumes") -> int:
-    names = list(dict.fromkeys(options.names))
-    for name in names:
-        volumes.delete(name)
-    if options.json:
-        remote.print_json({"removed": names})
-    return 0
+    return remote.tell(options, made, made.name)
 
 
 def _size(view: "VolumeView") -> str:
