@@ -23,13 +23,18 @@ from agentd.testing.patience import SLOWER
 _INSIDE = """
 import json, os, socket, struct, sys
 from functools import partial
-from agentd.linux import abi, anyip, net
+from agentd.linux import abi, anyip, net, veth
 from agentd.linux.kernel import KERNEL
 KERNEL.unshare(abi.CLONE_NEWNET | (abi.CLONE_NEWUSER if os.geteuid() else 0))
 net.loopback_up()
 host = socket.socket(fileno=int(sys.argv[1]))
-made = anyip.capture()
-if len(sys.argv) > 2:
+if "device" in sys.argv[2:]:
+    # As behind gVisor: a device leads to the sockets, and packets may be written at it.
+    exec(sys.argv[3])
+    made = veth.capture()
+else:
+    made = anyip.capture()
+if len(sys.argv) == 3:
     # The front end of a machine, whose way to the host is a unix socket here.
     from agentd.guest import vm_streams
     from agentd.linux import process as abi_process
@@ -102,19 +107,21 @@ for line in sys.stdin:
 
 class Captured:
     """``sockets`` are the host's end, to be given to a keeper: those of the namespace, or with
-    ``streams`` a listener at which the front end of a machine arrives."""
+    ``streams`` a listener at which the front end of a machine arrives, with ``device`` those at the
+    other end of a device, before which is run what ``device`` says."""
 
-    def __init__(self, *, streams: bool = False) -> None:
+    def __init__(self, *, streams: bool = False, device: str | None = None) -> None:
         self.streams = streams
         host, theirs = socket.socketpair()
         self._folder = tempfile.TemporaryDirectory(prefix="captured-") if streams else None
         way = [] if self._folder is None else [f"{self._folder.name}/host"]
+        more = [] if device is None else ["device", device]
         listener = socket.socket(socket.AF_UNIX)
         if way:
             listener.bind(way[0])
             listener.listen(128)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _INSIDE, str(theirs.fileno()), *way],
+            [sys.executable, "-c", _INSIDE, str(theirs.fileno()), *way, *more],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

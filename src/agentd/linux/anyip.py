@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 #: Where what is dialled arrives, on 127.0.0.1 and ::1. Below 1024, so that no program of an
 #: ordinary user wants it.
@@ -43,7 +43,7 @@ _NEWTABLE, _NEWCHAIN, _NEWRULE = _SUBSYSTEM | 0, _SUBSYSTEM | 3, _SUBSYSTEM | 6
 _HOOK_ARRIVING, _HOOK_OUTPUT = 0, 3
 _PRIORITY_RAW, _PRIORITY_DNAT = -300, -100
 _NETWORK_HEADER, _META_L4PROTO = 1, 16
-_ACCEPT = 1
+_DROP, _ACCEPT = 0, 1
 _EQUAL, _NOT_EQUAL = 0, 1
 _TABLE, _UNTRACKED, _REDIRECTED = b"agentd\0", b"untracked\0", b"redirected\0"
 _TCP = bytes((socket.IPPROTO_TCP,))
@@ -88,9 +88,11 @@ NONE, WANT = "the kernel redirects nothing", "for want of "
 _NO_MODULES = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.ENOENT)
 
 
-def capture(*, arriving: bool = False) -> list[socket.socket]:
+def capture(arriving: Mapping[int, str] | None = None) -> list[socket.socket]:
     """Have all that is dialled in this network namespace arrive at the sockets that are returned;
-    ``arriving``: all that comes to it over a device, from where it is dialled.
+    with ``arriving`` what comes to it over a device, from where it is dialled: from these addresses
+    alone, one a family. Whatever else sends is not heard at all: by IPv6 the kernel remembers who
+    asks for a neighbour, and the whole machine has room for a thousand or so.
 
     A TCP listener on ``PORT`` a family, then a UDP socket on port 53 a family, which tells by
     IP_PKTINFO or IPV6_PKTINFO which address was asked, and may answer from it; IPv4's first, and of
@@ -98,10 +100,11 @@ def capture(*, arriving: bool = False) -> list[socket.socket]:
     Raises OSError; where the kernel cannot redirect, it names the modules.
     """
     made: list[socket.socket] = []
+    over = arriving is not None
     try:
-        made += _of(_V4, arriving)
+        made += _of(_V4, over)
         try:
-            made += _of(_V6, arriving)
+            made += _of(_V6, over)
             _redirect((_V4, _V6), arriving)
         except OSError as error:
             if error.errno not in NO_IPV6:
@@ -183,10 +186,9 @@ def _of(family: _Family, arriving: bool) -> tuple[socket.socket, socket.socket]:
     return listener, asked
 
 
-def _redirect(families: Sequence[_Family], arriving: bool = False) -> None:
-    hook = _HOOK_ARRIVING if arriving else _HOOK_OUTPUT
+def _redirect(families: Sequence[_Family], arriving: Mapping[int, str] | None = None) -> None:
     try:
-        _exchange(_NETLINK_NETFILTER, *_batch(families, hook))
+        _exchange(_NETLINK_NETFILTER, *_batch(families, arriving))
     except OSError as error:
         if error.errno not in _NO_MODULES:
             raise
@@ -212,14 +214,15 @@ def _route(family: int) -> bytes:
     return route + attribute(_RTA_OIF, struct.pack("=I", _LOOPBACK))
 
 
-def _batch(families: Iterable[_Family], hook: int) -> tuple[bytes, int]:
+def _batch(families: Iterable[_Family], arriving: Mapping[int, str] | None) -> tuple[bytes, int]:
     """The messages that set the redirect of these families, and the number of the one that is
     acknowledged. In one batch: it holds as a whole, or not at all.
 
-    A table a family, with two chains at ``hook``. Of all but TCP no connections are tracked:
-    entries are memory. What goes to the loopback is accepted as it is, all other TCP goes to
-    ``PORT`` there.
+    A table a family, with two chains. What comes of another than who may send is dropped. Of all
+    but TCP no connections are tracked: entries are memory. What goes to the loopback is accepted as
+    it is, all other TCP goes to ``PORT`` there.
     """
+    hook = _HOOK_OUTPUT if arriving is None else _HOOK_ARRIVING
     found = [_nf_message(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _SUBSYSTEM >> 8)]
     last = 0
     for family, offset, loopback in families:
@@ -229,10 +232,21 @@ def _batch(families: Iterable[_Family], hook: int) -> tuple[bytes, int]:
         redirected = table + attribute(2, _REDIRECTED)
         own = (_load(offset, len(loopback)), _compare(_EQUAL, loopback), _verdict(_ACCEPT))
         rest = (_load_protocol(), _compare(_EQUAL, _TCP), _number(PORT), _redirect_there())
+        strangers = []
+        if arriving is not None:
+            own_source = socket.inet_pton(family, arriving[family])
+            # A packet's source stands right before its destination.
+            from_others = (
+                _load(offset - len(own_source), len(own_source)),
+                _compare(_NOT_EQUAL, own_source),
+                _verdict(_DROP),
+            )
+            strangers = [(_NEWRULE, _APPEND, untracked + _nest(4, *from_others))]
         for kind, more, body in (
             (_NEWTABLE, 0, table),
             (_NEWCHAIN, 0, table + _chain(_UNTRACKED, b"filter\0", hook, _PRIORITY_RAW)),
             (_NEWCHAIN, 0, table + _chain(_REDIRECTED, b"nat\0", hook, _PRIORITY_DNAT)),
+            *strangers,
             (_NEWRULE, _APPEND, untracked + other),
             (_NEWRULE, _APPEND, redirected + _nest(4, *own)),
             (_NEWRULE, _APPEND | _ACK, redirected + _nest(4, *rest)),

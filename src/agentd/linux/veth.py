@@ -77,7 +77,7 @@ def capture() -> list[socket.socket]:
         net.device_up(_OTHER)
         _set(_ANSWERS)
         families = [family for family in _ENDS if _answer(family)]
-        sockets = anyip.capture(arriving=True)
+        sockets = anyip.capture({family: address for family, (_, address, _) in _ENDS.items()})
         try:
             kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
             sockets.append(socket.socket(socket.AF_INET, kind))
