@@ -68,11 +68,15 @@ WALLS = ("linux", "oci", "gvisor", "qemu")
 
 @contextlib.contextmanager
 def of_the_run() -> Iterator[str]:
-    """``pulled(IMAGE)`` in a store of this run alone, or an empty name. Machine images are those of
-    all: to build one takes a minute."""
-    if not IMAGE:
-        yield ""
-        return
+    """``stored(IMAGE)``, or an empty name."""
+    with stored(IMAGE) if IMAGE else contextlib.nullcontext("") as name:
+        yield name
+
+
+@contextlib.contextmanager
+def stored(kind: str, *more: Entry) -> Iterator[str]:
+    """``pulled`` in a store that is gone afterwards. Machine images are those of all: to build one
+    takes a minute."""
     machines = store.default_folder()
     with (
         tempfile.TemporaryDirectory(prefix="agentd-images-") as cache,
@@ -82,22 +86,22 @@ def of_the_run() -> Iterator[str]:
         os.mkdir(f"{cache}/agentd", 0o700)
         os.symlink(machines, f"{cache}/agentd/images")
         patch.setenv("XDG_CACHE_HOME", cache)
-        yield pulled(IMAGE)
+        yield pulled(kind, *more)
 
 
 def name_of(kind: str) -> str:
     return f"agentd-test-{kind}"
 
 
-def pulled(kind: str) -> str:
-    """Its name; skips, by name, where what it is made of is not installed."""
+def pulled(kind: str, *more: Entry) -> str:
+    """Its name, with ``more`` in it; skips, by name, where what it is made of is not installed."""
     for program in ("skopeo", "umoci"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
     name = name_of(kind)
     with tempfile.TemporaryDirectory(prefix="agentd-rootfs-") as place:
         made = Layout(Path(place, "layout"))
-        pull(made.add([layer(*_entries(kind))], _CONFIG, packed=""), name)
+        pull(made.add([layer(*_entries(kind), *more)], _CONFIG, packed=""), name)
     return name
 
 

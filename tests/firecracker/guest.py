@@ -7,6 +7,7 @@ a device of our own and a kernel that drives it.
 """
 
 import contextlib
+import json
 import os
 import select
 import signal
@@ -19,7 +20,9 @@ from tests.vm import v1_only
 
 from agentd.guest.agent import create
 from agentd.guest.loop import Loop
+from agentd.guest.operation import RequestError
 from agentd.guest.stepped import plain
+from agentd.guest.vm_setup import Setup
 
 _MAX_LINE = 32
 _CHUNK = 64 << 10
@@ -32,9 +35,10 @@ CONTROLS = [
 
 
 class Guest:
-    """``path`` is where its agent listens. ``original``: that is one that speaks v1 alone."""
+    """``path`` is where its agent listens. ``original``: that is one that speaks v1 alone;
+    ``older``: one of a release that knew no authority of a network's."""
 
-    def __init__(self, *, original: bool = False) -> None:
+    def __init__(self, *, original: bool = False, older: bool = False) -> None:
         # Relative: a socket's address is short, and a jail's path is not.
         self._folder = os.path.relpath(tempfile.mkdtemp(prefix="guest-", dir="."))
         self.path = f"{self._folder}/agent"
@@ -43,7 +47,9 @@ class Guest:
         listener.listen(128)
         self.pid = os.fork()
         if self.pid == 0:
-            (_be_original if original else _be_agent)(listener, self._folder)
+            if original:
+                _be_original(listener, self._folder)
+            _be_agent(listener, self._folder, older=older)
         listener.close()
 
 
@@ -57,13 +63,14 @@ def _be_original(listener: socket.socket, folder: str) -> NoReturn:
         os._exit(0)
 
 
-def _be_agent(listener: socket.socket, folder: str) -> NoReturn:
+def _be_agent(listener: socket.socket, folder: str, *, older: bool) -> NoReturn:
     """As an ordinary process it must not set this machine's clock or stop its processes."""
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         log = os.open(f"{folder}/asked", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
+        told = os.open(f"{folder}/told", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC)
         home = os.getcwd()
-        _close_all_but({listener.fileno(), log})
+        _close_all_but({listener.fileno(), log, told})
         loop = Loop()
         agent = create(loop, pid1=False)
         agent.processes.set_environment({"PATH": "/usr/bin:/bin", "HOME": home})
@@ -75,9 +82,17 @@ def _be_agent(listener: socket.socket, folder: str) -> NoReturn:
 
             return plain(reply)
 
+        def set_up(channel, request):  # type: ignore[no-untyped-def]
+            net = Setup(request).net
+            if older and net is not None and net.authority is not None:
+                raise RequestError("net has no field 'authority'")
+            os.write(told, json.dumps(request).encode() + b"\n")
+            os.write(log, f"sys.setup {sorted(set(request) - {'op'})}\n".encode())
+            channel.finish("result", controls=CONTROLS)
+
         agent.extend(
             lambda _: {
-                "sys.setup": answer("sys.setup", controls=CONTROLS),
+                "sys.setup": plain(set_up),
                 "sys.clock": answer("sys.clock"),
                 "sys.freeze": answer("sys.freeze"),
                 "sys.thaw": answer("sys.thaw"),

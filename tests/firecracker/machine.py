@@ -31,6 +31,7 @@ class Die(Exception):
 class Machine:
     """Settings: ``exits`` maps an API path to the status that a request of it ends the process
     with, ``hang`` is one that is never answered, ``original``: the image's agent speaks v1 alone,
+    ``older``: it is of a release that knew no authority of a network's,
     ``full``: the guest uses all of its memory, ``noise``: lines that it makes us log.
     """
 
@@ -127,7 +128,8 @@ class Machine:
             for place in range(0, self._size, mmap.PAGESIZE):
                 self._memory[place] = 1
         if self._listener is not None:
-            self.guest = Guest(original=self._settings.get("original", False))
+            agent = {name: self._settings.get(name, False) for name in ("original", "older")}
+            self.guest = Guest(**agent)
             self.hybrid = Hybrid(self._listener, self.guest.path)
 
     @property

@@ -26,6 +26,9 @@ from agentd.testing.patience import SLOWER
 pytestmark = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.timeout(900)]
 WHO = local("test")
 RULES = ["db.internal:*", "web.internal:443"]
+#: Where connections are read, with an authority that programs are to trust, and without TLS here.
+READ = [*RULES, "read plain.internal:80/v1/*"]
+BUNDLE = "/.agentd/certificates/bundle.pem"
 DIALS, COMES = "said('db.internal', 5432)", "comes('db.internal', 5432)"
 #: Each line of standard input is an expression, each of the output what came of it.
 TRIES = r"""
@@ -55,6 +58,9 @@ def comes(host, port):
         except OSError:
             time.sleep(0.1)
     return "never"
+def asked(method, path):
+    head = f"{method} {path} HTTP/1.1\r\nHost: plain.internal\r\nContent-Length: 0\r\n\r\n"
+    return said("plain.internal", 80, head.encode()).split("\r\n")[0]
 def udp(host, port):
     return said(host, port, b"quic", socket.SOCK_DGRAM)
 def tried(line):
@@ -86,6 +92,9 @@ class Served(threading.Thread):
     def _one(client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
             data = client.recv(65536)
+            if b" HTTP/1.1\r\n" in data:
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nthe host")
+                return
             while data.startswith(b"all\n") and (more := client.recv(1 << 20)):
                 data += more
             client.sendall(data if data.startswith(b"all\n") else b"the host")
@@ -111,7 +120,8 @@ def machine(pipeline: Pipeline, served: Served) -> Iterator[Any]:
     if not found.usable:
         pytest.skip("; ".join(blocker.what for blocker in found.blockers))
     service = EmbeddedService(pipeline, WHO)
-    hosts = tuple(StaticHost(n, "127.0.0.1", served.port) for n in ("db.internal", "web.internal"))
+    names = ("db.internal", "web.internal", "plain.internal")
+    hosts = tuple(StaticHost(name, "127.0.0.1", served.port) for name in names)
     made = []
 
     def make(snapshot: Any = None, **options: Any) -> Sandbox:
@@ -188,12 +198,19 @@ def test_what_rules_name_is_reached_and_nothing_else(machine: Any) -> None:
 
 
 def test_copies_go_on_by_themselves_and_root_gets_no_further(machine: Any) -> None:
-    box = machine(user="root")
+    box = machine(user="root", net=READ)
+    assert f"SSL_CERT_FILE={BUNDLE}\n" in box.run("env", check=True).text
     with box.snapshot() as kept:
         assert tries(box, DIALS) == ["the host"]
         again = machine(kept)
     assert tries(again, DIALS) == ["the host"]
     assert again.network.connections().hosts == {"db.internal": 1}
+    # What is asked is judged; each has an authority of its own, whatever memory it began with.
+    requests = ["asked('GET', '/v1/x')", "asked('POST', '/v1/x')", "asked('GET', '/v2/x')"]
+    assert tries(again, *requests) == ["HTTP/1.1 200 OK", *["HTTP/1.1 403 Forbidden"] * 2]
+    one, other = (each.run(["cat", BUNDLE], check=True).text for each in (box, again))
+    assert one.count("BEGIN CERTIFICATE") == other.count("BEGIN CERTIFICATE") == 1
+    assert one != other
     # Whoever ends the front end has no other way out, and it comes again; with the agent as well.
     again.run("kill -9 $(pidof agentd-network)")
     assert tries(again, COMES) == ["the host"]
@@ -204,3 +221,10 @@ def test_copies_go_on_by_themselves_and_root_gets_no_further(machine: Any) -> No
     assert set(found) <= {"closed", "ECONNRESET"}
     rows = again.network.connections().connections
     assert [row.allowed for row in rows if row.address == "8.8.8.8"] == [False]
+    # A copy in which nothing is read trusts nobody's authority, its source's either.
+    again.network.set(RULES)
+    with again.snapshot() as kept:
+        last = machine(kept)
+    assert tries(last, DIALS) == ["the host"]
+    assert "BEGIN CERTIFICATE" not in last.run(["cat", BUNDLE], check=True).text
+    assert "SSL_CERT_FILE" not in last.run("env", check=True).text

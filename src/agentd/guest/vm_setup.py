@@ -22,6 +22,9 @@ _FIELDS = frozenset(
     {"op", "entropy", "unix_ns", "hostname", "machine_id", "boot_id", "user", "env", "limits"}
     | {"cpus", "net", "root"}
 )
+_CERTIFICATE = re.compile(
+    r"-----BEGIN CERTIFICATE-----\n[A-Za-z0-9+/=\n]{1,65536}\n-----END CERTIFICATE-----\n\Z"
+)
 _TAG = re.compile(r"[a-z0-9-]{1,20}\Z")
 _LIMITS = {
     "memory": (1 << 20, MAX_BYTES),
@@ -33,13 +36,16 @@ _LIMITS = {
 
 class Net:
     """A card's address and mask, the gateway and the resolvers; ``device`` None is the first.
-    Or ``relay``, the host's port that all goes to which is dialled: there is no card then."""
+    Or ``relay``, the host's port that all goes to which is dialled: there is no card then.
+    ``authority``, PEM, is whom programs trust, where connections are read there."""
 
     def __init__(self, request: dict[str, object]) -> None:
         self.relay: int | None = None
+        self.authority: str | None = None
         if "relay" in request:
-            _known(request, {"relay"}, "net")
+            _known(request, {"relay", "authority"}, "net")
             self.relay = get_int(request, "relay", 0, 1, MAX_ID)
+            self.authority = _matching(request, "authority", _CERTIFICATE, "a certificate, PEM")
             return
         _known(request, {"address", "gateway", "dns", "device"}, "net")
         try:

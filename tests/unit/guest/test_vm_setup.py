@@ -16,6 +16,7 @@ from agentd.guest.vm_setup import Setup
 from agentd.linux.clone import Cloner
 
 NET = {"address": "10.0.2.15/24", "gateway": "10.0.2.2", "dns": ["10.0.2.3"]}
+AUTHORITY = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
 ROOT = {
     "disk": "image",
     "writable": True,
@@ -68,7 +69,9 @@ def test_everything_can_be_asked_for() -> None:
     assert (setup.net.gateway, setup.net.dns, setup.net.device) == (b"\n\0\2\2", ["10.0.2.3"], None)
     assert setup.net.relay is None
     dials = Setup({"op": "sys.setup", "net": {"relay": 1019}}).net
-    assert dials is not None and dials.relay == 1019
+    assert dials is not None and (dials.relay, dials.authority) == (1019, None)
+    dials = Setup({"op": "sys.setup", "net": {"relay": 1019, "authority": AUTHORITY}}).net
+    assert dials is not None and dials.authority == AUTHORITY
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,10 @@ def test_everything_can_be_asked_for() -> None:
         ({"net": {"relay": 0}}, "'relay' must be an integer from 1"),
         ({"net": {"relay": "1019"}}, "'relay' must be an integer from 1"),
         ({"net": NET | {"relay": 1019}}, "net has no field"),
+        ({"net": NET | {"authority": AUTHORITY}}, "net has no field 'authority'"),
+        ({"net": {"relay": 1019, "authority": 5}}, "'authority' must be a string"),
+        ({"net": {"relay": 1019, "authority": "x"}}, "'authority' must be a certificate, PEM"),
+        ({"net": {"relay": 1019, "authority": AUTHORITY * 2}}, "'authority' must be a certif"),
         ({"root": {}}, "'disk' must be a string"),
         ({"root": ROOT | {"disk": "../x"}}, "'disk' must be a serial number"),
         ({"root": ROOT | {"disks": ""}}, "root has no field 'disks'"),

@@ -33,12 +33,12 @@ _FLAGS = abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
 def show(authority: str, kernel: Kernel, top: str = "") -> None:
     """``authority`` is PEM; ``top`` is where the root is that has it, if not ours. Raises
     OSError."""
-    places = _places(top)
+    found = places(top)
     folder, file = top + CERTIFICATES, top + BUNDLE
     kernel.mount("tmpfs", folder, "tmpfs", _FLAGS, "mode=0755,size=16m,nr_inodes=8")
-    write(file, bundle(next(iter(places), None), authority))
+    write(file, bundle(next(iter(found), None), authority))
     kernel.mount_setattr(abi.AT_FDCWD, folder, 0, set_=abi.MOUNT_ATTR_RDONLY)
-    for place in places:
+    for place in found:
         kernel.mount(file, place, None, abi.MS_BIND)
 
 
@@ -51,8 +51,8 @@ def bundle(system: str | None, authority: str) -> bytes:
     return text.rstrip(b"\n") + b"\n" + authority.encode()
 
 
-def _places(top: str) -> list[str]:
-    """The files that are there, behind links, each once."""
+def places(top: str = "") -> list[str]:
+    """Return the files that are there, behind links, each once."""
     found: dict[str, None] = {}
     for place in PLACES:
         try:

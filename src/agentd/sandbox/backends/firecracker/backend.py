@@ -33,6 +33,7 @@ from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.firecracker.programs import Programs
 from agentd.sandbox.backends.firecracker.version import OLDEST, Quirks, Version, parse, quirks
 from agentd.sandbox.backends.firecracker.wall import FirecrackerWall, open_stream
+from agentd.sandbox.backends.linux.plan import certificates
 from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign, network
 from agentd.sandbox.backends.vm.ceiling import Ceiling
 from agentd.sandbox.backends.vm.handshake import set_up, settings
@@ -231,7 +232,7 @@ class FirecrackerBackend:
             progress.report("waiting for the guest")
             if target is not None:
                 _write_template(monitor, plan, group, target)
-            controls = _await(monitor, plan, theirs=theirs)
+            controls = _await(monitor, plan, rules, theirs=theirs)
             seen = report.observe(process.pidfd_of_fdinfo(monitor.pidfd), jail.uid)
             kind = wall.ForeignFirecrackerWall if theirs else FirecrackerWall
             built = kind(
@@ -252,7 +253,7 @@ class FirecrackerBackend:
         if listener is None or plan.table is None:
             return None
         self._networked = True
-        return network.admitted(listener, plan.table, undo)
+        return network.admitted(listener, plan.spec, plan.table, undo)
 
     def _examine(self) -> Availability:
         blockers = []
@@ -280,13 +281,19 @@ def _write_template(
     template.write(monitor, Ceiling(group, plans.ceiling(plan.memory)), plan.memory, target)
 
 
-def _await(monitor: FirecrackerProcess, plan: FirecrackerPlan, *, theirs: bool) -> list[str]:
+def _await(
+    monitor: FirecrackerProcess,
+    plan: FirecrackerPlan,
+    rules: network.SandboxNetwork | None,
+    *,
+    theirs: bool,
+) -> list[str]:
     """Wait until the agent knows what its machine is; return the controls that hold in there."""
     if theirs:
         foreign.await_agent(monitor, lambda seconds: open_stream(monitor, seconds), BOOT_SECONDS)
         return []
-    told = None if plan.table is None else network.SETUP
-    fields = settings(plan.spec, plan.limits, told)
+    told = None if rules is None else network.setup(rules)
+    fields = settings(plan.spec, plan.limits, told, certificates(plan.table))
     try:
         return set_up(open_stream(monitor, BOOT_SECONDS), fields, _SETUP_SECONDS)
     except SandboxError as error:

@@ -79,6 +79,11 @@ class SandboxNetwork:
     def held_secrets(self) -> dict[str, SecretValue]:
         return dict(self._values)
 
+    @property
+    def certificate(self) -> str | None:
+        """Whom its programs are to trust, PEM; None where nothing is read."""
+        return None if self._authority is None else self._authority.certificate
+
     def close(self) -> None:
         self._values = {}
         self._admitted.close()
@@ -101,7 +106,7 @@ def admitted(
         held = sockets[len(asked) :]
         _check(asked, held)
         own = plan.authority
-        admitted = relay().admit(asked, plan.table, _reading(own, plan))
+        admitted = relay().admit(asked, plan.table, reading(own, plan.spec.egress_bounds))
         network = SandboxNetwork(admitted, plan.spec.secrets, own, held)
     except BaseException:
         for sock in sockets:
@@ -112,12 +117,13 @@ def admitted(
     return network
 
 
-def _reading(authority: "Authority | None", plan: LinuxPlan) -> "Reading | None":
+def reading(authority: "Authority | None", bounds: EgressBounds) -> "Reading | None":
+    """Return what the terminator needs of a sandbox; None where nothing is read."""
     if authority is None:
         return None
     from agentd.egress.terminating import Reading
 
-    return Reading(authority, ca_file=plan.spec.egress_bounds.ca_file)
+    return Reading(authority, ca_file=bounds.ca_file)
 
 
 def rest() -> None:

@@ -21,6 +21,7 @@ from agentd.sandbox import progress
 from agentd.sandbox.backends import identity, leases
 from agentd.sandbox.backends.cgroups import make_group
 from agentd.sandbox.backends.identity import Block
+from agentd.sandbox.backends.linux.plan import certificates
 from agentd.sandbox.backends.qemu import process as machines
 from agentd.sandbox.backends.qemu import record as records
 from agentd.sandbox.backends.qemu import report
@@ -234,7 +235,8 @@ class QemuBackend:
                 process.attach_disk(root.disk)
             if not self._serial:
                 process.attach_vsock()
-            fields = settings(plan.spec, plan.limits, _network_of(plan))
+            net_told = _network_of(plan, rules)
+            fields = settings(plan.spec, plan.limits, net_told, certificates(plan.table))
             if root is not None:
                 fields["user"] = root.user(plan.spec)
             for share in opened:
@@ -270,7 +272,7 @@ class QemuBackend:
         if plan.table is None:
             return None
         self._networked = True
-        return network.admitted(process.listen_to_guest(), plan.table, undo)
+        return network.admitted(process.listen_to_guest(), plan.spec, plan.table, undo)
 
     def _foreign(
         self, keeper: Keeper, plan: QemuPlan, machine: QemuMachine, boot: Boot, monitor: Monitor
@@ -297,10 +299,10 @@ class QemuBackend:
             return wall
 
 
-def _network_of(plan: QemuPlan) -> dict[str, object] | None:
+def _network_of(plan: QemuPlan, rules: network.SandboxNetwork | None) -> dict[str, object] | None:
     """What sys.setup is told of its network."""
-    if plan.table is not None:
-        return network.SETUP
+    if rules is not None:
+        return network.setup(rules)
     return NET if plan.spec.net == "host" else None
 
 

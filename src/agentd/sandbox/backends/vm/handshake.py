@@ -10,7 +10,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from agentd.model.errors import AgentdError, OperationFailed, SandboxError
 from agentd.model.limits import Limits
@@ -25,15 +25,21 @@ class DeviceMissing(SandboxError):
     """The guest has not found a device yet: its network card, or a disk."""
 
 
-def settings(spec: SandboxSpec, limits: Limits, net: dict[str, object] | None) -> dict[str, object]:
-    """The fields of sys.setup; new random ones each time."""
+def settings(
+    spec: SandboxSpec,
+    limits: Limits,
+    net: dict[str, object] | None,
+    env: Mapping[str, str] | None = None,
+) -> dict[str, object]:
+    """The fields of sys.setup; new random ones each time. ``env`` are variables that those of
+    ``spec`` replace."""
     fields: dict[str, object] = {
         "entropy": base64.b64encode(os.urandom(_ENTROPY_BYTES)).decode(),
         "hostname": spec.hostname,
         "machine_id": os.urandom(16).hex(),
         "boot_id": str(uuid.UUID(bytes=os.urandom(16), version=4)),
         "user": parse_user(spec.user),
-        "env": dict(spec.env),
+        "env": {**(env or {}), **spec.env},
         "limits": {
             name: getattr(limits, name)
             for name in ("memory", "pids", "disk", "open_files")

@@ -126,8 +126,9 @@ class MachineWall(ABC, Generic[P]):
             self.enforcement = {**self.enforcement, "network": told}
             return told
 
-        # The methods of ``Networked``, which no other machine has.
+        # The methods of ``Networked`` and ``HoldsSecrets``, which no other machine has.
         self.set_network, self.connections = set_network, network.connections
+        self.give_secrets, self.held_secrets = network.give_secrets, network.held_secrets
 
     @property
     def _pidfd(self) -> int:

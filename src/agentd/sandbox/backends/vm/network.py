@@ -13,11 +13,10 @@ from agentd.model.errors import AgentdError, Refused
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import certificates
 from agentd.sandbox.backends.linux import report
-from agentd.sandbox.backends.linux.network import SandboxNetwork, relay, rest
+from agentd.sandbox.backends.linux.network import SandboxNetwork, reading, relay, rest
 from agentd.sandbox.backends.linux.plan import egress_table
 
 __all__ = [
-    "SETUP",
     "SandboxNetwork",
     "admitted",
     "begin",
@@ -25,28 +24,20 @@ __all__ = [
     "explained",
     "ports",
     "rest",
+    "setup",
     "table",
 ]
 
-#: What sys.setup is told of it.
-SETUP: dict[str, object] = {"relay": dialled.PORT}
+_OLDER = "net has no field 'authority'"  # in an agent's answer to sys.setup
 _HOW = "no network card"
 
 
 def table(spec: SandboxSpec) -> dict[str, Any] | None:
-    """By which the relay decides; None where the network is not one of rules. Raises InvalidInput,
-    Refused."""
+    """By which the relay decides; None where the network is not one of rules. Raises
+    InvalidInput."""
     if spec.net != "restricted":
         return None
-    found = egress_table(spec.egress, spec.egress_bounds, spec.secrets)
-    if spec.secrets or certificates.reads(found):
-        what = "use secrets" if spec.secrets else "have its requests judged"
-        raise Refused(
-            f"a virtual machine cannot {what}: its programs are shown no certificate authority "
-            "but their own",
-            remediation="use --backend linux, or rules without methods and paths and no secrets",
-        )
-    return found
+    return egress_table(spec.egress, spec.egress_bounds, spec.secrets)
 
 
 def begin() -> None:
@@ -55,13 +46,28 @@ def begin() -> None:
 
 
 def admitted(
-    listener: socket.socket, table: dict[str, Any], undo: contextlib.ExitStack
+    listener: socket.socket, spec: SandboxSpec, table: dict[str, Any], undo: contextlib.ExitStack
 ) -> SandboxNetwork:
-    """Have the relay take the streams that come to ``listener``, which is its keeper's from now on.
-    Raises SandboxError; it is closed then."""
-    network = SandboxNetwork(relay().admit([listener], table), how=_HOW)
+    """Have the relay take the streams that come to ``listener``, which is its keeper's from now on;
+    where some are read, with an authority of this machine's own. Raises SandboxError; the listener
+    is closed then."""
+    try:
+        own = certificates.authority(table)
+        read = reading(own, spec.egress_bounds)
+        network = SandboxNetwork(
+            relay().admit([listener], table, read), spec.secrets, own, how=_HOW
+        )
+    except BaseException:
+        listener.close()
+        raise
     undo.callback(network.close)
     return network
+
+
+def setup(network: SandboxNetwork) -> dict[str, object]:
+    """Return what sys.setup is told of it."""
+    whom = network.certificate
+    return {"relay": dialled.PORT} | ({} if whom is None else {"authority": whom})
 
 
 @contextlib.contextmanager
@@ -82,11 +88,18 @@ def control(spec: SandboxSpec) -> Control:
     """What is said of a network without a card; of one of rules these, as they were written."""
     if spec.net != "restricted":
         return Control(spec.net, True, _HOW)
-    return report.network(spec.net, spec.egress, how=_HOW, bounds=spec.egress_bounds)
+    return report.network(spec.net, spec.egress, spec.secrets, _HOW, spec.egress_bounds)
 
 
 def explained(error: AgentdError) -> AgentdError:
-    """``error``, or what it means where the guest's kernel lacks what a network of rules takes."""
+    """``error``, or what it means where the guest's kernel lacks what a network of rules takes, or
+    its agent what it takes to have connections read."""
+    if _OLDER in (error.cause or ""):
+        return Refused(
+            "secrets and rules about requests are nothing that the agent in this machine knows",
+            cause="it is of an older release, and has no certificates to show to programs",
+            remediation="build the image again (agentd image build --force), or leave them out",
+        )
     if anyip.NONE not in (error.cause or ""):
         return error
     return Refused(

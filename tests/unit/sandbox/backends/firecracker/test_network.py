@@ -1,6 +1,7 @@
 """A network of rules on machines that behave as Firecracker's: what a guest dials at port 1019 of
 its host arrives at a socket in the jail, and the relay decides there."""
 
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -25,8 +26,14 @@ NXDOMAIN = 3
 
 
 @pytest.fixture
-def create(make_backend: Callable[..., Any]) -> Iterator[Callable[..., Sandbox]]:
-    pipeline = Pipeline(Manager(made={"firecracker": make_backend("1.16.1")}))
+def older() -> bool:
+    """Whether the agent in the image is of an older release."""
+    return False
+
+
+@pytest.fixture
+def create(make_backend: Callable[..., Any], older: bool) -> Iterator[Callable[..., Sandbox]]:
+    pipeline = Pipeline(Manager(made={"firecracker": make_backend("1.16.1", older=older)}))
     service = EmbeddedService(pipeline, WHO)
 
     def create(snapshot: Any = None, **wanted: Any) -> Sandbox:
@@ -105,6 +112,42 @@ def test_without_rules_nothing_listens(create: Callable[..., Sandbox], place: Pa
         assert places(place) == set()
     with pytest.raises(Refused, match="has no network card"):
         create(net="host")
-    for wanted in ({"net": ["read api.example.com/v1/*"]}, {"secrets": ["KEY=env:PATH@a.example"]}):
-        with pytest.raises(Refused, match="a virtual machine cannot"):
-            create(**wanted)
+
+
+def told(place: Path, besides: set[str]) -> dict[str, Any]:
+    """What the agent of the machine was told that is none of ``besides``, and its name."""
+    (path,) = (
+        each for each in place.glob("jails/*/*/root/guest-*/told") if str(each) not in besides
+    )
+    besides.add(str(path))
+    request: dict[str, Any] = json.loads(path.read_text())
+    return request
+
+
+def test_each_machine_is_told_of_an_authority_of_its_own_where_requests_are_judged(
+    create: Callable[..., Sandbox], place: Path
+) -> None:
+    seen: set[str] = set()
+    with create(net=["read api.example.com/v1/*", "pypi"]) as sandbox:
+        first = told(place, seen)
+        with sandbox.snapshot() as kept, create(kept):
+            copy = told(place, seen)
+    for each in (first, copy):
+        assert each["net"]["relay"] == dialled.PORT
+        assert each["net"]["authority"].startswith("-----BEGIN CERTIFICATE-----\n")
+        assert each["env"]["SSL_CERT_FILE"] == "/.agentd/certificates/bundle.pem"
+    assert first["net"] != copy["net"]
+    with create(net=["pypi"], env={"A": "b"}):
+        unread = told(place, seen)
+    assert (unread["net"], unread["env"]) == ({"relay": dialled.PORT}, {"A": "b"})
+
+
+@pytest.mark.parametrize("older", [True])
+def test_an_agent_of_an_older_release_is_refused_what_it_does_not_know(
+    create: Callable[..., Sandbox], place: Path
+) -> None:
+    with pytest.raises(Refused, match=r"is of an older release.*agentd image build --force"):
+        create(net=["read api.example.com/v1/*"])
+    assert places(place) == set()
+    with create(net=["pypi"]):
+        assert refused(*places(place)) == (NXDOMAIN, True)
