@@ -112,9 +112,48 @@ def test_nobody_gets_more_than_the_operator_allows(port: int, daemon: Daemon) ->
         assert sandbox.run("true").exit_code == 0
     with pytest.raises(Refused, match="cannot be bounded"):
         Sandbox.create(url=daemon.url, net="host")
-    for wrong in ({"net": "host", "net_bytes": "1M"}, {"net": ["pypi"], "net_rate": "fast"}):
-        with pytest.raises(InvalidInput):
-            Sandbox.create(embedded=True, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput):
+        Sandbox.create(embedded=True, net=["pypi"], net_rate="fast")
+
+
+@pytest.mark.parametrize("net", ["none", "host"])
+@pytest.mark.parametrize("bound", ["net_bytes", "net_rate"])
+def test_what_is_no_network_of_rules_has_no_bound(daemon: Daemon, net: str, bound: str) -> None:
+    said = f"{bound} bounds a network of rules, and the sandbox has the network {net}"
+    asked: dict[str, Any] = {"net": net, bound: "1M"}
+    for where in ({"embedded": True}, {"url": daemon.url}):
+        with pytest.raises(InvalidInput, match=said):
+            Sandbox.create(**where, **asked)
+    answer = daemon.ask("POST", "/v1/sandboxes", asked)
+    assert answer.status == 400 and said in str(answer.json)
+    option = f"--{bound.replace('_', '-')}"
+    for words in (["run", "--embedded"], ["create", "--url", daemon.url], ["call", "--embedded"]):
+        what = ["shell.exec.v1"] if words[0] == "call" else [] if words[0] == "create" else ["true"]
+        ended = subprocess.run(
+            [sys.executable, "-m", "agentd", *words, "--net", net, option, "1M", *what],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 2 and said in ended.stderr
+
+
+def test_a_request_of_a_template_has_the_network_that_the_template_says(port: int) -> None:
+    rule = f"host.agentd.internal:{port}"
+    templates = f"""
+[sandbox]
+networks = ["none", "restricted"]
+[egress]
+allow = ["{rule}"]
+[[template]]
+name = "open"
+net = "{rule}"
+"""
+    with (
+        running(templates) as made,
+        Sandbox.create(url=made.url, template="open", net_bytes="1M") as sandbox,
+    ):
+        assert sandbox.enforcement["network"].detail.endswith("; 1 MiB in all")
 
 
 def test_the_wall_host_has_the_hosts_network_and_bounds_nothing() -> None:

@@ -155,6 +155,44 @@ def test_over_rest(daemon: Daemon) -> None:
     assert daemon.ask("GET", "/v1/snapshots", key=alice).json == []
 
 
+@pytest.mark.parametrize(
+    ("asked", "what"),
+    [
+        ({"isolation": "microvm"}, "gives isolation namespace, less than the microvm asked for"),
+        ({"backend": "oci"}, "is of backend linux, not oci"),
+        *(
+            ({name: value}, f"has the snapshot's {kept}")
+            for name, value, kept in (
+                ("memory", "64M", "memory"),
+                ("pids", 7, "pids"),
+                ("net_bytes", "1M", "net_bytes"),
+                ("user", "root", "user"),
+                ("writable", True, "writable"),
+                ("packages", ["six"], "packages"),
+                ("image", "other", "image"),
+                ("runtime", "crun", "runtime"),
+                ("volumes", ["a:/b"], "mounts"),
+                ("workspace", "/tmp", "mounts"),
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_what_a_snapshot_says_is_not_said_anew(
+    daemon: Daemon, kept: str, asked: dict[str, object], what: str
+) -> None:
+    answer = daemon.ask("POST", "/v1/sandboxes", {"snapshot": kept, **asked})
+    assert answer.status in (400, 403) and what in answer.json["message"], answer.body
+
+
+@pytest.fixture(scope="module")
+def kept(daemon: Daemon) -> str:
+    id_ = daemon.ask("POST", "/v1/sandboxes", {}).json["id"]
+    found = str(daemon.ask("POST", f"/v1/sandboxes/{id_}/snapshot").json["id"])
+    daemon.ask("DELETE", f"/v1/sandboxes/{id_}")
+    return found
+
+
 def test_by_the_command_line(tmp_path: Path, daemon: Daemon) -> None:
     path = str(tmp_path / "kept")
     ran = daemon.cli("run", "--save-snapshot", path, "--", "sh", "-c", "echo kept > a")

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -397,3 +399,24 @@ def test_without_a_daemon_the_configuration_is_read_as_well(
         Sandbox.create(template="late", embedded=True)
     with pytest.raises(NotFound, match="there is no template 'nope'"):
         Sandbox.create(template="nope", embedded=True)
+
+
+def test_a_call_without_a_daemon_is_of_its_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "agentd.toml").write_text(TEMPLATES)
+    monkeypatch.setenv("AGENTD_CONFIG", str(tmp_path / "agentd.toml"))
+
+    def called(template: str) -> subprocess.CompletedProcess[str]:
+        asked = '{"command": "sh", "args": ["-c", "echo $WORD; ls /tmp"]}'
+        words = ("call", "--embedded", "--template", template, "shell.exec.v1", "--params", asked)
+        return subprocess.run(
+            [sys.executable, "-m", "agentd", *words], check=False, capture_output=True, text=True
+        )
+
+    done = called("web")
+    assert json.loads(done.stdout)["stdout"] == "of the template\nup\n", done
+    done = called("nope")
+    assert done.returncode == 1 and "there is no template 'nope'" in done.stderr
+    done = called("late")
+    assert done.returncode == 125 and "was not ready within 1s" in done.stderr

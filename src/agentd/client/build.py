@@ -65,8 +65,10 @@ def sandbox_body(
         from agentd.model.idle import idle_rule
 
         idle_rule(idle_timeout, on_idle)
-    spec = options.sandbox_spec(**asked)
     net, rules = network(asked.get("net"))
+    if template is not None and net == "none":
+        asked["net"] = []  # the template's to say: rules may be
+    spec = options.sandbox_spec(**asked)
     folders = [mount for mount in spec.mounts if not mount.volume]
     workspace = [mount for mount in folders if mount.target == WORKSPACE]
     others = [mount for mount in folders if mount.target != WORKSPACE]

@@ -235,11 +235,9 @@ def volumes() -> "VolumeStore":
 def of_template(body: "SandboxBody") -> "tuple[SandboxBody, Config]":
     """What is asked for with what its template says, and the configuration that has that: the one
     that a daemon with this process's environment would have. Raises AgentdError."""
-    from agentd.daemon import config
-    from agentd.daemon.sandboxes import templates
+    from agentd.daemon.calls import embedded
 
-    found = config.load(config.find(os.environ), dict(os.environ), ())
-    return templates.completed(body, found), found
+    return embedded.of_template(body)
 
 
 def templates() -> "tuple[TemplateView, ...]":

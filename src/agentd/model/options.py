@@ -108,8 +108,8 @@ def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
             open_files=None if open_files is None else _open_files(open_files),
             output=_size(options.get("output"), "output"),
             timeout=_time(options.get("timeout")),
-            net_bytes=_of_rules(net, _size(options.get("net_bytes"), "net_bytes"), "net_bytes"),
-            net_rate=_of_rules(net, _size(options.get("net_rate"), "net_rate"), "net_rate"),
+            net_bytes=_of_rules(net, options.get("net_bytes"), "net_bytes"),
+            net_rate=_of_rules(net, options.get("net_rate"), "net_rate"),
         ),
         user=None if user is None else _user(str(user)),
         writable=_flag(options.get("writable"), "writable"),
@@ -143,6 +143,9 @@ def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> Sandb
     and the secrets that are used there.
     Raises InvalidInput for what may not.
     """
+    for name in ("net_bytes", "net_rate"):
+        if options.get(name) is not None:
+            raise _kept(name)
     asked, nothing = sandbox_spec(**options), SandboxSpec()
     if asked.backend is None and options.get("isolation") is None:
         asked = msgspec.structs.replace(asked, isolation=kept.isolation)
@@ -158,10 +161,7 @@ def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> Sandb
     wrong = [name for name, value in limits.items() if value is not None]
     wrong += [name for name, value in fixed.items() if value != getattr(nothing, name)]
     if wrong:
-        raise InvalidInput(
-            f"a sandbox from a snapshot has the snapshot's {wrong[0]}",
-            remediation=f"leave {wrong[0]} out, or create one without the snapshot",
-        )
+        raise _kept(wrong[0])
     chosen = {name: value for name, value in anew.items() if value is not None}
     return msgspec.structs.replace(
         kept,
@@ -171,6 +171,13 @@ def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> Sandb
         secrets=secrets,
         env={**kept.env, **asked.env},
         limits=msgspec.structs.replace(kept.limits, **chosen),
+    )
+
+
+def _kept(name: str) -> InvalidInput:
+    return InvalidInput(
+        f"a sandbox from a snapshot has the snapshot's {name}",
+        remediation=f"leave {name} out, or create one without the snapshot",
     )
 
 
@@ -252,10 +259,11 @@ def _size(value: Size, what: str, least: int = 1) -> int | None:
     return None if value is None else parse_size(value, what, least)
 
 
-def _of_rules(net: str, size: int | None, what: str) -> int | None:
-    if size is not None and net == "host":
+def _of_rules(net: str, value: Size, what: str) -> int | None:
+    size = _size(value, what)
+    if size is not None and net != RESTRICTED:
         raise InvalidInput(
-            f"{what} is of a network that rules restrict, and this one is the host's",
+            f"{what} bounds a network of rules, and the sandbox has the network {net}",
             remediation="give rules, as --net pypi, or leave it out",
         )
     return size

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import image_oci, output, remote
-from agentd.client.cli.parser import Actions
+from agentd.client.cli.parser import Actions, AddedUp
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def add_build(actions: Actions, run: Callable[[argparse.Namespace], int]) -> Non
     )
     own.add_argument(
         "--net",
+        action=AddedUp,
         metavar="none|host|RULES",
         help="of each RUN (default: none); rules as pypi,deb.example.com",
     )
@@ -199,6 +200,8 @@ def _arguments(words: list[str]) -> dict[str, str]:
         name, equals, value = word.partition("=")
         if not name or not name.isprintable():
             raise InvalidInput(f"--build-arg {word!r}", remediation="write NAME=VALUE")
+        if name in found:
+            raise InvalidInput(f"--build-arg {name} is given twice", remediation="drop one of them")
         told = value if equals else os.environ.get(name)
         try:
             (told or "").encode()

@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import AddedUp, Parser
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def _parser() -> Parser:
     )
     explain.add_argument("target", metavar="[METHOD ]URL|HOST:PORT")
     explain.add_argument("id", metavar="SANDBOX", nargs="?", help="a daemon's, by its rules")
-    explain.add_argument("--net", metavar="RULES", help="by these, as agentd run takes them")
+    explain.add_argument(
+        "--net", action=AddedUp, metavar="RULES", help="by these, as agentd run takes them"
+    )
     about = "list the last connections of one, and what it was refused"
     ls = actions.add("ls", about, "  agentd net ls sbx-abcdefghijkl\n", _ls)
     ls.add_argument("id", metavar="SANDBOX")

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING, cast
 
 from agentd.client.cli.command import env_options
-from agentd.client.cli.parser import Parser, named
+from agentd.client.cli.parser import AddedUp, Parser, named
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def sandbox_options(options: argparse.Namespace) -> "SandboxOptions":
 
     names = SandboxOptions.__annotations__.keys() - {"env"}
     given = {n: v for n, v in vars(options).items() if n in names and v is not None}
-    if not given.get("net", "none").strip():
+    if given.get("net") == "":
         given["net"] = []  # rules, of which there are none
     return cast("SandboxOptions", given)
 
@@ -158,7 +158,7 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         metavar="SRC:DST[:ro|rw]",
         action="append",
         default=[],
-        help="show a host path inside, anywhere beside the programs (default ro); may be repeated",
+        help="show a host path inside, anywhere beside the programs (default ro)",
     )
     group.add_argument(
         "--volume",
@@ -166,8 +166,7 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         metavar="NAME:DST[:ro|rw]",
         action="append",
         default=[],
-        help="have a volume inside, which outlives the sandbox: agentd volume (default rw); may be "
-        "repeated",
+        help="have a volume inside, which outlives the sandbox: agentd volume (default rw)",
     )
     group.add_argument(
         "--with",
@@ -175,7 +174,7 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         type=_packages,
         action="extend",
         metavar="PACKAGE,...",
-        help="have packages of PyPI to import, as numpy,pandas>=2: wheels alone; may be repeated",
+        help="have packages of PyPI to import, as numpy,pandas>=2: wheels alone",
     )
     group.add_argument(
         "--image", metavar="NAME", help="an OCI image, or what a virtual machine boots"
@@ -185,8 +184,8 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--net",
+        action=AddedUp,
         metavar="none|host|RULES",
-        default="none",
         help="none (default), host, or what it may reach, as pypi,api.example.com,10.1.2.3:5432; "
         "'' is rules too: nothing, until agentd net set gives others",
     )
@@ -197,7 +196,7 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="use a secret there and never have it: the variable NAME stands in for it; SOURCE is "
-        "env:VAR, file:PATH or command:CMD, else agentd secret; may be repeated",
+        "env:VAR, file:PATH or command:CMD, else agentd secret",
     )
     group.add_argument("--user", metavar="root|sandbox|UID", help="who the command runs as inside")
     group.add_argument(

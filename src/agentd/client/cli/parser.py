@@ -40,6 +40,8 @@ class Parser(argparse.ArgumentParser):
         options.setdefault("formatter_class", Help)
         options.setdefault("allow_abbrev", False)
         super().__init__(**options)
+        for name in (None, "store"):
+            self.register("action", name, Once)
         self._actions_here: Mapping[str, str] = {}
         # ``--timeout -1s``: a value that is wrong, and no option.
         self._negative_number_matcher = re.compile(r"-\.?\d")
@@ -109,6 +111,37 @@ class Parser(argparse.ArgumentParser):
         )
 
 
+class Once(argparse._StoreAction):
+    """An option that has one value: of two the last would win, and nobody be told."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given: set[str] = vars(namespace).setdefault("_given", set())
+        if self.option_strings and self.dest in given:
+            raise argparse.ArgumentError(self, "it is given twice, and has one value")
+        given.add(self.dest)
+        super().__call__(parser, namespace, values, option_string)
+
+
+class AddedUp(argparse._AppendAction):
+    """Texts with commas that add up, as one such text; an empty one adds nothing."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        texts = (getattr(namespace, self.dest) or "", values)
+        setattr(namespace, self.dest, ",".join(text for text in texts if text.strip()))
+
+
 class Actions:
     def __init__(
         self,
@@ -152,6 +185,11 @@ class Help(argparse.HelpFormatter):
         for block in _blocks(text):
             out += _filled(block, width)
         return "\n".join(f"{indent}{line}".rstrip() for line in out)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """Say which options add up."""
+        repeated = isinstance(action, argparse._AppendAction) and action.help
+        return f"{action.help}; may be repeated" if repeated else action.help
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         """A list of actions keeps its lines."""

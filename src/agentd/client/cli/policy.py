@@ -9,7 +9,7 @@ import tempfile
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import params, remote, table
-from agentd.client.cli.parser import Parser, named
+from agentd.client.cli.parser import AddedUp, Parser, named
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -84,7 +84,9 @@ def _parser() -> Parser:
     explain.add_argument(
         "--as", dest="principal", type=named, metavar="NAME", required=True, help="who asks"
     )
-    explain.add_argument("--scopes", metavar="A,B", help='what they may; "" for nothing')
+    explain.add_argument(
+        "--scopes", action=AddedUp, metavar="A,B", help='what they may; "" for nothing'
+    )
     explain.add_argument("--call", metavar="NAME", required=True, help="as fs.read.v1")
     params.add(explain, "the call's, a JSON object; @FILE or @- reads them")
     explain.add_argument("--sandbox", metavar="JSON", default="{}", help="default: a new one")

@@ -72,6 +72,8 @@ def labels(texts: list[str]) -> dict[str, str]:
         key, equals, value = text.partition("=")
         if not key or not equals:
             raise InvalidInput(f"label {text!r} is not usable", remediation="write it as KEY=VALUE")
+        if key in found:
+            raise InvalidInput(f"label {key!r} is given twice", remediation="drop one of them")
         found[key] = value
     return found
 

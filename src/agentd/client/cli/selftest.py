@@ -74,7 +74,7 @@ def _parser() -> Parser:
         metavar="NAME",
         action="append",
         default=[],
-        help="this wall; may be repeated; see agentd doctor",
+        help="this wall; see agentd doctor",
     )
     parser.add_argument(
         "--image",

@@ -81,7 +81,7 @@ def _parser() -> Parser:
         metavar="unix:PATH|HOST:PORT",
         action="append",
         default=[],
-        help="where clients connect; may be repeated",
+        help="where clients connect",
     )
     parser.add_argument("--state", metavar="DIR", help="where it keeps what outlives it")
     parser.add_argument(

@@ -16,7 +16,8 @@ from agentd.daemon.calls.calls import Calls, Emit
 from agentd.daemon.config import profiles, schema
 from agentd.daemon.config.values import Bundle
 from agentd.daemon.pipeline import run
-from agentd.model.api import CallBody, CallView
+from agentd.daemon.sandboxes import starting, templates
+from agentd.model.api import CallBody, CallView, SandboxBody
 from agentd.model.errors import InvalidInput, NotFound, Refused
 from agentd.model.options import sandbox_spec
 from agentd.model.principal import Principal
@@ -28,6 +29,7 @@ from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.volumes import VolumeStore
 
 if TYPE_CHECKING:
+    from agentd.daemon.config.schema import Config
     from agentd.daemon.pipeline import Pipeline
 
 STATE = "AGENTD_DAEMON__STATE"  # as a daemon's configuration reads it
@@ -102,6 +104,15 @@ def found(who: Principal, spec: SandboxSpec) -> SandboxSpec:
     return msgspec.structs.replace(spec, mounts=volumes().found(who.name, spec.mounts))
 
 
+def of_template(body: SandboxBody) -> tuple[SandboxBody, "Config"]:
+    """What is asked for with what its template says, and the configuration that has that: the one
+    that a daemon with this process's environment would have. Raises AgentdError."""
+    from agentd.daemon import config  # late: few need it
+
+    read = config.load(config.find(os.environ), dict(os.environ), ())
+    return templates.completed(body, read), read
+
+
 def _make(state: str) -> None:
     """Where the log and the receipts of calls lie. Raises AuditError: no call goes without them."""
     with os_errors_as(
@@ -120,6 +131,7 @@ class OwnSandboxes:
     def __init__(self, pipeline: "Pipeline", handle: SandboxHandle | None) -> None:
         self._pipeline = pipeline
         self._handle = handle
+        self._config: Config | None = None  # with the template of a call
 
     def get(self, who: Principal, body: CallBody) -> tuple[SandboxHandle, Mapping[str, str]]:
         handle = self._handle
@@ -132,16 +144,21 @@ class OwnSandboxes:
 
     def plan(self, who: Principal, body: CallBody) -> tuple[SandboxSpec, Mapping[str, str]]:
         create = body.create
-        if create.snapshot is not None or create.labels or create.ttl is not None:
-            raise InvalidInput(
-                "snapshots, labels and leases are a daemon's", remediation="leave them out"
-            )
+        for field in ("snapshot", "labels", "ttl", "wait", "name", "idle_timeout", "on_idle"):
+            if getattr(create, field):
+                raise InvalidInput(
+                    f"{field} is for the sandboxes of a daemon",
+                    remediation=f"leave {field} out, or give url=",
+                )
         if create.secrets:
             raise InvalidInput(
                 "a sandbox that is made for a call has no secrets",
                 remediation="create one with them, and call in that",
             )
+        if create.template is not None:
+            create, self._config = of_template(create)
         spec = found(who, resolved(sandbox_spec(**create.options())))
+        spec = msgspec.structs.replace(spec, template=create.template or "")
         if spec.packages:
             fetched = self._pipeline.package_rules().egress
             spec = msgspec.structs.replace(spec, index_egress=fetched)
@@ -164,7 +181,10 @@ class OwnSandboxes:
     def made(
         self, who: Principal, spec: SandboxSpec, labels: Mapping[str, str]
     ) -> Iterator[SandboxHandle]:
-        handle = self._pipeline.build(spec)
+        if self._config is None:
+            handle = self._pipeline.build(spec)
+        else:
+            handle = starting.built(self._pipeline, spec, None, self._config)
         try:
             yield handle
         finally:

@@ -59,21 +59,15 @@ def restored_spec(
     configuration may allow less.
     """
     templates.completed(body, config)
-    kept = _allowed(who, kept, config.sandbox)
+    wanted = body.options()
+    if body.net == kept.net:
+        wanted["net"] = None
+    spec = _allowed(who, options.restored_spec(kept, **wanted), config.sandbox)
     machine = msgspec.structs.replace(kept.limits, timeout=None, output=None)
     bounded(machine, config.limits)  # those of a machine that is kept cannot be lowered
-    judged = _judged(who, kept.mounts, config)
-    kept = msgspec.structs.replace(resolved(kept, kept=True), mounts=judged)
-    wanted: options.SandboxOptions = {
-        "env": body.env,
-        "timeout": body.timeout,
-        "output": body.output,
-    }
-    if body.net not in ("none", kept.net):
-        wanted["net"] = body.net
-    if body.secrets:
-        wanted["secrets"] = body.secrets
-    spec = _granted(options.restored_spec(kept, **wanted), config)
+    judged = _judged(who, spec.mounts, config)
+    spec = msgspec.structs.replace(resolved(spec, kept=True), mounts=judged)
+    spec = _granted(spec, config)
     asked = Limits(timeout=spec.limits.timeout, output=spec.limits.output)
     held = bounded(asked, config.limits)
     limits = msgspec.structs.replace(
