@@ -4,7 +4,6 @@ It is written whole and put in place by a rename, so that there is always the on
 change or the one from after it.
 """
 
-import contextlib
 import os
 import stat
 import threading
@@ -13,6 +12,7 @@ import time
 import msgspec
 
 from agentd.linux import paths
+from agentd.linux.replacing import replacing
 from agentd.model import typed
 from agentd.model.errors import NotFound, QuotaExceeded, SandboxError
 from agentd.model.kept_secret import SecretView
@@ -103,27 +103,11 @@ class SecretStore:
 
     def _write(self, kept: dict[tuple[str, str], KeptSecret]) -> None:
         data = msgspec.json.encode(_SecretFile(1, list(kept.values())))
-        new = self._path + ".new"
         with os_errors_as(SandboxError, "cannot write the daemon's secrets", "make room for them"):
-            try:
-                with open(new, "wb", opener=_for_us_alone) as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.rename(new, self._path)
-                self._kept = kept
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(new)
-                raise
+            with replacing(self._path, 0o600, alone=True, synced=True) as file:
+                file.write(data)
+            self._kept = kept
             paths.sync(os.path.dirname(self._path))
-
-
-def _for_us_alone(path: str, flags: int) -> int:
-    # What a daemon that was killed left is not written into: it may be open elsewhere.
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    return os.open(path, flags | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
 
 def _read(path: str) -> list[KeptSecret]:

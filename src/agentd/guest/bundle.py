@@ -6,8 +6,9 @@ It holds the two rooms that need nothing but the standard library, and runs on a
 import hashlib
 import io
 import os
-import tempfile
 import zipfile
+
+from agentd.linux.replacing import replacing
 
 SHEBANG = b"#!/usr/bin/env python3\n"
 _MAIN = b"import sys\n\nfrom agentd.guest.main import main\n\nsys.exit(main())\n"
@@ -25,16 +26,8 @@ def build(out_path: str) -> str:
     Raises OSError.
     """
     content = pack(sources())
-    folder = os.path.dirname(os.path.abspath(out_path))
-    fd, temporary = tempfile.mkstemp(prefix=".agentd-guest-", dir=folder)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), 0o755)
-        os.replace(temporary, out_path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(out_path, 0o755) as file:
+        file.write(content)
     return hashlib.sha256(content).hexdigest()
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from agentd.image import distribution, store
 from agentd.linux import locks
+from agentd.linux.replacing import replacing
 from agentd.model.errors import InvalidInput, Unavailable
 
 #: The archive of a site's own, which is used on Debian as well then.
@@ -170,6 +171,5 @@ def _write(path: str, text: str) -> None:
     with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
         if file.read() == text:
             return
-    with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(f"{path}.{os.getpid()}", path)
+    with replacing(path, 0o644) as file:
+        file.write(text.encode())

@@ -33,6 +33,7 @@ from agentd.image.model import (
     NotFound,
 )
 from agentd.linux import locks
+from agentd.linux.replacing import replacing
 from agentd.model import typed
 from agentd.model.errors import Conflict, InvalidInput
 
@@ -301,15 +302,8 @@ def _read_stamps(folder: str) -> dict[str, list[int]]:
 
 
 def _write(path: str, data: bytes) -> None:
-    fd, temporary = tempfile.mkstemp(dir=os.path.dirname(path))
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            os.fchmod(file.fileno(), 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path, 0o644) as file:
+        file.write(data)
 
 
 def _pretty(manifest: ImageManifest) -> bytes:

@@ -24,6 +24,7 @@ from agentd.image import store as machines
 from agentd.image.oci.roots import ROOT, Roots, look
 from agentd.image.oci.work import WorkFolder, sweep
 from agentd.linux import locks, paths
+from agentd.linux.replacing import replacing
 from agentd.model import typed
 from agentd.model.errors import NotFound, SandboxError
 from agentd.model.mount import Mount
@@ -293,15 +294,8 @@ class PackageStore:
         with self._errors():
             self._make_folders()
             path = os.path.join(self.folder, kind, f"{key}.json")
-            aside = f"{path}.{os.urandom(4).hex()}"
-            try:
-                with open(aside, "xb") as file:
-                    file.write(msgspec.json.encode(value))
-                os.rename(aside, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(aside)
-                raise
+            with replacing(path, 0o644) as file:
+                file.write(msgspec.json.encode(value))
 
     def _make_folders(self) -> None:
         """Raises OSError, and SandboxError for a folder that others could write to."""

@@ -5,6 +5,7 @@ import shutil
 
 import msgspec
 
+from agentd.linux.replacing import replacing
 from agentd.model import typed
 from agentd.model.api import SnapshotView
 from agentd.model.errors import AgentdError, NotFound
@@ -33,11 +34,8 @@ class Snapshots:
 
     def write_down(self, id_: str, about: SnapshotOwner) -> None:
         path = os.path.join(self._folder, id_, _ABOUT)
-        with open(f"{path}.new", "wb") as file:
+        with replacing(path, 0o600, alone=True, synced=True) as file:
             file.write(msgspec.json.encode(about))
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(f"{path}.new", path)
 
     def get(self, who: Principal, id_: str) -> Snapshot:
         """Raises NotFound, also for another principal's."""

@@ -9,7 +9,6 @@ import io
 import os
 import stat
 import tarfile
-import tempfile
 from typing import Any, BinaryIO
 
 import msgspec
@@ -30,6 +29,7 @@ from agentd.image.oci.values import (
     encode,
 )
 from agentd.image.oci.work import WorkFolder
+from agentd.linux.replacing import replacing
 from agentd.model.errors import InvalidInput
 
 FORMS = ("oci:./layout:tag", "oci-archive:./image.tar", "docker://HOST/NAME:TAG")
@@ -137,19 +137,9 @@ class _Push:
 
     def to_archive(self) -> None:
         """A tar archive with a layout; one of an image that is there is replaced."""
-        folder, name = os.path.split(self._target.place)
         check_archive(self._target.place)
-        fd, partial = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-        try:
-            with open(fd, "wb") as file:
-                os.fchmod(fd, 0o666 & ~umask())
-                self._archive(file)
-                os.fsync(fd)
-            os.replace(partial, self._target.place)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial)
-            raise
+        with replacing(self._target.place, 0o666 & ~umask(), synced=True) as file:
+            self._archive(file)
 
     def to_registry(self, seconds: float, *, insecure: bool) -> None:
         layout.write_index(self._work.layout, self._manifest)

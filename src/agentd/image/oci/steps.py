@@ -12,6 +12,7 @@ import msgspec
 
 from agentd.image.model import Corrupt
 from agentd.image.oci.values import decode, encode
+from agentd.linux.replacing import replacing
 
 FOLDER = "steps"
 MOST = 2000
@@ -49,9 +50,8 @@ class BuiltSteps:
         os.makedirs(self.folder, 0o700, exist_ok=True)
         for key, step in records.items():
             path = os.path.join(self.folder, key + _SUFFIX)
-            with open(f"{path}.new", "wb") as file:
+            with replacing(path, 0o600, alone=True) as file:
                 file.write(encode(step))
-            os.replace(f"{path}.new", path)
         names = [name for name in os.listdir(self.folder) if name.endswith(_SUFFIX)]
         if len(names) > MOST:
             paths = [os.path.join(self.folder, name) for name in names]

@@ -41,6 +41,7 @@ from agentd.image.oci.values import (
 )
 from agentd.image.oci.work import WorkFolder, sweep
 from agentd.linux import locks, paths
+from agentd.linux.replacing import replacing
 
 FORMAT = 1
 _NAMES, _ROOTS, _WORK = "names", "roots", "work"
@@ -238,11 +239,8 @@ class OciStore:
 
     def _write_name(self, named: Named) -> None:
         path = self._name_path(named.name)
-        with open(f"{path}.new", "wb") as file:
+        with replacing(path, 0o600, alone=True, synced=True) as file:
             file.write(msgspec.json.encode(named))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(f"{path}.new", path)
         paths.sync(os.path.dirname(path))
 
     def _collect(self) -> Removed:

@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass
 
 from agentd.image.runtime.store import AgentRuntime, ensure
+from agentd.linux.replacing import replacing
 from agentd.model.errors import InvalidInput
 
 #: Of the directory in an archive.
@@ -69,15 +70,8 @@ def _archive(runtime: AgentRuntime, path: str) -> None:
     data = _tar(runtime.folder)
     if path.endswith(_GZIP):
         data = gzip.compress(data, mtime=0)
-    fd, new = tempfile.mkstemp(prefix=".agentd-guest-", dir=os.path.dirname(os.path.abspath(path)))
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            os.fchmod(file.fileno(), 0o644)
-        os.replace(new, path)
-    except BaseException:
-        os.unlink(new)
-        raise
+    with replacing(path, 0o644) as file:
+        file.write(data)
 
 
 def _tar(folder: str) -> bytes:

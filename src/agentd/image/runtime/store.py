@@ -26,6 +26,7 @@ from agentd.image import cache, digest
 from agentd.image.runtime.making import OPEN, Stamps, check, fill, identify, make_folders, stamp
 from agentd.image.runtime.parts import LOADER, PYTHON, START, Inventory, inventory
 from agentd.linux import locks, paths
+from agentd.linux.replacing import replacing
 from agentd.model.errors import Unavailable
 
 #: Where sandboxes have it: outside of what an image has.
@@ -265,11 +266,5 @@ def _load(path: str, kind: type[_T]) -> _T | None:
 
 
 def _write(path: str, value: "_Made | _Known") -> None:
-    fd, temporary = tempfile.mkstemp(prefix=_NEW, dir=os.path.dirname(path))
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            json.dump(value.__dict__, file)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path, 0o600) as file:
+        file.write(json.dumps(value.__dict__).encode())

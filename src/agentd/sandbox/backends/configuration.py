@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from agentd._version import __version__
 from agentd.guest.zygote.root import ETC_TREES
+from agentd.linux.replacing import replacing
 from agentd.model.configuration import ROOTS, HostConfiguration
 
 MAX_TREES = 64
@@ -231,7 +232,5 @@ def _cache_file() -> str | None:
 
 
 def _write(path: str, text: str) -> None:
-    temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(temporary, path)
+    with replacing(path, 0o644) as file:
+        file.write(text.encode())
