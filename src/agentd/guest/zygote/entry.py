@@ -14,9 +14,10 @@ from typing import NoReturn
 
 from agentd.guest.zygote import accounts, root
 from agentd.guest.zygote.asked import strings
-from agentd.guest.zygote.messages import close_all, receive, refuse, send
+from agentd.guest.zygote.messages import close_all, receive, refuse
+from agentd.guest.zygote.mounting import serve_mount
 from agentd.guest.zygote.subid_mapper import SubidMapper
-from agentd.linux import abi, mounts, paths, process
+from agentd.linux import abi, process
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
@@ -203,22 +204,6 @@ def _serve_mounts(zygote: int) -> None:
             refuse(sock, None, error)
             continue
         close_all(fds)
-        _serve_mount(sock, request)
+        serve_mount(sock, request)
     os.waitpid(zygote, 0)
     os._exit(0)
-
-
-def _serve_mount(sock: socket.socket, request: dict[str, object]) -> None:
-    number = request.get("n")
-    try:
-        source = paths.open_plain(str(request["path"]))
-        try:
-            fd = mounts.clone_tree(source, readonly=bool(request["ro"]))
-        finally:
-            os.close(source)
-        try:
-            send(sock, {"n": number, "ok": True}, [fd])
-        finally:
-            os.close(fd)
-    except Exception as error:
-        refuse(sock, number, error)

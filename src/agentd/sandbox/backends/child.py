@@ -7,6 +7,7 @@ import os
 import select
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from agentd.model.errors import InvalidInput, SandboxError
 
 _MAX_MESSAGE = 64 << 10
 _MAX_FDS = 8
+_END_POLL = 0.001
 # The kernel's word where it has no memory for a seccomp filter (agentd.linux.seccomp).
 _ENOTSUPP = 524
 _MORE_FILTERS = "sysctl -w net.core.bpf_jit_limit=1073741824, or end what loads many filters"
@@ -139,6 +141,16 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> Readiness:
     count = many if isinstance(many, int) else 0
     names = [str(name) for name in controls] if isinstance(controls, list) else []
     return Readiness(names, [socket.socket(fileno=fd) for fd in fds[:count]], fds[count:])
+
+
+def await_end(pid: int, seconds: float) -> bool:
+    """Wait for our child to end, and collect it; return whether it has ended by then."""
+    deadline = time.monotonic() + seconds
+    while not reap(pid):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_END_POLL)
+    return True
 
 
 def reap(pid: int) -> bool:

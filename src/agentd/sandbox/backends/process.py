@@ -3,7 +3,6 @@
 import contextlib
 import os
 import socket
-import time
 from collections.abc import Callable, Collection
 from functools import partial
 
@@ -22,7 +21,7 @@ from agentd.model.mount import WORKSPACE, Mount, MountMode, is_reserved, unmount
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import configuration, identity, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, make_group, ready_to_start
-from agentd.sandbox.backends.child import await_ready, reap, receive, send, start_python
+from agentd.sandbox.backends.child import await_end, await_ready, receive, send, start_python
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.limits import (
     agent_detail,
@@ -376,9 +375,4 @@ def _begin(
 def _end_monitor(control: socket.socket, monitor: int) -> bool:
     """Tell the monitor to end its tree, and collect it; whether it has ended."""
     control.close()
-    deadline = time.monotonic() + _END_SECONDS
-    while not reap(monitor):
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.001)
-    return True
+    return await_end(monitor, _END_SECONDS)

@@ -12,7 +12,7 @@ from typing import Any
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import cgroup, dialled
 from agentd.model.errors import BackendLost, SandboxError
-from agentd.sandbox.backends.child import reap, receive, send, start_python
+from agentd.sandbox.backends.child import await_end, receive, send, start_python
 from agentd.sandbox.backends.firecracker import exits, jailer
 from agentd.sandbox.backends.firecracker.api import ApiClient, ApiError
 from agentd.sandbox.backends.firecracker.config import ApiRequest
@@ -194,14 +194,10 @@ class FirecrackerProcess(MonitorProcess):
     def _end_warden(self) -> None:
         """End the warden and its guard by closing our end; then the jail is gone."""
         self._control.close()
-        deadline = time.monotonic() + _END_SECONDS
-        while not reap(self._guard):
-            if time.monotonic() > deadline:
-                with contextlib.suppress(ProcessLookupError, ChildProcessError):
-                    os.kill(self._guard, signal.SIGKILL)
-                    os.waitpid(self._guard, 0)
-                return
-            time.sleep(_POLL_SECONDS)
+        if not await_end(self._guard, _END_SECONDS):
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(self._guard, signal.SIGKILL)
+                os.waitpid(self._guard, 0)
 
 
 def _seen(answer: dict[str, object]) -> tuple[int | None, str]:

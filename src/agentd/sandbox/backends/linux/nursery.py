@@ -2,37 +2,27 @@
 
 import contextlib
 import errno
-import os
 import select
-import signal
 import socket
-import threading
-import time
 from collections.abc import Callable, Sequence
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import privileges
 from agentd.linux.fingerprint import fingerprint
-from agentd.linux.paths import same_file
 from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, SandboxError
 from agentd.sandbox.backends import configuration, identity
-from agentd.sandbox.backends.cgroups import ready_to_start
 from agentd.sandbox.backends.child import (
     Starved,
-    reap,
     receive,
     send,
-    start_python,
     unsent,
 )
+from agentd.sandbox.backends.helper import Helper
 from agentd.sandbox.backends.identity import SIZE, Block
 from agentd.sandbox.backends.linux.spares import AskedSpare, Spare, SpareKind, Spares
 from agentd.sandbox.backends.linux.subid_range import SubidRange
 
-# One that ends is seen at once: these are for what hangs, and a starved machine takes its time.
-_START_SECONDS = 60.0
-_ANSWER_SECONDS = 60.0
 _MODULE = "agentd.guest.zygote.main"
 # Blocks of ids of which a few may lie idle.
 _ROOMY = 64
@@ -40,8 +30,11 @@ _ROOMY = 64
 Prepare = Callable[[socket.socket, Block | None], None]
 
 
-class Nursery:
-    """Thread-safe. Closing it ends every sandbox of its zygote: the kernel sees to that."""
+class Nursery(Helper):
+    """A zygote. Thread-safe. Closing it ends every sandbox of it: the kernel sees to that."""
+
+    who = "zygote"
+    unready = "the sandbox root could not be built"
 
     def __init__(
         self,
@@ -56,15 +49,10 @@ class Nursery:
         ``plain`` is what most requests ask for: the zygote rehearses those. With ``subids`` root of
         its sandboxes has these, too.
         """
-        ready_to_start()
-        self._lock = threading.Lock()
         self.net = net
         #: Of the seccomp filters, once the zygote is ready: by whether a folder is mounted rw.
         self.filter_digests: dict[tuple[bool, bool], str] = {}
-        self._ready = False
-        self._count = 0
         self._spares = Spares()
-        self._owner = os.getpid()
         #: Directories of the host's /etc and /var/lib that its root has.
         self.configuration = configuration.trees(shown)
         self._hidden = shown.hide
@@ -77,30 +65,21 @@ class Nursery:
         self.may_mount = self._own is not None and privileges.may_mount()
         #: Of an ordinary user, for root of its sandboxes alone.
         self.subids = subids
-        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._mounts, mounts = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            self.pid = start_python(_MODULE, (control, mounts))
-            self._send(self._config(net, plain), [])
-        except BaseException:
-            self._control.close()
-            self._mounts.close()
+        with contextlib.ExitStack() as undo:
             if self._own is not None:
-                self._own.release(ended=False)
-            raise
-        finally:
-            control.close()
-            mounts.close()
+                undo.callback(self._own.release, ended=False)
+            self._mounts, mounts = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            undo.callback(self._mounts.close)
+            with mounts:
+                super().__init__(_MODULE, mounts)
+            undo.callback(self._control.close)
+            self._send(self._config(net, plain))
+            undo.pop_all()
 
     def nobodys(self) -> range:
         """Ids that the zygote's namespace has, and no process ever: the zygote is the first of its
         block. Root of a sandbox may become any id of its own block."""
         return range(0) if self._own is None else range(self._own.id + 1, self._own.id + SIZE)
-
-    def wait_ready(self) -> None:
-        """Raises SandboxError with the zygote's own words when it could not build its root."""
-        with self._lock:
-            self._wait_ready()
 
     def take_spare(self, kind: SpareKind) -> Spare | None:
         """The clone that waits for a request of this kind, if there is one. The caller owns all of
@@ -206,15 +185,7 @@ class Nursery:
             request: dict[str, object] = {"n": number, "path": path, "ro": readonly}
             send(self._mounts, request, [], "zygote", MAX_MESSAGE)
             answer, fds = self._receive(self._mounts, number)
-        if "error" in answer:
-            code = answer.get("errno")
-            if code == errno.ETOOMANYREFS:
-                raise unsent("zygote", OSError(code, str(answer["error"])))
-            raise OSError(code, str(answer["error"]), path)
-        if not same_file(fds[0], source):
-            os.close(fds[0])
-            raise OSError(errno.ESTALE, "it was replaced meanwhile", path)
-        return fds[0]
+        return self._mounted(answer, fds, path, source)
 
     def stack(
         self, namespace: int, disk: int, size: int, inodes: int
@@ -250,33 +221,19 @@ class Nursery:
         # A killed zygote closes its socket before it can be reaped (do_exit, kernel/exit.c).
         poll = select.poll()
         poll.register(self._control, 0)
-        return not poll.poll(0) and not reap(self.pid)
+        return not poll.poll(0) and super().alive()
 
     def close(self) -> None:
         """End the zygote and with it every sandbox; idempotent."""
-        self._control.close()
         self._mounts.close()
         blocks = self._spares.close()
-        if os.getpid() != self._owner:
-            return  # a forked copy of us: the zygote belongs to the original
-        # It waits for the zygote, and the kernel ends every clone with that.
-        ended = self._await_end()
+        ended = self._end()  # the kernel ends every clone with it
+        if ended is None:
+            return
         if self._own is not None:
             blocks.append(self._own)
         for block in blocks:
             block.release(ended)
-
-    def _await_end(self) -> bool:
-        """Return whether it ended by itself."""
-        deadline = time.monotonic() + 5.0
-        while time.monotonic() < deadline:
-            if reap(self.pid):
-                return True
-            time.sleep(0.001)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-            os.waitpid(self.pid, 0)
-        return False
 
     def _collect_spares(self) -> None:
         """Take the clones that the zygote may have sent since."""
@@ -290,27 +247,12 @@ class Nursery:
                 return
             self._sort(answer, fds)
 
-    def _receive(self, sock: socket.socket, number: int) -> tuple[dict[str, object], list[int]]:
-        """The answer to request ``number``: spares and answers that nobody waited for come, too."""
-        deadline = time.monotonic() + _ANSWER_SECONDS
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            answer, fds = receive(sock, left, "zygote")
-            if answer.get("n") == number or ("error" in answer and answer.get("n") is None):
-                return answer, fds
-            self._sort(answer, fds)
-
     def _sort(self, answer: dict[str, object], fds: list[int]) -> None:
         number = answer.get("spare")
         if isinstance(number, int) and len(fds) == 1:
             self._spares.arrived(number, fds[0])
-            return
-        for fd in fds:  # came too late; its sandbox has nobody at the other end, and ends
-            os.close(fd)
-
-    def _next_number(self) -> int:
-        self._count += 1
-        return self._count
+        else:  # a sandbox that has nobody at the other end, and ends
+            super()._sort(answer, fds)
 
     def _config(self, net: str, plain: dict[str, object] | None) -> dict[str, object]:
         ids = None
@@ -326,12 +268,7 @@ class Nursery:
             "hidden": self._hidden,
         }
 
-    def _wait_ready(self) -> None:
-        if self._ready:
-            return
-        answer, _ = receive(self._control, _START_SECONDS, "zygote")
-        if "error" in answer:
-            raise SandboxError("the sandbox root could not be built", cause=str(answer["error"]))
+    def _is_ready(self, answer: dict[str, object]) -> None:
         self.filter_digests = {
             (rw, root): fingerprint(bytes.fromhex(str(answer[name])))
             for rw, root, name in (
@@ -341,10 +278,6 @@ class Nursery:
                 (True, True, "filter_root_rw"),
             )
         }
-        self._ready = True
-
-    def _send(self, request: dict[str, object], fds: Sequence[int]) -> None:
-        send(self._control, request, fds, "zygote", MAX_MESSAGE)
 
     def _answer(self, number: int) -> list[int]:
         try:

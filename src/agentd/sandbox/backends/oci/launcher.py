@@ -27,7 +27,8 @@ from typing import NoReturn
 from agentd.guest.zygote import root
 from agentd.guest.zygote.maps import Maps
 from agentd.guest.zygote.messages import close_all, receive, refuse, send
-from agentd.linux import abi, mounts, paths, privileges, process
+from agentd.guest.zygote.mounting import serve_mount
+from agentd.linux import abi, privileges, process
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
@@ -120,26 +121,11 @@ class _Launcher:
                 continue
             try:
                 if request.get("op") == "mount":
-                    self._lend_mount(request)
+                    serve_mount(self._control, request)
                 else:
                     self._start(request, fds)
             finally:
                 close_all(fds)
-
-    def _lend_mount(self, request: dict[str, object]) -> None:
-        number = request.get("n")
-        try:
-            source = paths.open_plain(str(request["path"]))
-            try:
-                fd = mounts.clone_tree(source, readonly=bool(request["ro"]))
-            finally:
-                os.close(source)
-            try:
-                send(self._control, {"n": number, "ok": True}, [fd])
-            finally:
-                os.close(fd)
-        except Exception as error:
-            refuse(self._control, number, error)
 
     def _start(self, request: dict[str, object], fds: list[int]) -> None:
         """Clone a builder. What fails here is answered in its place."""

@@ -3,22 +3,17 @@
 import contextlib
 import errno
 import os
-import signal
 import socket
-import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import cgroup, process
 from agentd.model.errors import AgentdError, SandboxError
-from agentd.sandbox.backends.cgroups import ready_to_start
-from agentd.sandbox.backends.child import Ended, reap, receive, send, start_python, unsent
+from agentd.sandbox.backends.child import Ended, unsent
+from agentd.sandbox.backends.helper import Helper
 from agentd.sandbox.backends.vm import folders
 
 _MODULE = "agentd.sandbox.backends.vm.keeper"
-_ANSWER_SECONDS = 30.0
 
 
 class StartedProcess(NamedTuple):
@@ -37,43 +32,35 @@ class MachineStatus(NamedTuple):
     console: str
 
 
-class Keeper:
+class Keeper(Helper):
     """Thread-safe. Closing it ends every machine: the kernel sees to that."""
 
+    who = "keeper"
+    unready = "the keeper could not start"
+    answer_seconds = 30.0
+    end_seconds = 10.0
+
     def __init__(self) -> None:
-        """Starts the process and returns at once; the first request waits for it."""
-        ready_to_start()
-        self._lock = threading.Lock()
-        self._ready = False
-        self._owner = os.getpid()
-        self._next = 0
-        self._asked = 0
+        self._machines = 0
         try:
             self.folder, lock = folders.claim()
         except (folders.FolderError, OSError) as error:
             raise SandboxError("no run folder can be made", cause=str(error)) from error
-        self._control, control = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            self.pid = start_python(_MODULE, (control,))
-            send(self._control, {"folder": self.folder}, [lock], "keeper", MAX_MESSAGE)
-        except BaseException:
-            self._control.close()
-            folders.remove(self.folder)
-            raise
-        finally:
-            control.close()
-            os.close(lock)
-
-    def wait_ready(self) -> None:
-        """Raises SandboxError with the keeper's own words when it could not start."""
-        with self._lock:
-            self._wait_ready()
+        with contextlib.ExitStack() as undo:
+            undo.callback(folders.remove, self.folder)
+            try:
+                super().__init__(_MODULE)
+                undo.callback(self._control.close)
+                self._send({"folder": self.folder}, [lock])
+            finally:
+                os.close(lock)
+            undo.pop_all()
 
     def number(self) -> int:
         """Return the number of a new machine."""
         with self._lock:
-            self._next += 1
-            return self._next
+            self._machines += 1
+            return self._machines
 
     def start(
         self,
@@ -140,24 +127,10 @@ class Keeper:
         """End a machine; its processes are gone when their pidfds say so."""
         return _seen(self._ask({"op": "end", "vm": number})[0])
 
-    def alive(self) -> bool:
-        return not reap(self.pid)
-
     def close(self) -> None:
         """End the keeper and with it every machine, and remove the run folder; idempotent."""
-        self._control.close()
-        if os.getpid() != self._owner:
-            return  # a forked copy of us: the keeper belongs to the original
-        deadline = time.monotonic() + 10.0
-        while time.monotonic() < deadline:
-            if not self.alive():
-                break
-            time.sleep(0.001)
-        else:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-        folders.remove(self.folder)  # where the guard could not: it was killed
+        if self._end() is not None:
+            folders.remove(self.folder)  # where the guard could not: it was killed
 
     def _started(
         self, request: dict[str, object], fds: list[int], group: cgroup.Group | None
@@ -183,11 +156,10 @@ class Keeper:
     ) -> tuple[dict[str, object], list[int]]:
         with self._lock:
             self._wait_ready()
-            self._asked += 1
-            number = self._asked
-            send(self._control, {**request, "n": number}, fds, "keeper", MAX_MESSAGE)
+            number = self._next_number()
+            self._send({**request, "n": number}, fds)
             try:
-                answer, passed = self._answer(number)
+                answer, passed = self._receive(self._control, number)
             except SandboxError as error:
                 if request["op"] == "start" and not isinstance(error, Ended):
                     self._give_up(request["vm"])
@@ -199,31 +171,10 @@ class Keeper:
             raise SandboxError(f"the keeper cannot {what} it", cause=str(answer["error"]))
         return answer, passed
 
-    def _answer(self, number: int) -> tuple[dict[str, object], list[int]]:
-        """Take the next answer; one that came too late for its question is nobody's."""
-        deadline = time.monotonic() + _ANSWER_SECONDS
-        while True:
-            left = max(0.0, deadline - time.monotonic())
-            answer, passed = receive(self._control, left, "keeper")
-            if answer.get("n") in (None, number):  # None: it could not read which one
-                return answer, passed
-            for fd in passed:
-                os.close(fd)
-
     def _give_up(self, machine: object) -> None:
         """End what was started and cannot be had; the answer is passed over by who asks next."""
-        self._asked += 1
-        request = {"op": "end", "vm": machine, "n": self._asked}
         with contextlib.suppress(AgentdError):
-            send(self._control, request, [], "keeper", MAX_MESSAGE)
-
-    def _wait_ready(self) -> None:
-        if self._ready:
-            return
-        answer, _ = receive(self._control, _ANSWER_SECONDS, "keeper")
-        if "error" in answer:
-            raise SandboxError("the keeper could not start", cause=str(answer["error"]))
-        self._ready = True
+            self._send({"op": "end", "vm": machine, "n": self._next_number()})
 
 
 def _seen(answer: dict[str, object]) -> MachineStatus:
