@@ -18,7 +18,6 @@ class Aio(Protocol):
 
     async def _call(self, work: Callable[[Any], R]) -> R:
         """Do ``work``, which takes the blocking object, in a thread."""
-        ...
 
 
 class AioOnThreads(Aio, Protocol):

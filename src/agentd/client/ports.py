@@ -57,11 +57,9 @@ class Sandboxes(service.Sandboxes, Protocol):
     def keep(self, id: str, path: str | os.PathLike[str] | None) -> Snapshot:
         """Take a snapshot, and give it as an object. Raises InvalidInput for a ``path`` where a
         daemon keeps it, and as ``snapshot`` does."""
-        ...
 
     def ping(self, id: str) -> dict[str, object]:
         """Ask the agent inside whether it answers. Raises BackendLost when it is gone."""
-        ...
 
 
 class Commands(service.Commands, Protocol):
@@ -71,17 +69,14 @@ class Commands(service.Commands, Protocol):
         self, sandbox: str, request: "ExecRequest", stdin: bytes = b"", cancel: int = -1
     ) -> "Result":
         """Run one to its end, its output captured; ``cancel`` readable kills it."""
-        ...
 
     def begin(
         self, sandbox: str, request: "ExecRequest", *, capture: bool = False
     ) -> "RunningCommand":
         """Start one; ``capture`` keeps its output for the Result."""
-        ...
 
     def attach(self, sandbox: str, process: str, cursors: Mapping[str, int]) -> "RunningCommand":
         """Take up one that runs, its output from the cursors on. Raises NotFound."""
-        ...
 
 
 class Files(service.Files, Protocol):
@@ -95,7 +90,6 @@ class Files(service.Files, Protocol):
         wake: int = -1,
     ) -> Iterator[bytes]:
         """Read a file; the descriptor ``wake`` readable ends it early."""
-        ...
 
     def write(
         self,
@@ -107,7 +101,6 @@ class Files(service.Files, Protocol):
         parents: bool = False,
     ) -> int:
         """Write a file; bytes are sent again after a lost connection."""
-        ...
 
 
 class Service(service.Service, Protocol):

@@ -33,7 +33,6 @@ class Repeats(Protocol):
         ``authorise`` is asked before a repeat gets an answer: ``readmit``. Not ``lasting`` is what
         a loss of power undoes: it may then be done again. Raises IdempotencyMismatch and others.
         """
-        ...
 
 
 class DoorSandboxes(Sandboxes, Protocol):
@@ -46,7 +45,6 @@ class DoorFiles(Files, Protocol):
     def read(self, sandbox: str, path: str, offset: int = 0, length: int | None = None) -> Content:
         """Read a file, and tell its size and where the pieces lie in it; a negative ``offset`` is
         from its end."""
-        ...
 
 
 class DoorEvents(Events, Protocol):
@@ -72,4 +70,3 @@ class DoorService(Service, Protocol):
         """Return the service of who asks by the same credential now, for what goes on for long: a
         key may have been revoked, or the sandbox be another's. Counts as no request. May block
         where ``authenticate`` may. Raises Unauthenticated, Forbidden, NotFound."""
-        ...

@@ -30,12 +30,9 @@ class Secrets(Protocol):
 
     def set(self, name: str, value: str) -> SecretView:
         """Keep a value, in place of one of that name. Raises InvalidInput, QuotaExceeded."""
-        ...
 
     def list(self) -> tuple[SecretView, ...]:
         """List them, by name."""
-        ...
 
     def delete(self, name: str) -> None:
         """Forget one; sandboxes that use it go on with it. Raises NotFound."""
-        ...

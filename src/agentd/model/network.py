@@ -65,16 +65,13 @@ class Network(Protocol):
 
     def get(self, sandbox: str) -> NetworkView:
         """Return its network, and the rules that hold. Raises NotFound."""
-        ...
 
     def set(self, sandbox: str, net: str | Iterable[str]) -> NetworkView:
         """Let these rules hold from now on, for what is open too: connections that they do not
         allow end. It must have been made with rules; none ([]) will do. Raises NotFound,
         InvalidInput, Refused, Unsupported."""
-        ...
 
     def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:
         """Return what it connected to and was refused, a thousand at most: all that is kept, or
         what changed after the ``next`` of an earlier answer. Raises NotFound, and Refused where its
         network has no rules."""
-        ...

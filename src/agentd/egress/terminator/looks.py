@@ -17,7 +17,6 @@ class HostLook(Protocol):
 
     def tunnel(self) -> BodyFilter:
         """Of what the program says once both ends have switched to a WebSocket."""
-        ...
 
     def answer_head(self, status: int, headers: Headers) -> list[tuple[bytes, bytes]]: ...
 

@@ -48,7 +48,6 @@ class Hands(Protocol):
 
     def put(self, sandbox: str, name: str, data: bytes, mode: int = 0o644) -> None:
         """Write a file in the workspace; do nothing where there is no such sandbox."""
-        ...
 
 
 class Driver:
