@@ -25,9 +25,7 @@ def check(directory: str, found: list[LogFile], last: Last, known: Mark | None) 
     cause = _missing(found, last, known)
     if cause:
         raise LogDamaged(
-            f"the audit log {directory} is not as it was written",
-            cause=cause,
-            remediation=WAY_OUT,
+            f"the audit log {directory} is not as it was written", cause=cause, remediation=WAY_OUT
         )
 
 

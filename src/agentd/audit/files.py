@@ -44,9 +44,7 @@ def ls(directory: str) -> list[LogFile]:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoLog(
-            f"no audit log here: {directory}",
-            cause=error.strerror or "",
-            remediation=NAME_IT,
+            f"no audit log here: {directory}", cause=error.strerror or "", remediation=NAME_IT
         ) from error
     except OSError as error:
         raise unreadable(directory, error) from error

@@ -93,11 +93,7 @@ def no_log(directory: str) -> NoLog:
         cause = "there are receipts beside it, and no records: they were removed"
     else:
         cause = "no audit-*.jsonl with a record is in it"
-    return NoLog(
-        f"no audit log here: {directory}",
-        cause=cause,
-        remediation=files.NAME_IT,
-    )
+    return NoLog(f"no audit log here: {directory}", cause=cause, remediation=files.NAME_IT)
 
 
 def _has_bytes(file: LogFile) -> bool:

@@ -185,10 +185,7 @@ class KeyService:
 
     def _check_room(self, principal: str) -> None:
         owners = [record.principal for record in self._store.list()]
-        for count, bound in (
-            (len(owners), MAX_KEYS),
-            (owners.count(principal), MAX_KEYS_OF_ONE),
-        ):
+        for count, bound in ((len(owners), MAX_KEYS), (owners.count(principal), MAX_KEYS_OF_ONE)):
             if count >= bound:
                 raise Refused(
                     f"there are {count} keys already",

@@ -170,12 +170,7 @@ def _signer(place: int, name: str, names: set[str]) -> Signer:
         raise ValueError(f"{name}.toml: {principal[:64]!r} is no name for a principal")
     expires = None if settings.expires is None else settings.expires.timestamp()
     return Signer(
-        name=name,
-        key_id=key_id(key),
-        key=key,
-        principal=principal,
-        scopes=scopes,
-        expires=expires,
+        name=name, key_id=key_id(key), key=key, principal=principal, scopes=scopes, expires=expires
     )
 
 

@@ -135,8 +135,7 @@ def _text_size(text: str, what: str) -> int:
         return len(text.encode()) + 2
     except UnicodeEncodeError:
         raise InvalidInput(
-            f"{what} hold half of a surrogate pair",
-            remediation="send text, or bytes as base64",
+            f"{what} hold half of a surrogate pair", remediation="send text, or bytes as base64"
         ) from None
 
 

@@ -35,8 +35,7 @@ def find(
     found = None if embedded or kept_here(snapshot) else address.running(None, api_key)
     if found is None and api_key is not None:
         raise InvalidInput(
-            "api_key is for the sandboxes of a daemon",
-            remediation="leave it out, or give url=",
+            "api_key is for the sandboxes of a daemon", remediation="leave it out, or give url="
         )
     return found, False
 

@@ -81,13 +81,7 @@ class Commands(service.Commands, Protocol):
 
 class Files(service.Files, Protocol):
     def read(
-        self,
-        sandbox: str,
-        path: str,
-        offset: int = 0,
-        length: int | None = None,
-        *,
-        wake: int = -1,
+        self, sandbox: str, path: str, offset: int = 0, length: int | None = None, *, wake: int = -1
     ) -> Iterator[bytes]:
         """Read a file; the descriptor ``wake`` readable ends it early."""
 

@@ -124,11 +124,7 @@ class Pipeline:
             return command.finish()
 
     def start(
-        self,
-        who: Principal,
-        handle: SandboxHandle,
-        request: ExecRequest,
-        capture: bool = False,
+        self, who: Principal, handle: SandboxHandle, request: ExecRequest, capture: bool = False
     ) -> Command:
         """Start a command whose stdin the caller feeds, and whose output it takes as it comes.
 

@@ -218,10 +218,7 @@ class _Handshake:
 
 def builtin_operations(agent_context: system.SystemContext) -> dict[str, Starter]:
     """Everything that this package offers beyond the agent's own operations."""
-    return {
-        **late.operations(),
-        **system.operations(agent_context),
-    }
+    return {**late.operations(), **system.operations(agent_context)}
 
 
 def create(loop: Loop, *, pid1: bool, paths: Iterable[str] = ("/tmp",)) -> Agent:

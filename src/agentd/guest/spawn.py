@@ -139,10 +139,7 @@ class Spawner:
             raise SpawnError("cwd", error.errno or 0) from None
 
     def _posix_spawn(
-        self,
-        stdio: tuple[int, int, int],
-        argv: list[bytes],
-        env: dict[bytes, bytes],
+        self, stdio: tuple[int, int, int], argv: list[bytes], env: dict[bytes, bytes]
     ) -> int:
         spawner = _libc_spawner(self.group, tuple(self._ignored))
         return _found(argv[0], env, spawner.prepare(stdio, argv, env))

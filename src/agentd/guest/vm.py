@@ -35,10 +35,7 @@ _NETWORK_SECONDS = 0.5
 # The kernel's own numbers of its first namespaces (include/linux/proc_ns.h, PROC_PID_INIT_INO).
 _FIRST_PID_NAMESPACE = 0xEFFFFFFC
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
-_PASSWD = (
-    f"sandbox:x:{USER}:{USER}:sandbox:{vm_scratch.HOME}:/bin/sh\n",
-    f"sandbox:x:{USER}:\n",
-)
+_PASSWD = (f"sandbox:x:{USER}:{USER}:sandbox:{vm_scratch.HOME}:/bin/sh\n", f"sandbox:x:{USER}:\n")
 
 
 def is_machine() -> bool:
@@ -356,9 +353,7 @@ class GuestMachine:
     def _counters(self, channel: Channel) -> None:
         group = self.group
         channel.finish(
-            "result",
-            counters=group.hits() if group else {},
-            usage=group.usage() if group else {},
+            "result", counters=group.hits() if group else {}, usage=group.usage() if group else {}
         )
 
 

@@ -52,8 +52,7 @@ class OwnFiles:
         if self.initramfs is not None:
             if not _head(self.initramfs, 8, _INITRAMFS).startswith(_ARCHIVES):
                 raise InvalidInput(
-                    f"{self.initramfs} is no initramfs",
-                    remediation=f"give {_INITRAMFS}",
+                    f"{self.initramfs} is no initramfs", remediation=f"give {_INITRAMFS}"
                 )
             _copy(self.initramfs, os.path.join(folder, INITRAMFS))
         if self.rootfs is not None:

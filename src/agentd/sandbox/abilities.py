@@ -103,8 +103,7 @@ SNAPSHOT: Ability[Snapshotable] = Ability(
 #: As a snapshot, for forks alone that are made at once: it may share what it has with them.
 BRANCH: Ability[Branches] = Ability("branch", (Method("branch", Folder),), told=False)
 CHANGES: Ability[CopyOnWrite] = Ability(
-    "changes",
-    (Method("changes", result=tuple[str, ...], in_file=True), Method("apply")),
+    "changes", (Method("changes", result=tuple[str, ...], in_file=True), Method("apply"))
 )
 NETWORK: Ability[Networked] = Ability(
     "network",

@@ -151,10 +151,7 @@ def _weaker(spec: SandboxSpec, load: Loader, allowed: Collection[str]) -> Backen
 
 
 def _candidates(
-    spec: SandboxSpec,
-    load: Loader,
-    allowed: Collection[str],
-    blockers: list[tuple[str, Blocker]],
+    spec: SandboxSpec, load: Loader, allowed: Collection[str], blockers: list[tuple[str, Blocker]]
 ) -> Iterator[Backend]:
     """The named one; else those of the level that was asked for, and then of each level above."""
     if spec.backend is not None:

@@ -17,12 +17,7 @@ class VolumeLease:
     that it has of its own, or empty."""
 
     def __init__(
-        self,
-        first_id: int | None,
-        entry: str,
-        fd: int,
-        image: str = "",
-        size: int | None = None,
+        self, first_id: int | None, entry: str, fd: int, image: str = "", size: int | None = None
     ) -> None:
         """Owns ``fd``, the lock of the file ``entry``."""
         self.first_id = first_id

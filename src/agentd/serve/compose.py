@@ -123,10 +123,7 @@ def _logging(log: Log) -> Iterator[None]:
 def _limits(config: Config) -> WebLimits:
     http = config.http
     return WebLimits(
-        connections=http.connections,
-        waits=http.waiting,
-        body=int(http.body),
-        idle=float(http.idle),
+        connections=http.connections, waits=http.waiting, body=int(http.body), idle=float(http.idle)
     )
 
 

@@ -53,12 +53,7 @@ class V2Connection:
     attaches, because recv gives no room for it (unix(7), SCM_RIGHTS)."""
 
     def __init__(
-        self,
-        stream: socket.socket,
-        early: bytes = b"",
-        *,
-        greets: bool = False,
-        instance: str = "",
+        self, stream: socket.socket, early: bytes = b"", *, greets: bool = False, instance: str = ""
     ) -> None:
         """``greets``: the agent is known to speak v2, and has not been greeted. The greeting goes
         along with the first request, and is answered ahead of its first event. ``instance`` is

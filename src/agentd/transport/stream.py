@@ -25,12 +25,7 @@ from agentd.transport.pipes import Feed, Late, Pipes
 GRACE = 2.0
 # How a command ends that was made to: what it left behind is not waited for.
 _ENDED = frozenset(
-    {
-        CauseCode.TIMEOUT,
-        CauseCode.OUTPUT_LIMIT,
-        CauseCode.CANCELLED,
-        CauseCode.SPAWN_FAILED,
-    }
+    {CauseCode.TIMEOUT, CauseCode.OUTPUT_LIMIT, CauseCode.CANCELLED, CauseCode.SPAWN_FAILED}
 )
 # Output read ahead of the caller, and stdin taken from it ahead of the command.
 MAX_QUEUE = 1 << 20

@@ -178,11 +178,7 @@ class V1Command(Stepped):
     backlog = 0
 
     def __init__(
-        self,
-        run: Callable[[bytes | None], V1Result],
-        release: Callable[[], None],
-        *,
-        feeds: bool,
+        self, run: Callable[[bytes | None], V1Result], release: Callable[[], None], *, feeds: bool
     ) -> None:
         self.truncated = False
         self.stdout = self.stderr = b""

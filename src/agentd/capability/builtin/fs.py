@@ -69,10 +69,7 @@ def refusals() -> Iterator[None]:
     except OperationFailed as error:
         code, fix = _CODES.get(error.errno, ("failed", ""))
         raise CallFailed(
-            code,
-            text.clean(error.message),
-            cause=error.cause,
-            remediation=error.remediation or fix,
+            code, text.clean(error.message), cause=error.cause, remediation=error.remediation or fix
         ) from None
 
 

@@ -20,11 +20,7 @@ _EXAMPLES = (
         {"path": "src/pkg/run.sh", "content": "#!/bin/sh\n", "mode": "0755", "parents": True},
         value={"size": 10},
     ),
-    Example(
-        "bytes",
-        {"path": "a.bin", "content": "AAEC", "encoding": "base64"},
-        value={"size": 3},
-    ),
+    Example("bytes", {"path": "a.bin", "content": "AAEC", "encoding": "base64"}, value={"size": 3}),
     Example(
         "over a directory", {"path": "d", "content": ""}, files={"d/a": ""}, error="is_directory"
     ),

@@ -202,12 +202,7 @@ def run(asked: "dict[str, Any]", context: Context) -> "dict[str, Any]":
         }
     work.drain()
     kernel.close()
-    return {
-        **answer,
-        "kernel": name,
-        "reset": reset or lost,
-        "truncated": work.truncated,
-    }
+    return {**answer, "kernel": name, "reset": reset or lost, "truncated": work.truncated}
 
 
 def _death(timed_out: bool) -> "dict[str, str]":

@@ -73,12 +73,7 @@ class OwnEngine:
         self._attempt(_flush)
         if os.getpid() != self._server.pid:
             os._exit(0 if status == "ok" else 1)
-        return {
-            "status": status,
-            "result": result,
-            "error": error,
-            "execution_count": self._count,
-        }
+        return {"status": status, "result": result, "error": error, "execution_count": self._count}
 
     def _evaluate(self, code: str) -> "dict[str, str] | None":
         name = f"<cell {self._count}>"

@@ -37,12 +37,7 @@ def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
         running = commands.attach(options.id, view.id, {} if options.all else view.output)
         try:
             follow = Follow(
-                running,
-                interrupts,
-                stdin=options.stdin,
-                tty=tty,
-                leaves=True,
-                silent=options.json,
+                running, interrupts, stdin=options.stdin, tty=tty, leaves=True, silent=options.json
             )
             if not follow.run():
                 return 0

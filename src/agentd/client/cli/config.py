@@ -54,11 +54,7 @@ def _parser() -> Parser:
 
 
 def _check(
-    path: str | None,
-    problems: "list[Problem]",
-    warnings: "Sequence[Problem]",
-    *,
-    as_json: bool,
+    path: str | None, problems: "list[Problem]", warnings: "Sequence[Problem]", *, as_json: bool
 ) -> int:
     name = path or "no file: the profile and the environment"
     if as_json:

@@ -46,9 +46,7 @@ def main(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser(
-        "create",
-        "Make a sandbox that goes on until it is killed, or its lease ends.",
-        _EXAMPLES,
+        "create", "Make a sandbox that goes on until it is killed, or its lease ends.", _EXAMPLES
     )
     parser.add_argument(
         "-v", "--verbose", action="store_true", help="show what its wall holds, on stderr"

@@ -53,9 +53,4 @@ def _bundle(path: str) -> dict[str, object]:
     from agentd.image.runtime import export
 
     made = export.write(path)
-    return {
-        "path": made.path,
-        "sha256": made.digest,
-        "python": made.version,
-        "bytes": made.size,
-    }
+    return {"path": made.path, "sha256": made.digest, "python": made.version, "bytes": made.size}

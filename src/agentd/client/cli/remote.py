@@ -21,10 +21,7 @@ URL_HELP = (
 def parser(name: str, description: str, examples: str, usage: str | None = None) -> Parser:
     """Make a parser with --url and --json; AGENTD_API_KEY says who asks."""
     made = Parser(
-        prog=f"agentd {name}",
-        usage=usage,
-        description=description,
-        epilog=f"examples:\n{examples}",
+        prog=f"agentd {name}", usage=usage, description=description, epilog=f"examples:\n{examples}"
     )
     daemon_options(made)
     return made

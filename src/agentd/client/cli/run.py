@@ -90,10 +90,7 @@ def _network(net: str | None) -> str:
 
 
 def _create(
-    where: "Address | None",
-    service: "Service",
-    options: argparse.Namespace,
-    interrupts: Interrupts,
+    where: "Address | None", service: "Service", options: argparse.Namespace, interrupts: Interrupts
 ) -> "SandboxView":
     from agentd.client import build
     from agentd.client.cli import command, place

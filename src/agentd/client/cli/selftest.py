@@ -44,10 +44,7 @@ def main(words: list[str]) -> int:
     from agentd.client import embedded
 
     report = embedded.selftest(
-        options.backend,
-        thorough=options.comprehensive,
-        image=options.image,
-        told=_progress(),
+        options.backend, thorough=options.comprehensive, image=options.image, told=_progress()
     )
     _clear()
     if options.json:

@@ -132,11 +132,7 @@ def _one_line(cell: Marked) -> str:
 
 
 def _draw(
-    headings: Sequence[str],
-    rows: Sequence[Sequence[Marked]],
-    file: TextIO,
-    *,
-    headed: bool = True,
+    headings: Sequence[str], rows: Sequence[Sequence[Marked]], file: TextIO, *, headed: bool = True
 ) -> None:
     from rich.table import Table
     from rich.text import Text

@@ -18,10 +18,7 @@ Emit = Callable[[str, bytes], None]
 
 
 def call(
-    client: "HttpClient",
-    body: CallBody | bytes,
-    emit: Emit | None,
-    cancel: int = -1,
+    client: "HttpClient", body: CallBody | bytes, emit: Emit | None, cancel: int = -1
 ) -> CallView:
     """``body`` in JSON is sent as it is: what is signed must not change.
 

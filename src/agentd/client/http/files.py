@@ -28,13 +28,7 @@ class HttpFiles:
         self._requests = requests
 
     def read(
-        self,
-        sandbox: str,
-        path: str,
-        offset: int = 0,
-        length: int | None = None,
-        *,
-        wake: int = -1,
+        self, sandbox: str, path: str, offset: int = 0, length: int | None = None, *, wake: int = -1
     ) -> Iterator[bytes]:
         if length == 0:
             self.stat(sandbox, path)  # it must be there, as for any other part

@@ -85,11 +85,7 @@ def fetching(act: Act) -> Act | None:
 
 
 def operation(
-    who: Principal,
-    name: str,
-    handle: SandboxHandle,
-    labels: Mapping[str, str],
-    **parameters: Any,
+    who: Principal, name: str, handle: SandboxHandle, labels: Mapping[str, str], **parameters: Any
 ) -> Act:
     """Return the act on a sandbox that is there, or on its files."""
     return operation_at(who, name, Place.of(handle, labels), parameters)

@@ -300,11 +300,7 @@ def decided(record: ApprovalRecord, by: str, allow: bool, note: str, now: float)
     if record.state != PENDING or late:
         raise _has_ended(record, "expired" if late else record.state)
     return msgspec.structs.replace(
-        record,
-        state="approved" if allow else "denied",
-        decided=now,
-        decided_by=by,
-        note=note,
+        record, state="approved" if allow else "denied", decided=now, decided_by=by, note=note
     )
 
 

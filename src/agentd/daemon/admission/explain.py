@@ -109,9 +109,7 @@ def _question(
         who=Principal(principal, frozenset(scopes), "key"),
         name=name,
         parameters=parameters,
-        place=Place.new(
-            msgspec.structs.replace(spec, isolation=max(spec.isolation, needs.level)),
-        ),
+        place=Place.new(msgspec.structs.replace(spec, isolation=max(spec.isolation, needs.level))),
         needs=needs,
         request="explain",
         via="cli",

@@ -65,12 +65,7 @@ class CallSandboxes(Protocol):
 class Calls:
     """Thread-safe."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        gate: Gate,
-        sandboxes: CallSandboxes,
-    ) -> None:
+    def __init__(self, registry: Registry, gate: Gate, sandboxes: CallSandboxes) -> None:
         self.registry = registry
         self._gate = gate
         self._sandboxes = sandboxes
@@ -97,11 +92,7 @@ class Calls:
         admission = self._gate.open(act, cancel)
         most = admission.obligations.limits
         call = CallContext.of(
-            about,
-            parameters,
-            request_id=act.id,
-            emit=emit or _nowhere,
-            most=most.timeout,
+            about, parameters, request_id=act.id, emit=emit or _nowhere, most=most.timeout
         )
         with ExitStack() as stack:
             with admission.obliging():
@@ -153,12 +144,7 @@ class Calls:
         return Place.new(_strong_enough(spec, about), labels)
 
     def _act(
-        self,
-        who: Principal,
-        about: About,
-        parameters: Mapping[str, Any],
-        body: CallBody,
-        via: str,
+        self, who: Principal, about: About, parameters: Mapping[str, Any], body: CallBody, via: str
     ) -> tuple[SandboxHandle | None, Act]:
         handle = None
         if body.sandbox is not None:
@@ -170,11 +156,7 @@ class Calls:
         return handle, _act(who, about, parameters, body, place, via)
 
     def _place(
-        self,
-        who: Principal,
-        admission: Admission,
-        handle: SandboxHandle | None,
-        about: About,
+        self, who: Principal, admission: Admission, handle: SandboxHandle | None, about: About
     ) -> AbstractContextManager[SandboxHandle | None]:
         """The sandbox that it runs in; none for what acts in the daemon itself."""
         obligations, place = admission.obligations, admission.act.place

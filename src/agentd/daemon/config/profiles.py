@@ -41,10 +41,7 @@ def _workstation() -> dict[str, Any]:
 
 def _server() -> dict[str, Any]:
     return {
-        "auth": {
-            "peers": [{"uid": "self", "scopes": ["admin"]}],
-            "keys": {"max_ttl": "366d"},
-        },
+        "auth": {"peers": [{"uid": "self", "scopes": ["admin"]}], "keys": {"max_ttl": "366d"}},
         "quotas": {
             "default": {
                 "sandboxes": 64,

@@ -65,9 +65,7 @@ def stop() -> None:
 
 
 def span(
-    name: str,
-    values: Values = _EMPTY,
-    parent: Mapping[str, str] = _NO_PARENT,
+    name: str, values: Values = _EMPTY, parent: Mapping[str, str] = _NO_PARENT
 ) -> AbstractContextManager[Any]:
     """Trace what is done within the block. ``parent`` is a request's headers: traceparent,
     tracestate."""

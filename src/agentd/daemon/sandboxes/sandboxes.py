@@ -249,8 +249,7 @@ class Sandboxes(Pauses, Adoption):
         """
         if state is not None and state not in list(State):
             raise InvalidInput(
-                f"there is no state {state[:64]!r}",
-                remediation=f"give one of: {', '.join(State)}",
+                f"there is no state {state[:64]!r}", remediation=f"give one of: {', '.join(State)}"
             )
         with self._lock:
             ids = sorted(id_ for id_ in self._live if id_ > after)

@@ -42,8 +42,7 @@ class Snapshots:
         about = self._about(id_)
         if about is None or not who.owns(about.principal):
             raise NotFound(
-                f"there is no snapshot {id_[:64]!r}",
-                remediation="agentd snapshot ls lists yours",
+                f"there is no snapshot {id_[:64]!r}", remediation="agentd snapshot ls lists yours"
             )
         return snapshots.load(self.place(id_))
 

@@ -45,8 +45,7 @@ class DaemonCommands(Noun):
     def output(self, sandbox: str, process: str, stream: str = "stdout", start: int = 0) -> bytes:
         if stream not in STREAMS:
             raise InvalidInput(
-                f"there is no stream {stream[:64]!r}",
-                remediation=f"there are {', '.join(STREAMS)}",
+                f"there is no stream {stream[:64]!r}", remediation=f"there are {', '.join(STREAMS)}"
             )
         output = self.follow(sandbox, process, {stream: start}, lambda: None, (stream,))
         found = bytearray()

@@ -100,11 +100,7 @@ class _Zygote:
     """
 
     def __init__(
-        self,
-        control: socket.socket,
-        cloner: Cloner,
-        config: dict[str, object],
-        filters: Filters,
+        self, control: socket.socket, cloner: Cloner, config: dict[str, object], filters: Filters
     ) -> None:
         self._control = control
         self._cloner = cloner

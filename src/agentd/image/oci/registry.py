@@ -215,11 +215,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "{host} does not let us {verb} {text}",
         "see to the name; log in with docker login {host}, or skopeo login",
     ),
-    (
-        ("manifest unknown", "name unknown"),
-        "{host} has no {text}",
-        "see to its name and tag",
-    ),
+    (("manifest unknown", "name unknown"), "{host} has no {text}", "see to its name and tag"),
     (
         ("no descriptor found for reference",),
         "{place} has no image of that tag",

@@ -8,15 +8,7 @@ import py_compile
 
 from agentd.image import digest
 from agentd.image.runtime import start
-from agentd.image.runtime.parts import (
-    LOADER,
-    PYTHON,
-    Inventory,
-    archived,
-    cut,
-    parts,
-    run_python,
-)
+from agentd.image.runtime.parts import LOADER, PYTHON, Inventory, archived, cut, parts, run_python
 from agentd.model.errors import Unavailable
 
 #: Changes with how a runtime is made of the same files.

@@ -187,7 +187,4 @@ def _ports(id_: dict[str, Any], failed: dict[str, Any]) -> dict[str, Any]:
         "parameters": [id_, port],
         "responses": {"101": {"description": "the WebSocket is open"}, **failed},
     }
-    return {
-        f"{_ONE}/ports/{{port}}/{{path}}": methods,
-        f"{_ONE}/tunnels/{{port}}": {"get": tunnel},
-    }
+    return {f"{_ONE}/ports/{{port}}/{{path}}": methods, f"{_ONE}/tunnels/{{port}}": {"get": tunnel}}

@@ -141,11 +141,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     # -- in a thread --
 
     def _answer(
-        self,
-        service: DoorService,
-        exchange: Exchange,
-        query: dict[str, Any],
-        raw: bytes,
+        self, service: DoorService, exchange: Exchange, query: dict[str, Any], raw: bytes
     ) -> Answer:
         if self.call is None:
             raise TypeError(f"{self.path} has nothing to call")

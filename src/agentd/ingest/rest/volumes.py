@@ -33,13 +33,7 @@ def _get(service: Service, a: Arguments) -> VolumeView:
 
 
 @OPERATIONS.row(
-    "POST",
-    _ONE + "/snapshot",
-    "volumes",
-    body=VolumeBody,
-    status=201,
-    keyless=_NAMED,
-    waits=True,
+    "POST", _ONE + "/snapshot", "volumes", body=VolumeBody, status=201, keyless=_NAMED, waits=True
 )
 def _snapshot(service: Service, a: Arguments) -> VolumeView:
     """Make another, of the body's name, that has what this one has now."""

@@ -41,10 +41,7 @@ class Routes(Generic[D]):
         self._router = Router(redirect_slashes=False, default=_Nothing(door, fix))
 
     def add(
-        self,
-        path: str,
-        methods: "Mapping[str, Handler[D]]",
-        otherwise: "Handler[D] | None" = None,
+        self, path: str, methods: "Mapping[str, Handler[D]]", otherwise: "Handler[D] | None" = None
     ) -> None:
         """``methods`` by their names, ``otherwise`` for all others; HEAD is GET without a body."""
         self._append(Route(path, _Resource(self._door, methods, otherwise)))

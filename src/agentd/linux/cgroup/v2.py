@@ -116,10 +116,7 @@ class V2Group(Group):
         return 0
 
     def counters(self) -> dict[str, int]:
-        return self._fields(
-            oom=("memory.events", "oom_kill"),
-            pids=("pids.events", "max"),
-        )
+        return self._fields(oom=("memory.events", "oom_kill"), pids=("pids.events", "max"))
 
     def usage(self) -> dict[str, int]:
         numbers = {

@@ -166,11 +166,7 @@ _COMMON = (
         "settimeofday clock_settime clock_adjtime adjtimex",
         "the clock is the whole machine's",
     ),
-    Rule(
-        "other processes",
-        "process_madvise",
-        "it changes another process's memory",
-    ),
+    Rule("other processes", "process_madvise", "it changes another process's memory"),
     Rule(
         "other processes",
         "move_pages migrate_pages",
@@ -263,11 +259,7 @@ _COMMON = (
         "after the check; plain filters pass",
         (not_zero(1, "flags", _SECCOMP_FILTER_FLAG_NEW_LISTENER),),
     ),
-    Rule(
-        "process attributes",
-        "lsm_set_self_attr",
-        "it asks for another security label",
-    ),
+    Rule("process attributes", "lsm_set_self_attr", "it asks for another security label"),
 )
 
 _SHARED = (*_COMMON, _NO_CHROOT, *NO_TRACING, *SOCKETS)

@@ -25,24 +25,11 @@ SET_ID = (
         "as chmod, by the name in a folder",
         (not_zero(2, "mode", _S_ISUID_ISGID),),
     ),
+    Rule("set-id bits", "mknod", "as chmod, on a new file", (not_zero(1, "mode", _S_ISUID_ISGID),)),
     Rule(
-        "set-id bits",
-        "mknod",
-        "as chmod, on a new file",
-        (not_zero(1, "mode", _S_ISUID_ISGID),),
+        "set-id bits", "mknodat", "as chmod, on a new file", (not_zero(2, "mode", _S_ISUID_ISGID),)
     ),
-    Rule(
-        "set-id bits",
-        "mknodat",
-        "as chmod, on a new file",
-        (not_zero(2, "mode", _S_ISUID_ISGID),),
-    ),
-    Rule(
-        "set-id bits",
-        "creat",
-        _ON_A_NEW_FILE,
-        (not_zero(1, "mode", _S_ISUID_ISGID),),
-    ),
+    Rule("set-id bits", "creat", _ON_A_NEW_FILE, (not_zero(1, "mode", _S_ISUID_ISGID),)),
     Rule(
         "set-id bits",
         "open",

@@ -35,8 +35,7 @@ BUILTIN: dict[str, Known] = {
         IsolationLevel.USERSPACE_KERNEL, "agentd.sandbox.backends.gvisor.backend:GvisorBackend"
     ),
     "firecracker": Known(
-        IsolationLevel.MICROVM,
-        "agentd.sandbox.backends.firecracker.backend:FirecrackerBackend",
+        IsolationLevel.MICROVM, "agentd.sandbox.backends.firecracker.backend:FirecrackerBackend"
     ),
     "qemu": Known(IsolationLevel.MICROVM, "agentd.sandbox.backends.qemu.backend:QemuBackend"),
 }

@@ -14,10 +14,7 @@ from agentd.sandbox.backends import identity
 
 _PARTS = 4
 # Of user.max_* (namespaces(7)): what takes a namespace or a capability is refused anyway.
-_WORDS = {
-    "max_inotify_instances": "instances",
-    "max_inotify_watches": "watches",
-}
+_WORDS = {"max_inotify_instances": "instances", "max_inotify_watches": "watches"}
 _LEAST_LOCKED = 64 << 10  # what gpg wants
 _QUEUED_SIGNALS = 16384
 _KERNEL = (

@@ -8,13 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from agentd.model.errors import InvalidInput, Refused
 from agentd.sandbox.journal import record
-from agentd.sandbox.journal.events import (
-    DISK_ERROR,
-    DISK_FULL,
-    STREAMS,
-    Gap,
-    JournalEntry,
-)
+from agentd.sandbox.journal.events import DISK_ERROR, DISK_FULL, STREAMS, Gap, JournalEntry
 from agentd.sandbox.journal.files import SegmentFiles
 from agentd.sandbox.journal.follower import JournalFollower
 from agentd.sandbox.journal.reader import JournalReader

@@ -114,12 +114,7 @@ ATTACKS = (
         by("landlock agent_protected user", "agent_protected", ""),
         otherwise=_OWN_AGENT,
     ),
-    Attack(
-        "limit and slow down the agent",
-        _CRIPPLE,
-        FILTERED,
-        otherwise=_OWN_AGENT,
-    ),
+    Attack("limit and slow down the agent", _CRIPPLE, FILTERED, otherwise=_OWN_AGENT),
     Attack(
         "kill the agent and PID 1",
         _KILL,

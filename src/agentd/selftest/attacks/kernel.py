@@ -34,11 +34,7 @@ _IO_URING = _CALLS.format(
     }
 )
 _KEYS = _CALLS.format(
-    calls={
-        "add_key": (0, 0, 0, 0, 0),
-        "request_key": (0, 0, 0, 0),
-        "keyctl": (9999, 0, 0, 0, 0),
-    }
+    calls={"add_key": (0, 0, 0, 0, 0), "request_key": (0, 0, 0, 0), "keyctl": (9999, 0, 0, 0, 0)}
 )
 _CLOCK = _CALLS.format(
     calls={"clock_settime": (-1, 0), "settimeofday": (1, 0), "clock_adjtime": (-1, 0)}
@@ -173,11 +169,7 @@ ATTACKS = (
     ),
     _attack("call the kernel as an i386 program", _INT80, FILTERED, _judge_i386, absent=_no_i386),
     _attack(
-        "call the kernel as an x32 program",
-        _X32,
-        FILTERED,
-        said_only({"SIGSYS"}),
-        absent=_no_i386,
+        "call the kernel as an x32 program", _X32, FILTERED, said_only({"SIGSYS"}), absent=_no_i386
     ),
     _attack(
         "mount a file system",

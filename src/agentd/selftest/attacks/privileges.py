@@ -108,18 +108,9 @@ _CAPABILITIES = by("capabilities user", "capabilities", "")
 _attack = partial(Attack, otherwise="what is gained there is the machine's own")
 ATTACKS = (
     _attack("hold a capability", _HOLD, _CAPABILITIES, refused("none"), root=True),
+    _attack("gain capabilities or another uid", _GAIN, _CAPABILITIES, _judge_gain, root=True),
     _attack(
-        "gain capabilities or another uid",
-        _GAIN,
-        _CAPABILITIES,
-        _judge_gain,
-        root=True,
-    ),
-    _attack(
-        "exec with new privileges",
-        _PROMISE,
-        by("no_new_privs", "no_new_privs", ""),
-        _judge_promise,
+        "exec with new privileges", _PROMISE, by("no_new_privs", "no_new_privs", ""), _judge_promise
     ),
     _attack(
         "gain another uid by a set-uid program",

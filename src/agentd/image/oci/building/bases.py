@@ -165,11 +165,7 @@ class Bases:
 
 
 def state_of(
-    image: OciImage,
-    around: BuildStages,
-    given: dict[str, str],
-    store: OciStore,
-    work: WorkFolder,
+    image: OciImage, around: BuildStages, given: dict[str, str], store: OciStore, work: WorkFolder
 ) -> StageState:
     """As a stage begins that is FROM the image, whose blobs are ``work``'s from now on. Raises
     Corrupt."""

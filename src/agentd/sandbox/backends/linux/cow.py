@@ -277,12 +277,7 @@ class _Writer:
                 os.close(below)
 
     def _replace(
-        self,
-        name: str,
-        info: os.stat_result,
-        before: os.stat_result | None,
-        upper: int,
-        lower: int,
+        self, name: str, info: os.stat_result, before: os.stat_result | None, upper: int, lower: int
     ) -> None:
         """A reader sees the old or the new, whole."""
         if stat.S_ISREG(info.st_mode):

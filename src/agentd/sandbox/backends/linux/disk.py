@@ -34,11 +34,7 @@ class SandboxDisk:
     """
 
     def __init__(
-        self,
-        fd: int,
-        room: Taken,
-        shared: SharedLayer | None = None,
-        coming: Coming | None = None,
+        self, fd: int, room: Taken, shared: SharedLayer | None = None, coming: Coming | None = None
     ) -> None:
         self.fd = fd
         self.shared = shared

@@ -12,12 +12,7 @@ from agentd.linux.fingerprint import fingerprint
 from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, SandboxError
 from agentd.sandbox.backends import configuration, identity
-from agentd.sandbox.backends.child import (
-    Starved,
-    receive,
-    send,
-    unsent,
-)
+from agentd.sandbox.backends.child import Starved, receive, send, unsent
 from agentd.sandbox.backends.helper import Helper
 from agentd.sandbox.backends.identity import SIZE, Block
 from agentd.sandbox.backends.linux.spares import AskedSpare, Spare, SpareKind, Spares

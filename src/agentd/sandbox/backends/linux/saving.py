@@ -209,13 +209,7 @@ class _Saver(_Walk):
                 yield start, place - start
 
     def _write(
-        self,
-        kind: str,
-        name: str,
-        info: os.stat_result,
-        path: bytes,
-        depth: int,
-        **fields: object,
+        self, kind: str, name: str, info: os.stat_result, path: bytes, depth: int, **fields: object
     ) -> None:
         self._stamps.add(depth, name, info)
         self._count += 1

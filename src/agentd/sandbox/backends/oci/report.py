@@ -31,12 +31,7 @@ def enforcement(
 
 
 def of_namespaces(
-    plan: LinuxPlan,
-    controls: Sequence[str],
-    born: Contained,
-    lent: Lent,
-    runtime: str,
-    digest: str,
+    plan: LinuxPlan, controls: Sequence[str], born: Contained, lent: Lent, runtime: str, digest: str
 ) -> dict[str, Control]:
     """What the namespace wall would say, with the runtime; ``digest`` is the seccomp filter's."""
     table = report.enforcement(

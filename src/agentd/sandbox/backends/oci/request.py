@@ -72,12 +72,7 @@ def lend(
 ) -> Lent:
     """Raises InvalidInput, Refused for a folder that cannot be lent, SandboxError."""
     found = loans.all_of(
-        plan.mounts,
-        sources,
-        leases,
-        launcher,
-        plan.limits.disk or 0,
-        own_user=launcher.own_users,
+        plan.mounts, sources, leases, launcher, plan.limits.disk or 0, own_user=launcher.own_users
     )
     if image is not None:
         return Lent(found, image.places(plan.mounts, plan.workdir), image)

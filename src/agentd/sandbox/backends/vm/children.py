@@ -50,11 +50,7 @@ def program_cell(request: dict[str, object], fds: list[int]) -> Cell:
 
 
 def start_program(
-    cloner: Cloner,
-    cell: Cell,
-    request: dict[str, object],
-    fds: list[int],
-    output: int,
+    cloner: Cloner, cell: Cell, request: dict[str, object], fds: list[int], output: int
 ) -> Child:
     """Descriptors are the named ones, then the cgroup's doors. Raises OSError and ChildError.
 

@@ -28,9 +28,7 @@ def of_guest(
     """
     own = "own random numbers, machine-id, boot_id and clock"
     foreign = "as the image has it: its agent is not ours"
-    table = {
-        "identity": Control("default", set(setup) >= _IDENTITY, own if setup else foreign),
-    }
+    table = {"identity": Control("default", set(setup) >= _IDENTITY, own if setup else foreign)}
     if image is not None:
         table["image"] = Control(spec.image, True, image.digest)
         how = "can be written to, on the disk limit" if spec.writable else "read-only"
