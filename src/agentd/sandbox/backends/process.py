@@ -109,7 +109,6 @@ class HostBackend:
             pidfd = os.pidfd_open(pid)
             undo.pop_all()
         return ProcessWall(
-            id_=str(pid),
             pid=pid,
             pidfd=pidfd,
             listener=listener,

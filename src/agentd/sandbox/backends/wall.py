@@ -26,13 +26,12 @@ class ProcessWall:
     def __init__(
         self,
         *,
-        id_: str,
         pid: int,
         pidfd: int,
         listener: socket.socket,
         group: Group | None,
         enforcement: Enforcement,
-        workspace: str,
+        workspace: str = "/workspace",
         without_group: str = "",
         block: Block | None = None,
         user: tuple[int, int] | None = None,
@@ -40,7 +39,7 @@ class ProcessWall:
         before_end: Sequence[Callable[[], object]] = (),
         on_end: Sequence[Callable[[], None]] = (),
     ) -> None:
-        self.id = id_
+        self.id = str(pid)
         self.pid = pid
         self.enforcement = enforcement
         self.workspace = workspace

@@ -39,7 +39,6 @@ class GvisorBackend(ContainerBackend):
     level = IsolationLevel.USERSPACE_KERNEL
     runtimes = RUNTIMES
     walls = GvisorWall, GvisorOverlayWall
-    abilities = ContainerBackend.abilities | {"network"}
 
     def requirements(self) -> tuple[str, ...]:
         return (

@@ -27,6 +27,7 @@ from agentd.sandbox.backends.linux import (
     shared_layer,
     subid_range,
 )
+from agentd.sandbox.backends.linux.base import NamespaceBackend, furnish
 from agentd.sandbox.backends.linux.born import (
     Ask,
     Born,
@@ -51,19 +52,12 @@ from agentd.sandbox.backends.linux.wall import LinuxWall
 #: Network, what is shown of the host's configuration, and the subordinate ids if there are any.
 _Key = tuple[str, HostConfiguration] | tuple[str, HostConfiguration, SubidRange]
 
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
-
-class LinuxBackend:
+class LinuxBackend(NamespaceBackend):
     """``without`` leaves controls out, for the tests that prove what each one stops."""
 
     name = "linux"
     level = IsolationLevel.NAMESPACE
-    images = True
-    writable = True
-    volumes = True
-    abilities = frozenset({"changes", "pause", "snapshot", "fork", "network"})
-    fidelity = LinuxWall.fidelity
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without
@@ -96,22 +90,6 @@ class LinuxBackend:
         """As every ``plan``, and raises NotFound where there is no such image."""
         return make_plan(images.found(spec))
 
-    def launch(self, plan: LinuxPlan) -> LinuxWall:
-        return self._build(plan, None)
-
-    def restore(self, plan: LinuxPlan, folder: str) -> LinuxWall:
-        return self._build(plan, folder)
-
-    def _build(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
-        try:
-            return self._launch(plan, kept)
-        except Ended:  # the zygote was killed: the next one will do
-            return self._launch(plan, kept)
-        except SandboxError as error:
-            if (refused := report.refusal(plan.spec, error.cause)) is not None:
-                raise refused from error
-            raise
-
     def _launch(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
         """``kept`` is the state of a snapshot, whose files it begins with."""
         with contextlib.ExitStack() as undo:
@@ -142,8 +120,6 @@ class LinuxBackend:
             given = nursery.subids or no_range
             wall = self._wall(plan, born, lent, nursery, root, given, undo)
             wall.attach_leases(taken)
-            if isinstance(wall, OverlayWall):
-                wall.attach_source(os.open(".", _FOLDER, dir_fd=sources[0]))
             undo.pop_all()
             for fd in (*sources, *born.fds[1:]):
                 os.close(fd)
@@ -256,7 +232,6 @@ class LinuxBackend:
         network = admitted(plan, sockets, undo, disk)
         kind = OverlayWall if plan.cow else LinuxWall
         wall = kind(
-            id_=f"{pid}",
             pid=pid,
             pidfd=born.fds[0],
             listener=born.listener,
@@ -273,15 +248,11 @@ class LinuxBackend:
                 lent={loan.mount.target: loan.how for loan in lent},
                 image=None if root is None else root.image,
             ),
-            workspace="/workspace",
             without_group=born.detail,
             block=born.block,
             workdir=plan.workdir,
         )
-        wall.attach_disk(disk_of(disk, born, plan, lent, nursery))
-        wall.attach_network(network)
-        images.attach(root, wall)
-        return wall
+        return furnish(wall, disk_of(disk, born, plan, lent, nursery), network, root, lent)
 
     def _request(
         self, plan: LinuxPlan, lent: list[Loan], root: LinuxImageRoot | None, *, forked: bool

@@ -18,7 +18,6 @@ class OciBackend(ContainerBackend):
     name = "oci"
     level = IsolationLevel.NAMESPACE
     runtimes = RUNTIMES
-    abilities = ContainerBackend.abilities | {"network"}
 
     def requirements(self) -> tuple[str, ...]:
         return (

@@ -23,6 +23,7 @@ from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
 from agentd.sandbox.backends.linux import loans, report
+from agentd.sandbox.backends.linux.base import NamespaceBackend, furnish
 from agentd.sandbox.backends.linux.born import room
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.disk import SandboxDisk
@@ -46,10 +47,9 @@ _RUNTIME_SECONDS = 30.0
 _READY_SECONDS = 30.0
 #: A runtime and where its program is.
 Called = tuple[Runtime, str]
-_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-class ContainerBackend:
+class ContainerBackend(NamespaceBackend):
     """``without`` leaves controls out, for the tests that prove what each one stops."""
 
     name: str
@@ -57,11 +57,6 @@ class ContainerBackend:
     runtimes: Mapping[str, Runtime]
     #: Without a copy-on-write workspace, and with one.
     walls: tuple[type[LinuxWall], type[OverlayWall]] = LinuxWall, OverlayWall
-    images = True
-    writable = True  # of an image
-    volumes = True
-    abilities = frozenset({"changes", "pause", "snapshot", "fork"})
-    fidelity = LinuxWall.fidelity
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without
@@ -111,12 +106,6 @@ class ContainerBackend:
                 )
         return plan
 
-    def launch(self, plan: LinuxPlan) -> LinuxWall:
-        return self._build(plan, None)
-
-    def restore(self, plan: LinuxPlan, folder: str) -> LinuxWall:
-        return self._build(plan, folder)
-
     def close(self) -> None:
         waiting = self._ahead.close()
         with self._lock:
@@ -131,17 +120,6 @@ class ContainerBackend:
             agent.close()
         if self._networked:
             rest()
-
-    def _build(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
-        """``kept`` is the state of a snapshot, whose files it begins with."""
-        try:
-            return self._launch(plan, kept)
-        except Ended:  # the launcher was killed: the next one will do
-            return self._launch(plan, kept)
-        except SandboxError as error:
-            if (refused := report.refusal(plan.spec, error.cause)) is not None:
-                raise refused from error
-            raise
 
     def _launch(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
         called = self._runtime(plan.spec.runtime)
@@ -272,27 +250,20 @@ class ContainerBackend:
         with explained(born.group, plan.limits):
             controls = await_ready(born.listener, _READY_SECONDS).controls
         runtime = f"{called[0].name} {self._version(called[1])}"
-        pid = process.pidfd_of_fdinfo(born.pidfd)
         network = admitted(plan, born.sockets, undo)
         self._networked = self._networked or network is not None
         wall = self.walls[plan.cow](
-            id_=str(pid),
-            pid=pid,
+            pid=process.pidfd_of_fdinfo(born.pidfd),
             pidfd=born.pidfd,
             listener=born.listener,
             group=born.group,
             enforcement=self._enforcement(plan, controls, born, lent, runtime),
-            workspace="/workspace",
             without_group=born.detail,
             block=born.block,
             workdir=plan.workdir,
         )
-        wall.attach_disk(SandboxDisk(born.disk, room(plan, lent.loans)))
-        wall.attach_network(network)
-        images.attach(lent.image, wall)
-        if isinstance(wall, OverlayWall):
-            wall.attach_source(os.open(".", _FOLDER, dir_fd=lent.loans[0].source))
-        return wall
+        disk = SandboxDisk(born.disk, room(plan, lent.loans))
+        return furnish(wall, disk, network, lent.image, lent.loans)
 
     # --- what differs ---
 

@@ -38,15 +38,7 @@ def wall(upper: Path, lower: Path) -> Iterator[OverlayWall]:
     """Only its layers: there is no process behind it."""
     fd = os.open(upper.parent, os.O_RDONLY | os.O_DIRECTORY)
     with socket.socket() as unused:
-        wall = OverlayWall(
-            id_="1",
-            pid=0,
-            pidfd=-1,
-            listener=unused,
-            group=None,
-            enforcement={},
-            workspace="/workspace",
-        )
+        wall = OverlayWall(pid=0, pidfd=-1, listener=unused, group=None, enforcement={})
         below = os.open(lower, os.O_RDONLY | os.O_DIRECTORY)
         wall.attach_disk(SandboxDisk(fd, Taken(0, 0)))
         wall.attach_source(below)

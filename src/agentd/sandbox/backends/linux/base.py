@@ -1,0 +1,64 @@
+"""What the backends have in common whose walls are namespaces of this kernel's."""
+
+import os
+from collections.abc import Sequence
+
+from agentd.model.errors import SandboxError
+from agentd.sandbox.backends.child import Ended
+from agentd.sandbox.backends.linux import image as images
+from agentd.sandbox.backends.linux import report
+from agentd.sandbox.backends.linux.cow import OverlayWall
+from agentd.sandbox.backends.linux.disk import SandboxDisk
+from agentd.sandbox.backends.linux.image import LinuxImageRoot
+from agentd.sandbox.backends.linux.loans import Loan
+from agentd.sandbox.backends.linux.network import SandboxNetwork
+from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.linux.wall import LinuxWall
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class NamespaceBackend:
+    images = True
+    writable = True
+    volumes = True
+    abilities = frozenset({"changes", "pause", "snapshot", "fork", "network"})
+    fidelity = LinuxWall.fidelity
+
+    def launch(self, plan: LinuxPlan) -> LinuxWall:
+        return self._build(plan, None)
+
+    def restore(self, plan: LinuxPlan, folder: str) -> LinuxWall:
+        return self._build(plan, folder)
+
+    def _build(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
+        """``kept`` is the state of a snapshot, whose files it begins with."""
+        try:
+            return self._launch(plan, kept)
+        except Ended:  # the process that makes sandboxes was killed: the next one will do
+            return self._launch(plan, kept)
+        except SandboxError as error:
+            if (refused := report.refusal(plan.spec, error.cause)) is not None:
+                raise refused from error
+            raise
+
+    def _launch(self, plan: LinuxPlan, kept: str | None) -> LinuxWall:
+        """Raises Ended where the process that makes sandboxes is gone."""
+        raise NotImplementedError
+
+
+def furnish(
+    wall: LinuxWall,
+    disk: SandboxDisk | None,
+    network: SandboxNetwork | None,
+    root: LinuxImageRoot | None,
+    lent: Sequence[Loan],
+) -> LinuxWall:
+    """Give a new wall what it owns from then on. ``lent`` is what is mounted in it, the workspace
+    first."""
+    wall.attach_disk(disk)
+    wall.attach_network(network)
+    images.attach(root, wall)
+    if isinstance(wall, OverlayWall):
+        wall.attach_source(os.open(".", _FOLDER, dir_fd=lent[0].source))
+    return wall
