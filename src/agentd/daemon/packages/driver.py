@@ -1,8 +1,8 @@
 """Run in the sandbox that resolves and unpacks: pip, told of the Python that it works for.
 
-``python3 -I driver.py PIP EXECUTABLE MARKERS ARG...``: pip is beneath the folder PIP; EXECUTABLE is
-what scripts are to begin with; MARKERS is a JSON object, the environment of PEP 508's markers. pip
-takes the tags of another Python by its options, and asks its own for the markers all the same.
+``python3 -I -B driver.py PIP EXECUTABLE MARKERS ARG...``: pip is beneath the folder PIP; EXECUTABLE
+is what scripts are to begin with; MARKERS is a JSON object, the environment of PEP 508's markers.
+pip takes the tags of another Python by its options, and asks its own for the markers all the same.
 """
 
 import json
@@ -64,8 +64,6 @@ def main() -> int:
     tell_unfetched(collector)
     refuse_builds()
     sys.executable = executable
-    # Bytecode of pip's own is not written where it is; that of packages is to lie beside them.
-    sys.pycache_prefix = None
     return run(sys.argv[4:])
 
 

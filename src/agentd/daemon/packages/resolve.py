@@ -85,8 +85,7 @@ class PackageResolver:
         argv = (
             "python3",
             "-I",
-            "-X",
-            "pycache_prefix=/tmp/pyc",
+            "-B",  # what is compiled beside pip is read, and nothing is written there
             _DRIVER,
             pip.PIP,
             self._python.executable,
