@@ -18,7 +18,7 @@ import pytest
 from tests import gvisor
 from tests.captured import eventually
 
-from agentd.egress import keeper
+from agentd.egress import deaths, keeper
 from agentd.linux import anyip
 from agentd.model.egress import StaticHost
 from agentd.model.errors import SandboxError
@@ -307,7 +307,7 @@ def test_where_no_relay_is_to_be_had_what_is_dialled_is_refused_at_once(
     box = sandbox(backend, net=["example.com"])
     relay = keeper.shared()
     killed = [0]
-    for _ in range(keeper._DEATHS):  # then it is not started again
+    for _ in range(deaths.MOST):  # then it is not started again
         eventually(lambda: relay.pid not in (0, killed[-1]))
         killed.append(relay.pid)
         os.kill(killed[-1], signal.SIGKILL)

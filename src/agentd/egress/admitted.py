@@ -9,6 +9,8 @@ from agentd.egress.connections import ConnectionList, ConnectionLog
 if TYPE_CHECKING:
     from agentd.egress.keeper import RelayKeeper
 
+_MAX_NAMES, _MAX_NAME = 1024, 253
+
 
 class Admitted:
     """A sandbox whose sockets the relay serves, until it is closed."""
@@ -23,6 +25,21 @@ class Admitted:
         self.log = ConnectionLog()
         #: Names that it was told addresses of: the next relay gives the same.
         self.names: dict[str, None] = {}
+
+    def hear(self, generation: int, row: dict[str, Any]) -> None:
+        """Take what the relay of that ``generation`` tells of it, or the terminator. Raises
+        KeyError, TypeError, ValueError for what neither says."""
+        if "failed" in row:
+            self.close_sockets()  # programs are refused then, and do not wait
+        elif "repeats" in row:
+            self.log.repeats(int(row["repeats"]))
+        elif "named" in row:
+            if len(self.names) < _MAX_NAMES:
+                self.names[str(row["named"])[:_MAX_NAME]] = None
+        elif "method" in row:
+            self.log.take_request(row)
+        else:
+            self.log.take(generation, row)
 
     def set(self, table: Mapping[str, Any]) -> None:
         """Other rules from now on; connections that they do not allow end. When it returns the

@@ -91,6 +91,11 @@ class ConnectionLog:
                     self._put(n, {**found[1], "ended": True, "reason": "the relay died"})
             self._by_relay.clear()
 
+    def close(self, why: str) -> None:
+        """It has no network any more: told as something that was refused."""
+        row = {"name": "", "address": "", "port": None, "rule": "", "reason": why}
+        self.take(0, {**row, "allowed": False, "ended": True})
+
     @property
     def moved(self) -> int:
         """Bytes of connections that have ended, both ways."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from agentd.egress.admitted import Admitted
+from agentd.egress.deaths import DeathCount
 from agentd.egress.hostnames import HostFiles
 from agentd.egress.process import RelayProcess, TakeUser, pack
 from agentd.egress.tally import TALLY
@@ -28,9 +29,6 @@ _REST_SECONDS = 20.0
 _SYNC_SECONDS = 2.0
 _LOOK_SECONDS = 5.0  # between looks at resolv.conf and hosts, and at the relay
 _HANG_SECONDS = 60.0  # without a word: a busy machine's takes its time
-# So many deaths within so many seconds, and it is not started again.
-_DEATHS, _WITHIN = 5, 60.0
-_MAX_NAMES, _MAX_NAME = 1024, 253
 _keepers: "weakref.WeakSet[RelayKeeper]" = weakref.WeakSet()
 
 
@@ -59,7 +57,7 @@ class RelayKeeper:
         self._synced = 0
         self._asked_at = 0.0
         self._generation = 0
-        self._deaths: list[float] = []
+        self._deaths = DeathCount()
         self._admitted: dict[int, Admitted] = {}
         #: What holds of the relay, in its own words; empty before it is ready.
         self.confinement: tuple[str, ...] = ()
@@ -149,6 +147,7 @@ class RelayKeeper:
 
     def release(self, admitted: Admitted) -> None:
         with self._changed:
+            self._deaths.forget(admitted.id)
             if self._admitted.pop(admitted.id, None) is not None:
                 TALLY.end(admitted)
                 with contextlib.suppress(SandboxError):  # one that is gone has released it
@@ -201,7 +200,7 @@ class RelayKeeper:
             raise SandboxError("the network relay was closed")
         self._resting = False
         if self._thread is None:
-            self._failure, self._deaths, self._shut = "", [], False
+            self._failure, self._deaths, self._shut = "", DeathCount(), False
             self._start()
             self._thread = threading.Thread(target=self._keep, name="agentd-egress", daemon=True)
             self._thread.start()
@@ -255,11 +254,15 @@ class RelayKeeper:
     def _give_up(self, why: str) -> None:
         """Nobody serves what was admitted: close it, so that programs are refused at once."""
         self._ready, self._failure = False, why
-        for admitted in self._admitted.values():
-            admitted.close_sockets()
-            TALLY.end(admitted)
-        self._admitted.clear()
+        for admitted in list(self._admitted.values()):
+            self._cut_off(admitted)
         self._changed.notify_all()
+
+    def _cut_off(self, admitted: Admitted) -> None:
+        """Nobody serves this one any more."""
+        del self._admitted[admitted.id]
+        admitted.close_sockets()
+        TALLY.end(admitted)
 
     # --- the thread ---
 
@@ -270,22 +273,28 @@ class RelayKeeper:
             with self._changed:
                 self._ready = False
                 process, self._process = self._process, None
+                culprit = None
                 if process is not None:
+                    culprit = self._admitted.get(process.worked_for())
                     process.close()
                 for admitted in self._admitted.values():
                     admitted.log.cut()
-                if self._closed or self._resting or not self._again():
+                if self._closed or self._resting or not self._again(culprit):
                     self._thread = None
                     self._changed.notify_all()
                     return
 
-    def _again(self) -> bool:
-        now = time.monotonic()
+    def _again(self, culprit: Admitted | None) -> bool:
+        """Start the next, where the last died as it did something for ``culprit``, or nobody."""
         died, self._shut = not self._shut, False
         TALLY.deaths += died
-        self._deaths = [each for each in self._deaths if now - each < _WITHIN] + [now] * died
-        if len(self._deaths) >= _DEATHS or self._failure:
-            self._give_up(self._failure or f"it died {_DEATHS} times within {_WITHIN:g} s")
+        why = self._deaths.add(culprit.id if culprit else 0) if died else ""
+        if culprit is not None and why:
+            culprit.log.close(why)
+            self._cut_off(culprit)
+            why = ""
+        if why or self._failure:
+            self._give_up(self._failure or why)
             return False
         try:
             self._start()
@@ -360,18 +369,9 @@ class RelayKeeper:
             found = admitted.get(row.pop("sandbox"))
             if found is None:
                 continue
-            if "failed" in row:  # programs are refused then, and do not wait
+            if "failed" in row:
                 self._note(str(row["failed"]))
-                found.close_sockets()
-            elif "repeats" in row:
-                found.log.repeats(int(row["repeats"]))
-            elif "named" in row:
-                if len(found.names) < _MAX_NAMES:
-                    found.names[str(row["named"])[:_MAX_NAME]] = None
-            elif "method" in row:
-                found.log.take_request(row)
-            else:
-                found.log.take(self._generation, row)
+            found.hear(self._generation, row)
 
 
 _shared: RelayKeeper | None = None

@@ -6,9 +6,11 @@ import json
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from agentd.egress.relay.loop import MARK_BYTES
 from agentd.egress.rows import MAX_MESSAGE  # a table has to fit
 from agentd.linux import privileges, python
 from agentd.model.errors import InvalidInput, SandboxError
@@ -46,11 +48,16 @@ class RelayProcess:
         self._user: RelayUser | None = None
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(_SEND_SECONDS)
+        self._mark = -1
         try:
-            self.pid = python.start(module or MODULE, (theirs,), libraries)
+            self._mark = os.memfd_create("agentd-mark", os.MFD_CLOEXEC)
+            os.ftruncate(self._mark, MARK_BYTES)
+            self.pid = python.start(module or MODULE, (theirs.fileno(), self._mark), libraries)
             self._pidfd = os.pidfd_open(self.pid)
         except OSError as error:
             self.control.close()
+            if self._mark >= 0:
+                os.close(self._mark)
             raise SandboxError("the network relay cannot be started", cause=str(error)) from error
         finally:
             theirs.close()
@@ -83,6 +90,11 @@ class RelayProcess:
             raise ValueError("no object")
         return message
 
+    def worked_for(self) -> int:
+        """Return the sandbox for which it did something when it ended; 0: nobody, or it says so."""
+        # Not as memory: who has the file could make it shorter.
+        return int.from_bytes(os.pread(self._mark, MARK_BYTES, 0), sys.byteorder)
+
     def shut(self) -> None:
         """Have it end: whoever receives sees that."""
         with contextlib.suppress(OSError):
@@ -96,6 +108,7 @@ class RelayProcess:
         """Let go of it in a process that did not start it, and which it is to outlive."""
         self.control.close()
         os.close(self._pidfd)
+        os.close(self._mark)
 
     def close(self) -> None:
         """It has ended when this returns, and its id is nobody's."""
@@ -104,6 +117,7 @@ class RelayProcess:
         with contextlib.suppress(ChildProcessError):  # it was somebody else's to collect
             os.waitpid(self.pid, 0)
         os.close(self._pidfd)
+        os.close(self._mark)
         user, self._user = self._user, None
         if user is not None:
             user.release()

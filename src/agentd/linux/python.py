@@ -11,8 +11,8 @@ LOADER = ("LD_LIBRARY_PATH",)
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
 
 
-def start(module: str, sockets: Sequence[socket.socket], libraries: Sequence[str] = ()) -> int:
-    """Run ``module.main()`` with the sockets as descriptors 3, 4, ...; its pid. ``libraries`` are
+def start(module: str, passed: Sequence[socket.socket | int], libraries: Sequence[str] = ()) -> int:
+    """Run ``module.main()`` with ``passed`` as descriptors 3, 4, ...; its pid. ``libraries`` are
     folders that it may import from beside the standard library's and agentd.
 
     ``-I -S -E`` keeps the caller's site-packages and environment out, but for where the loader
@@ -25,8 +25,8 @@ def start(module: str, sockets: Sequence[socket.socket], libraries: Sequence[str
     # Above the numbers they will get, so that no dup2 overwrites another's source.
     sources: list[int] = []
     try:
-        for sock in sockets:
-            sources.append(fcntl.fcntl(sock, fcntl.F_DUPFD_CLOEXEC, 10))
+        for each in passed:
+            sources.append(fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10))
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),

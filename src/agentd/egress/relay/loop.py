@@ -15,15 +15,18 @@ _EVENTS = 256
 _STALE = 2
 
 Handler = Callable[[int], None]
+#: Memory of so many bytes, as one number.
+Mark = memoryview
+MARK_BYTES = 8
 
 
 class Later:
     """One call to come. Idempotent ``cancel``."""
 
-    __slots__ = ("_call", "due")
+    __slots__ = ("_call", "due", "owner")
 
-    def __init__(self, due: float, call: Callable[[], None]) -> None:
-        self.due = due
+    def __init__(self, due: float, call: Callable[[], None], owner: int) -> None:
+        self.due, self.owner = due, owner
         self._call: Callable[[], None] | None = call
 
     def cancel(self) -> None:
@@ -46,20 +49,26 @@ class EventLoop:
     """Of one thread. ``now`` is ``time.monotonic()`` of when the events at hand were fetched.
 
     A handler that raises ends nothing: ``fault`` is told, with what it was about to handle.
+
+    What is watched for, or called later, belongs to whom the loop works for as it is asked for
+    that: ``owner``, a sandbox or 0 for nobody. ``mark`` has it while it is handled, so that a host
+    who shares that memory knows at whose doing we died.
     """
 
-    def __init__(self, fault: Callable[[BaseException], None]) -> None:
+    def __init__(self, fault: Callable[[BaseException], None], mark: Mark | None = None) -> None:
         self._epoll = select.epoll()
-        self._handlers: dict[int, Handler] = {}
+        self._handlers: dict[int, tuple[Handler, int]] = {}
         self._timers: list[Later] = []
-        self._soon: deque[Callable[[], None]] = deque()
+        self._soon: deque[tuple[Callable[[], None], int]] = deque()
         self._fault = fault
+        self._mark = memoryview(bytearray(8)).cast("Q") if mark is None else mark
+        self.owner = 0
         self.now = time.monotonic()
 
     def watch(self, fd: int, events: int, handler: Handler) -> None:
         """Call ``handler`` with the events of ``fd``, which the caller keeps open meanwhile."""
         self._epoll.register(fd, events)
-        self._handlers[fd] = handler
+        self._handlers[fd] = handler, self.owner
 
     def change(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
@@ -74,17 +83,21 @@ class EventLoop:
         forgets it by that."""
         self._handlers.pop(fd, None)
 
-    def later(self, seconds: float, call: Callable[[], None]) -> Later:
-        timer = Later(self.now + seconds, call)
+    def work_for(self, owner: int) -> None:
+        """What is done from now on, until the next handler, is done for that sandbox."""
+        self.owner = self._mark[0] = owner
+
+    def later(self, seconds: float, call: Callable[[], None], *, owner: int | None = None) -> Later:
+        timer = Later(self.now + seconds, call, self.owner if owner is None else owner)
         if len(self._timers) > 1024 and len(self._timers) > _STALE * len(self._handlers):
             self._timers = [each for each in self._timers if not each.stale]
             heapq.heapify(self._timers)
         heapq.heappush(self._timers, timer)
         return timer
 
-    def soon(self, call: Callable[[], None]) -> None:
+    def soon(self, call: Callable[[], None], *, owner: int | None = None) -> None:
         """After everybody else had a turn."""
-        self._soon.append(call)
+        self._soon.append((call, self.owner if owner is None else owner))
 
     def run(self) -> None:
         """Until a handler raises SystemExit."""
@@ -95,17 +108,21 @@ class EventLoop:
         events = self._epoll.poll(self._wait(), _EVENTS)
         self.now = time.monotonic()
         for fd, mask in events:
-            handler = self._handlers.get(fd)
-            if handler is None:
+            found = self._handlers.get(fd)
+            if found is None:
                 continue  # one before it closed this one
+            handler, owner = found
+            self.work_for(owner)
             try:
                 handler(mask)
             except Exception as error:
                 self._fault(error)
         for _ in range(len(self._soon)):
-            self._guard(self._soon.popleft())
+            self._guard(*self._soon.popleft())
         while self._timers and self._timers[0].due <= self.now:
-            self._guard(heapq.heappop(self._timers).run)
+            timer = heapq.heappop(self._timers)
+            self._guard(timer.run, timer.owner)
+        self.work_for(0)
 
     def _wait(self) -> float:
         while self._timers and self._timers[0].stale:
@@ -116,7 +133,8 @@ class EventLoop:
             return -1
         return max(self._timers[0].due - time.monotonic(), 0)
 
-    def _guard(self, call: Callable[[], None]) -> None:
+    def _guard(self, call: Callable[[], None], owner: int) -> None:
+        self.work_for(owner)
         try:
             call()
         except Exception as error:

@@ -72,6 +72,7 @@ class Passing:
         connection = self._passed.get(n)
         if connection is None:
             return
+        self._loop.work_for(connection.tenant.id)
         connection.moved(message["sent"], message["received"])
         if "ended" in message:
             self.forget(n)

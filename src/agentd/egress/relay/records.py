@@ -5,6 +5,7 @@ Denials of the same thing are told once, and then counted.
 
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agentd.egress.relay.loop import EventLoop
@@ -21,7 +22,8 @@ class Reports:
     """Sends rows to the host over the control socket, which the caller owns."""
 
     def __init__(self, loop: EventLoop, control: socket.socket) -> None:
-        self._queue = RowQueue(control, loop.later, _BATCH, self._collect)
+        later = partial(loop.later, owner=0)
+        self._queue = RowQueue(control, later, _BATCH, self._collect)
         self._open: dict[int, Callable[[], Row]] = {}
         self._repeats: dict[int, Tenant] = {}
         self.fault, self.sync = self._queue.fault, self._queue.sync

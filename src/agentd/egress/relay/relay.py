@@ -15,7 +15,7 @@ from agentd.egress.relay.budget import TrafficBudget
 from agentd.egress.relay.closing import close
 from agentd.egress.relay.connection import NEAR_BUFFER, RelayedConnection
 from agentd.egress.relay.flow import SparePipes
-from agentd.egress.relay.loop import IN, EventLoop, Handler
+from agentd.egress.relay.loop import IN, EventLoop, Handler, Mark
 from agentd.egress.relay.nameserver import NameServer
 from agentd.egress.relay.passing import Passing
 from agentd.egress.relay.records import Reports
@@ -41,9 +41,11 @@ _PAUSE_SECONDS = 0.1
 class Relay:
     """Serves until its host closes the control socket."""
 
-    def __init__(self, control: socket.socket, routes: KernelRoutes) -> None:
+    def __init__(
+        self, control: socket.socket, routes: KernelRoutes, mark: Mark | None = None
+    ) -> None:
         self._control = control
-        self.loop = EventLoop(self._fault)
+        self.loop = EventLoop(self._fault, mark)
         self.reports = Reports(self.loop, control)
         self.pipes = SparePipes()
         self.passing = Passing(self.loop)
@@ -86,6 +88,7 @@ class Relay:
         if not data:
             os._exit(0)
         message = json.loads(data)
+        self.loop.work_for(message.get("admit", message.get("set", message.get("release", 0))))
         if "admit" in message:
             whole = not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)
             self._admit(message, fds, whole=whole)
@@ -293,11 +296,12 @@ class Relay:
     def _sweep_later(self) -> None:
         if not self._swept:
             self._swept = True
-            self.loop.later(_SWEEP_SECONDS, self._sweep)
+            self.loop.later(_SWEEP_SECONDS, self._sweep, owner=0)
 
     def _sweep(self) -> None:
         self._swept = False
         for tenant in self._tenants.values():
+            self.loop.work_for(tenant.id)
             for connection in list(tenant.connections):
                 connection.sweep(self.loop.now)
         if self._open:

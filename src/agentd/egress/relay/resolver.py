@@ -8,6 +8,7 @@ import contextlib
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from agentd.egress.relay import dns
@@ -73,7 +74,7 @@ class Resolver:
         key = name, kind
         pending = self._pending.get(key)
         if pending is not None:
-            pending.waiting.append(done)
+            pending.waiting.append((done, self.loop.owner))
             return
         if len(self._pending) >= MAX_PENDING or not self.servers:
             failed = Resolved(dns.SERVFAIL, (), self.loop.now)
@@ -92,8 +93,8 @@ class Resolver:
             self._cache[key] = found
             while len(self._cache) > _MAX_CACHED:
                 del self._cache[next(iter(self._cache))]  # the oldest
-        for done in exchange.waiting:
-            self.loop.soon(lambda done=done: done(found))  # type: ignore[misc]
+        for done, owner in exchange.waiting:
+            self.loop.soon(partial(done, found), owner=owner)
 
 
 class _Exchange:
@@ -107,7 +108,7 @@ class _Exchange:
     def __init__(self, resolver: Resolver, name: str, kind: int, done: Done) -> None:
         self._resolver = resolver
         self.asked, self.name, self.kind = name, name, kind
-        self.waiting = [done]
+        self.waiting = [(done, resolver.loop.owner)]
         self._aliases = 0
         self._tried = 0
         self._ttl = MAX_TTL
