@@ -13,16 +13,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import OrdinaryUser
 from tests.integration.test_client_of_a_daemon import Daemon
 
-from agentd import AgentdError, Client, Conflict, NotFound, Sandbox
+from agentd import AgentdError, Client, Conflict, NotFound, Refused, Sandbox
 from agentd.model.api import ExecBody
 
 WAIT = 120.0
 AWAITED = b"7654321"
+LIMIT_SECONDS = 15
 COUNT = "n=0; while :; do n=$((n+1)); echo $n > count.part; mv count.part count; sleep 0.05; done"
 
 
@@ -344,3 +346,47 @@ def test_what_is_wrong_with_it_is_told(daemon: Daemon, words: tuple[str, ...], w
     view = json.loads(made.stdout)
     assert (view["idle_timeout"], view["on_idle"]) == (600, "pause")
     assert daemon.cli("kill", view["id"]).returncode == 0
+
+
+def test_the_time_of_a_command_stands_still_with_its_sandbox(daemon: Daemon) -> None:
+    """Behind every wall here at once, by a daemon and without one: what was paused for longer than
+    the time of its command goes on with what was left of it."""
+    waits = "until [ -e go ]; do sleep 0.05; done"
+    with contextlib.ExitStack() as stack:
+        made = [stack.enter_context(sandbox) for sandbox in pausable(daemon)]
+        begun = []
+        for sandbox in made:
+            begun.append(sandbox.start(waits, timeout=LIMIT_SECONDS))
+            sandbox.pause()
+        time.sleep(LIMIT_SECONDS + 1)
+        for sandbox in made:
+            sandbox.resume()
+            sandbox.run("touch go", check=True)
+        ended = [process.wait().cause.code for process in begun]
+        assert ended == ["exited"] * len(made), [sandbox.info for sandbox in made]
+        short = [sandbox.start("sleep 1000", timeout=2) for sandbox in made]
+        for sandbox in made:
+            sandbox.pause()
+            sandbox.resume()
+        assert {process.wait().cause.code for process in short} == {"timeout"}
+
+
+def pausable(daemon: Daemon) -> Iterator[Sandbox]:
+    found: list[str] = []
+    places: list[dict[str, Any]] = [{"url": daemon.url}, {"embedded": True}]
+    for where in places:
+        for backend in ("landlock", "linux", "oci", "gvisor"):
+            try:
+                sandbox = Sandbox.create(backend=backend, isolation="process", **where)
+            except Refused:
+                continue
+            try:
+                sandbox.pause()
+            except Refused:
+                sandbox.close()
+                continue
+            sandbox.resume()
+            found.append(backend)
+            yield sandbox
+    if len(found) < 2:
+        pytest.skip("nothing can be paused here")

@@ -110,11 +110,18 @@ class _Sandboxes(_Noun):
         return self._here.view(id, usage=True)
 
     def pause(self, id: str) -> SandboxView:
-        self._here.pipeline.manager.pause(self._here.handle(id))
+        handle = self._here.handle(id)
+        handle.tell_lease(None, still=True)
+        try:
+            self._here.pipeline.manager.pause(handle)
+        finally:
+            handle.tell_lease(None)  # in vain where it is paused
         return self._here.view(id)
 
     def resume(self, id: str) -> SandboxView:
-        self._here.pipeline.manager.resume(self._here.handle(id))
+        handle = self._here.handle(id)
+        self._here.pipeline.manager.resume(handle)
+        handle.tell_lease(None)
         return self._here.view(id)
 
     def kill(self, id: str) -> None:

@@ -230,6 +230,7 @@ def create(loop: Loop, *, pid1: bool, paths: Iterable[str] = ("/tmp",)) -> Agent
     agent = Agent(loop, pid1=pid1, operations=builtin_operations(context), paths=disks)
     # Outside a namespace of its own a signal to all would reach the whole machine.
     context.signal_all = agent.signal_all
+    context.stand_still = agent.processes.stand_still
     return agent
 
 

@@ -94,9 +94,19 @@ class GuestProcess:
         self._after_start: OnStarted | None = None
         self._status = 0
         self._usage: tuple[float, float, int] = (0.0, 0.0, 0)
+        self._limit: Timer | None = None
         wall_ms = request.limits.get("wall_ms")
-        if wall_ms is not None:
-            self._timers.append(loop.after(wall_ms / 1000, lambda: self.kill("timeout")))
+        self._left = None if wall_ms is None else wall_ms / 1000  # seconds of its time
+        self.stand_still(False)
+
+    def stand_still(self, still: bool) -> None:
+        """Have its time limit stand still, or go on with what is left."""
+        if still and self._limit is not None:
+            self._left = max(0.0, self._limit.when - time.monotonic())
+            self._limit.cancel()
+            self._limit = None
+        elif not still and self._limit is None and self._left is not None and self.running:
+            self._limit = self._loop.after(self._left, lambda: self.kill("timeout"))
 
     def watch_start(self, report: int, explain: Callable[[SpawnError], None]) -> None:
         """It has been forked; ``report`` is ours. ``explain`` adds to an error what it knows."""
@@ -294,9 +304,10 @@ class GuestProcess:
         return self._limit_hit() or "signalled"
 
     def _cancel_timers(self) -> None:
-        for timer in self._timers:
-            timer.cancel()
-        self._timers = []
+        for timer in (*self._timers, self._limit):
+            if timer is not None:
+                timer.cancel()
+        self._timers, self._left = [], None
 
     def _release(self) -> None:
         self._cancel_timers()

@@ -57,6 +57,11 @@ class Processes:
         """Nobody below us is in a position to hold up a child: a rehearsal's."""
         self._spawner.crowded = lambda: False
 
+    def stand_still(self, still: bool) -> None:
+        """Have the time limits of all that run stand still, or go on."""
+        for process in self._running.values():
+            process.stand_still(still)
+
     def __iter__(self) -> Iterator[GuestProcess]:
         """The running ones."""
         return iter(list(self._running.values()))

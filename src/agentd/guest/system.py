@@ -35,7 +35,8 @@ class SystemContext:
 
     ``pid1``: a PID namespace of its own, the agent its init or that one's child. ``paths``: whose
     disks sys.usage tells of. ``on_shutdown`` is called once the answer is on its way.
-    ``signal_all(signal)`` reaches every process but the agent.
+    ``signal_all(signal)`` reaches every process but the agent, ``stand_still(bool)`` has the time
+    limits of its commands stand still.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class SystemContext:
         self.paths = paths
         self.on_shutdown = on_shutdown
         self.signal_all = signal_all or signal_namespace
+        self.stand_still: Callable[[bool], object] = bool
         self.lease: Timer | None = None
 
 
@@ -216,12 +218,16 @@ def _signal(context: SystemContext, channel: Channel, number: int) -> None:
 
 
 def _lease(context: SystemContext, channel: Channel, request: dict[str, object]) -> None:
-    """The sandbox ends so many milliseconds from now, unless it is told again; null: never."""
-    value = request.get("ms")
+    """The sandbox ends so many milliseconds from now, unless it is told again; null: never. With
+    ``still`` it is about to be paused: no command's time is used up until it is told again."""
+    value, still = request.get("ms"), request.get("still", False)
+    if not isinstance(still, bool):
+        raise RequestError("'still' must be true or false")
     milliseconds = None if value is None else get_int(request, "ms", 0, 1, MAX_LEASE_MS)
     if context.lease is not None:
         context.lease.cancel()
         context.lease = None
+    context.stand_still(still)
     if milliseconds is not None:
         context.lease = channel.loop.after(milliseconds / 1000, context.on_shutdown)
     channel.finish("result")

@@ -1,5 +1,6 @@
 """One sandbox, as the manager and its callers hold it."""
 
+import contextlib
 import os
 import threading
 import time
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from agentd.model.enforcement import Control, Enforcement
-from agentd.model.errors import BackendLost, Conflict, Refused
+from agentd.model.errors import AgentdError, BackendLost, Conflict, Refused
 from agentd.model.mount import MountMode
 from agentd.model.result import SandboxInfo
 from agentd.sandbox.abilities import CHANGES, SNAPSHOT, Ability, incapable, lacking
@@ -79,6 +80,14 @@ class SandboxHandle:
     def unused(self) -> Guest | None:
         """The guest, for what is no use of the sandbox; None where it cannot be asked now."""
         return self._guest if self.state is State.READY else None
+
+    def tell_lease(self, milliseconds: int | None, *, still: bool = False) -> None:
+        """Tell the agent its own lease, none for None, and whether the time of commands is to stand
+        still. One of protocol v1 has neither; one that is paused is told later."""
+        guest = self.unused()
+        if guest is not None:
+            with contextlib.suppress(AgentdError):
+                guest.call("sys.lease", ms=milliseconds, **({"still": True} if still else {}))
 
     def rouse(self) -> None:
         """Somebody uses it: one that rests for being idle goes on. Raises as a resume does."""

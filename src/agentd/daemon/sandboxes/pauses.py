@@ -1,12 +1,11 @@
 """Sandboxes that stand still: by request, or because they were idle; what their agents are told."""
 
-import contextlib
 import threading
 import time
 from typing import TYPE_CHECKING
 
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS
-from agentd.model.errors import AgentdError, Unsupported
+from agentd.model.errors import Unsupported
 from agentd.model.events import EventKind
 from agentd.model.idle import IDLE, OnIdle
 from agentd.sandbox import guard
@@ -97,7 +96,8 @@ class Pauses:
                 self._resume(live)
 
     def _pause(self, live: "Live", why: str, idle: float | None = None) -> None:
-        tell_agent(live, None)  # its clock goes on where it is a process: ours ends it
+        # Where it is a process its clock goes on: we end it, and no command's time is used up.
+        tell_agent(live, None, still=True)
         self._note(live, why)  # first: a daemon that is killed in between leaves it paused
         paused = False
         try:
@@ -127,12 +127,8 @@ def _is_due(live: "Live") -> bool:
     return seconds is not None and handle.state is State.READY and handle.is_idle(seconds)
 
 
-def tell_agent(live: "Live", seconds: float | None) -> None:
-    """Its own lease; none, for None. One of protocol v1 has none; a paused one is told later."""
-    guest = live.handle.unused()
-    if guest is not None:
-        with contextlib.suppress(AgentdError):
-            guest.call("sys.lease", ms=None if seconds is None else agents(seconds))
+def tell_agent(live: "Live", seconds: float | None, *, still: bool = False) -> None:
+    live.handle.tell_lease(None if seconds is None else agents(seconds), still=still)
 
 
 def agents(seconds: float) -> int:
