@@ -5,6 +5,7 @@ machine within an emulated machine takes ten times as long. Of agentd in this pr
 a command line that a test starts has its own.
 """
 
+from functools import reduce
 from importlib import import_module
 
 from agentd.testing.patience import SLOWER
@@ -16,7 +17,7 @@ _WAITS = {
     "qemu.probe": ("_ANSWER_SECONDS",),
     "qemu.wall": ("STREAM_SECONDS",),
     "vm.machine": ("STREAM_SECONDS",),
-    "vm.supervisor": ("_ANSWER_SECONDS",),
+    "vm.supervisor": ("Keeper.answer_seconds",),
 }
 
 
@@ -28,8 +29,10 @@ def lengthen(times: float) -> None:
     """What agentd waits for, in this process, so many times as long from now on."""
     for name, waits in _WAITS.items():
         module = import_module(f"{_BACKENDS}.{name}")
-        for wait in waits:
-            setattr(module, wait, getattr(module, wait) * times)
+        for path in waits:
+            *owners, wait = path.split(".")
+            owner = reduce(getattr, owners, module)
+            setattr(owner, wait, getattr(owner, wait) * times)
     # What the manager's connections to a guest wait for: a test that gives its own has that.
     usual = import_module("agentd.transport.guest").Guest.__init__.__kwdefaults__
     usual.update({name: usual[name] * times for name in ("handshake_timeout", "answer_timeout")})
