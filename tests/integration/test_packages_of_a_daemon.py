@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.index import NAME, Index, serving
 from tests.security.daemons import Answer, Daemon, running, until
+from tests.upstream import Upstream
 
 from agentd import AsyncSandbox, Sandbox
 
@@ -82,6 +83,36 @@ def test_who_may_have_the_network_of_the_index_gets_them_and_it_is_written_down(
     called = daemon.call("python.exec.v1", {"code": _SAY}, create={"packages": "demo"}, key=key)
     assert called.status == 200 and "1.0" in json.dumps(called.json["value"]), called.body
     assert len(index.asked) == asked, index.asked[asked:]
+
+
+_ASK = """
+import demo, os, urllib.request
+request = urllib.request.Request("https://api.test/x", headers={"X-Api-Key": os.environ["TOKEN"]})
+print(urllib.request.urlopen(request).status, demo.VERSION)
+"""
+
+
+def test_a_sandbox_that_has_them_uses_its_secrets(
+    index: Index, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upstream = Upstream(tmp_path, "api.test")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setenv("TOKEN", "a-token-of-some-length-that-is-used")
+    api = f"""
+[[egress.host]]
+name = "api.test"
+address = "127.0.0.1:{upstream.port}"
+"""
+    config = _config(index, f'"{NAME}:{index.port}", "api.test"') + api
+    config = config.replace("[egress]\n", f'[egress]\nca_file = "{upstream.ca_file}"\n')
+    wanted: dict[str, list[str]] = {"packages": ["demo"], "secrets": ["TOKEN=env:TOKEN@api.test"]}
+    try:
+        with running(config) as daemon, Sandbox.create(url=daemon.url, **wanted) as sandbox:
+            done = sandbox.run(["python3", "-c", _ASK])
+            assert (done.stdout, done.stderr) == (b"200 1.0\n", b"")
+    finally:
+        upstream.close()
+    assert upstream.asked[0]["headers"]["X-Api-Key"] == "a-token-of-some-length-that-is-used"
 
 
 def test_asyncio_has_them_too(daemon: Daemon) -> None:

@@ -71,14 +71,14 @@ class Pipeline:
         values: SecretValues = NO_VALUES,
     ) -> SandboxHandle:
         """Make a sandbox of a spec that was admitted."""
-        if snapshot is None and spec.packages:
+        if snapshot is not None:
+            handle = self.manager.restore(spec, snapshot)
+        elif spec.packages:
             from agentd.daemon.packages.provide import created  # late: few ask for any
 
-            return created(self.manager, spec, self.package_rules())
-        if snapshot is None:
-            handle = self.manager.create(spec)
+            handle = created(self.manager, spec, self.package_rules())
         else:
-            handle = self.manager.restore(spec, snapshot)
+            handle = self.manager.create(spec)
         return self._give([handle], values)[0]
 
     def fork(
