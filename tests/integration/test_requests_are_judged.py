@@ -164,6 +164,18 @@ def test_plain_http_is_judged_as_well(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.needs("curl")
+def test_an_offer_of_http_2_is_not_taken(sandbox: Sandbox, plain: EchoServer) -> None:
+    """As Java's client makes one, too: whoever takes none answers as ever."""
+    url = "http://plain.example.com/v1/x"
+    words = ["-sS", "--http2", "-w", "%{http_version} %{http_code}\n"]
+    done = sandbox.run(["curl", *words, *["-o", "/dev/null", url] * 2], check=True)
+    assert done.text == "1.1 200\n1.1 200\n"
+    for _, fields, _ in plain.seen[-2:]:
+        told = {name.lower() for name, _ in fields}
+        assert not told & {"upgrade", "http2-settings", "connection"}, fields
+
+
+@pytest.mark.needs("curl")
 def test_what_is_told_to_allow_a_request_can_be_asked_for_at_any_port(server: EchoServer) -> None:
     """Of the machine's own name, whose rules all have a port, and of a path that has a comma."""
     where = f"host.agentd.internal:{server.server_port}"

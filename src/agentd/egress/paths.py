@@ -1,8 +1,8 @@
 """Whether a pattern has a request's path, pure. Standard library: the terminator decides by it.
 
 ``*`` is what has no slash in it, ``**`` anything. A path can be read in more ways than one: with
-%61 for a, with // for /, with ;parameters. What a rule allows must match every reading, what a rule
-denies any of them, whatever its capitals.
+%61 for a, with // or /./ for /, with ;parameters. What a rule allows must match every reading, what
+a rule denies any of them, whatever its capitals.
 """
 
 import re
@@ -16,6 +16,7 @@ _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})?")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _WORDS = re.compile(r"(\*\*|\*)")
 _SLASHES = re.compile(r"/{2,}")
+_HERE = re.compile(r"/(?:\./)+")  # as of apt, whose sources can be "deb https://host/debian ./"
 _PARAMETERS = re.compile(r";[^/]*")
 SLASH = "%2F"
 _USUAL_PORTS = (80, 443)  # of a rule that names none
@@ -55,12 +56,12 @@ def read(target: str) -> RequestPath:
     path = target.partition("?")[0]
     if "\\" in path:
         raise ValueError("has a backslash in its path")
-    plain = _ESCAPE.sub(_unescaped, path)
-    lenient = _SLASHES.sub("/", _PARAMETERS.sub("", plain))
-    for reading in (plain, lenient, plain.replace(SLASH, "/")):
+    plain, bare = (_ESCAPE.sub(_unescaped, each) for each in (path, _HERE.sub("/", path)))
+    lenient = _SLASHES.sub("/", _PARAMETERS.sub("", bare))
+    for reading in (bare, lenient, bare.replace(SLASH, "/")):
         if any(part in (".", "..") for part in reading.split("/")):
             raise ValueError("has . or .. in its path")
-    return RequestPath((plain,) if lenient == plain else (plain, lenient), SLASH in plain)
+    return RequestPath(tuple(dict.fromkeys((plain, bare, lenient))), SLASH in plain)
 
 
 def _unescaped(found: "re.Match[str]") -> str:

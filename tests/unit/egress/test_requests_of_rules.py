@@ -52,7 +52,8 @@ def test_connections_are_read_where_their_requests_matter(rules: list[str], read
         ("/a%20b", ["/a%20b"], ["/a+b"]),
         # As servers may read them: each way has to be allowed.
         ("/v1/x", [], ["/v1//x", "/v1/x;a=b", "/v1/x/"]),
-        ("/v1/*", ["/v1/x;a=b"], ["//v1/x", "/v1;/x/y"]),
+        ("/v1/*", ["/v1/x;a=b"], ["//v1/x", "/v1;/x/y", "/v1/./x"]),
+        ("/v1/**", ["/v1/debian/./Packages", "/v1/././x"], ["/./v1/x"]),
         # An escaped slash is one where the rule has one.
         ("/p/*", [], ["/p/a%2Fb"]),
         ("/p/@*%2F*", ["/p/@a%2fb"], ["/p/@a/b"]),
@@ -71,7 +72,7 @@ def test_a_pattern_has_the_paths_that_it_says(
     "target",
     [
         *("/private/x", "//private/x", "/private;a/x", "/%70rivate/x", "/private//x"),
-        *("/private%2Fx", "/;a/private/x"),
+        *("/private%2Fx", "/;a/private/x", "/./private/x", "/private/.//./x"),
     ],
 )
 def test_what_is_denied_is_so_in_every_spelling(target: str) -> None:
@@ -79,6 +80,18 @@ def test_what_is_denied_is_so_in_every_spelling(target: str) -> None:
     verdict = asked(found, "GET", target)
     assert not verdict.allowed and verdict.rule == f"!{HOST}/private/**"
     assert asked(found, "GET", "/public/x").allowed
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        *("/v1/../x", "/v1/..", "/v1/.", "/v1/%2e/x", "/v1/.%2e/x", "/v1/.;a/x", "/v1/..;a/x"),
+        *("/v1/./../x", "/v1%2F..%2Fx", "/v1/.%2F./x"),
+    ],
+)
+def test_what_leads_elsewhere_for_some_servers_is_no_path(target: str) -> None:
+    with pytest.raises(ValueError, match=r"has \. or \.\. in its path"):
+        paths.read(target)
 
 
 @pytest.mark.parametrize(

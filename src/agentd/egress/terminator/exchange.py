@@ -100,7 +100,8 @@ class RequestExchange:
         event = self._down.next_event()
         if not isinstance(event, h11.Request):
             raise RefusedRequest("bad_request", "the request is no request", status=400)
-        target, headers = self._look.head(event.method, event.target, event.headers.raw_items())
+        fields = requests.without_offer(event.headers.raw_items())
+        target, headers = self._look.head(event.method, event.target, fields)
         request = h11.Request(method=event.method, target=target, headers=headers)
         await self._upstream.write(self._up.send(request) or b"")
 

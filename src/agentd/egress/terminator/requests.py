@@ -4,6 +4,7 @@ was dialled, judged by the sandbox's rules. Pure.
 
 import json
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentd.egress import paths
@@ -19,6 +20,9 @@ _BARE = re.compile(rb"[\r\n\0]")
 # By these some servers take a request for another one than its first line says.
 _OTHER_METHOD = (b"x-http-method-override", b"x-http-method", b"x-method-override")
 _OTHER_TARGET = (b"x-original-url", b"x-rewrite-url")
+# Java's client and curl's --http2 offer HTTP/2 in the clear with every request.
+_OFFER = b"h2c"
+_OFFERING = (b"upgrade", b"http2-settings")
 
 
 class RefusedRequest(Exception):
@@ -72,6 +76,22 @@ def read_head(raw: bytes) -> RequestHead:
     )
     _check_framing(head)
     return head
+
+
+def without_offer(fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the fields of a request without its offer to go on in HTTP/2, which nobody could read:
+    who takes none answers as ever."""
+    if (b"upgrade", _OFFER) not in [(name.lower(), value.lower()) for name, value in fields]:
+        return list(fields)
+    left = [(name, value) for name, value in fields if name.lower() not in _OFFERING]
+    found = [(n, _connection(v) if n.lower() == b"connection" else v) for n, v in left]
+    return [(name, value) for name, value in found if value]
+
+
+def _connection(value: bytes) -> bytes:
+    """Return what a Connection field says of others."""
+    words = [word.strip() for word in value.split(b",")]
+    return b", ".join(word for word in words if word.lower() not in _OFFERING)
 
 
 def judge(head: RequestHead, name: str, port: int, table: EgressTable) -> tuple[str, str]:
@@ -166,7 +186,7 @@ def _check_framing(head: RequestHead) -> None:
     ):
         raise _bad("has a transfer coding other than chunked")
     upgrades = [each.lower() for each in head.values(b"upgrade")]
-    if upgrades not in ([], [b"websocket"]):
+    if upgrades not in ([], [b"websocket"], [_OFFER]):
         raise _bad("asks for another protocol than websocket")
     if any(each.lower() != b"100-continue" for each in head.values(b"expect")):
         raise _bad("expects what is not known")

@@ -143,7 +143,7 @@ def test_each_request_of_a_connection_is_judged(judging: Judging) -> None:
             "chunked",
         ),
         (
-            f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n",
+            f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n",
             "websocket",
         ),
         (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\n" + "A: b\r\n" * 101 + "\r\n", "100 fields"),
