@@ -1,15 +1,20 @@
 """Which certificates the programs of a sandbox trust whose requests are judged: what its root has,
 and those of an authority of its own. Nothing is dialled."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.serialization import pkcs12
 from tests.oci import Images, Layout, busybox, file, folder, link
 
 from agentd import Sandbox
+from agentd.egress import authority
 
 pytestmark = [pytest.mark.timeout(300)]
 RULES = ["read api.example.com"]
@@ -73,6 +78,64 @@ def test_the_hosts_own_are_kept(wall: str) -> None:
         assert own.count("BEGIN CERTIFICATE") == 1 and len(own) < 2000
         with Sandbox.create(backend=wall, net=RULES) as other:
             assert not read(other, BUNDLE).endswith(own), "each has an authority of its own"
+
+
+OF_DEBIAN = "/etc/ssl/certs/java/cacerts"
+OF_TEMURIN = "/opt/java/openjdk/lib/security/cacerts"
+
+
+def _of_java(store: bytes, tmp_path: Path) -> list[str]:
+    """The certificates of a store, PEM, as Java reads it, which checks it by its password."""
+    file = tmp_path / "store"
+    file.write_bytes(store)
+    argv = ["keytool", "-list", "-rfc", "-keystore", str(file), "-storepass", "changeit"]
+    told = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    return sorted(re.findall(r"-----BEGIN.*?-----END CERTIFICATE-----\n", told, re.S))
+
+
+@pytest.mark.needs("keytool")
+@pytest.mark.parametrize("wall", WALLS)
+def test_the_hosts_java_trusts_it_beside_its_own(wall: str, tmp_path: Path) -> None:
+    if not Path(OF_DEBIAN).is_file():
+        pytest.skip("this machine's Java has its certificates elsewhere")
+    with Sandbox.create(backend=wall, net=RULES) as sandbox:
+        store = sandbox.files.read(OF_DEBIAN)
+        own = "-----BEGIN" + read(sandbox, BUNDLE).rpartition("-----BEGIN")[2]
+        assert sandbox.run(f"echo x > {OF_DEBIAN}").exit_code != 0
+    before = _of_java(Path(OF_DEBIAN).read_bytes(), tmp_path)
+    assert _of_java(store, tmp_path) == sorted([*before, own])
+    with Sandbox.create(backend=wall, net=["api.example.com"]) as sandbox:
+        assert sandbox.files.read(OF_DEBIAN) == Path(OF_DEBIAN).read_bytes()
+
+
+@pytest.mark.needs("skopeo", "umoci", "keytool")
+@pytest.mark.parametrize("wall", WALLS)
+def test_an_images_java_trusts_it_beside_its_own(images: Images, tmp_path: Path, wall: str) -> None:
+    """Java's own stores are of PKCS #12 and not encrypted; one that is says nothing."""
+    known = authority.make(["known.example.com"]).certificate
+    held = pkcs12.PKCS12Certificate(x509.load_pem_x509_certificate(known.encode()), b"known")
+    plain = pkcs12.serialize_java_truststore([held], serialization.NoEncryption())
+    encrypted = serialization.BestAvailableEncryption(b"changeit")
+    for tag, store, expected in (
+        ("plain", plain, [known]),
+        ("encrypted", pkcs12.serialize_java_truststore([held], encrypted), None),
+        ("broken", b"\xfe\xed", None),
+    ):
+        layer = busybox(
+            *(folder("opt"), folder("opt/java"), folder("opt/java/openjdk")),
+            *(folder("opt/java/openjdk/lib"), folder("opt/java/openjdk/lib/security")),
+            file(OF_TEMURIN.lstrip("/"), store),
+            *(folder("usr"), link("usr/java", "/proc/1"), folder("usr/lib"), folder("usr/lib/jvm")),
+            link("usr/lib/jvm/default", "/opt/java/openjdk"),
+        )
+        images.run("pull", Layout(tmp_path / tag).add([layer], None, tag=tag), "--name", tag)
+        with Sandbox.create(image=tag, backend=wall, net=RULES) as sandbox:
+            found = sandbox.files.read(OF_TEMURIN)
+            own = "-----BEGIN" + read(sandbox, BUNDLE).rpartition("-----BEGIN")[2]
+        if expected is None:
+            assert found == store, "what cannot be read is left, where nothing stands in for it"
+        else:
+            assert _of_java(found, tmp_path) == sorted([*expected, own])
 
 
 def agentd(*words: str) -> subprocess.CompletedProcess[str]:

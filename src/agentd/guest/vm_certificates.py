@@ -15,21 +15,26 @@ from agentd.linux import abi
 from agentd.linux.kernel import KERNEL, Kernel
 
 _FOLDER = f"{vm_scratch.STATE}/certificates"
-_SYSTEMS = f"{vm_scratch.STATE}/system.pem"  # as the root has them, which are behind mounts then
 
 
 def show(authority: str, kernel: Kernel = KERNEL) -> None:
     """``authority`` is PEM; an empty one leaves what the root has. Raises OSError."""
-    places = certificates.places()
-    if not os.path.exists(_SYSTEMS):
-        vm_scratch.write(_SYSTEMS, certificates.bundle(next(iter(places), None), ""))
+    found = certificates.places()
+    own = []
+    for name, covered in found.items():
+        kept = f"{vm_scratch.STATE}/own-{os.path.basename(name)}"  # what is behind mounts then
+        if not os.path.exists(kept):
+            vm_scratch.write(kept, certificates.read(covered))
+        own.append(certificates.read([kept]))
+    made = certificates.contents(own, authority)
     os.makedirs(_FOLDER, 0o755, exist_ok=True)
-    name = os.path.basename(certificates.BUNDLE)
-    vm_scratch.write(f"{_FOLDER}/{name}", certificates.bundle(_SYSTEMS, authority))
+    for name, content in made.items():
+        vm_scratch.write(f"{_FOLDER}/{os.path.basename(name)}", content)
     os.makedirs(CERTIFICATES, 0o755, exist_ok=True)
     if not os.path.samefile(_FOLDER, CERTIFICATES):
         kernel.mount(_FOLDER, CERTIFICATES, None, abi.MS_BIND)
         kernel.mount(None, CERTIFICATES, None, abi.MS_REMOUNT | abi.MS_BIND | abi.MS_RDONLY)
-    for place in places:
-        if not os.path.samefile(certificates.BUNDLE, place):
-            kernel.mount(certificates.BUNDLE, place, None, abi.MS_BIND)
+    for name in made:
+        for place in found[name]:
+            if not os.path.samefile(name, place):
+                kernel.mount(name, place, None, abi.MS_BIND)

@@ -2,19 +2,24 @@
 authority of its own.
 
 They are a file of the sandbox's own, mounted where systems have theirs before anything untrusted
-runs; programs that look elsewhere are told by variables (``sandbox.backends.certificates``).
+runs, and one of Java's, mounted over its machines'; programs that look elsewhere are told by
+variables (``sandbox.backends.certificates``).
 Standard library only.
 """
 
 import errno
 import os
 import stat
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 
+from agentd.guest.zygote import keystore
 from agentd.guest.zygote.root import CERTIFICATES, write
 from agentd.linux import abi, paths
 from agentd.linux.kernel import Kernel
 
 BUNDLE = f"{CERTIFICATES}/bundle.pem"
+STORE = f"{CERTIFICATES}/cacerts"
 #: Where Debian, Alpine, Red Hat, SUSE and Arch have all that they trust in one file.
 PLACES = (
     "/etc/ssl/certs/ca-certificates.crt",
@@ -33,28 +38,46 @@ _FLAGS = abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
 def show(authority: str, kernel: Kernel, top: str = "") -> None:
     """``authority`` is PEM; ``top`` is where the root is that has it, if not ours. Raises
     OSError."""
-    found = places(top)
-    folder, file = top + CERTIFICATES, top + BUNDLE
-    kernel.mount("tmpfs", folder, "tmpfs", _FLAGS, "mode=0755,size=16m,nr_inodes=8")
-    write(file, bundle(next(iter(found), None), authority))
+    found, folder = places(top), top + CERTIFICATES
+    made = contents([read(covered) for covered in found.values()], authority)
+    kernel.mount("tmpfs", folder, "tmpfs", _FLAGS, "mode=0755,size=20m,nr_inodes=8")
+    for name, content in made.items():
+        write(top + name, content)
     kernel.mount_setattr(abi.AT_FDCWD, folder, 0, set_=abi.MOUNT_ATTR_RDONLY)
-    for place in found:
-        kernel.mount(file, place, None, abi.MS_BIND)
+    for name in made:
+        for place in found[name]:
+            kernel.mount(top + name, place, None, abi.MS_BIND)
 
 
-def bundle(system: str | None, authority: str) -> bytes:
-    """Return what the file at ``system`` has, and the authority's certificate."""
-    text = b""
-    if system is not None:
-        with open(system, "rb") as file:
-            text = file.read(_MAX_BYTES)
-    return text.rstrip(b"\n") + b"\n" + authority.encode()
+def contents(own: Sequence[bytes], authority: str) -> dict[str, bytes]:
+    """Return what BUNDLE and STORE have: of ``own``, the system's file and a store of Java's, each
+    empty where there is none, with the authority, if there is one. No STORE where nothing is known
+    of the one that is there."""
+    system, store = own
+    made = {BUNDLE: system.rstrip(b"\n") + b"\n" + authority.encode()}
+    if store and authority:
+        store = keystore.store(store, system, authority.encode())
+    return made | ({STORE: store} if store else {})
 
 
-def places(top: str = "") -> list[str]:
-    """Return the files that are there, behind links, each once."""
+def read(files: Sequence[str]) -> bytes:
+    """Return what the first of them has; nothing where there is none. Raises OSError."""
+    if not files:
+        return b""
+    with open(files[0], "rb") as file:
+        return file.read(_MAX_BYTES)
+
+
+def places(top: str = "") -> dict[str, list[str]]:
+    """Return what BUNDLE and STORE are mounted over: the files that are there, behind links, each
+    once."""
+    of_java = keystore.places(lambda folder: _names(folder, top))
+    return {BUNDLE: _files(PLACES, top), STORE: _files(of_java, top)}
+
+
+def _files(paths_: Iterable[str], top: str) -> list[str]:
     found: dict[str, None] = {}
-    for place in PLACES:
+    for place in paths_:
         try:
             path = _behind(place, top)
             if stat.S_ISREG(os.stat(path).st_mode):
@@ -62,6 +85,12 @@ def places(top: str = "") -> list[str]:
         except OSError:
             continue
     return list(found)
+
+
+def _names(folder: str, top: str) -> list[str]:
+    with suppress(OSError):
+        return os.listdir(_behind(folder, top))
+    return []
 
 
 def _behind(place: str, top: str) -> str:

@@ -10,7 +10,7 @@ from agentd.model.errors import Refused
 
 # Who looks at none of the system's places, and by which variable it is told: all but Node's and
 # Deno's are in place of what the program brings along.
-_VARIABLES = (
+VARIABLES = (
     *("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "GIT_SSL_CAINFO", "PIP_CERT"),
     *("NODE_EXTRA_CA_CERTS", "npm_config_cafile", "DENO_CERT", "CARGO_HTTP_CAINFO"),
     *("AWS_CA_BUNDLE", "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"),
@@ -21,7 +21,7 @@ Table = Mapping[str, Any]
 
 def variables(table: Table | None) -> dict[str, str]:
     """Return what commands have in their environment; nothing where nothing is read."""
-    return dict.fromkeys(_VARIABLES, BUNDLE) if reads(table) else {}
+    return dict.fromkeys(VARIABLES, BUNDLE) if reads(table) else {}
 
 
 def reads(table: Table | None) -> bool:
