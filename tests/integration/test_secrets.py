@@ -308,6 +308,11 @@ def test_the_command_line_never_takes_a_value_as_an_argument(daemon: Daemon) -> 
     names = json.loads(ran("ls", "--json").stdout)
     assert [each["name"] for each in names] == ["A", "B"]
     assert json.loads(ran("rm", "A", "B", "--json").stdout) == {"removed": ["A", "B"]}
+    again = ran("rm", "A")
+    assert (again.returncode, again.stderr) == (
+        125,
+        "agentd secret: there is no secret 'A' (agentd secret ls lists yours)\n",
+    )
 
 
 def test_the_sdk_has_the_noun(daemon: Daemon) -> None:

@@ -417,6 +417,6 @@ def test_a_call_without_a_daemon_is_of_its_template(
     done = called("web")
     assert json.loads(done.stdout)["stdout"] == "of the template\nup\n", done
     done = called("nope")
-    assert done.returncode == 1 and "there is no template 'nope'" in done.stderr
+    assert done.returncode == 1 and f"no template 'nope' in {tmp_path}/agentd.toml" in done.stderr
     done = called("late")
     assert done.returncode == 125 and "was not ready within 1s" in done.stderr

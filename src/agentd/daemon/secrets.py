@@ -71,7 +71,14 @@ class SecretStore:
     def value(self, principal: str, name: str) -> SecretValue:
         """Raises NotFound, also for another's."""
         with self._lock:
-            return self._found(principal, name).value
+            try:
+                return self._found(principal, name).value
+            except NotFound as error:
+                error.remediation += (
+                    f"; agentd secret set {name[:64]} keeps one; or take one from here: "
+                    f"{name[:64]}=env:{name[:64]}@..."
+                )
+                raise
 
     def remove(self, principal: str, name: str) -> None:
         """Forget it; sandboxes that have it keep it. Raises NotFound, SandboxError."""
@@ -84,8 +91,7 @@ class SecretStore:
         if kept is None:
             raise NotFound(
                 f"there is no secret {name[:64]!r}",
-                remediation=f"agentd secret set {name[:64]}; agentd secret ls lists yours; or take "
-                f"one from here: {name[:64]}=env:{name[:64]}@...",
+                remediation="agentd secret ls lists yours",
             )
         return kept
 

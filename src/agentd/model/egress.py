@@ -146,6 +146,9 @@ def parse_rule(text: str) -> EgressRule:
         _wrong(text, "says nothing", _FORMS)
     if _URL.match(rest):
         _wrong(text, "is a URL", f"write its host, as {_of_url(rest)}")
+    if "@" in rest.partition("/")[0]:
+        host = rest.rpartition("@")[2] or "api.example.com"
+        _wrong(text, "has an @", f"write the host, as {host}; a secret is for --secret")
     sign = "" if allow else "!"
     if " " in rest or _has_path(rest):
         return _of_requests(text, sign, rest)

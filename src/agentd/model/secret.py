@@ -333,7 +333,11 @@ def _host(secret: str, host: str) -> str:
         port.isascii() and port.isdigit() and len(port) < 6 and 0 < int(port) < 65536
     ):
         _wrong(secret, f"has the host {host[:100]!r}", "give its port as a number from 1 to 65535")
-    name = check_name(name)
+    try:
+        name = check_name(name)
+    except InvalidInput as error:
+        what = error.message.removeprefix("network rule ")
+        _wrong(secret, f"has a host that is none: {what}", error.remediation)
     return name if not colon or int(port) == HTTPS_PORT else f"{name}:{int(port)}"
 
 

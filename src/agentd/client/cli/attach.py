@@ -70,6 +70,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("attach", "Follow a command that runs already.", _EXAMPLES)
     parser.add_argument("--all", action="store_true", help="from the beginning of its output")
     parser.add_argument("-i", "--stdin", action="store_true", help="pass standard input")
-    parser.add_argument("id", metavar="ID")
-    parser.add_argument("process", metavar="PROCESS", nargs="?")
+    parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
+    parser.add_argument("process", metavar="PROCESS", nargs="?", help=remote.COMMAND_HELP)
     return parser

@@ -48,7 +48,7 @@ def _parser() -> Parser:
         epilog=_EXAMPLES,
     )
     parser.action({"check": "say what is wrong with it", "show": "print every setting"})
-    parser.add_argument("path", metavar="PATH", nargs="?")
+    parser.add_argument("path", metavar="PATH", nargs="?", help="the file (default: the usual)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-i", "--stdin", action="store_true", help="pass standard input")
     parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal (implies -i)")
     parser.add_argument("-d", "--detach", action="store_true", help="do not wait for it")
-    parser.add_argument("id", metavar="ID")
+    parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
     parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parser.set_defaults(name="exec")
     return parser

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agentd.client.cli import image_build, image_cache, image_oci, remote, table
 from agentd.client.cli.parser import Parser
 from agentd.client.cli.progress import Display
+from agentd.model.units import readable_size
 
 if TYPE_CHECKING:
     from agentd.image.model import Image, NotFound, Progress
@@ -58,11 +59,13 @@ def _parser() -> Parser:
         "  agentd image inspect\n  agentd image inspect default --verify\n",
         _inspect,
     )
-    inspect.add_argument("name", metavar="NAME", nargs="?", default="default")
+    inspect.add_argument(
+        "name", metavar="NAME", nargs="?", default="default", help="of an image here"
+    )
     inspect.add_argument("--verify", action="store_true", help="hash every file again")
     image_oci.add_verify(actions)
     remove = actions.add("rm", "remove images", "  agentd image rm small mine\n", _rm)
-    remove.add_argument("names", metavar="NAME", nargs="+")
+    remove.add_argument("names", metavar="NAME", nargs="+", help="of images here")
     about = "remove what no image needs, and what is kept beside machine images"
     actions.add("prune", about, "  agentd image prune\n", _prune)
     return parser
@@ -111,12 +114,13 @@ def _ls(options: argparse.Namespace) -> int:
         print(f"no images in {store.folder} (agentd image pull, or build)", file=sys.stderr)
         return 0
     rows = [
-        (row["name"], row["kind"], _origin(row), _size(row["size"]), row["state"]) for row in found
+        (row["name"], row["kind"], _origin(row), readable_size(row["size"]), row["state"])
+        for row in found
     ]
     table.show(("IMAGE", "KIND", "FROM", "SIZE", "STATE"), rows)
     held = image_cache.parts(store)
     if held:
-        told = ", ".join(f"{_size(part.bytes)} {part.what}" for part in held)
+        told = ", ".join(f"{readable_size(part.bytes)} {part.what}" for part in held)
         table.paragraph(f"\non disk: {told}; agentd image prune removes all but the images")
     return 0
 
@@ -127,10 +131,6 @@ def _origin(row: dict[str, Any]) -> str:
     return f"{row['base']}, Linux {row['kernel']}" if row["kernel"] else str(row["base"])
 
 
-def _size(count: int) -> str:
-    return f"{count / 1e6:.0f} MB"
-
-
 def _prune(options: argparse.Namespace) -> int:
     from agentd.image.store import Store
 
@@ -138,7 +138,7 @@ def _prune(options: argparse.Namespace) -> int:
     freed += removed.bytes
     image_oci.tell_kept(removed)
     told = {"freed": freed, "in_use": removed.in_use}
-    return remote.tell(options, told, f"{_size(freed)} freed")
+    return remote.tell(options, told, f"{readable_size(freed)} freed")
 
 
 def _summary(store: Any, name: str) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def add_verify(actions: Actions) -> None:
         verify_images,
         "Hash every blob and look at every unpacked file. Exit code 1: one of them is damaged.",
     )
-    verify.add_argument("names", metavar="NAME", nargs="*")
+    verify.add_argument("names", metavar="NAME", nargs="*", help="of images here (default: all)")
 
 
 def pull(options: argparse.Namespace, progress: "Progress") -> "OciImage":

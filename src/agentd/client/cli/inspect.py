@@ -78,5 +78,5 @@ def show_processes(processes: "tuple[ProcessView, ...]") -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("inspect", "Show all about one sandbox.", _EXAMPLES)
-    parser.add_argument("id", metavar="ID")
+    parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
     return parser

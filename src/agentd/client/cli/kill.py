@@ -55,5 +55,5 @@ def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("kill", "End sandboxes and everything in them.", _EXAMPLES)
     parser.add_argument("--process", metavar="PROCESS", help="signal this command alone")
     parser.add_argument("--signal", metavar="NAME", help="which, for --process (default: KILL)")
-    parser.add_argument("id", metavar="ID", nargs="+")
+    parser.add_argument("id", metavar="ID", nargs="+", help=remote.SANDBOX_HELP)
     return parser

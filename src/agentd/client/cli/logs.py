@@ -72,6 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("logs", "Print what a command wrote.", _EXAMPLES)
     parser.add_argument("-f", "--follow", action="store_true", help="wait for more, until its end")
     parser.add_argument("--stream", choices=("stdout", "stderr", "pty"), help="only this one")
-    parser.add_argument("id", metavar="ID")
-    parser.add_argument("process", metavar="PROCESS", nargs="?")
+    parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
+    parser.add_argument("process", metavar="PROCESS", nargs="?", help=remote.COMMAND_HELP)
     return parser

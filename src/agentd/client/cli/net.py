@@ -22,7 +22,7 @@ examples:
   agentd net watch build
 """
 REFUSED = 1
-_WITHOUT_RULES = {"host": "it reaches all that this machine does", "none": "it reaches nothing"}
+_REACHES = {"host": "all that this machine does", "none": "nothing"}
 _LOOK_SECONDS = 1.0
 
 
@@ -46,14 +46,16 @@ def _parser() -> Parser:
         "  agentd net explain 'POST https://github.com/a/b' --net github-read\n",
         _explain,
     )
-    explain.add_argument("target", metavar="[METHOD ]URL|HOST:PORT")
-    explain.add_argument("id", metavar="SANDBOX", nargs="?", help="a daemon's, by its rules")
+    explain.add_argument("target", metavar="[METHOD ]URL|HOST:PORT", help="what would be asked for")
+    explain.add_argument(
+        "id", metavar="SANDBOX", nargs="?", help="by the rules of this one, its id or name"
+    )
     explain.add_argument(
         "--net", action=AddedUp, metavar="RULES", help="by these, as agentd run takes them"
     )
     about = "list the last connections of one, and what it was refused"
     ls = actions.add("ls", about, "  agentd net ls sbx-abcdefghijkl\n", _ls)
-    ls.add_argument("id", metavar="SANDBOX")
+    ls.add_argument("id", metavar="SANDBOX", help=remote.SANDBOX_HELP)
     set_ = actions.add(
         "set",
         "let other rules hold in one that was made with rules",
@@ -61,11 +63,11 @@ def _parser() -> Parser:
         "  agentd net set sbx-abcdefghijkl ''              nothing any more\n",
         _set,
     )
-    set_.add_argument("id", metavar="SANDBOX")
+    set_.add_argument("id", metavar="SANDBOX", help=remote.SANDBOX_HELP)
     set_.add_argument("rules", metavar="RULES", help="as pypi,api.example.com; '' is none")
     about, example = "show connections as they come, until Ctrl-C", "  agentd net watch build\n"
     watch = actions.add("watch", about, example, _watch)
-    watch.add_argument("id", metavar="SANDBOX")
+    watch.add_argument("id", metavar="SANDBOX", help=remote.SANDBOX_HELP)
     for each in (explain, ls, set_, watch):
         each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     return parser
@@ -119,8 +121,8 @@ def _rules(text: str) -> tuple[str, ...]:
     kind, rules = network(text if text.strip() else [])
     if kind != "restricted":
         raise InvalidInput(
-            f"the network {kind} has no rules",
-            cause=_WITHOUT_RULES[kind],
+            f"{kind!r} is no list of rules",
+            cause=f"with it a sandbox reaches {_REACHES[kind]}",
             remediation="write rules, as pypi,api.example.com",
         )
     return rules

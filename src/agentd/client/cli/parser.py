@@ -42,6 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
         for name in (None, "store"):
             self.register("action", name, Once)
+        self.is_action = False
         self._actions_here: Mapping[str, str] = {}
         # ``--timeout -1s``: a value that is wrong, and no option.
         self._negative_number_matcher = re.compile(r"-\.?\d")
@@ -59,6 +60,15 @@ class Parser(argparse.ArgumentParser):
         """Run the action that ``words`` name, with their options; return its exit code."""
         options = self.parse_args(words)
         return int(options.run(options))
+
+    def parse_known_args(  # type: ignore[override]  # argparse's overloads are for other namespaces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """As argparse does, where an action's own error tells of what it does not know."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown and self.is_action:
+            self.error(_UNKNOWN + " ".join(unknown))
+        return found, unknown
 
     def error(self, message: str) -> NoReturn:
         fix = f"see {self.prog} --help"
@@ -172,6 +182,7 @@ class Actions:
             epilog=f"examples:\n{examples}",
             **options,
         )
+        made.is_action = True
         made.set_defaults(run=run)
         self._shared(made)
         return made

@@ -20,5 +20,5 @@ def _parser() -> argparse.ArgumentParser:
     parser = remote.parser(
         "pause", "Let everything in sandboxes stand still, where their wall can.", _EXAMPLES
     )
-    parser.add_argument("id", metavar="ID", nargs="+")
+    parser.add_argument("id", metavar="ID", nargs="+", help=remote.SANDBOX_HELP)
     return parser

@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         help="print an address of the daemon's own for a browser, for whoever has it",
     )
     parser.add_argument("--ttl", metavar="TIME", help="how long the link lasts (default: 1h)")
-    parser.add_argument("id", metavar="ID")
+    parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
     parser.add_argument("port", metavar="PORT", type=_number, help="the port inside")
     return parser
 
@@ -76,5 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 def _number(text: str) -> int:
     try:
         return parse_count(text, "port", 0, 65535)
-    except InvalidInput as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+    except InvalidInput:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no port; give a number from 1 to 65535"
+        ) from None

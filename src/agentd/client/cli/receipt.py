@@ -52,7 +52,7 @@ def _parser() -> Parser:
         "  agentd receipt show req-0123456789abcdef --raw > receipt.json\n",
         _show,
     )
-    show.add_argument("id", metavar="ID")
+    show.add_argument("id", metavar="ID", help="of a request, as results have it")
     show.add_argument("--raw", action="store_true", help="the signed envelope as it is")
     about = "print the public key that receipts verify with"
     key = actions.add("key", about, "  agentd receipt key > receipt.pub\n", _key)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from agentd.client.http.service import HttpService
     from agentd.model.service import Secrets, Volumes
 
+SANDBOX_HELP = "the id or name of a sandbox"
+COMMAND_HELP = "the id or tag of a command (default: the only one)"
 URL_HELP = (
     "the daemon, as unix:PATH or https://HOST:PORT (default: AGENTD_URL, or the usual socket)"
 )

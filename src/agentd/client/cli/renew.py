@@ -21,6 +21,6 @@ def main(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("renew", "Let a sandbox's lease end so long from now.", _EXAMPLES)
-    parser.add_argument("id", metavar="ID")
+    parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
     parser.add_argument("ttl", metavar="TIME", help="as 10m, 1h")
     return parser

@@ -18,5 +18,5 @@ def main(words: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("resume", "Let sandboxes that stand still go on.", _EXAMPLES)
-    parser.add_argument("id", metavar="ID", nargs="+")
+    parser.add_argument("id", metavar="ID", nargs="+", help=remote.SANDBOX_HELP)
     return parser

@@ -39,12 +39,12 @@ def _parser() -> Parser:
     )
     actions = parser.actions(remote.daemon_options)
     set_ = actions.add("set", "keep one, in place of one of that name", _SET_EXAMPLES, _set)
-    set_.add_argument("name", metavar="NAME")
+    set_.add_argument("name", metavar="NAME", help="by which it is asked for")
     set_.add_argument("value", nargs="*", help=argparse.SUPPRESS)  # to say why there is none
     set_.add_argument("--from-env", metavar="VAR", help="its value is this variable's")
     actions.add("ls", "list yours", "  agentd secret ls\n", _ls)
     remove = actions.add("rm", "forget them", "  agentd secret rm API_TOKEN\n", remote.remove)
-    remove.add_argument("names", metavar="NAME", nargs="+")
+    remove.add_argument("names", metavar="NAME", nargs="+", help="of some of yours")
     return parser
 
 

@@ -30,6 +30,6 @@ def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("shell", "Open a shell in a sandbox.", _EXAMPLES)
     command_options(parser)
     parser.add_argument("--shell", metavar="PROGRAM", help="default: bash, or sh")
-    parser.add_argument("id", metavar="ID")
+    parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
     parser.set_defaults(name="shell")
     return parser

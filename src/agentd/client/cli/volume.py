@@ -48,22 +48,22 @@ def _parser() -> Parser:
     )
     actions = parser.actions(_options)
     create = actions.add("create", "make an empty one", "  agentd volume create data\n", _create)
-    create.add_argument("name", metavar="NAME")
+    create.add_argument("name", metavar="NAME", help="of your own")
     create.add_argument(
         "--size", metavar="SIZE", help="what it holds at most, as 1GiB; refused without root"
     )
     actions.add("ls", "list yours", "  agentd volume ls\n", _ls)
     example = "  agentd volume inspect data --json\n"
     inspect = actions.add("inspect", "show one, and which sandboxes have it", example, _inspect)
-    inspect.add_argument("name", metavar="NAME")
+    inspect.add_argument("name", metavar="NAME", help="of one of yours")
     example = "  agentd volume snapshot data data-before\n"
     about = "make another that has what one has now"
     snapshot = actions.add("snapshot", about, example, _snapshot)
-    snapshot.add_argument("name", metavar="NAME")
-    snapshot.add_argument("new", metavar="NEW")
+    snapshot.add_argument("name", metavar="NAME", help="of one of yours")
+    snapshot.add_argument("new", metavar="NEW", help="the name of the copy")
     about, example = "delete them, and all that is in them", "  agentd volume rm data\n"
     remove = actions.add("rm", about, example, remote.remove)
-    remove.add_argument("names", metavar="NAME", nargs="+")
+    remove.add_argument("names", metavar="NAME", nargs="+", help="of some of yours")
     return parser
 
 

@@ -109,8 +109,15 @@ def of_template(body: SandboxBody) -> tuple[SandboxBody, "Config"]:
     that a daemon with this process's environment would have. Raises AgentdError."""
     from agentd.daemon import config  # late: few need it
 
-    read = config.load(config.find(os.environ), dict(os.environ), ())
-    return templates.completed(body, read), read
+    path = config.find(os.environ)
+    read = config.load(path, dict(os.environ), ())
+    try:
+        return templates.completed(body, read), read
+    except NotFound as error:
+        error.message += f" in {path}" if path else ": there is no configuration file"
+        if path is None:
+            error.remediation = "name one by AGENTD_CONFIG, with a [[template]] in it"
+        raise
 
 
 def _make(state: str) -> None:

@@ -1,5 +1,9 @@
 """Help of every command and action, and what is said to a slip of the finger."""
 
+import argparse
+from collections.abc import Iterator
+from importlib import import_module
+
 import pytest
 
 from agentd.client.cli import main as cli
@@ -162,3 +166,52 @@ def test_the_likelier_things_come_first(capsys):
     text = capsys.readouterr().out
     order = [text.index(f"\n  {name} ") for name in ("run", "create", "exec", "print-seccomp")]
     assert order == sorted(order)
+
+
+def test_a_word_of_a_command_is_explained() -> None:
+    for parser in _parsers():
+        words = [a for a in parser._actions if not (a.option_strings or a.dest == "action")]
+        assert [action.dest for action in words if not action.help] == [], parser.prog
+
+
+def _parsers() -> Iterator[argparse.ArgumentParser]:
+    for module, _ in cli.COMMANDS.values():
+        parser = import_module(module)._parser()
+        yield parser
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
+
+
+@pytest.mark.parametrize("words", [["image", "ls"], ["net", "set", "a", "b"], ["secret", "ls"]])
+def test_an_option_that_an_action_has_not_is_told_with_the_help_of_that(words, capsys):
+    assert cli.main([*words, "--bogus"]) == 2
+    command = " ".join(words[:2])
+    said = f"unrecognized arguments: --bogus (see agentd {command} --help)"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["port", "build", "99999"],
+            "argument PORT: '99999' is no port; give a number from 1 to 65535",
+        ),
+        (
+            ["create", "--net", "T@api.example.com"],
+            "'T@api.example.com' has an @ (write the host, as api.example.com; a secret is for",
+        ),
+        (
+            ["create", "--secret", "T@10.0.0.1"],
+            "secret T has a host that is none: '10.0.0.1' is no name of a host",
+        ),
+        (
+            ["net", "explain", "pypi.org:443", "--net", "host"],
+            "'host' is no list of rules: with it a sandbox reaches all that this machine does",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_the_words_of_who_wrote_it(words, said, capsys):
+    assert cli.main(words) == 2
+    assert said in capsys.readouterr().err

@@ -110,8 +110,8 @@ def test_ls_tells_what_the_cache_holds_and_prune_leaves_the_images(
     capsys.readouterr()
     assert main(["image", "ls"]) == 0
     out = capsys.readouterr().out
-    assert "replaced images" in out and "3 MB packages" in out
-    assert "3 MB machines ready to be restored" in out
+    assert "replaced images" in out and "2.867 MiB packages" in out
+    assert "2.867 MiB machines ready to be restored" in out
     assert main(["image", "prune", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["freed"] > 6_000_000
     assert not state.exists() and len(os.listdir(cache / ".builds")) == 1
