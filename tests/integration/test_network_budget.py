@@ -15,6 +15,7 @@ from tests.integration.test_profiles import metric
 from tests.security.daemons import WAIT, Daemon, running, until
 
 from agentd import InvalidInput, Refused, Sandbox, Unavailable
+from agentd.testing.patience import SLOWER
 
 SIZE = 3 << 20
 _BYTES = 'agentd_network_bytes_total{direction="received"}'
@@ -177,9 +178,36 @@ print(found, time.monotonic() - begun)
 """
 
 
+# So many connections, whose answers come at the same time.
+TOGETHER = 40
+_READ_TOGETHER = """
+import http.client, sys, threading
+found = []
+def read():
+    connection = http.client.HTTPConnection("host.agentd.internal", int(sys.argv[1]), timeout=60)
+    try:
+        connection.request("GET", "/" + sys.argv[2] + "?together")
+        answer = connection.getresponse()
+        while part := answer.read1(65536):
+            found.append(len(part))
+    except (OSError, http.client.HTTPException):
+        pass
+threads = [threading.Thread(target=read) for _ in range(int(sys.argv[3]))]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(sum(found))
+"""
+
+
 class _Serve(BaseHTTPRequestHandler):
+    together = threading.Barrier(TOGETHER, timeout=60 * SLOWER)
+
     def do_GET(self) -> None:
-        size = int(self.path.strip("/"))
+        size = int(self.path.strip("/").partition("?")[0])
+        if self.path.endswith("together"):
+            self.together.wait()
         self.send_response(200)
         self.send_header("Content-Length", str(size))
         self.end_headers()
@@ -252,6 +280,13 @@ def test_what_is_read_on_the_way_counts_too(web: int) -> None:
         # A second's go at once; the rest of it takes two, however busy this machine is.
         found, seconds = read(sandbox, 600_000)
         assert found == 600_000 and seconds >= 1.9
+
+
+def test_many_at_once_that_are_read_move_no_more_than_one(web: int) -> None:
+    rule = [f"GET host.agentd.internal:{web}/*"]
+    with Sandbox.create(embedded=True, net=rule, net_bytes="1MiB") as sandbox:
+        words = ["python3", "-c", _READ_TOGETHER, str(web), "60000", str(TOGETHER)]
+        assert int(sandbox.run(words, check=True).stdout) <= 1 << 20
 
 
 def test_metrics_tell_of_networks(port: int) -> None:

@@ -25,6 +25,12 @@ class Admitted:
         self.log = ConnectionLog()
         #: Names that it was told addresses of: the next relay gives the same.
         self.names: dict[str, None] = {}
+        self._spent = 0
+
+    @property
+    def moved(self) -> int:
+        """Bytes that count as moved for a relay that takes over from one that died."""
+        return max(self._spent, self.log.moved)
 
     def hear(self, generation: int, row: dict[str, Any]) -> None:
         """Take what the relay of that ``generation`` tells of it, or the terminator. Raises
@@ -36,6 +42,8 @@ class Admitted:
         elif "named" in row:
             if len(self.names) < _MAX_NAMES:
                 self.names[str(row["named"])[:_MAX_NAME]] = None
+        elif "spent" in row:
+            self._spent = max(self._spent, int(row["spent"]))
         elif "method" in row:
             self.log.take_request(row)
         else:

@@ -229,7 +229,7 @@ class RelayKeeper:
 
     def _hand_over(self, admitted: Admitted) -> None:
         message = {"admit": admitted.id, "table": admitted.table, "names": list(admitted.names)}
-        message["moved"] = admitted.log.moved
+        message["moved"] = admitted.moved
         self._send(pack(message), admitted.sockets)
 
     def _send(self, data: bytes, sockets: Sequence[socket.socket] = ()) -> None:

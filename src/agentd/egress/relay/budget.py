@@ -1,6 +1,6 @@
 """What a sandbox may still move: all its connections together, both ways, in all and a second."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentd.egress.relay.loop import EventLoop
@@ -8,16 +8,28 @@ from agentd.egress.relay.loop import EventLoop
 #: Bytes that are taken at once where a rate is set, so that others have a part of it; and below
 #: which it is waited for more: a byte at a time would cost more than it moves.
 _PIECE, _LEAST = 64 << 10, 4096
+#: Bytes that the host is told of before they are moved, a sixteenth of all within these bounds: so
+#: many of its last the next relay may count which nobody moved, and none that were does it forget.
+_LEAST_AHEAD, _MOST_AHEAD = 64 << 10, 1 << 20
+#: Bytes that the read connections of a sandbox may have moved which the relay was not told of.
+UNTOLD = 32 << 10
 
 
 class TrafficBudget:
     """``wire`` is a table's ``budget``: ``{"bytes": 1000000 or null, "rate": 1000 or null}``."""
 
-    __slots__ = ("_bytes", "_loop", "_rate", "_since", "_tokens", "spent")
+    __slots__ = ("_bytes", "_known", "_loop", "_rate", "_since", "_tell", "_tokens", "spent")
 
-    def __init__(self, loop: EventLoop, wire: Mapping[str, Any], spent: int = 0) -> None:
-        self._loop = loop
-        self.spent = spent
+    def __init__(
+        self,
+        loop: EventLoop,
+        wire: Mapping[str, Any],
+        spent: int = 0,
+        tell: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """``tell`` has the host know how many bytes count as moved, should this process die."""
+        self._loop, self._tell = loop, tell
+        self.spent = self._known = spent
         self._bytes: int | None = None
         self._rate: int | None = None
         self._tokens, self._since = 0.0, loop.now
@@ -43,7 +55,8 @@ class TrafficBudget:
     def room(self, most: int) -> int:
         """Return how many bytes may be taken now, ``most`` at most."""
         if (left := self.left) is not None:
-            most = min(most, left)
+            self._tell_ahead()
+            most = min(most, left, max(self._known - self.spent, 0))
         if self._rate is None or most == 0:
             return most
         now = self._loop.now
@@ -54,6 +67,15 @@ class TrafficBudget:
     def spend(self, count: int) -> None:
         self.spent += count
         self._tokens -= count
+        self._tell_ahead()
+
+    def _tell_ahead(self) -> None:
+        if self._bytes is None or self._known >= self._bytes:
+            return
+        ahead = min(max(self._bytes // 16, _LEAST_AHEAD), _MOST_AHEAD)
+        if self._known - self.spent < ahead // 2:
+            self._known = min(self.spent + ahead, self._bytes)
+            self._tell(self._known)
 
     def seconds(self) -> float:
         """Return until when there may be room again, where the rate is what is in the way."""

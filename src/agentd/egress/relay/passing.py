@@ -9,6 +9,7 @@ import json
 import socket
 from typing import TYPE_CHECKING
 
+from agentd.egress.relay.budget import UNTOLD
 from agentd.egress.relay.loop import IN, EventLoop
 
 if TYPE_CHECKING:
@@ -89,3 +90,6 @@ class Passing:
         passed, self._passed = self._passed, {}
         for connection in passed.values():
             connection.was_read("what read its requests is gone")
+        # It may have moved so much of each that it has not told.
+        for tenant in {connection.tenant for connection in passed.values()}:
+            tenant.spend(UNTOLD)

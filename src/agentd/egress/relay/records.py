@@ -51,6 +51,11 @@ class Reports:
         know, so the host is told before."""
         self._queue.tell_now({"sandbox": tenant.id, "named": name})
 
+    def spending(self, tenant: "Tenant", count: int) -> None:
+        """So many bytes of a sandbox's budget count as moved for the next relay: told as a name
+        is."""
+        self._queue.tell_now({"sandbox": tenant.id, "spent": count})
+
     def failed(self, sandbox: int, why: str) -> None:
         """A sandbox that was handed over is not served."""
         self._queue.add({"sandbox": sandbox, "failed": why})

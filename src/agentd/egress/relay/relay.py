@@ -153,7 +153,8 @@ class Relay:
                 tenant.budget.change({"bytes": None, "rate": None})
             tenant.budget = None
         elif tenant.budget is None:
-            tenant.budget = TrafficBudget(self.loop, wire, moved)
+            tell = partial(self.reports.spending, tenant)
+            tenant.budget = TrafficBudget(self.loop, wire, moved, tell)
         else:
             tenant.budget.change(wire)
 

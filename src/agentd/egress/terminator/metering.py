@@ -7,20 +7,31 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-#: Bytes of a connection after which they are told.
-_TELL = 64 << 10
+from agentd.egress.relay.budget import UNTOLD
 
 
 class TrafficPace:
-    """The rate of a sandbox, of all that is read of it. What is moved beyond it is waited for."""
+    """What all connections of a sandbox that are read may move together: ``room`` bytes yet, or,
+    for None, as many as they like, and so many a second: what is beyond that is waited for.
+    ``untold`` is what they moved that the relay does not know of."""
 
     def __init__(self) -> None:
+        self._bytes: int | None = None
         self._rate: int | None = None
         self._ahead, self._since = 0.0, time.monotonic()
+        self.room: int | None = None
+        self.untold = 0
 
     def change(self, table: Mapping[str, Any]) -> None:
         """As a table's ``budget`` says from now on, if it has one."""
-        self._rate = (table.get("budget") or {}).get("rate")
+        budget = table.get("budget") or {}
+        self._rate = budget.get("rate")
+        if budget.get("bytes") != self._bytes:
+            self._bytes, self.room = budget.get("bytes"), None
+
+    def allow(self, room: int | None) -> None:
+        """The relay says with a new connection what is left: of what it was told by now."""
+        self.room = room if self.room is None or room is None else min(self.room, room)
 
     def wait(self, count: int) -> float:
         """Return the seconds to wait for that ``count`` bytes were moved."""
@@ -43,23 +54,30 @@ class OverBudget(OSError):
 
 
 class ConnectionMeter:
-    """Of one connection, which may move ``room`` bytes yet, or, for None, as many as it likes.
-    ``tell`` has the relay know what it has moved, and whether there is no more room."""
+    """Of one connection. ``tell`` has the relay know what it has moved, and whether there is no
+    more room."""
 
-    def __init__(self, pace: TrafficPace, room: int | None, tell: Callable[[bool], None]) -> None:
-        self._pace, self._room, self._tell = pace, room, tell
+    def __init__(self, pace: TrafficPace, tell: Callable[[bool], None]) -> None:
+        self._pace, self._tell = pace, tell
         self._untold = 0
 
     async def __call__(self, count: int) -> None:
         """Judge what was read, before it is handed on. Raises OverBudget."""
-        if self._room is not None:
-            self._room -= count
-            if self._room < 0:
+        pace = self._pace
+        if pace.room is not None:
+            pace.room -= count
+            if pace.room < 0:
                 self._tell(True)
                 raise OverBudget
         self._untold += count
-        if self._untold >= _TELL:
-            self._untold = 0
+        pace.untold += count
+        if pace.untold >= UNTOLD:
+            self.told()
             self._tell(False)
-        if seconds := self._pace.wait(count):
+        if seconds := pace.wait(count):
             await asyncio.sleep(seconds)
+
+    def told(self) -> None:
+        """The relay knows what the connection has moved."""
+        self._pace.untold -= self._untold
+        self._untold = 0

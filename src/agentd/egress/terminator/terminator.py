@@ -69,7 +69,8 @@ class Terminator:
         connection = ReadConnection(self, sandbox, message["n"], to, (ends[0], ends[1]))
         if "room" in message:
             tell = partial(link.moved, connection)
-            connection.meter = ConnectionMeter(sandbox.pace, message["room"], tell)
+            sandbox.pace.allow(message["room"])
+            connection.meter = ConnectionMeter(sandbox.pace, tell)
         task = asyncio.ensure_future(connection.run())
         sandbox.connections.add(connection)
         link.tasks[task] = connection
@@ -78,6 +79,8 @@ class Terminator:
             sandbox.connections.discard(connection)
             link.tasks.pop(task, None)
             connection.close()
+            if connection.meter is not None:
+                connection.meter.told()
             link.ended(connection.n, connection.reason, connection.moved)
             if not task.cancelled() and (error := task.exception()) is not None:
                 self._fault({"exception": error})
