@@ -1,7 +1,9 @@
 """Commands that nobody waits for, in a sandbox that is paused while its daemon is another one."""
 
+import contextlib
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,3 +115,23 @@ def test_with_a_sandbox_that_ends_while_it_is_paused_it_ends(daemon: Daemon) -> 
     assert found == [["lease_expired"], ["cancelled"], ["backend_lost"]]
     # What version 1 still holds of one whose supervisor is gone, whoever makes the next one ends.
     Sandbox.create(url=daemon.url).kill()
+
+
+def test_what_nobody_was_told_of_is_ended_after_the_pause_though_daemons_came_and_went(
+    daemon: Daemon,
+) -> None:
+    sandbox, begun = paused(daemon, "linux")
+    daemon.stop(kill=True)
+    # As it is where the daemon is killed between the start and the record that it answers with.
+    with contextlib.closing(sqlite3.connect(daemon.folder / "state/store.db")) as store, store:
+        assert store.execute("DELETE FROM processes WHERE id = ?", (begun.id,)).rowcount == 1
+    daemon.start()
+    restart(daemon, kill=True)
+    restart(daemon, kill=False)
+    with Client(daemon.url) as client:
+        assert ends(client, begun.id) == []
+        client.sandboxes.resume(sandbox)
+        until(lambda: ends(client, begun.id) == ["interrupted"])
+        ps = client.commands.exec(sandbox, ExecBody(cmd=f"kill -0 {begun.pid}"))
+        assert ps.exit_code == 1
+        client.sandboxes.kill(sandbox)

@@ -293,9 +293,12 @@ class Daemon:
         adopted, reaped = self.sandboxes.adopt()
         before = self.control.before()
         commands = sum(self.commands.adopt(live, before.ended) for live in self.sandboxes.all())
-        for live in self.sandboxes.all():
-            self.commands.end_unheard(live, before.started(live.id))
-        ended = before.end(self.commands.taken_over, time.time())
+        paused = {
+            request
+            for live in self.sandboxes.all()
+            for request in self.commands.end_unheard(live, before.started(live.id), before.end_one)
+        }
+        ended = before.end(self.commands.taken_over | paused, time.time())
         if ended:
             self._report("ended what the daemon before had begun", executions=ended)
         if adopted or reaped:

@@ -1,6 +1,7 @@
 """What a process began and was killed in, a daemon or not: ended in the log by the next one."""
 
 import sys
+import time
 from collections.abc import Set
 from datetime import datetime
 
@@ -51,17 +52,27 @@ class Before:
         ]
 
     def end(self, going: Set[str], now: float) -> int:
-        """End all but ``going``, requests whose commands live on: how many. Raises AuditError."""
+        """End all but ``going``, requests whose commands live on, the next daemon's where we end
+        before them: how many. Raises AuditError."""
         count, oldest = 0, self._opened
         for start in self._starts:
             if start.request in going:
                 oldest = min(oldest, start.seq)
                 continue
-            has_receipt = start.fields.get("receipt") is not False
-            self._records.interrupted(_execution(start, now), has_receipt=has_receipt)
+            self._end(start, now)
             count += 1
         self._log.sweep(oldest)
         return count
+
+    def end_one(self, request: str) -> None:
+        """End one that went on. Raises AuditError."""
+        for start in self._starts:
+            if start.request == request:
+                self._end(start, time.time())
+
+    def _end(self, start: Record, now: float) -> None:
+        has_receipt = start.fields.get("receipt") is not False
+        self._records.interrupted(_execution(start, now), has_receipt=has_receipt)
 
 
 def _execution(start: Record, now: float) -> Execution:

@@ -38,15 +38,23 @@ class BeginAgain:
         return FollowedAgain(self._handle, lambda: guest.attach(self._tag, place, hold=True))
 
 
-def kill_once_it_goes_on(handle: "SandboxHandle", tag: str) -> None:
-    """Kill a detached command that nobody follows; in a sandbox that is paused, later."""
+def kill_once_it_goes_on(handle: "SandboxHandle", tag: str, later: Callable[[], None]) -> bool:
+    """Kill a detached command that nobody follows. Return True where its sandbox is paused: it is
+    killed when that goes on, or ends with it, and ``later`` is called then."""
 
     def kill() -> None:
         with contextlib.suppress(AgentdError, OSError):
             handle.guest.tell("signal", tag=tag, signal=int(SIGKILL), target="group")
 
-    if not handle.if_paused(kill):
+    def kill_later() -> None:
         kill()
+        with contextlib.suppress(AgentdError):
+            later()
+
+    if handle.if_paused(kill_later):
+        return True
+    kill()
+    return False
 
 
 class FollowedAgain(Stepped):

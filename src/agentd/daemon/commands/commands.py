@@ -5,7 +5,8 @@ import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
+from functools import partial
 
 import msgspec
 
@@ -213,13 +214,17 @@ class Commands:
 
         threading.Thread(target=run, name=command.id, daemon=True).start()
 
-    def end_unheard(self, live: Live, started: Iterable[tuple[str, str]]) -> None:
+    def end_unheard(
+        self, live: Live, started: Iterable[tuple[str, str]], later: Callable[[str], None]
+    ) -> Iterator[str]:
         """Kill what was ``started`` in it, by (request, process), right before the daemon was
-        killed: nobody was told of it, and no record would find it again. In a sandbox that is
-        paused, as soon as that goes on."""
+        killed: nobody was told of it, and no record would find it again. Yields the requests of a
+        sandbox that is paused: killed once that goes on, which ``later`` is told."""
         for request, process in started:
-            if request not in self.taken_over:
-                kill_once_it_goes_on(live.handle, process)
+            if request not in self.taken_over and kill_once_it_goes_on(
+                live.handle, process, partial(later, request)
+            ):
+                yield request
 
     def part(
         self,
