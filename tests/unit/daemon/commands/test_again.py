@@ -83,9 +83,9 @@ def test_it_ends_with_its_sandbox_and_may_be_left_before(handle):
 def test_what_nobody_follows_is_killed_as_soon_as_its_sandbox_goes_on(handle):
     told = []
     handle._guest = SimpleNamespace(tell=lambda op, **about: told.append((op, about["tag"])))
-    kill_once_it_goes_on(handle, "prc-a")
+    assert kill_once_it_goes_on(handle, "prc-a", lambda: told.append("over"))
     assert told == []
     goes_on(handle)
-    assert told == [("signal", "prc-a")]
-    kill_once_it_goes_on(handle, "prc-b")
-    assert told[1:] == [("signal", "prc-b")]
+    assert told == [("signal", "prc-a"), "over"]
+    assert not kill_once_it_goes_on(handle, "prc-b", lambda: told.append("over"))
+    assert told[2:] == [("signal", "prc-b")]
