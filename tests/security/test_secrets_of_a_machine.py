@@ -21,6 +21,7 @@ from tests.security.test_secrets_of_a_sandbox import _CONFIG, _LOOK, AGENT, API,
 from tests.upstream import Upstream
 
 from agentd.egress import authority
+from agentd.model import cassette
 
 pytestmark = [
     pytest.mark.needs("qemu-system-x86_64", "mkfs.erofs"),
@@ -80,7 +81,7 @@ def daemon(image: str, upstream: Upstream) -> Iterator[Daemon]:
 def machine(daemon: Daemon, image: str) -> Iterator[str]:
     """Its id. Commands are root's: of a guest that is taken over none can more."""
     wanted = {"backend": "qemu", "image": image, "memory": "96M", "user": "root"}
-    wanted |= {"secrets": [f"KEY@{API}"], "net": [f"read {OTHER}"]}
+    wanted |= {"secrets": [f"KEY@{API}"], "net": ["record", f"read {OTHER}"]}
     made = daemon.ask("POST", "/v1/sandboxes", wanted)
     if made.code == "unavailable":
         pytest.skip(made.body.decode())
@@ -119,6 +120,9 @@ def test_a_program_uses_a_key_that_is_nowhere_in_the_machine(
     assert KEY not in upstream.asked[1]["body"]
     told = daemon.records(kind="denial", capability="network.secret")
     assert any(f"secret KEY is not for {OTHER}" in str(each.fields) for each in told)
+    tape = daemon.ask("GET", f"/v1/sandboxes/{machine}/network/cassette").body
+    assert [each.host for each in cassette.parse(tape).exchanges] == [API, API]
+    assert KEY.encode() not in tape
     view = daemon.ask("GET", f"/v1/sandboxes/{machine}/network/connections")
     assert [row["alarm"] for row in view.json["connections"]].count(True) == 2
     # What the image trusts is trusted still; no place of programs' is root's to write, either.

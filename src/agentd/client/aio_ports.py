@@ -19,6 +19,8 @@ class AsyncNetworkControl:
 
     get = aio(NetworkControl.get)
     set = aio(NetworkControl.set)
+    cassette = aio(NetworkControl.cassette)
+    play = aio(NetworkControl.play)
     connections = aio(NetworkControl.connections)
 
     def __init__(self, threads: Threads, network: NetworkControl) -> None:

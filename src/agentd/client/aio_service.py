@@ -82,6 +82,8 @@ class AsyncPorts(_Noun):
 class AsyncNetwork(_Noun):
     get = aio(service.Network.get)
     set = aio(service.Network.set)
+    cassette = aio(service.Network.cassette)
+    play = aio(service.Network.play)
     connections = aio(service.Network.connections)
 
 

@@ -121,6 +121,21 @@ def set_network(handle: "SandboxHandle", net: "str | Iterable[str]") -> "Network
     return shown.network(spec)
 
 
+def cassette(handle: "SandboxHandle") -> bytes:
+    from agentd.sandbox.abilities import CASSETTE
+
+    return handle.able(CASSETTE, "record what is asked in").cassette()
+
+
+def play(handle: "SandboxHandle", data: bytes) -> None:
+    from agentd.egress.cassettes import in_memory
+    from agentd.sandbox.abilities import CASSETTE
+
+    wall = handle.able(CASSETTE, "replay what is asked in")
+    with in_memory(data) as path:
+        wall.play(path)
+
+
 def connections(handle: "SandboxHandle", after: int) -> "ConnectionPage":
     from agentd.egress import shown
     from agentd.model.options import require_rules

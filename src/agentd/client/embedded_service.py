@@ -215,6 +215,12 @@ class _Network(_Noun):
     def set(self, sandbox: str, net: "str | Iterable[str]") -> "NetworkView":
         return embedded.set_network(self._here.handle(sandbox), net)
 
+    def cassette(self, sandbox: str) -> bytes:
+        return embedded.cassette(self._here.handle(sandbox))
+
+    def play(self, sandbox: str, cassette: bytes) -> None:
+        embedded.play(self._here.handle(sandbox), cassette)
+
     def connections(self, sandbox: str, after: int = 0) -> "ConnectionPage":
         return embedded.connections(self._here.handle(sandbox), after)
 

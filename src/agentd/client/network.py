@@ -1,9 +1,10 @@
 """What a sandbox may reach, for whoever holds it."""
 
+import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from agentd.client import wording
+from agentd.client import cassettes, wording
 
 if TYPE_CHECKING:
     from agentd.model import network
@@ -28,6 +29,22 @@ class NetworkControl:
         """
         with wording.spoken():
             return self._service.set(self._sandbox, net)
+
+    def cassette(self) -> bytes:
+        """Return the cassette of what it asked and was answered until now; ``net`` of ``create``
+        begins with ``record`` or ``record:FILE``. Raises Refused."""
+        with wording.spoken():
+            return self._service.cassette(self._sandbox)
+
+    def play(self, cassette: bytes | str | os.PathLike[str]) -> None:
+        """Answer what it asks from this cassette, its bytes or its path, from the beginning.
+
+        ``net`` of ``create`` begins with ``replay``, or has ``replay:FILE``, which does this by
+        itself. Raises InvalidInput, Refused.
+        """
+        with wording.spoken():
+            data = cassette if isinstance(cassette, bytes) else cassettes.read(cassette)
+            self._service.play(self._sandbox, data)
 
     def connections(self, after: int = 0) -> "network.ConnectionPage":
         """Return what it connected to and what it was refused, a thousand at most; after the

@@ -3,11 +3,12 @@
 import os
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import TYPE_CHECKING, Unpack
 
-from agentd.client import arguments, build, place, wording
+from agentd.client import arguments, build, cassettes, place, wording
 from agentd.client.build import SandboxOptions
+from agentd.client.cassettes import CassetteFiles
 from agentd.client.commands import CommandFailed as CommandFailed  # noqa: PLC0414  its old place
 from agentd.client.commands import SandboxCommands
 from agentd.client.files import Files
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from agentd.model.api import SandboxView
     from agentd.model.image import ImageView
 
+_NO_FILES = CassetteFiles()
+
 
 class Sandbox(SandboxCommands):
     """A wall with commands and files behind it. Made by ``create``; ends with ``close``.
@@ -39,9 +42,11 @@ class Sandbox(SandboxCommands):
         *,
         connected: bool = False,
         lasting: bool = False,
+        files: CassetteFiles = _NO_FILES,
     ) -> None:
         """``service`` is closed with this. ``lasting``: it outlives this process, so that to forget
-        it is no mistake."""
+        it is no mistake. ``files`` has where to write what it asked."""
+        self._files = files
         self._service = service
         self._view = view
         self._connected = connected
@@ -81,7 +86,9 @@ class Sandbox(SandboxCommands):
         mounts      further folders, each "SOURCE:TARGET[:ro|rw]"
         volumes     named ones, each "NAME:TARGET[:ro|rw]", which outlive it (Client.volumes)
         packages    of PyPI, for its Python, wheels alone: ["numpy", "pandas>=2"]
-        net         "none" (default), "host", or what it may reach: ["pypi", "api.example.com"]
+        net         "none" (default), "host", or what it may reach: ["pypi", "api.example.com"];
+                    with "record:FILE" what it asks is written there, once it is closed, and with
+                    ["replay:FILE"] it is answered from that, and reaches nothing
         secrets     that it uses and never has: ["TOKEN=env:TOKEN@api.example.com"]
         memory      of all commands together, bytes or "256M"; refused where it cannot be enforced
         cpus        of all commands together, as 0.5 or 2; refused like ``memory``
@@ -118,6 +125,7 @@ class Sandbox(SandboxCommands):
             if name is not None:
                 arguments.text(name, "name", 'write it as "build"')
             state = place.state(snapshot, of_daemon=where is not None)
+            options["net"], files = cassettes.taken(options.get("net"))
             body = build.sandbox_body(
                 snapshot=state,
                 template=template,
@@ -136,8 +144,16 @@ class Sandbox(SandboxCommands):
             except BaseException:
                 service.close()
                 raise
+            lasting = where is not None and (named or ttl is not None)
+            made = cls(service, view, lasting=lasting, files=files)
+            try:
+                files.play(service.network, view.id)
+            except BaseException:
+                made._files = _NO_FILES
+                made.kill()
+                raise
         wording.tell_unheld(view.enforcement)
-        return cls(service, view, lasting=where is not None and (named or ttl is not None))
+        return made
 
     @classmethod
     def connect(cls, id: str, *, url: str | None = None, api_key: str | None = None) -> "Sandbox":
@@ -307,16 +323,20 @@ class Sandbox(SandboxCommands):
             self._service.close()
 
     def kill(self) -> None:
-        """End everything in it; idempotent. Nothing inside is asked before."""
+        """End everything in it; idempotent. Nothing inside is asked before. What it asked is
+        written, where ``net`` named a file for that: raises OperationFailed where it cannot be."""
         self._finalizer.detach()
         if not self._ended:
             self._ended = True
             self._forwards.close()
-            try:
-                with suppress(NotFound):  # its lease may have ended it
-                    self._service.sandboxes.kill(self.id)
-            finally:
-                self._service.close()
+            with ExitStack() as last:
+                last.callback(self._service.close)
+                last.callback(self._end)
+                self._files.save(self._service.network, self.id)
+
+    def _end(self) -> None:
+        with suppress(NotFound):  # its lease may have ended it
+            self._service.sandboxes.kill(self.id)
 
     @property
     def _open(self) -> "Service":

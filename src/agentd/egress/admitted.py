@@ -57,7 +57,17 @@ class Admitted:
 
     def give_secrets(self, secrets: Sequence[Any]) -> None:
         """Have these put into its requests: those of ``terminator.credentials.pack_secrets``."""
-        self._keeper.give_secrets(self, secrets)
+        self._keeper.of_terminator(self, lambda term: term.give(self.id, secrets))
+
+    def recorded(self) -> bytes:
+        """Return the cassette of what it has asked until now. Raises Refused where none is
+        recorded."""
+        self._keeper.sync()
+        return self._keeper.of_terminator(self, lambda term: term.recorded(self.id))
+
+    def play(self, cassette: bytes) -> None:
+        """Have it, whose requests are replayed, answered from this one, which was looked at."""
+        self._keeper.of_terminator(self, lambda term: term.play(self.id, cassette))
 
     def connections(self, after: int = 0) -> ConnectionList:
         """What changed after the ``cursor`` of an earlier answer, and sums of all: what has been

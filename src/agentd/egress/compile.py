@@ -16,10 +16,12 @@ from agentd.model.egress import (
     LEARN,
     PRIVATE,
     PUBLIC,
+    REPLAY,
     THIS_HOST,
     EgressBounds,
     EgressRule,
     Network,
+    cassette,
     parse_rule,
     parse_rules,
 )
@@ -49,9 +51,12 @@ def compile_table(
 ) -> Wire:
     """Return the table as JSON; connections to hosts of ``secrets`` are read. Raises InvalidInput
     for a rule that is none, Refused for one that is more than ``bounds``."""
-    operator = None if bounds.allow is None else OperatorRules(bounds.allow)
+    word = cassette(texts)
+    # What is replayed is dialled by nobody, so that nothing of it has to be granted.
+    allow = None if word == REPLAY else bounds.allow
+    operator = None if allow is None else OperatorRules(allow)
     lines: list[Wire] = []
-    for written in parse_rules(texts):
+    for written in parse_rules(text for text in texts if text != word):
         for rule in expanded(written):
             _check_grantable(rule)
             private = _private(rule, written)
@@ -64,6 +69,8 @@ def compile_table(
     named = {line["host"] for line in lines if line["private"] and "host" in line}
     hosts = {host.name: [host.address, host.port] for host in bounds.hosts if host.name in named}
     table = table_of(lines, hosts)
+    if word:
+        table["cassette"] = word
     if secrets:
         table["terminated"] = sorted({host for each in secrets for host in each.hosts})
     if bounds.net_bytes is not None or bounds.net_rate is not None:

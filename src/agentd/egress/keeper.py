@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from agentd.egress.admitted import Admitted
 from agentd.egress.deaths import DeathCount
@@ -29,6 +29,7 @@ _REST_SECONDS = 20.0
 _SYNC_SECONDS = 2.0
 _LOOK_SECONDS = 5.0  # between looks at resolv.conf and hosts, and at the relay
 _HANG_SECONDS = 60.0  # without a word: a busy machine's takes its time
+T = TypeVar("T")
 _keepers: "weakref.WeakSet[RelayKeeper]" = weakref.WeakSet()
 
 
@@ -122,11 +123,12 @@ class RelayKeeper:
                 with contextlib.suppress(SandboxError):  # it is gone, and the next one is told this
                     self._send(message)
 
-    def give_secrets(self, admitted: Admitted, secrets: Sequence[Any]) -> None:
+    def of_terminator(self, admitted: Admitted, ask: Callable[[Terminating], T]) -> T:
+        """Raises SandboxError where the sandbox has ended, and what ``ask`` raises."""
         with self._changed:
             if admitted.id not in self._admitted:
                 raise SandboxError("the sandbox has no network any more")
-            self.terminating.give(admitted.id, secrets)
+            return ask(self.terminating)
 
     def sync(self) -> None:
         """Wait until the relay has told what was done until now, or is gone; not for long."""

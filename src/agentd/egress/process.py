@@ -2,6 +2,7 @@
 sure."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -71,7 +72,7 @@ class RelayProcess:
             self.close()
             raise
 
-    def send(self, data: bytes, sockets: Sequence[socket.socket] = ()) -> None:
+    def send(self, data: bytes, sockets: Sequence[socket.socket | io.FileIO] = ()) -> None:
         """Raises SandboxError where it is gone or takes nothing: it is ended then."""
         try:
             socket.send_fds(self.control, [data], [sock.fileno() for sock in sockets])

@@ -9,7 +9,9 @@ It runs in the relay: standard library alone. A table is plain JSON, made by ``c
      "hosts": {"db.internal": ["127.0.0.1", 5432], "host.agentd.internal": ["127.0.0.1", 0]},
      "terminated": ["api.example.com"]}
 
-``budget``, where it is there, is what its connections may move (``relay.budget``).
+``cassette`` is "record" or "replay" where it is there: all connections to names are read then, and
+to be replayed none is dialled. ``budget``, where it is there, is what its connections may move
+(``relay.budget``).
 ``host`` "*" is every name, ``ports`` null every port; ``text`` is the rule as it was
 written; ``private`` says whether it reaches addresses that are somebody's own. A rule of requests
 has ``"http": {"methods": ["GET"] or null, "path": "/v1/*"}``; connections that only such rules
@@ -75,6 +77,9 @@ class EgressTable:
 
     def __init__(self, wire: Mapping[str, Any]) -> None:
         self.wire = wire
+        self.records = wire.get("cassette") == "record"
+        #: Nothing is dialled: what is asked is answered from a cassette.
+        self.replays = wire.get("cassette") == "replay"
         self._exact: dict[str, list[_Line]] = {}
         self._below: dict[str, list[_Line]] = {}
         self._every: list[_Line] = []
@@ -124,7 +129,7 @@ class EgressTable:
         """Judge a connection to that name. Where it goes is judged by ``of_answer`` then."""
         name = _normal(name)
         verdict = _judge(list(self._lines(name)), port, f"no rule has {name}")
-        if verdict.allowed and self.is_terminated(name, port):
+        if verdict.allowed and (self._has_cassette or self.is_terminated(name, port)):
             return verdict._replace(read=True)
         return verdict
 
@@ -133,10 +138,15 @@ class EgressTable:
         return (name if port == TLS_PORT else f"{name}:{port}") in self._terminated
 
     @property
+    def _has_cassette(self) -> bool:
+        return self.records or self.replays
+
+    @property
     def reads(self) -> bool:
         """Whether some connection is read."""
         lines = [self._every, *self._exact.values(), *self._below.values()]
-        return bool(self._terminated) or any(each.http for some in lines for each in some)
+        terminated = self._has_cassette or bool(self._terminated)
+        return terminated or any(each.http for some in lines for each in some)
 
     def of_request(self, name: str, port: int, method: str, path: RequestPath) -> EgressVerdict:
         """Judge a request of a connection that ``of_name`` has read."""

@@ -6,6 +6,7 @@ The keeper of the relay owns it, and its lock is the keeper's.
 
 import contextlib
 import importlib.util
+import io
 import os
 import select
 import socket
@@ -17,8 +18,10 @@ from typing import Any
 
 import msgspec
 
+from agentd.egress import cassettes
 from agentd.egress.authority import Authority
 from agentd.egress.process import RelayProcess, TakeUser, pack
+from agentd.model.egress import RECORD
 from agentd.model.errors import Refused, SandboxError
 
 MODULE = "agentd.egress.terminator.main"
@@ -80,6 +83,8 @@ class Terminating:
         self._asked = self._synced = 0
         self._asked_at = 0.0
         self._read: dict[int, tuple[Reading, Mapping[str, Any]]] = {}
+        self._recordings: dict[int, io.FileIO] = {}
+        self._replayed: dict[int, io.FileIO] = {}
         #: Certificates that hosts may have beside those that the system trusts.
         self.ca_file = ""
         #: What holds of it, in its own words; empty before it is ready.
@@ -95,8 +100,10 @@ class Terminating:
         self._begin()
         self._await_ready()
         self._read[id_] = reading, table
+        if table.get("cassette") == RECORD:
+            self._recordings[id_] = cassettes.blank()
         try:
-            self._tell(id_)
+            self._tell_all(id_)
             self.sync()
         except SandboxError:  # it died just now, and the next is told all
             self._await_ready()
@@ -124,7 +131,30 @@ class Terminating:
             self._tell(id_)
             self.sync()
 
+    def recorded(self, id_: int) -> bytes:
+        """Return the cassette of what it asked until now; ``sync`` before. Raises Refused where
+        nothing is recorded."""
+        if id_ not in self._recordings:
+            raise Refused(
+                "the sandbox records nothing", remediation="make one whose net begins with record"
+            )
+        return cassettes.recorded(self._recordings[id_])
+
+    def play(self, id_: int, cassette: bytes) -> None:
+        """Answer its requests, which are replayed, from this one from now on, from its
+        beginning."""
+        file, before = cassettes.holding(cassette), self._replayed.get(id_)
+        self._replayed[id_] = file
+        if before is not None:
+            before.close()
+        with contextlib.suppress(SandboxError):  # the next is told
+            self._tell_replayed(id_)
+            self.sync()
+
     def release(self, id_: int) -> None:
+        for files in (self._recordings, self._replayed):
+            if (file := files.pop(id_, None)) is not None:
+                file.close()
         if self._read.pop(id_, None) is not None:
             with contextlib.suppress(SandboxError):
                 self._send({"release": id_})
@@ -153,7 +183,8 @@ class Terminating:
 
     def close(self) -> None:
         self._closed = True
-        self._read.clear()
+        for id_ in list(self._read):
+            self.release(id_)
         self.shut()
 
     def join(self) -> None:
@@ -165,6 +196,9 @@ class Terminating:
         process, self._process = self._process, None
         if process is not None:
             process.abandon()
+        for file in (*self._recordings.values(), *self._replayed.values()):
+            file.close()
+        self._recordings, self._replayed = {}, {}
         self._read, self._closed, self._ready, self._thread = {}, True, False, None
 
     # --- under the lock ---
@@ -200,6 +234,19 @@ class Terminating:
         self._send({**message, "secrets": reading.secrets})
         self._send({"set": id_, "table": table})
 
+    def _tell_all(self, id_: int) -> None:
+        """``_tell`` of one that it does not know yet."""
+        self._tell(id_)
+        if (file := self._recordings.get(id_)) is not None:
+            self._send({"cassette": id_, "begun": cassettes.begun(file)}, [file])
+        if id_ in self._replayed:
+            self._tell_replayed(id_)
+
+    def _tell_replayed(self, id_: int) -> None:
+        file = self._replayed[id_]
+        file.seek(0)
+        self._send({"cassette": id_}, [file])
+
     def _connect(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
@@ -207,11 +254,11 @@ class Terminating:
             self._link(theirs)
 
     def _send(
-        self, message: Mapping[str, Any], sockets: "list[socket.socket] | None" = None
+        self, message: Mapping[str, Any], sockets: "Sequence[socket.socket | io.FileIO]" = ()
     ) -> None:
         if self._process is None:
             raise SandboxError("what reads connections is gone")
-        self._process.send(pack(message), sockets or [])
+        self._process.send(pack(message), sockets)
 
     def _ask(self) -> int:
         if self._synced == self._asked:
@@ -284,7 +331,7 @@ class Terminating:
             else:
                 self.confinement = tuple(message["ready"])
                 for id_ in self._read:
-                    self._tell(id_)
+                    self._tell_all(id_)
                 self._connect()
                 self._synced, self._ready = self._asked, True
             self._changed.notify_all()

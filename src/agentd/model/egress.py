@@ -10,6 +10,7 @@ host.agentd.internal:5432  that port of 127.0.0.1 of the machine itself
 !gist.github.com         never, at any port; wins over all others
 GET|HEAD example.com/v1/*    these requests alone: their connections are read (``http_match``)
 learn                    all that is public, to see what is needed
+record, replay           what is asked is written to a cassette, or answered from one (``cassette``)
 """
 
 import difflib
@@ -42,6 +43,8 @@ PRESETS = (
 PUBLIC, PRIVATE = "public", "private"
 #: The rule that allows every public name and address, so that what is needed can be seen.
 LEARN = "learn"
+#: What is asked is recorded; or answered from what was, and nothing is dialled.
+RECORD, REPLAY = "record", "replay"
 #: The machine itself: what listens on its loopback, a port a rule. No wildcard has it, and of an
 #: operator's rules only one of that very port.
 THIS_HOST = "host.agentd.internal"
@@ -61,8 +64,9 @@ Network = IPv4Network | IPv6Network
 
 
 class EgressRule(msgspec.Struct, frozen=True):
-    """One of ``preset``, ``host`` and ``network`` is there. ``ports`` None is every port. With a
-    ``path``, of a ``host`` alone, it is about requests: ``methods`` None is every method."""
+    """One of ``preset``, ``host`` and ``network`` is there, but for ``RECORD`` and ``REPLAY``,
+    which say what becomes of what the others allow. ``ports`` None is every port. With a ``path``,
+    of a ``host`` alone, it is about requests: ``methods`` None is every method."""
 
     text: str  # canonical
     allow: bool = True
@@ -104,7 +108,25 @@ def network(net: Net) -> tuple[str, tuple[str, ...]]:
     if isinstance(net, str) and not net.strip():
         raise InvalidInput("network '' says nothing", remediation=_NET_FIX)
     texts = [text.strip() for text in net.split(",")] if isinstance(net, str) else net
-    return RESTRICTED, tuple(rule.text for rule in parse_rules(texts))
+    rules = parse_rules(texts)
+    _check_cassette(rules)
+    return RESTRICTED, tuple(rule.text for rule in rules)
+
+
+def cassette(egress: Iterable[str]) -> str:
+    """Return ``RECORD`` or ``REPLAY``, where one is among these rules; else ""."""
+    return next((text for text in egress if text in (RECORD, REPLAY)), "")
+
+
+def _check_cassette(rules: Iterable[EgressRule]) -> None:
+    """Raises InvalidInput for what can neither be recorded nor replayed."""
+    word = cassette(rule.text for rule in rules)
+    for rule in rules if word else ():
+        if rule.text in (RECORD, REPLAY) and rule.text != word:
+            _wrong(rule.text, f"cannot stand beside {word}", "leave one of them out")
+        if rule.allow and (rule.network is not None or rule.text == LEARN):
+            what = "recorded" if word == RECORD else "replayed"
+            _wrong(rule.text, f"cannot be {what}", "name the hosts that are meant")
 
 
 def rules_of(net: Net) -> tuple[str, ...]:
@@ -153,6 +175,9 @@ def parse_rule(text: str) -> EgressRule:
     if " " in rest or _has_path(rest):
         return _of_requests(text, sign, rest)
     rest = rest.lower()
+    if rest.startswith((f"{RECORD}:", f"{REPLAY}:")):
+        word = rest[: len(RECORD)]
+        _wrong(text, "has a file, which is for agentd run and Sandbox.create", f"say {word}")
     _check_length(text, rest)
     if (name := rest.removeprefix("preset:")) != rest or _PRESET.fullmatch(rest):
         return _preset(text, name, sign)
@@ -223,9 +248,11 @@ def _preset(text: str, name: str, sign: str) -> EgressRule:
         _wrong(text, "is the sandbox's own", "leave it out: it is always there")
     if name == LEARN and not sign:
         return EgressRule(LEARN, host="*")
+    if name in (RECORD, REPLAY) and not sign:
+        return EgressRule(name)
     if name in NETS:
         _wrong(text, "is a network of its own", f"ask for {name} alone, or for rules, as pypi")
-    if name in RESERVED or name == LEARN:
+    if name in (*RESERVED, LEARN, RECORD, REPLAY):
         _wrong(text, "is no rule", "name what is needed, as pypi or api.example.com")
     if not _PRESET.fullmatch(name):
         _wrong(text, "is no name of a preset", "write it as preset:pypi")

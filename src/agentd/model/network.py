@@ -71,6 +71,17 @@ class Network(Protocol):
         allow end. It must have been made with rules; none ([]) will do. Raises NotFound,
         InvalidInput, Refused, Unsupported."""
 
+    def cassette(self, sandbox: str) -> bytes:
+        """Return the cassette of what it asked and was answered until now, where it was made with
+        ``record``: the file of docs/cassettes.md. Raises NotFound, Refused."""
+        ...
+
+    def play(self, sandbox: str, cassette: bytes) -> None:
+        """Answer what it asks from this cassette, from its beginning, where it was made with
+        ``replay``. Raises NotFound, Refused, and InvalidInput for what is no cassette, or has hosts
+        that no rule of the sandbox has."""
+        ...
+
     def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:
         """Return what it connected to and was refused, a thousand at most: all that is kept, or
         what changed after the ``next`` of an earlier answer. Raises NotFound, and Refused where its

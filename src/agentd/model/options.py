@@ -7,7 +7,7 @@ from typing import TypeAlias, TypedDict, Unpack
 import msgspec
 
 from agentd.model.control import check_window
-from agentd.model.egress import RESTRICTED, Net, network, rules_of
+from agentd.model.egress import RESTRICTED, Net, cassette, network, rules_of
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
@@ -129,10 +129,19 @@ def require_rules(spec: SandboxSpec) -> None:
 
 
 def with_rules(spec: SandboxSpec, net: Net) -> SandboxSpec:
-    """Return it with other rules of its network. Raises InvalidInput where they are none, Refused
-    where its network has none."""
+    """Return it with other rules of its network, which is recorded or replayed as before. Raises
+    InvalidInput where they are none, or say otherwise; Refused where its network has none."""
     rules = rules_of(net)
     require_rules(spec)
+    word, asked = cassette(spec.egress), cassette(rules)
+    if word and not rules:
+        rules = (word,)
+    elif word != asked:
+        said = f"goes on to {word}" if word else f"was not made to {asked}"
+        raise InvalidInput(
+            f"the sandbox {said} what it asks",
+            remediation=f"begin its rules with {word}" if word else f"make one with {asked}",
+        )
     return msgspec.structs.replace(spec, egress=rules)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import msgspec
 
-from agentd.model.egress import RESTRICTED, check_name, parse_rule
+from agentd.model.egress import REPLAY, RESTRICTED, cassette, check_name, parse_rule
 from agentd.model.errors import InvalidInput
 
 MAX_SECRETS = 32  # of a sandbox
@@ -171,6 +171,11 @@ def opened(
         raise InvalidInput(
             f"secrets are used in a network of rules, and net is {net}",
             remediation="leave net out, or name what may be reached beside their hosts, as pypi",
+        )
+    if cassette(egress) == REPLAY:
+        raise InvalidInput(
+            f"secret {bindings[0].name} is of no use where a cassette is replayed",
+            remediation=f"leave it out, and have any value in its place: -e {bindings[0].name}=x",
         )
     known = [rule for rule in map(parse_rule, egress) if rule.host]
     added = [

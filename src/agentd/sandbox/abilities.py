@@ -24,6 +24,7 @@ from agentd.sandbox.ports import (
     Branches,
     CopyOnWrite,
     EndsEarly,
+    HasCassette,
     HoldsSecrets,
     Leased,
     Networked,
@@ -51,6 +52,10 @@ class Rules(msgspec.Struct, frozen=True):
 
 class GivenValues(msgspec.Struct, frozen=True):
     values: dict[str, SecretValue]
+
+
+class CassetteFile(msgspec.Struct, frozen=True):
+    path: str
 
 
 class After(msgspec.Struct, frozen=True):
@@ -118,7 +123,12 @@ SECRETS: Ability[HoldsSecrets] = Ability(
     (Method("give_secrets", GivenValues), Method("held_secrets", result=dict[str, SecretValue])),
     told=False,
 )
-FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, BRANCH, CHANGES, NETWORK, SECRETS)
+CASSETTE: Ability[HasCassette] = Ability(
+    "cassette",
+    (Method("cassette", result=bytes, in_file=True), Method("play", CassetteFile)),
+    told=False,
+)
+FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, BRANCH, CHANGES, NETWORK, SECRETS, CASSETTE)
 
 # --- of backends ---
 

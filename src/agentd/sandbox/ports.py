@@ -148,6 +148,17 @@ class HoldsSecrets(Protocol):
         """Return what was given, for a fork."""
 
 
+class HasCassette(Protocol):
+    """A wall whose network is recorded, or replayed."""
+
+    def cassette(self) -> bytes:
+        """Return what was recorded until now, a file of ``model.cassette``. Raises Refused."""
+
+    def play(self, path: str) -> None:
+        """Answer from the cassette at ``path``, in place of one before, from its beginning. Raises
+        InvalidInput for what is none, or has hosts that no rule has; Refused."""
+
+
 class Leased(Wall, Protocol):
     """A wall that another process holds for us, for as long as its lease lasts."""
 

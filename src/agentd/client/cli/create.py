@@ -5,6 +5,7 @@ import argparse
 from agentd.client.cli import command, remote
 from agentd.client.cli.options import limit_options, sandbox_options, wall_options
 from agentd.client.cli.parser import named
+from agentd.model.errors import InvalidInput
 
 _EXAMPLES = """\
   agentd create                              prints its id
@@ -23,8 +24,14 @@ _EXAMPLES = """\
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     from agentd.client import build
-    from agentd.client.cli import held, slow
+    from agentd.client.cli import cassettes, held, slow
 
+    files = cassettes.of(options)
+    if files.record:
+        raise InvalidInput(
+            "nobody would be here to write the cassette when the sandbox ends",
+            remediation="say record without a file, and agentd net cassette SANDBOX > FILE later",
+        )
     wanted = sandbox_options(options)
     wanted["env"] = command.environment(options)
     body = build.sandbox_body(
@@ -40,6 +47,11 @@ def main(words: list[str]) -> int:
     )
     with remote.service(options) as service, slow.told("create", service.url, options):
         view = service.sandboxes.create(body)
+        try:
+            files.play(service.network, view.id)
+        except BaseException:
+            service.sandboxes.kill(view.id)
+            raise
     held.tell(view.enforcement, "create", verbose=options.verbose, quiet=options.json)
     return remote.tell(options, view, view.id)
 

@@ -20,6 +20,7 @@ examples:
   agentd net ls build                             what it connected to, and was refused
   agentd net set build pypi,api.example.com       from now on; '' lets it reach nothing
   agentd net watch build
+  agentd net cassette build > tape.jsonl          of one made with --net record,api.example.com
 """
 REFUSED = 1
 _REACHES = {"host": "all that this machine does", "none": "nothing"}
@@ -65,10 +66,19 @@ def _parser() -> Parser:
     )
     set_.add_argument("id", metavar="SANDBOX", help=remote.SANDBOX_HELP)
     set_.add_argument("rules", metavar="RULES", help="as pypi,api.example.com; '' is none")
+    cassette = actions.add(
+        "cassette",
+        "print what one with record asked; or put in what one with replay answers from",
+        "  agentd net cassette sbx-abcdefghijkl > tape.jsonl\n"
+        "  agentd net cassette sbx-abcdefghijkl --put tape.jsonl\n",
+        _cassette,
+    )
+    cassette.add_argument("id", metavar="SANDBOX", help=remote.SANDBOX_HELP)
+    cassette.add_argument("--put", metavar="FILE", help="from its beginning, in place of another")
     about, example = "show connections as they come, until Ctrl-C", "  agentd net watch build\n"
     watch = actions.add("watch", about, example, _watch)
     watch.add_argument("id", metavar="SANDBOX", help=remote.SANDBOX_HELP)
-    for each in (explain, ls, set_, watch):
+    for each in (explain, ls, set_, cassette, watch):
         each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     return parser
 
@@ -153,6 +163,18 @@ def _set(options: argparse.Namespace) -> int:
     with remote.service(options) as service:
         view = service.network.set(options.id, _rules(options.rules))
     return remote.tell(options, view, remote.safe(", ".join(view.egress) or "nothing"))
+
+
+def _cassette(options: argparse.Namespace) -> int:
+    from agentd.client import cassettes
+    from agentd.client.cli import output
+
+    with remote.service(options) as service:
+        if options.put is None:
+            output.write_all(1, service.network.cassette(options.id))
+        else:
+            service.network.play(options.id, cassettes.read(options.put))
+    return 0
 
 
 def _watch(options: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agentd.client.cli import output, table
 from agentd.client.cli.remote import safe
-from agentd.model.egress import LEARN, THIS_HOST
+from agentd.model.egress import LEARN, REPLAY, THIS_HOST
 from agentd.model.errors import AgentdError
 
 if TYPE_CHECKING:
@@ -50,8 +50,12 @@ def said(page: "ConnectionPage", egress: Iterable[str]) -> str:
         return ""
     shown = [f"{where} ({each.reason})" for where, each in list(refused.items())[:_SHOWN]]
     more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
+    egress = tuple(egress)
     line = f"the network refused {', '.join(shown)}{more}"
     missing = [_rule(each) for each in refused.values() if _can_be_allowed(each)][:_SHOWN]
+    if REPLAY in egress:
+        fresh = ",".join(dict.fromkeys(text for text in (*egress, *missing) if text != REPLAY))
+        return safe(f"{line}; record it with --net {_quoted(f'record:FILE,{fresh}')}")
     if missing and not more:
         rules = ",".join(dict.fromkeys([*egress, *missing]))
         line += f"; allow what should be with --net {_quoted(rules)}"

@@ -51,13 +51,15 @@ def _daemon(options: argparse.Namespace) -> "Address | None":
 
 
 def _run(where: "Address | None", options: argparse.Namespace, interrupts: Interrupts) -> int:
-    from agentd.client.cli import command, held, place
+    from agentd.client.cli import cassettes, command, held, place
 
     floor = IsolationLevel.parse(options.isolation or "namespace")
     with place.service(where, (options.backend, floor, _network(options.net))) as service:
         asked = command.request(options) if options.command else None
+        files = cassettes.of(options)
         view = _create(where, service, options, interrupts)
         try:
+            files.play(service.network, view.id)
             if asked is None:
                 options.command = _of_image(view)
                 asked = command.request(options)
@@ -70,8 +72,11 @@ def _run(where: "Address | None", options: argparse.Namespace, interrupts: Inter
                 saved = service.sandboxes.keep(view.id, options.save_snapshot)
             return _report(service, view, options, result, saved)
         finally:
-            with suppress(NotFound):  # its lease may have ended it
-                service.sandboxes.kill(view.id)
+            try:
+                cassettes.save(files, service.network, view.id)
+            finally:
+                with suppress(NotFound):  # its lease may have ended it
+                    service.sandboxes.kill(view.id)
 
 
 def _of_image(view: "SandboxView") -> list[str]:

@@ -20,7 +20,20 @@ class HttpNetwork:
         path, body = f"{sandbox_path(sandbox)}/network", NetworkBody(rules_of(net))
         return self._requests.call("PUT", path, body, into=NetworkView)
 
+    def cassette(self, sandbox: str) -> bytes:
+        with self._requests.open("GET", _cassette(sandbox)) as response:
+            return response.read()
+
+    def play(self, sandbox: str, cassette: bytes) -> None:
+        headers = {"Content-Type": "application/x-ndjson"}
+        with self._requests.open("PUT", _cassette(sandbox), body=cassette, headers=headers) as told:
+            told.read()
+
     def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:
         path = f"{sandbox_path(sandbox)}/network/connections"
         query = {"after": arguments.whole(after, "after", 0, arguments.MOST)}
         return self._requests.call("GET", path, query=query, into=ConnectionPage)
+
+
+def _cassette(sandbox: str) -> str:
+    return f"{sandbox_path(sandbox)}/network/cassette"

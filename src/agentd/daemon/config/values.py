@@ -10,7 +10,14 @@ import msgspec
 
 from agentd.daemon.config.problem import nearest
 from agentd.ingest import doors
-from agentd.model.egress import PRIVATE, PUBLIC, check_name, check_own_name, parse_rule
+from agentd.model.egress import (
+    PRIVATE,
+    PUBLIC,
+    cassette,
+    check_name,
+    check_own_name,
+    parse_rule,
+)
 from agentd.model.errors import InvalidInput
 from agentd.model.port import LOCALHOST, PortDomain
 from agentd.model.units import format_size, parse_duration, parse_size
@@ -179,12 +186,15 @@ class Grant(str):
         if value in (PUBLIC, PRIVATE):
             return cls(value)
         try:
-            return cls(parse_rule(value).text)  # type: ignore[arg-type]
+            found = parse_rule(value).text  # type: ignore[arg-type]
         except InvalidInput as error:
             near = nearest(str(value), (PUBLIC, PRIVATE), _LIKE)
             if near is None:
                 raise
             raise InvalidInput(error.message, remediation=f"did you mean {near!r}?") from None
+        if cassette([found]):
+            raise InvalidInput(f"network rule {found!r} opens nothing", remediation="leave it out")
+        return cls(found)
 
 
 class HostName(str):

@@ -1,15 +1,17 @@
 """What a caller's sandboxes may reach, and what they did."""
 
 from collections.abc import Iterable
+from hashlib import sha256
 
 from agentd.daemon.admission import acts
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.sandboxes import bodies
 from agentd.daemon.service.noun import Noun
 from agentd.egress import shown
+from agentd.egress.cassettes import in_memory
 from agentd.model.network import ConnectionPage, NetworkView
 from agentd.model.options import require_rules
-from agentd.sandbox.abilities import NETWORK
+from agentd.sandbox.abilities import CASSETTE, NETWORK
 
 
 class DaemonNetwork(Noun):
@@ -30,6 +32,24 @@ class DaemonNetwork(Noun):
             admission.begin()
             self._parts.sandboxes.restrict(live, wall, asked)
         return shown.network(asked)
+
+    @observed("cassette")
+    def cassette(self, sandbox: str) -> bytes:
+        live = self._live("read", sandbox)
+        return live.handle.able(CASSETTE, "record what is asked in").cassette()
+
+    @observed("play_cassette")
+    def play(self, sandbox: str, cassette: bytes) -> None:
+        live = self._live("create", sandbox)
+        live.require_running("play a cassette to it")
+        wall = live.handle.able(CASSETTE, "replay what is asked in")
+        spec = live.handle.spec
+        rules = {"net": spec.net, "egress": list(spec.egress)}
+        digest = sha256(cassette).hexdigest()
+        judged = self._judge(live, acts.NETWORK, **rules, cassette=digest)
+        with judged as admission, in_memory(cassette) as path:
+            admission.begin()
+            wall.play(path)
 
     @observed("connections")
     def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:

@@ -104,6 +104,9 @@ class RelayedConnection:
             self._found(self._relay.finder.of_number(self.address, self.port))
             return
         self._table = table = self._tenant.table
+        if table.replays:  # whoever reads it answers, and nobody is dialled
+            self._connect(said=False)
+            return
         found = self._relay.finder.of_name(table, verdict, self.name, self.port, self._found)
         if found is not None:
             self._found(found)
@@ -238,15 +241,14 @@ class RelayedConnection:
 
     def _connect(self, *, said: bool) -> None:
         """It is connected; ``said``: its host has said something already."""
-        assert self._upstream is not None  # noqa: S101  (for the type checker)
         if self._attempt is not None:
             self._attempt.cancel()
         self.connected = True
         self._tenant.dialling -= 1
         self._places = []
-        # The program's end has that from its listener.
-        self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._reads:
+        if self._upstream is not None:  # the program's end has that from its listener
+            self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if self._reads or self._upstream is None:
             self._settle()
             self._pass()
             return
@@ -388,10 +390,9 @@ class RelayedConnection:
         """Have it read, once both ends are there and the program has said whom it talks to."""
         if self._passed or not self.connected or self._gate is not None:
             return
-        assert self._upstream is not None  # noqa: S101  (for the type checker)
-        for sock in (self._client, self._upstream):
-            self._relay.loop.forget(sock.fileno())
-        ends = self._client.fileno(), self._upstream.fileno()
+        ends = [sock.fileno() for sock in (self._client, self._upstream) if sock is not None]
+        for fd in ends:
+            self._relay.loop.forget(fd)
         if why := self._relay.passing.take(self, self._tenant.id, ends):
             self.refuse(why)
         else:

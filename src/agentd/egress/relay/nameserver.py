@@ -93,7 +93,7 @@ class NameServer:
             return dns.NOERROR, b"", 0
         if asked.kind == dns.AAAA and not tenant.has_ipv6:
             return dns.NOERROR, b"", 0
-        if tenant.table.static(name) is not None:
+        if tenant.table.replays or tenant.table.static(name) is not None:
             return self._published(tenant, asked, MAX_TTL)
         if tenant.is_wild(name) and len(name) > MAX_WILD_NAME:
             self._deny(tenant, name, f"the name is over {MAX_WILD_NAME} characters")

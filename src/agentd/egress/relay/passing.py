@@ -7,6 +7,7 @@ the terminator does. Nothing goes on for want of a terminator: what it has ends 
 import array
 import json
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agentd.egress.relay.budget import UNTOLD
@@ -32,8 +33,9 @@ class Passing:
         self._link = sock
         self._loop.watch(sock.fileno(), IN, self._hear)
 
-    def take(self, connection: "RelayedConnection", sandbox: int, ends: tuple[int, int]) -> str:
-        """Pass the program's end and the host's, as descriptors; return why it cannot be, or "".
+    def take(self, connection: "RelayedConnection", sandbox: int, ends: Sequence[int]) -> str:
+        """Pass the program's end and the host's, if there is one, as descriptors; return why it
+        cannot be, or "".
 
         Where it can ``connection.was_read`` is called once they were closed there.
         """

@@ -5,7 +5,7 @@ import contextlib
 import re
 import socket
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import TYPE_CHECKING, Any
 
 from OpenSSL import SSL
@@ -13,8 +13,9 @@ from OpenSSL import SSL
 from agentd.egress.terminator import requests
 from agentd.egress.terminator.credentials import CredentialRefusal
 from agentd.egress.terminator.ends import BROKEN, IDLE_SECONDS, ClientTls, ReadEnd, UpstreamTls
-from agentd.egress.terminator.exchange import Over, RequestExchange
+from agentd.egress.terminator.exchange import JudgedExchange, Over, RequestExchange
 from agentd.egress.terminator.looks import HostLook, Untouched
+from agentd.egress.terminator.replaying import ReplayedExchange
 from agentd.egress.terminator.requests import RefusedRequest
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ class ReadConnection:
         sandbox: "ReadSandbox",
         n: int,
         to: tuple[str, int],
-        ends: tuple[socket.socket, socket.socket],
+        ends: Sequence[socket.socket],
     ) -> None:
-        """Takes ownership of ``ends``, the program's and the host's."""
+        """Takes ownership of ``ends``, the program's and the host's, if there is one."""
         self.terminator, self.sandbox, self.n = terminator, sandbox, n
         self.name, self.port = to
         self._sockets = ends
@@ -52,7 +53,7 @@ class ReadConnection:
         self.ahead = b""
         #: Whether it has said all it will.
         self.over = False
-        self.exchange: RequestExchange | None = None
+        self.exchange: JudgedExchange | None = None
         self.look: HostLook = sandbox.credentials.for_host(*to) or Untouched()
         self.meter: ConnectionMeter | None = None
         self._trust = ""  # why the host is not believed
@@ -98,11 +99,18 @@ class ReadConnection:
             self.exchange.rules_changed()
 
     async def _begin(self) -> None:
-        near, far = self._sockets
+        near, *others = self._sockets
         near.setblocking(False)
         client = ReadEnd(near)
         self.client = client
-        if self.port == _HTTP_PORT or not await self._speaks_tls(client):
+        plain = self.port == _HTTP_PORT or not await self._speaks_tls(client)
+        if not others:  # nobody was dialled
+            if not plain:
+                self.client = tls = ClientTls(near)
+                await self._accept(tls)
+            return
+        (far,) = others
+        if plain:
             self.upstream = ReadEnd(far)
             self.look = (
                 self.sandbox.credentials.for_host(self.name, self.port, tls=False) or self.look
@@ -155,7 +163,8 @@ class ReadConnection:
             path, rule = requests.judge(head, self.name, self.port, self.sandbox.table)
             if self._trust:
                 raise RefusedRequest("untrusted_host", self._trust, status=502)
-            exchange = self.exchange = RequestExchange(self, head, raw, path, rule, (began, before))
+            kind = ReplayedExchange if self.upstream is None else RequestExchange
+            exchange = self.exchange = kind(self, head, raw, path, rule, (began, before))
             return await exchange.run()
         except RefusedRequest as refused:
             await self.refuse(refused, method, target)
@@ -173,13 +182,15 @@ class ReadConnection:
 
     async def _head(self) -> bytes | None:
         """Return the next request's head; None where there is none, or the host has gone."""
-        assert self.client is not None and self.upstream is not None  # noqa: S101
+        assert self.client is not None  # noqa: S101  (for the type checker)
         raw = self._whole_head()
         if raw is not None:
             return raw
         if self.over:
             return None
-        gone = None if self._trust else asyncio.ensure_future(self.upstream.gone())
+        gone: asyncio.Future[None] | None = None
+        if self.upstream is not None and not self._trust:
+            gone = asyncio.ensure_future(self.upstream.gone())
         try:
             seconds = HEAD_SECONDS if self.ahead else IDLE_SECONDS
             while raw is None:

@@ -215,7 +215,7 @@ class HostCredentials:
         for each in self._own:
             if each.binding.header or each.placeholder not in value:
                 continue
-            if "header" not in each.binding.places or not _is_for_credentials(name):
+            if "header" not in each.binding.places or not is_for_credentials(name):
                 raise self._not_here(each, f"the header {name.decode('latin-1')[:64]}", "header")
             value = value.replace(each.placeholder, each.text)
         return value
@@ -331,7 +331,8 @@ def _masking(said: bytes) -> Put:
     return lambda found: said[: len(found)].ljust(len(found), b"*")
 
 
-def _is_for_credentials(name: bytes) -> bool:
+def is_for_credentials(name: bytes) -> bool:
+    """Return whether a header of that name carries one."""
     words = re.split(b"[-_]", name.lower())
     return any(word.endswith(_FOR_CREDENTIALS) for word in words) and not _FOR_OTHERS & set(words)
 

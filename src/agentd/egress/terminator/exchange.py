@@ -11,6 +11,7 @@ import h11
 from agentd.egress.terminator import requests
 from agentd.egress.terminator.credentials import BodyFilter, CredentialRefusal
 from agentd.egress.terminator.ends import BROKEN, ReadEnd
+from agentd.egress.terminator.recording import ExchangeDraft, Unrecorded
 from agentd.egress.terminator.requests import RefusedRequest, RequestHead
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _MAX_AHEAD = 64 << 10  # of the program, while it waits for its answer
 _SWITCHING = 101
+_NO_ANSWER = "it had no answer"
+_ENCODINGS = b"accept-encoding"
 HALF_SECONDS = 120.0  # without a word of the host's, where the program has said all it will
 
 
@@ -25,7 +28,7 @@ class Over(Exception):
     """The connection has ended; says why, as far as it is worth saying."""
 
 
-class RequestExchange:
+class JudgedExchange:
     """The request's head is judged already; ``path`` and ``rule`` are for its record."""
 
     def __init__(
@@ -38,17 +41,13 @@ class RequestExchange:
         since: tuple[float, tuple[int, int]],
     ) -> None:
         """``since``: when it began, and what had been sent and received by then."""
-        assert of.client is not None and of.upstream is not None  # noqa: S101
+        assert of.client is not None  # noqa: S101  (for the type checker)
         self._of, self._head, self._path, self._rule = of, head, path, rule
-        self._client, self._upstream, self._look = of.client, of.upstream, of.look
+        self._client = of.client
         self._began, self._before = since
         self._status = 0
         self.answered = False  # as far as that something of an answer was sent
-        self._sent = False  # the request, as a whole
-        self._deaf = False  # the host takes no more of it: its answer may say why
-        most = requests.MAX_HEAD
-        self._down = h11.Connection(h11.SERVER, max_incomplete_event_size=most)
-        self._up = h11.Connection(h11.CLIENT, max_incomplete_event_size=most)
+        self._down = h11.Connection(h11.SERVER, max_incomplete_event_size=requests.MAX_HEAD)
         self._down.receive_data(raw + of.ahead)
         of.ahead = b""
         self._task: asyncio.Task[object] | None = asyncio.current_task()
@@ -56,13 +55,62 @@ class RequestExchange:
     async def run(self) -> bool:
         """Return whether the connection can have another. Raises RefusedRequest before anything
         was answered, Over and what broken ends raise."""
+        raise NotImplementedError
+
+    def rules_changed(self) -> None:
+        """End the request where the rules of now do not allow it."""
+        of = self._of
+        try:
+            requests.judge(self._head, of.name, of.port, of.sandbox.table)
+        except RefusedRequest as refused:
+            of.reason = f"the rules were changed: {refused.reason}"
+            if self._task is not None:
+                self._task.cancel()
+
+    def _record(self, reason: str) -> None:
+        of = self._of
+        sent, received = (now - before for now, before in zip(of.moved, self._before, strict=True))
+        ms = (asyncio.get_running_loop().time() - self._began) * 1000
+        row: dict[str, object] = {"method": self._head.method, "path": self._path}
+        row |= {"status": self._status, "rule": self._rule, "allowed": True, "reason": reason[:300]}
+        row |= {"sent": sent, "received": received, "ms": round(ms, 1), "ended": True}
+        of.terminator.records.request(of, row)
+
+
+class RequestExchange(JudgedExchange):
+    """One with the host that was dialled. It is recorded where the rules say so."""
+
+    def __init__(
+        self,
+        of: "ReadConnection",
+        head: RequestHead,
+        raw: bytes,
+        path: str,
+        rule: str,
+        since: tuple[float, tuple[int, int]],
+    ) -> None:
+        super().__init__(of, head, raw, path, rule, since)
+        assert of.upstream is not None  # noqa: S101  (for the type checker)
+        self._upstream, self._look = of.upstream, of.look
+        self._sent = False  # the request, as a whole
+        self._deaf = False  # the host takes no more of it: its answer may say why
+        self._up = h11.Connection(h11.CLIENT, max_incomplete_event_size=requests.MAX_HEAD)
+        recording = of.sandbox.recording
+        self._draft: ExchangeDraft | Unrecorded = Unrecorded()
+        if recording is not None:
+            self._draft = ExchangeDraft(recording, head, of.name, of.port)
+        self._unfit = _NO_ANSWER  # why it is not to be recorded
+
+    async def run(self) -> bool:
         reason = ""
         sending: asyncio.Task[None] | None = None
         try:
             await self._send_head()
             sending = asyncio.ensure_future(self._send_body())
             switched = await self._answer(sending)
+            self._unfit = ""
             if switched:
+                self._unfit = "it became a WebSocket"
                 await self._tunnel()
                 return False
             await _settled(sending)
@@ -76,23 +124,32 @@ class RequestExchange:
         except (Over, *BROKEN) as error:
             reason = str(error)
             raise
+        except CredentialRefusal:
+            if not self._draft.has_answer:  # it was answered here, and no host has anything of it
+                self._draft.forget()
+                self._draft = Unrecorded()
+            raise
         finally:
             if sending is not None:
                 sending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await sending
+            lacks = self._finish(reason)
+            reason = reason or lacks
             if self.answered or reason:
                 self._record(reason)
 
-    def rules_changed(self) -> None:
-        """ReadEnd the request where the rules of now do not allow it."""
-        of = self._of
-        try:
-            requests.judge(self._head, of.name, of.port, of.sandbox.table)
-        except RefusedRequest as refused:
-            of.reason = f"the rules were changed: {refused.reason}"
-            if self._task is not None:
-                self._task.cancel()
+    def _finish(self, reason: str) -> str:
+        """Have it written down; return what is to be said where it is not recorded."""
+        why, whole = self._unfit, not self._unfit
+        if whole and not self._sent:
+            why = "it was answered before all of it was sent"
+        elif self._draft.has_answer:  # what came of it
+            why = ""
+        elif why == _NO_ANSWER and reason:
+            why = f"{why}: {reason}"
+        lacks = self._draft.finish(broken=not whole, why=why[:300])
+        return f"not recorded: {lacks}" if lacks and self.answered else ""
 
     # --- the request ---
 
@@ -102,6 +159,9 @@ class RequestExchange:
             raise RefusedRequest("bad_request", "the request is no request", status=400)
         fields = requests.without_offer(event.headers.raw_items())
         target, headers = self._look.head(event.method, event.target, fields)
+        if self._of.sandbox.recording is not None:  # what is recorded is to be read
+            headers = [pair for pair in headers if pair[0].lower() != _ENCODINGS]
+            headers.append((_ENCODINGS, b"identity"))
         request = h11.Request(method=event.method, target=target, headers=headers)
         await self._upstream.write(self._up.send(request) or b"")
 
@@ -115,6 +175,7 @@ class RequestExchange:
                 if not data:
                     self._of.over = True
             elif isinstance(event, h11.Data):
+                self._draft.asked(bytes(event.data))
                 await self._pass_on(look.feed(bytes(event.data)))
                 await asyncio.sleep(0)  # a piece may have thousands of chunks
             elif isinstance(event, h11.EndOfMessage):
@@ -175,17 +236,19 @@ class RequestExchange:
                 self._status = event.status_code
                 headers = self._look.answer_head(event.status_code, event.headers.raw_items())
                 look = self._look.answer_body()
-                answer = h11.Response(
-                    status_code=event.status_code, headers=headers, reason=self._words(event)
-                )
+                words = self._words(event)
+                answer = h11.Response(status_code=event.status_code, headers=headers, reason=words)
+                self._draft.answered(event.status_code, words, headers)
                 out.append(self._down.send(answer) or b"")
             elif isinstance(event, h11.Data) and look is not None:
                 data = look.feed(bytes(event.data))
                 if data:
+                    self._draft.came(data)
                     out += self._down.send_with_data_passthrough(h11.Data(data=data)) or ()
                 await asyncio.sleep(0)
             elif isinstance(event, h11.EndOfMessage) and look is not None:
                 if rest := look.finish():
+                    self._draft.came(rest)
                     out.append(self._down.send(h11.Data(data=rest)) or b"")
                 out.append(self._down.send(self._end(event)) or b"")
                 await self._flush(out)
@@ -196,6 +259,7 @@ class RequestExchange:
     def _end(self, event: h11.EndOfMessage) -> h11.EndOfMessage:
         """With the trailers, which HTTP/1.0 has none of."""
         trailers = self._look.answer_head(self._status, event.headers.raw_items())
+        self._draft.trailers(trailers)
         return h11.EndOfMessage(headers=[] if self._head.version == b"HTTP/1.0" else trailers)
 
     def _words(self, event: h11.Response | h11.InformationalResponse) -> bytes:
@@ -251,15 +315,6 @@ class RequestExchange:
             data = await source.read()
         await target.write(look.finish())
         await target.finish()
-
-    def _record(self, reason: str) -> None:
-        of = self._of
-        sent, received = (now - before for now, before in zip(of.moved, self._before, strict=True))
-        ms = (asyncio.get_running_loop().time() - self._began) * 1000
-        row: dict[str, object] = {"method": self._head.method, "path": self._path}
-        row |= {"status": self._status, "rule": self._rule, "allowed": True, "reason": reason[:300]}
-        row |= {"sent": sent, "received": received, "ms": round(ms, 1), "ended": True}
-        of.terminator.records.request(of, row)
 
 
 async def _settled(sending: "asyncio.Task[None]") -> None:

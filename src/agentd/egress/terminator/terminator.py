@@ -1,6 +1,7 @@
 """What the terminator's connections have in common, and what its host and the relay tell it."""
 
 import asyncio
+import io
 import json
 import os
 import socket
@@ -16,7 +17,9 @@ from agentd.egress.terminator.certificates import LeafIssuer
 from agentd.egress.terminator.connection import ReadConnection
 from agentd.egress.terminator.credentials import Credentials, convert_secrets
 from agentd.egress.terminator.metering import ConnectionMeter, TrafficPace
+from agentd.egress.terminator.recording import CassetteWriter
 from agentd.egress.terminator.records import RequestRecords
+from agentd.egress.terminator.replaying import CassettePlayer
 
 _MAX_LINK_MESSAGE = 4096
 _ENDS = 2
@@ -32,6 +35,9 @@ class ReadSandbox:
         self.table = EgressTable.of({"rules": [], "hosts": {}})
         self.connections: set[ReadConnection] = set()
         self.pace = TrafficPace()
+        #: What its exchanges are written to; what they are answered from.
+        self.recording: CassetteWriter | None = None
+        self.player: CassettePlayer | None = None
 
 
 class Terminator:
@@ -66,7 +72,7 @@ class Terminator:
                 sock.close()
             link.ended(message["n"], why, (0, 0))
             return
-        connection = ReadConnection(self, sandbox, message["n"], to, (ends[0], ends[1]))
+        connection = ReadConnection(self, sandbox, message["n"], to, ends)
         if "room" in message:
             tell = partial(link.moved, connection)
             sandbox.pace.allow(message["room"])
@@ -102,7 +108,9 @@ class Terminator:
         if not data:
             os._exit(0)
         message = json.loads(data)
-        if "relay" in message:
+        if "cassette" in message:
+            self._use_cassette(message, fds)
+        elif "relay" in message:
             for fd in fds:
                 self._links.add(RelayLink(self, socket.socket(fileno=fd)))
         elif "admit" in message:
@@ -132,6 +140,19 @@ class Terminator:
         for connection in list(sandbox.connections):
             connection.rules_changed()
 
+    def _use_cassette(self, message: dict[str, Any], fds: list[int]) -> None:
+        """One of a sandbox that is known, to be written from where it stands or to be played."""
+        sandbox = self._sandboxes.get(message["cassette"])
+        for fd in fds:
+            file = io.FileIO(fd, "r+")
+            if sandbox is None:
+                file.close()
+            elif "begun" in message:
+                size, count = message["begun"]
+                sandbox.recording = CassetteWriter(file, (size, count))
+            else:
+                sandbox.player = CassettePlayer(file)
+
     def _release(self, id_: int) -> None:
         """The relay has ended its connections, or does so now."""
         self._sandboxes.pop(id_, None)
@@ -152,7 +173,7 @@ def _hindrance(sandbox: ReadSandbox | None, to: tuple[str, int], ends: list[sock
     """Return why a connection cannot be taken over; "" where it can."""
     if sandbox is None:
         return "it is of no sandbox that is known"
-    if len(ends) != _ENDS:
+    if len(ends) != (1 if sandbox.table.replays else _ENDS):
         return "no descriptors are left for it"
     if sandbox.table.is_terminated(*to) and sandbox.credentials.for_host(*to) is None:
         return "the secrets that are for it are not known"

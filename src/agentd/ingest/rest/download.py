@@ -46,7 +46,7 @@ async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
         last = found.first + length - 1
         headers.append((b"content-range", b"bytes %d-%d/%d" % (found.first, last, size)))
     status = 206 if asked and size else 200
-    await _download(exchange, lambda: found, status, headers, length)
+    await download(exchange, lambda: found, status, headers, length)
 
 
 def _headers(length: int) -> list[tuple[bytes, bytes]]:
@@ -73,17 +73,17 @@ async def get_tar(exchange: Exchange, query: dict[str, Any]) -> None:
     """Read a tar of a folder or file, whose names begin with the last part of path."""
     service, id_ = await exchange.authenticate(), exchange.path["id"]
     headers = [(b"content-type", TAR.encode())]
-    await _download(exchange, lambda: service.files.read_tar(id_, query["path"]), 200, headers)
+    await download(exchange, lambda: service.files.read_tar(id_, query["path"]), 200, headers)
 
 
 async def get_snapshot(exchange: Exchange, query: dict[str, Any]) -> None:
     """Read a snapshot as an archive of an OCI image."""
     service, id_ = await exchange.authenticate(), exchange.path["id"]
     headers = [(b"content-type", TAR.encode())]
-    await _download(exchange, lambda: service.snapshots.export(id_), 200, headers)
+    await download(exchange, lambda: service.snapshots.export(id_), 200, headers)
 
 
-async def _download(
+async def download(
     exchange: Exchange,
     read: Callable[[], Iterator[bytes]],
     status: int,

@@ -1,5 +1,6 @@
 """What a sandbox may reach, and what it did."""
 
+from agentd.ingest.rest.cassettes import LINES, get_cassette, put_cassette
 from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.table import OperationTable
@@ -8,6 +9,7 @@ from agentd.model.service import Service
 
 OPERATIONS = OperationTable()
 _NETWORK = "/v1/sandboxes/{id}/network"
+_CASSETTE = _NETWORK + "/cassette"
 _AFTER = (Parameter("after", int, 0, help="next of the page before"),)
 
 
@@ -21,6 +23,10 @@ def _get(service: Service, a: Arguments) -> NetworkView:
 def _set(service: Service, a: Arguments) -> NetworkView:
     """Let other rules hold from now on."""
     return service.network.set(a.id, a.body.net)
+
+
+OPERATIONS.row("GET", _CASSETTE, "read", answer=LINES)(get_cassette)
+OPERATIONS.row("PUT", _CASSETTE, "create", body=LINES, status=204)(put_cassette)
 
 
 @OPERATIONS.row("GET", _NETWORK + "/connections", "read", query=_AFTER, waits=True)

@@ -23,7 +23,7 @@ from agentd.image.oci.source import check_name
 from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import CONFIG, MANIFEST, OciConfig, OciImage, OciManifest, config_of
 from agentd.image.oci.work import WorkFolder
-from agentd.model.egress import RESTRICTED, network
+from agentd.model.egress import RESTRICTED, cassette, network
 from agentd.model.errors import InvalidInput
 
 DOCKERFILE = "Dockerfile"
@@ -65,6 +65,8 @@ def make(
     ImageError; nothing is left in the store then."""
     name = check_name(wanted.name)
     kind, rules = network(wanted.net)
+    if word := cassette(rules):
+        raise InvalidInput(f"a build cannot {word}", remediation=f"leave {word} out of --net")
     if kind == RESTRICTED:  # one spelling, as it is a part of what a step is looked up by
         wanted = wanted._replace(net=",".join(rules))
     store = store or OciStore()

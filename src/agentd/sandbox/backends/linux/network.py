@@ -12,7 +12,7 @@ from agentd.linux import anyip
 from agentd.linux.net import namespace_cookie
 from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control
-from agentd.model.errors import SandboxError
+from agentd.model.errors import Refused, SandboxError
 from agentd.model.secret import SecretBinding, SecretValue
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import report
@@ -83,6 +83,25 @@ class SandboxNetwork:
     def certificate(self) -> str | None:
         """Whom its programs are to trust, PEM; None where nothing is read."""
         return None if self._authority is None else self._authority.certificate
+
+    def cassette(self) -> bytes:
+        return self._admitted.recorded()
+
+    def play(self, path: str) -> None:
+        """Answer from the cassette at ``path``. Raises InvalidInput for what is none, and for hosts
+        that no rule has; Refused where nothing is replayed."""
+        from agentd.egress.table import EgressTable
+        from agentd.model import cassette
+
+        table = EgressTable.of(self._admitted.table)
+        if not table.replays:
+            raise Refused(
+                "the sandbox replays nothing", remediation="make one whose net begins with replay"
+            )
+        with open(path, "rb") as file:
+            data = file.read(cassette.MAX_CASSETTE + 1)
+        cassette.check_hosts(cassette.parse(data), lambda *to: table.of_name(*to).allowed)
+        self._admitted.play(data)
 
     def close(self) -> None:
         self._values = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from agentd.linux import anyip, caps, container, landlock, overlay, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Blocker
-from agentd.model.egress import EgressBounds
+from agentd.model.egress import REPLAY, EgressBounds, cassette
 from agentd.model.enforcement import Control
 from agentd.model.errors import Refused
 from agentd.model.secret import SecretBinding
@@ -120,8 +120,14 @@ def network(
         return Control(net, False, "shared with the host")
     if net == "none":
         return Control(net, True, "own namespace, loopback only")
-    named = " ".join(egress[:_RULES]) or "nothing"
-    more = f" and {len(egress) - _RULES} rules more" if len(egress) > _RULES else ""
+    word = cassette(egress)
+    rules = [text for text in egress if text != word]
+    named = " ".join(rules[:_RULES]) or "nothing"
+    more = f" and {len(rules) - _RULES} rules more" if len(rules) > _RULES else ""
+    if word == REPLAY:
+        said = f"{how}, nothing is dialled, and {named}{more} is replayed from a cassette"
+        return Control(net, True, said)
+    named = f"recorded: {named}" if word else named
     used = "".join(f"; secret {each.name} at {' '.join(each.hosts)}" for each in secrets)
     return Control(net, True, f"{how}, and by the host's relay {named}{more}{used}{_much(bounds)}")
 

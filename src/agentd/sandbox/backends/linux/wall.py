@@ -54,6 +54,7 @@ class LinuxWall(NamespaceWall):
         # whoever stands for one and hands on what it is asked has them then, or not, as it has.
         self.set_network, self.connections = set_network, network.connections
         self.give_secrets, self.held_secrets = network.give_secrets, network.held_secrets
+        self.cassette, self.play = network.cassette, network.play
 
     def attach_image(
         self, digest: str, command: tuple[str, ...], release: Callable[[], None]

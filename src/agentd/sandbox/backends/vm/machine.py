@@ -129,6 +129,7 @@ class MachineWall(ABC, Generic[P]):
         # The methods of ``Networked`` and ``HoldsSecrets``, which no other machine has.
         self.set_network, self.connections = set_network, network.connections
         self.give_secrets, self.held_secrets = network.give_secrets, network.held_secrets
+        self.cassette, self.play = network.cassette, network.play
 
     @property
     def _pidfd(self) -> int:

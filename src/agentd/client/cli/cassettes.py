@@ -1,0 +1,45 @@
+"""The files of cassettes that ``--net`` names, and what is told of them."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from agentd.client.cli import output
+from agentd.client.cli.remote import safe
+
+if TYPE_CHECKING:
+    from agentd.client.cassettes import CassetteFiles
+    from agentd.model.cassette import Cassette
+    from agentd.model.network import Network
+
+_SHOWN = 5
+
+
+def of(options: argparse.Namespace) -> "CassetteFiles":
+    """Take the files out of ``options.net``. Raises InvalidInput."""
+    from agentd.client import cassettes
+
+    net, files = cassettes.taken(options.net)
+    if any(files):
+        options.net = ",".join(net or ())
+    return files
+
+
+def save(files: "CassetteFiles", network: "Network", sandbox: str) -> None:
+    """Write what was asked, where a file is named, and tell of it on standard error."""
+    cassette = files.save(network, sandbox)
+    if cassette is not None:
+        output.say(told(cassette, files.record))
+
+
+def told(cassette: "Cassette", path: str) -> str:
+    """Return a line on what was recorded, and what was not."""
+    count = len(cassette.exchanges)
+    line = f"recorded {count} exchange{'s' * (count != 1)} in {path}"
+    lacking = [each for each in cassette.exchanges if each.unrecorded]
+    shown = [f"{e.method} {e.host}{e.target[:200]} ({e.unrecorded})" for e in lacking[:_SHOWN]]
+    if shown:
+        more = f" and {len(lacking) - _SHOWN} more" if len(lacking) > _SHOWN else ""
+        line += f"; without an answer: {', '.join(shown)}{more}"
+    if cassette.left_out:
+        line += f"; {cassette.left_out} more found no room"
+    return safe(line)

@@ -1,0 +1,81 @@
+"""The host's end of what is recorded of a sandbox, and of what is replayed to it: files in memory,
+of which the terminator is given copies. They are freed with their sandbox.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+
+from agentd.egress.terminator.recording import LEFT_OUT
+from agentd.model import typed
+from agentd.model.cassette import MAX_CASSETTE, RecordedExchange, check_size, joined
+from agentd.model.errors import SandboxError
+
+_SIZE = F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL
+
+
+def blank() -> io.FileIO:
+    """Return a file to record in, of a size that cannot be changed. Raises SandboxError."""
+    file = _file()
+    os.ftruncate(file.fileno(), MAX_CASSETTE)
+    fcntl(file.fileno(), F_ADD_SEALS, _SIZE)
+    return file
+
+
+def holding(cassette: bytes) -> io.FileIO:
+    """Return a file to replay, which nobody can change. Raises SandboxError."""
+    file = _file()
+    file.write(cassette)
+    fcntl(file.fileno(), F_ADD_SEALS, _SIZE | F_SEAL_WRITE)
+    return file
+
+
+@contextlib.contextmanager
+def in_memory(cassette: bytes) -> Iterator[str]:
+    """Yield a path at which a process of this user's finds it, and no disk has it. Raises
+    InvalidInput for what is too large to be one, SandboxError."""
+    check_size(cassette)
+    with holding(cassette) as file:
+        yield f"/proc/{os.getpid()}/fd/{file.fileno()}"
+
+
+def begun(file: io.FileIO) -> tuple[int, int]:
+    """Return the bytes and the lines that were recorded. Where they end is where the file stands:
+    the terminator's copy moves with it."""
+    data = _recorded(file)
+    return len(data), data.count(b"\n")
+
+
+def recorded(file: io.FileIO) -> bytes:
+    """Return the cassette of what was recorded so far. What is no exchange was half written by one
+    that died, or is a lie: it is counted as left out."""
+    kept, left_out = [], 0
+    for text in _recorded(file).split(b"\n"):
+        if not text:
+            continue
+        try:
+            if text + b"\n" == LEFT_OUT:
+                raise ValueError
+            typed.decoder(RecordedExchange).decode(text)
+            kept.append(text + b"\n")
+        except ValueError:  # msgspec's are
+            left_out += 1
+    return joined(kept, left_out)
+
+
+def _recorded(file: io.FileIO) -> bytes:
+    end = min(file.tell(), MAX_CASSETTE)
+    found = bytearray()
+    while len(found) < end and (piece := os.pread(file.fileno(), end - len(found), len(found))):
+        found += piece
+    return bytes(found)
+
+
+def _file() -> io.FileIO:
+    try:
+        fd = os.memfd_create("agentd-cassette", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise SandboxError("there is no room for a cassette", cause=str(error)) from error
+    return io.FileIO(fd, "r+")

@@ -1,0 +1,318 @@
+"""What a sandbox asked is recorded, and played to another one that reaches nothing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.integration.read_server import EchoServer, serving
+from tests.security.daemons import Daemon, running
+from tests.unit.capability.fetch.authority import Authority
+
+from agentd import InvalidInput, Refused, Sandbox
+from agentd.model.cassette import (
+    MAX_BODY,
+    MAX_CASSETTE,
+    MAX_EXCHANGES,
+    RecordedExchange,
+    joined,
+    parse,
+)
+
+HOST, PLAIN = "api.example.com", "plain.example.com"
+KEY = "a-key-that-never-enters-it"
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    folder = tmp_path_factory.mktemp("authority")
+    folder.chmod(0o755)
+    return Authority(folder, [HOST], [])
+
+
+@pytest.fixture(scope="module")
+def server(authority: Authority) -> Iterator[EchoServer]:
+    with serving(authority.server) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def daemon(server: EchoServer, authority: Authority) -> Iterator[Daemon]:
+    with serving() as plain:
+        config = f"""
+[sandbox]
+networks = ["none", "restricted"]
+[egress]
+allow = ["{HOST}", "{PLAIN}", "*.far.example.com"]
+ca_file = "{authority.ca}"
+"""
+        for name, each in ((HOST, server), (PLAIN, plain)):
+            address = f"127.0.0.1:{each.server_port}"
+            config += f'[[egress.host]]\nname = "{name}"\naddress = "{address}"\n'
+        with running(config) as made:
+            yield made
+
+
+@pytest.fixture(scope="module")
+def barred() -> Iterator[Daemon]:
+    """One that grants no network at all."""
+    with running('[sandbox]\nnetworks = ["none"]\n') as made:
+        yield made
+
+
+def curl(sandbox: Sandbox, *words: str) -> tuple[int, str]:
+    """The status and the body; the status is 0 where there was no answer."""
+    argv = ["curl", "-sS", "-m", "60", "-o", "/tmp/body", "-w", "%{http_code}", *words]
+    done = sandbox.run(["sh", "-c", '"$@" && echo && cat /tmp/body', "sh", *argv])
+    status, _, body = done.stdout.decode().partition("\n")
+    return int(status or 0), body if done.exit_code == 0 else done.stderr.decode()
+
+
+def lines(tape: Path) -> list[dict[str, Any]]:
+    first, *exchanges, last = map(json.loads, tape.read_text().splitlines())
+    assert first == {"cassette": "agentd", "version": 1}
+    assert last["exchanges"] == len(exchanges)
+    return exchanges
+
+
+PAGE = (Path(__file__).parents[2] / "docs/cassettes.md").read_text()
+SHELL, PYTHON = (
+    "".join(re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.M | re.S)) for kind in ("sh", "python")
+)
+JOB = [
+    (f"https://{HOST}/v1/models?a=b",),
+    ("-d", '{"n": 1}', "-H", "Content-Type: application/json", f"https://{HOST}/v1/x"),
+    (f"http://{PLAIN}/v1/plain",),
+]
+
+
+@pytest.fixture(scope="module")
+def tape(daemon: Daemon, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of ``JOB``, whose answers are beside it."""
+    path = tmp_path_factory.mktemp("tape") / "tape.jsonl"
+    with Sandbox.create(url=daemon.url, net=[f"record:{path}", HOST, PLAIN]) as sandbox:
+        answers = [curl(sandbox, *words) for words in JOB]
+    assert [status for status, _ in answers] == [200, 200, 200]
+    path.with_suffix(".answers").write_text(json.dumps(answers))
+    return path
+
+
+@pytest.mark.needs("curl")
+def test_what_was_asked_is_read_in_the_file(tape: Path) -> None:
+    models, posted, plain = lines(tape)
+    assert (models["method"], models["host"], models["port"]) == ("GET", HOST, 443)
+    assert (models["target"], models["status"]) == ("/v1/models?a=b", 200)
+    assert json.loads(models["answer"]["text"])["line"] == "GET /v1/models?a=b HTTP/1.1"
+    assert posted["body"] == {"text": '{"n": 1}'}
+    assert ["content-type", "application/json"] in posted["headers"]
+    assert (plain["host"], plain["port"], plain["target"]) == (PLAIN, 80, "/v1/plain")
+
+
+@pytest.mark.needs("curl")
+@pytest.mark.parametrize(
+    "wall",
+    [
+        "linux",
+        pytest.param("oci", marks=pytest.mark.needs("runc")),
+        pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(300)]),
+    ],
+)
+def test_it_is_played_where_nothing_may_be_reached(
+    barred: Daemon, server: EchoServer, tape: Path, wall: str
+) -> None:
+    server.seen.clear()
+    net = [f"replay:{tape}"]
+    with Sandbox.create(url=barred.url, net=net, backend=wall) as sandbox:
+        answers = [list(curl(sandbox, *words)) for words in JOB]
+        assert answers == json.loads(tape.with_suffix(".answers").read_text())
+        # The last of those that are the same is given again.
+        assert [list(curl(sandbox, *JOB[0])) for _ in range(2)] == [answers[0]] * 2
+        told = sandbox.enforcement["network"]
+        assert "nothing is dialled" in told.detail and "replayed" in told.detail
+    assert not server.seen
+
+
+@pytest.mark.needs("curl")
+def test_without_a_daemon_too_and_in_forks(tape: Path) -> None:
+    url = JOB[0][0]
+    with Sandbox.create(embedded=True, net=[f"replay:{tape}"]) as sandbox:
+        answered = curl(sandbox, url)
+        assert answered[0] == 200
+        (fork,) = sandbox.fork()
+        snapshot = sandbox.snapshot()
+        with fork, Sandbox.create(snapshot=snapshot) as restored:
+            for each in (fork, restored):
+                status, body = curl(each, url)
+                assert (status, json.loads(body)["error"]["code"]) == (403, "no_cassette")
+                each.network.play(tape)
+                assert curl(each, url) == answered
+        with pytest.raises(Refused, match="records nothing"):
+            sandbox.network.cassette()
+
+
+@pytest.mark.needs("curl")
+def test_a_fork_records_on_one_of_its_own(daemon: Daemon, tmp_path: Path) -> None:
+    with Sandbox.create(url=daemon.url, net=["record", HOST]) as sandbox:
+        curl(sandbox, f"https://{HOST}/v1/first")
+        (fork,) = sandbox.fork()
+        with fork:
+            curl(fork, f"https://{HOST}/v1/second")
+            (one,), (other,) = (
+                parse(each.network.cassette()).exchanges for each in (sandbox, fork)
+            )
+        assert (one.target, other.target) == ("/v1/first", "/v1/second")
+        # No rules at all: nothing is reached any more, and what was recorded is there.
+        assert sandbox.network.set([]).egress == ("record",)
+        assert curl(sandbox, f"https://{HOST}/v1/third")[0] == 0
+        assert len(parse(sandbox.network.cassette()).exchanges) == 1
+        with pytest.raises(InvalidInput, match="goes on to record"):
+            sandbox.network.set([HOST])
+        with pytest.raises(Refused, match="replays nothing"):
+            sandbox.network.play(sandbox.network.cassette())
+    with Sandbox.create(url=daemon.url, net=[HOST]) as plain:
+        with pytest.raises(Refused, match="records nothing"):
+            plain.network.cassette()
+        with pytest.raises(InvalidInput, match="was not made to record"):
+            plain.network.set(["record", HOST])
+
+
+@pytest.mark.needs("curl")
+def test_no_secret_is_in_it(
+    daemon: Daemon, server: EchoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("API_TOKEN", KEY)
+    tape, secret = tmp_path / "tape.jsonl", f"API_TOKEN=env:API_TOKEN@{HOST},places=header+body"
+    server.seen.clear()
+    with Sandbox.create(url=daemon.url, net=f"record:{tape}", secrets=[secret]) as sandbox:
+        line = f'curl -sS -m 60 -H "X-Api-Key: $API_TOKEN" -d "k=$API_TOKEN" https://{HOST}/v1/keys'
+        placeholder = sandbox.run("printenv API_TOKEN", check=True).text.strip()
+        answer = sandbox.run(["sh", "-c", line], check=True).stdout
+    ((_, headers, body),) = server.seen
+    assert dict(headers)["X-Api-Key"] == KEY and body == f"k={KEY}".encode()
+    assert KEY not in tape.read_text()
+    (exchange,) = lines(tape)
+    assert exchange["body"] == {"text": f"k={placeholder}"}
+    assert exchange["answer"]["text"].encode() == answer and placeholder in answer.decode()
+    assert ["x-api-key", "redacted"] in exchange["headers"]
+
+
+@pytest.mark.needs("curl")
+def test_what_is_not_in_it_is_a_denial_and_other_hosts_are_unknown(
+    barred: Daemon, tape: Path
+) -> None:
+    with Sandbox.create(url=barred.url, net=[f"replay:{tape}"]) as sandbox:
+        status, body = curl(sandbox, f"https://{HOST}/v2/x")
+        error = json.loads(body)["error"]
+        assert (status, error["code"]) == (403, "not_recorded")
+        assert error["message"].endswith(f"the cassette has no GET {HOST}:443/v2/x")
+        assert "--net record:FILE" in error["remediation"]
+        assert "Could not resolve" in curl(sandbox, "https://other.example.com/")[1]
+        assert curl(sandbox, "http://127.0.0.9/")[0] == 0  # its own loopback
+        assert curl(sandbox, "http://192.0.2.1/")[0] == 0
+        refused = [e for e in sandbox.network.connections().connections if not e.allowed]
+        told = {(e.name or e.address, e.status): e.reason for e in refused}
+        assert told[HOST, 403] == f"the cassette has no GET {HOST}:443/v2/x"
+        assert told["other.example.com", 0] == "no rule allows that name"
+        assert told["192.0.2.1", 0] == "no rule has the address 192.0.2.1"
+        assert sandbox.run("true").usage.network.denied >= len(told)
+    page = barred.ask("GET", "/v1/audit/records?limit=1000").json
+    reasons = [
+        reason
+        for record in page["records"]
+        if record["kind"] == "denial" and record.get("sandbox") == sandbox.id
+        for reason in record["fields"]["reasons"]
+    ]
+    assert f"{HOST}:443: the cassette has no GET {HOST}:443/v2/x" in reasons
+
+
+def agentd(daemon: Daemon, *words: str) -> "subprocess.CompletedProcess[str]":
+    env = {**os.environ, "AGENTD_URL": daemon.url}
+    argv = [sys.executable, "-m", "agentd", *words]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.needs("curl")
+def test_by_the_command_line(daemon: Daemon, barred: Daemon, tmp_path: Path) -> None:
+    tape, job = str(tmp_path / "tape.jsonl"), ["curl", "-sS", "-m", "60", f"https://{HOST}/v1/x"]
+    made = agentd(daemon, "run", "--net", f"record:{tape},{HOST}", "--", *job)
+    assert made.returncode == 0, made.stderr
+    assert f"agentd run: recorded 1 exchange in {tape}\n" in made.stderr
+    played = agentd(barred, "run", "--net", f"replay:{tape}", "--", *job)
+    assert (played.returncode, played.stdout) == (0, made.stdout), played.stderr
+    missed = agentd(barred, "run", "--net", f"replay:{tape}", "--", *job[:-1], "-f", f"{job[-1]}y")
+    assert missed.returncode != 0
+    assert f"the cassette has no GET {HOST}:443/v1/xy" in missed.stderr
+    assert f"record it with --net 'record:FILE,{HOST}:443" in missed.stderr
+    failed = agentd(daemon, "run", "--net", f"record:{tape},10.1.2.3:443", "--", *job)
+    assert failed.returncode == 2 and "cannot be recorded" in failed.stderr
+    # One that goes on: the file is asked for, and put in.
+    nobody = agentd(daemon, "create", "--net", f"record:{tape},{HOST}")
+    assert nobody.returncode == 2 and "agentd net cassette" in nobody.stderr
+    box = agentd(daemon, "create", "--net", f"record,{HOST}").stdout.strip()
+    agentd(daemon, "exec", box, "--", *job)
+    printed = agentd(daemon, "net", "cassette", box)
+    assert [each.target for each in parse(printed.stdout.encode()).exchanges] == ["/v1/x"]
+    agentd(daemon, "kill", box)
+    box = agentd(barred, "create", "--net", f"replay:{tape}").stdout.strip()
+    assert agentd(barred, "exec", box, "--", *job).stdout == made.stdout
+    assert agentd(barred, "net", "cassette", box, "--put", tape).returncode == 0
+    assert agentd(barred, "exec", box, "--", *job).stdout == made.stdout
+    agentd(barred, "kill", box)
+
+
+def test_over_rest_what_is_wrong_is_told(barred: Daemon, tape: Path) -> None:
+    net = ["replay", f"{HOST}:443"]
+    made = barred.ask("POST", "/v1/sandboxes", {"net": net})
+    assert made.status == 201, made.body
+    assert made.json["egress"] == net
+    path = f"/v1/sandboxes/{made.json['id']}/network/cassette"
+    found = barred.ask("PUT", path, tape.read_bytes()[:-1])
+    assert (found.status, found.code) == (400, "invalid_input")
+    assert "it was cut" in found.json["message"]
+    found = barred.ask("PUT", path, tape.read_bytes())
+    assert f"has {PLAIN}:80, which no rule of the sandbox has" in found.json["message"]
+    assert barred.ask("GET", path).status == 403
+    refused = barred.ask("POST", "/v1/sandboxes", {"net": ["record", HOST]})
+    assert (refused.status, refused.code) == (403, "refused")
+    barred.ask("DELETE", f"/v1/sandboxes/{made.json['id']}")
+
+
+@pytest.mark.needs("curl")
+def test_what_is_put_in_is_an_act_that_is_written_down(barred: Daemon, tape: Path) -> None:
+    with Sandbox.create(url=barred.url, net=[f"replay:{tape}"]) as sandbox:
+        what = {"sandbox": sandbox.id, "capability": "sandbox.network.v1"}
+        barred.until_recorded(**what, kind="end")
+        for _ in range(2):
+            sandbox.network.play(tape)
+        digests = {each.fields["request_digest"] for each in barred.records(**what, kind="end")}
+        assert len(digests) == 1
+        sandbox.network.play(joined([], 0))  # another cassette is another request
+        digests = {each.fields["request_digest"] for each in barred.records(**what, kind="end")}
+        assert len(digests) == 2
+
+
+@pytest.mark.needs("curl")
+def test_the_pages_examples_do_what_it_says(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTD_URL", daemon.url)
+    script = f'set -e\nagentd() {{ {sys.executable} -m agentd "$@"; }}\n{SHELL}'
+    for words in (["sh", "-c", script], [sys.executable, "-c", PYTHON]):
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    example = "".join(re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S))
+    (exchange,) = parse(example.encode()).exchanges
+    assert exchange.answer.text == "{}"
+
+
+def test_the_page_has_every_bound_and_field() -> None:
+    for bound in (f"{MAX_BODY >> 20} MiB", f"{MAX_CASSETTE >> 20} MiB", f"{MAX_EXCHANGES:,} exch"):
+        assert bound in PAGE
+    told = set(re.findall(r'"(\w+)":|`(\w+)`', PAGE))
+    fields = {name for pair in told for name in pair}
+    assert fields >= set(RecordedExchange.__struct_fields__) - {"body", "trailers"}
