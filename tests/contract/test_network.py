@@ -17,8 +17,9 @@ pytestmark = pytest.mark.parametrize(
 
 @pytest.fixture(scope="module", autouse=True)
 def relay() -> Iterator[None]:
-    """This process's, which a sandbox needs meanwhile: no test is to be the one that starts it."""
+    """This process's, and what reads requests, which a sandbox needs meanwhile: no test is to be
+    the one that starts them."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(AgentdError):
-            stack.enter_context(Sandbox.create(embedded=True, net=[]))
+            stack.enter_context(Sandbox.create(embedded=True, net=["read allowed.invalid"]))
         yield

@@ -15,12 +15,14 @@ import pytest
 from tests import combinations
 
 from agentd.daemon.pipeline import Pipeline
+from agentd.model.enforcement import Control
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.linux.backend import LinuxBackend
 from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.linux.wall import LinuxWall
 from agentd.sandbox.backends.process import HostBackend, LandlockBackend
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.ports import Backend
@@ -71,6 +73,8 @@ OFF_OF_A_PROCESS = [
 ]
 # Of a machine, where each attack starts an emulated Python, every run asks a third.
 ON_A_MACHINE = ATTACKS if combinations.ALL else ATTACKS[::3]
+PAST_RULES = "reach the host past its network's rules"
+BEYOND_RULES = "reach names, numbers and ports that no rule has"
 WALLS = ("--backend", "landlock", "--backend", "linux")
 LEVEL = IsolationLevel.PROCESS
 
@@ -87,6 +91,16 @@ class SharedNetwork(LinuxBackend):
 
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
         return super().plan(msgspec.structs.replace(spec, net="host"))
+
+
+class Open(SharedNetwork):
+    """Which shares the host's network, and says that it holds to the rules."""
+
+    def launch(self, plan: LinuxPlan) -> LinuxWall:
+        wall = super().launch(plan)
+        rules = Control("restricted", True, "upon my word")
+        wall.enforcement = {**wall.enforcement, "network": rules}
+        return wall
 
 
 class Unlimited(LinuxBackend):
@@ -198,9 +212,19 @@ def test_each_row_is_told_as_it_comes() -> None:
 
 
 def test_a_shared_network_fails() -> None:
-    names = {"reach a service on the host's loopback"}
+    names = {"reach a service on the host's loopback", PAST_RULES}
     report = _run(SharedNetwork(), _and_others(names))
-    assert _through(report) - {"reach the cloud's metadata service"} == names
+    assert _through(report) - {"reach the cloud's metadata service", BEYOND_RULES} == names
+
+
+def test_a_network_of_rules_that_is_open_fails_whatever_its_wall_says() -> None:
+    report = _run(Open(), [attack for attack in ATTACKS if attack.rules])
+    assert not report.passed
+    rows = _rows(report)
+    assert "it arrived at the host: own, tcp, udp" in rows[PAST_RULES].detail
+    assert rows["reach what its network's rules name"].verdict is Verdict.BROKEN
+    # Where this machine has no way to others, nobody in there has.
+    assert _through(report) - {BEYOND_RULES} == {PAST_RULES}
 
 
 def test_limits_that_are_not_held_fail() -> None:

@@ -137,6 +137,7 @@ class Attack:
     terminal: bool = False
     programs: bool = False  # needs the planted set-uid program shown inside
     fresh: bool = False  # spends its sandbox
+    rules: bool = False  # in a network of rules, which have one service of the host's alone
     after: Callable[[Planted], Judged] | None = None  # judges once its sandbox is gone
     limits: Limits = field(default_factory=Limits)
     output_limit: int = 1 << 20

@@ -10,14 +10,19 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from agentd.linux import privileges
+from agentd.model.egress import THIS_HOST
 
 VARIABLE = "AGENTD_SELFTEST_SECRET"
 METADATA = "169.254.169.254"  # where clouds hand out credentials
 _ID = "/usr/bin/id"
+# Whom nobody has (RFC 5737, RFC 3849): by the way there a host's own addresses are found.
+_FAR = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
+_TALK_SECONDS = 10.0
 _OWNS_NOTHING = 2_000_000_077
 _SIGUSR1_BIT = 1 << 9
 _IPC_RMID, _IPC_CREAT, _IPC_EXCL = 0, 0o1000, 0o2000
@@ -48,6 +53,8 @@ class Planted:
     abstract: socket.socket
     path: socket.socket
     log: socket.socket  # of datagrams, at a path
+    own: tuple[socket.socket, ...]  # streams and datagrams, at the host's own addresses
+    granted: int  # port of the service that a network of rules may reach
     segment: int | None
     program: str | None
 
@@ -63,19 +70,16 @@ class Planted:
         paths = (str(sock.getsockname()) for sock in (self.path, self.log))
         return (*ports, abstract[1:].decode(), *paths)
 
+    def rule(self) -> str:
+        """The one of a network of rules: what listens there says ``granted``."""
+        return f"{THIS_HOST}:{self.granted}"
+
     def arrived(self) -> set[str]:
         """Names of the listeners that somebody came to since the last call."""
-        names = set()
-        for name in ("tcp", "abstract", "path"):
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    getattr(self, name).accept()[0].close()
-                    names.add(name)
-        for name in ("udp", "log"):
-            with contextlib.suppress(BlockingIOError):
-                while getattr(self, name).recv(100):
-                    names.add(name)
-        return names
+        named = {name: (getattr(self, name),) for name in ("tcp", "udp", "abstract", "path", "log")}
+        return {
+            name for name, socks in (*named.items(), ("own", self.own)) if any(map(_came, socks))
+        }
 
     def carriers(self) -> list[int]:
         """Pids of the host's processes, but for the holder, that have the marker as an argument."""
@@ -114,6 +118,8 @@ def plant() -> Iterator[Planted]:
             private,
             _holder(stack, marker),
             *_listeners(stack, folder),
+            _own(stack),
+            _granted(stack),
             _segment(stack),
             _program(stack),
         )
@@ -187,6 +193,58 @@ def _listeners(
         os.chmod(f"{folder}/{name}", 0o777)  # noqa: S103  as a container engine's at its worst
     tcp, udp, abstract, path, log = opened
     return tcp, udp, abstract, path, log
+
+
+def _came(sock: socket.socket) -> bool:
+    """Whether somebody did since the last call, to a listener or with a datagram."""
+    came = False
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            if sock.type == socket.SOCK_STREAM:
+                sock.accept()[0].close()
+            else:
+                sock.recv(100)
+            came = True
+    return came
+
+
+def _own(stack: contextlib.ExitStack) -> tuple[socket.socket, ...]:
+    """At the addresses that the host has towards others: they take what comes, and say nothing."""
+    opened = []
+    for family, far in _FAR:
+        with contextlib.suppress(OSError):
+            with socket.socket(family, socket.SOCK_DGRAM) as towards:
+                towards.connect((far, 9))  # only looks the route up
+                address = towards.getsockname()[0]
+            for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                sock = stack.enter_context(socket.socket(family, kind))
+                sock.bind((address, 0))
+                sock.setblocking(False)
+                if kind == socket.SOCK_STREAM:
+                    sock.listen(16)
+                opened.append(sock)
+    return tuple(opened)
+
+
+def _granted(stack: contextlib.ExitStack) -> int:
+    """The port of a service on the host's loopback, which says ``granted`` to whoever speaks."""
+    server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    thread = threading.Thread(target=_serve, args=(server,), daemon=True)
+    thread.start()
+    stack.callback(thread.join)
+    stack.callback(server.shutdown, socket.SHUT_RDWR)
+    port: int = server.getsockname()[1]
+    return port
+
+
+def _serve(server: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            client, _ = server.accept()
+            with client, contextlib.suppress(OSError):
+                client.settimeout(_TALK_SECONDS)
+                if client.recv(100):
+                    client.sendall(b"granted")
 
 
 def _segment(stack: contextlib.ExitStack) -> int | None:

@@ -114,8 +114,8 @@ def _attack(yard: "_Yard", attack: Attack) -> AttackRow:
             return AttackRow(attack.name, controls, Verdict.NOT_APPLICABLE, why)
         verdict, detail = yard.judge(attack, controls)
     except Refused as refusal:
-        # Only of limits, and of a mount: it said beforehand that it cannot have it.
-        promised = attack.limits == Limits() and not attack.programs
+        # Only of limits, a mount, and rules: it said beforehand that it cannot have it.
+        promised = attack.limits == Limits() and not attack.programs and not attack.rules
         verdict = Verdict.UNDECIDED if promised else Verdict.NOT_APPLICABLE
         detail = f"refused: {refusal}"
     except (BackendLost, GuestError) as error:
@@ -237,6 +237,8 @@ def _plain(backend: Backend, image: str) -> SandboxSpec:
 
 def _spec(attack: Attack, plain: SandboxSpec, backend: Backend, planted: Planted) -> SandboxSpec:
     spec = msgspec.structs.replace(plain, limits=attack.limits)
+    if attack.rules:
+        spec = msgspec.structs.replace(spec, net="restricted", egress=(planted.rule(),))
     if attack.root and backend.level in _ROOTED:
         rooted = msgspec.structs.replace(spec, user="root")
         # Not each wall can: then it is tried as the user that it gives.

@@ -52,6 +52,22 @@ def test_the_listeners_tell_who_came() -> None:
             sock.sendto(b"x", log)
         assert planted.arrived() == {"tcp", "udp", "abstract", "path", "log"}
         assert planted.arrived() == set()
+        for each in planted.own:
+            with socket.socket(each.family, each.type) as sock:
+                sock.connect(each.getsockname())
+                sock.send(b"x")
+            assert planted.arrived() == {"own"}
+
+
+def test_the_service_that_rules_name_answers_whoever_speaks() -> None:
+    with plant() as planted:
+        for _ in range(2):
+            with socket.create_connection(("127.0.0.1", planted.granted), 5) as sock:
+                sock.sendall(b"x")
+                assert sock.recv(100) == b"granted"
+        assert planted.rule() == f"host.agentd.internal:{planted.granted}"
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", planted.granted), 5)
 
 
 def test_a_signal_to_the_holder_is_seen() -> None:

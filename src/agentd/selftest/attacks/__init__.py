@@ -10,6 +10,7 @@ from agentd.selftest.attacks import (
     network,
     privileges,
     processes,
+    restricted,
 )
 
 ATTACKS: tuple[Attack, ...] = (
@@ -17,6 +18,7 @@ ATTACKS: tuple[Attack, ...] = (
     *files.ATTACKS,
     *processes.ATTACKS,
     *network.ATTACKS,
+    *restricted.ATTACKS,
     *privileges.ATTACKS,
     *kernel.ATTACKS,
     *agent.ATTACKS,

@@ -32,7 +32,8 @@ with socket.create_server(("127.0.0.1", 0)) as server:
 _EVERYWHERE: dict[IsolationLevel, tuple[str, ...]] = dict.fromkeys(IsolationLevel, ())
 
 
-def _judge(seen: AttackOutcome) -> Judged:
+def judge(seen: AttackOutcome) -> Judged:
+    """Works where all that the script said is that it was so."""
     early = unfinished(seen)
     if early is not None:
         return Verdict.BROKEN, early[1]
@@ -41,13 +42,13 @@ def _judge(seen: AttackOutcome) -> Judged:
 
 
 CHECKS = (
-    Attack("run programs and threads", _RUN, _EVERYWHERE, _judge),
-    Attack("write and read files", _FILES, _EVERYWHERE, _judge),
+    Attack("run programs and threads", _RUN, _EVERYWHERE, judge),
+    Attack("write and read files", _FILES, _EVERYWHERE, judge),
     Attack(
         "serve and connect on its own loopback",
         _LOOPBACK,
         {level: () for level in IsolationLevel if level is not IsolationLevel.PROCESS},
-        _judge,
+        judge,
         otherwise="the process level has no network namespace, so no sockets at all",
     ),
 )

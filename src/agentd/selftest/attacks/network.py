@@ -89,6 +89,15 @@ def _judge_route(seen: AttackOutcome) -> Judged:
     return unfinished(seen) or (Verdict.STOPPED, shown(seen.said))
 
 
+#: Of any network.
+RAW = Attack(
+    "open raw and packet sockets",
+    _RAW,
+    by("seccomp user capabilities", "seccomp capabilities", ""),
+    said_only(_NO_SOCKET),
+    otherwise="a machine without a network card has no packets of others",
+    root=True,
+)
 ATTACKS = (
     Attack(
         "reach a service on the host's loopback",
@@ -133,12 +142,5 @@ ATTACKS = (
         otherwise="the interfaces are the machine's own",
         root=True,
     ),
-    Attack(
-        "open raw and packet sockets",
-        _RAW,
-        by("seccomp user capabilities", "seccomp capabilities", ""),
-        said_only(_NO_SOCKET),
-        otherwise="a machine without a network card has no packets of others",
-        root=True,
-    ),
+    RAW,
 )

@@ -1,5 +1,7 @@
 """A network of rules: a wall that has such a thing holds to it, and any other refuses the rules."""
 
+import http.server
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -21,6 +23,14 @@ for address in sys.argv[1:]:
         print("unknown")
     except OSError as error:
         print(errno.errorcode[error.errno])
+"""
+#: Prints the status of each of three requests.
+ASK = """
+import http.client, sys
+for method, path in (("GET", "/v1/x"), ("POST", "/v1/x"), ("GET", "/v2/x")):
+    asked = http.client.HTTPConnection("host.agentd.internal", int(sys.argv[1]), timeout=60)
+    asked.request(method, path)
+    print(asked.getresponse().status)
 """
 OWN = """
 import socket
@@ -58,6 +68,49 @@ def test_nothing_is_reached_that_no_rule_names(restricted: Sandbox) -> None:
 
 def test_its_loopback_is_its_own(restricted: Sandbox) -> None:
     assert restricted.run(["python3", "-c", OWN], check=True).text == "own\n"
+
+
+class _Api(http.server.BaseHTTPRequestHandler):
+    """Allows everything; ``asked`` is what came to it."""
+
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.requestline)
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def api() -> Iterator[tuple[int, list[str]]]:
+    """The port of a service on the loopback of this machine, and what it was asked."""
+    asked: list[str] = []
+    handler = type("Api", (_Api,), {"asked": asked})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port, asked
+        server.shutdown()
+        thread.join()
+
+
+def test_requests_are_judged_one_by_one(
+    make: Callable[..., Sandbox], api: tuple[int, list[str]]
+) -> None:
+    port, asked = api
+    sandbox = granted(make, net=[f"GET host.agentd.internal:{port}/v1/*"])
+    needs(sandbox, "python3")
+    done = sandbox.run(["python3", "-c", ASK, str(port)], check=True)
+    assert done.text.split() == ["200", "403", "403"]
+    assert asked == ["GET /v1/x HTTP/1.1"]
+    rows = sandbox.network.connections().connections
+    told = [(row.method, row.path, row.status) for row in rows if row.method]
+    assert told == [("GET", "/v1/x", 200), ("POST", "/v1/x", 403), ("GET", "/v2/x", 403)]
 
 
 def test_its_rules_can_be_changed(restricted: Sandbox) -> None:
