@@ -1,5 +1,6 @@
 """The daemon's pipeline in this very process: the only place of the client that imports it."""
 
+import gc
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
@@ -315,9 +316,18 @@ def serve(
         return config.load(path or config.find(settings), settings, options)
 
     load()  # what is wrong with it is told before anything slow is imported
-    from agentd.serve import compose
+    gc.disable()  # nothing that a daemon comes up with is garbage
+    try:
+        from agentd.serve import compose
 
-    return compose.serve(load, compose.announce, env)
+        def ready(names: "Sequence[str]") -> None:
+            gc.freeze()
+            gc.enable()
+            compose.announce(names)
+
+        return compose.serve(load, ready, env)
+    finally:
+        gc.enable()
 
 
 def explain_policy(

@@ -3,7 +3,9 @@
 Nothing is imported that the command does not need: Python's start is most of the time.
 """
 
+import atexit
 import errno
+import gc
 import os
 import sys
 
@@ -100,6 +102,8 @@ OWN_FAILURE = 125
 def main(argv: list[str] | None = None) -> int:
     """The exit code. Never raises but SystemExit and KeyboardInterrupt."""
     _survive_any_text()
+    if argv is None:  # a process of our own, whose end has nothing to look for in what it holds
+        atexit.register(gc.freeze)
     words = sys.argv[1:] if argv is None else argv
     try:
         return _written(_ran(words))

@@ -4,8 +4,10 @@ It holds the lock beside its socket for as long as it lives, so there is one a s
 itself when it has no sandbox and no daemon for a while, or when the daemon says so.
 """
 
+import atexit
 import contextlib
 import fcntl
+import gc
 import os
 import select
 import signal
@@ -30,7 +32,7 @@ _PAUSE_SECONDS = 0.1
 def main() -> int:
     path = sys.argv[1]
     if os.fork():
-        return 0  # the caller waits for this
+        os._exit(0)  # the caller waits for this
     lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,4 +105,5 @@ def _same_user(peer: socket.socket) -> bool:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # its end has nothing to look for in what it holds
     sys.exit(main())
