@@ -6,13 +6,15 @@ sandbox's sockets; each stream is one of a bounded number, and closed where it b
 """
 
 import contextlib
+import select
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.captured import Served, echo, eventually, relayed
+from tests.captured import Captured, Served, echo, eventually, relayed
+from tests.security.test_egress_bounds import patient
 
 from agentd.egress.compile import compile_table
 from agentd.egress.keeper import Admitted, RelayKeeper
@@ -92,14 +94,23 @@ def closed(stream: socket.socket) -> bool:
         return True
 
 
-@pytest.fixture
-def guest(tmp_path: Path) -> Iterator[Guest]:
-    served = Served(echo)
-    with relayed() as (keeper, _):
-        made = Guest(keeper, tmp_path, served.port)
+@contextlib.contextmanager
+def guest_of(
+    folder: Path, more: str = "", serve: Callable[[socket.socket], None] = echo
+) -> Iterator[Guest]:
+    """With a relay that runs ``more`` before its main."""
+    served = Served(serve)
+    with patient(more or "pass"), relayed() as (keeper, _):
+        made = Guest(keeper, folder, served.port)
         yield made
         made.close()
     served.close()
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Iterator[Guest]:
+    with guest_of(tmp_path) as made:
+        yield made
 
 
 def denied(guest: Guest) -> set[tuple[str, Any]]:
@@ -149,6 +160,9 @@ def test_frames_that_break_the_rules_reset_the_connection(guest: Guest) -> None:
         assert frame(stream) == b"first"
         stream.sendall(wrong)
         assert closed(stream) or closed(stream)
+    for version, kind in ((2, TCP4), (1, 7)):
+        wrong = dialled.HEADER.pack(version, kind, 5432, guest.address())
+        assert closed(guest.stream(wrong + framed(b"first")))
     # Questions that are none, or of no host, cost an answer at most.
     asking = guest.stream(dialled.header(DNS) + framed(b"\0\0\0\1" + b"\xff" * 300))
     asking.sendall(question(2, "db.internal"))
@@ -156,33 +170,108 @@ def test_frames_that_break_the_rules_reset_the_connection(guest: Guest) -> None:
     assert guest.talks() == b"hello"
 
 
-def test_it_has_no_more_streams_than_it_may(guest: Guest) -> None:
-    head = dialled.header(TCP4, guest.address(), 5432)
-    most = MAX_CONNECTIONS + MAX_BESIDE
-    made = [guest.stream(head[:10]) for _ in range(most + 20)]
-    assert all(closed(stream) for stream in made[most:])
-    for stream in made[: most // 2]:
-        stream.close()
-    eventually(lambda: guest.talks() == b"hello")
+def test_it_has_no_more_streams_than_it_may(tmp_path: Path) -> None:
+    waits = "from agentd.egress.relay import streams; streams.START_SECONDS = 600"
+    with guest_of(tmp_path, waits) as guest:
+        head = dialled.header(TCP4, guest.address(), 5432)
+        most = MAX_CONNECTIONS + MAX_BESIDE
+        made = [guest.stream(head[:10]) for _ in range(most + 20)]
+        assert all(closed(stream) for stream in made[most:])
+        for stream in made[: most // 2]:
+            stream.close()
+        eventually(lambda: guest.talks() == b"hello")
+
+
+def test_half_a_header_is_waited_for_no_longer_than_any_start(tmp_path: Path) -> None:
+    waits = "from agentd.egress.relay import streams; streams.START_SECONDS = 0.2"
+    with guest_of(tmp_path, waits) as guest:
+        head = dialled.header(TCP4, guest.address(), 5432)
+        assert all(closed(guest.stream(head[:size])) for size in (0, 1, len(head) - 1))
+
+
+def test_who_does_not_take_the_last_of_a_connection_is_not_waited_for(tmp_path: Path) -> None:
+    waits = "from agentd.egress.relay import streams; streams.HALF_SECONDS = 0.2"
+    # More than the kernel holds for it, and less than that and what the relay does.
+    with guest_of(tmp_path, waits, lambda sock: sock.sendall(bytes(400_000))) as guest:
+        stream = guest.stream(dialled.header(TCP4, guest.address(), 5432) + FRAME.pack(0))
+        ends = select.poll()
+        ends.register(stream, 0)  # that it is closed is told all the same
+        assert ends.poll(60_000 * SLOWER)
+
+
+def test_what_streams_took_is_given_back(tmp_path: Path) -> None:
+    """By: the descriptors that they have, beside those of connections, are counted both ways."""
+    few = "from agentd.linux import process; import resource; "
+    few += "process.raise_file_limit = lambda: resource.setrlimit(7, (1100, 1100))"
+    with guest_of(tmp_path, few) as guest:
+        head = dialled.header(TCP4, guest.address(), 5432)
+
+        def held() -> int:
+            """How many connections it may have at once."""
+            kept: list[socket.socket] = []
+            while frame(stream := guest.stream(head + framed(b"x"))) == b"x":
+                kept.append(stream)
+            for stream in kept:
+                stream.close()
+            return len(kept)
+
+        before = held()
+        for _ in range(150):
+            stream = guest.stream(head + framed(b"x"))
+            assert frame(stream) == b"x"
+            stream.close()
+        eventually(lambda: held() == before)
 
 
 def test_questions_have_few_streams(guest: Guest) -> None:
-    asking = [guest.stream(dialled.header(DNS)) for _ in range(MAX_ASKING_STREAMS)]
-    for number, stream in enumerate(asking):
-        stream.sendall(question(number + 1, "db.internal"))
-        assert frame(stream)[:4] == (number + 1).to_bytes(4, "big")
-    assert closed(guest.stream(dialled.header(DNS)))
+    for _ in range(2):  # what is closed counts no more
+        asking = [guest.stream(dialled.header(DNS)) for _ in range(MAX_ASKING_STREAMS)]
+        for number, stream in enumerate(asking):
+            stream.sendall(question(number + 1, "db.internal"))
+            assert frame(stream)[:4] == (number + 1).to_bytes(4, "big")
+        assert closed(guest.stream(dialled.header(DNS)))
+        for stream in asking:
+            stream.close()
+        eventually(lambda: guest.talks() == b"hello")
 
 
 def test_who_takes_no_answers_gets_none_and_holds_nobody_up(guest: Guest) -> None:
     deaf = guest.stream(dialled.header(DNS))
-    deaf.setblocking(False)
-    with contextlib.suppress(BlockingIOError):
-        for _ in range(20_000):
-            deaf.send(question(1, "db.internal"))
+    asked = question(1, "db.internal")
+    for _ in range(20_000):
+        deaf.sendall(asked)
+    # What waited for it, in the relay and in the kernel, is little of what it asked for.
+    size, found = 0, b""
+    while found[:4] != b"\0\0\0\2":
+        deaf.sendall(question(2, "db.internal"))
+        found = frame(deaf)
+        size += len(found)
+    assert 0 < size < 20_000 * len(asked) // 2
+    deaf.close()
     slow = guest.stream(dialled.header(TCP4, guest.address(), 5432))
     slow.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         for _ in range(1000):
             slow.send(framed(bytes(dialled.MAX_FRAME)))
     assert guest.talks() == b"hello"
+
+
+def test_a_flood_in_a_machine_is_over_once_it_is() -> None:
+    """By: its front end has so many connections at once, and what has ended is none any more."""
+    served = Served(echo)
+    inside = Captured(streams=True)
+    try:
+        with relayed() as (keeper, _):
+            hosts = (StaticHost("db.internal", "127.0.0.1", served.port),)
+            table = compile_table(("db.internal:5432",), EgressBounds(hosts=hosts))
+            admitted = keeper.admit(inside.sockets, table)
+            inside.ask("__import__('resource').setrlimit(7, (4096, 4096))")
+            address = inside.ask("resolve('db.internal')")[1]
+            flood = f"len([attempt(keep, {address!r}, 5432) for _ in range(1200)])"
+            assert inside.ask(flood) == 1200
+            assert inside.ask("[sock.close() for sock in kept] and kept.clear()") is None
+            eventually(lambda: inside.ask(f"talk({address!r}, 5432, b'x')") == "x")
+            admitted.close()
+    finally:
+        inside.close()
+        served.close()
