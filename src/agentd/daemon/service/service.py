@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from hashlib import sha256
+from typing import Generic, TypeVar
 
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.approvals import DaemonApprovals
@@ -26,8 +27,61 @@ from agentd.model.errors import NotFound
 from agentd.model.principal import Principal
 
 
+class DaemonRepeats(Noun):
+    """Implements ``model.door.Repeats``."""
+
+    @observed("readmit")
+    def readmit(self, repeat: Repeat, approved: frozenset[str] | None) -> None:
+        self._parts.repeats.readmit(self._who, repeat, approved)
+
+    async def once(
+        self,
+        key: str,
+        request: bytes,
+        work: Work,
+        carry: Carry,
+        *,
+        lasting: bool = True,
+        authorise: Authorise | None = None,
+    ) -> Answer:
+        digest = sha256(request).hexdigest()
+        with context.recording(lasting=lasting):
+            return await self._parts.idempotency().run(
+                self._who.name, key, digest, work, carry, lasting=lasting, authorise=authorise
+            )
+
+
+N = TypeVar("N", bound=Noun)
+
+
+class _Bound(Generic[N]):
+    """An attribute of the service: that noun, bound to the service's caller."""
+
+    def __init__(self, noun: type[N]) -> None:
+        self._noun = noun
+
+    def __get__(self, service: "DaemonService", _: object = None) -> N:
+        return self._noun(service._parts, service._caller)
+
+
 class DaemonService:
     """Implements ``model.door.DoorService``. Thread-safe; one a request."""
+
+    sandboxes = _Bound(DaemonSandboxes)
+    commands = _Bound(DaemonCommands)
+    files = _Bound(DaemonFiles)
+    network = _Bound(DaemonNetwork)
+    snapshots = _Bound(DaemonSnapshots)
+    volumes = _Bound(DaemonVolumes)
+    secrets = _Bound(DaemonSecrets)
+    capabilities = _Bound(DaemonCapabilities)
+    receipts = _Bound(DaemonReceipts)
+    keys = _Bound(DaemonKeys)
+    approvals = _Bound(DaemonApprovals)
+    audit = _Bound(DaemonAudit)
+    events = _Bound(DaemonEvents)
+    machine = _Bound(DaemonMachine)
+    repeats = _Bound(DaemonRepeats)
 
     def __init__(
         self, parts: Parts, caller: Principal, again: Callable[[], Principal] | None = None
@@ -53,89 +107,5 @@ class DaemonService:
         return DaemonService(self._parts, who, self._again)
 
     @property
-    def sandboxes(self) -> DaemonSandboxes:
-        return DaemonSandboxes(self._parts, self._caller)
-
-    @property
-    def commands(self) -> DaemonCommands:
-        return DaemonCommands(self._parts, self._caller)
-
-    @property
-    def files(self) -> DaemonFiles:
-        return DaemonFiles(self._parts, self._caller)
-
-    @property
     def ports(self) -> DaemonPorts:
         return DaemonPorts(self._parts, self._caller, self._again)
-
-    @property
-    def network(self) -> DaemonNetwork:
-        return DaemonNetwork(self._parts, self._caller)
-
-    @property
-    def snapshots(self) -> DaemonSnapshots:
-        return DaemonSnapshots(self._parts, self._caller)
-
-    @property
-    def volumes(self) -> DaemonVolumes:
-        return DaemonVolumes(self._parts, self._caller)
-
-    @property
-    def secrets(self) -> DaemonSecrets:
-        return DaemonSecrets(self._parts, self._caller)
-
-    @property
-    def capabilities(self) -> DaemonCapabilities:
-        return DaemonCapabilities(self._parts, self._caller)
-
-    @property
-    def receipts(self) -> DaemonReceipts:
-        return DaemonReceipts(self._parts, self._caller)
-
-    @property
-    def keys(self) -> DaemonKeys:
-        return DaemonKeys(self._parts, self._caller)
-
-    @property
-    def approvals(self) -> DaemonApprovals:
-        return DaemonApprovals(self._parts, self._caller)
-
-    @property
-    def audit(self) -> DaemonAudit:
-        return DaemonAudit(self._parts, self._caller)
-
-    @property
-    def events(self) -> DaemonEvents:
-        return DaemonEvents(self._parts, self._caller)
-
-    @property
-    def machine(self) -> DaemonMachine:
-        return DaemonMachine(self._parts, self._caller)
-
-    @property
-    def repeats(self) -> "DaemonRepeats":
-        return DaemonRepeats(self._parts, self._caller)
-
-
-class DaemonRepeats(Noun):
-    """Implements ``model.door.Repeats``."""
-
-    @observed("readmit")
-    def readmit(self, repeat: Repeat, approved: frozenset[str] | None) -> None:
-        self._parts.repeats.readmit(self._who, repeat, approved)
-
-    async def once(
-        self,
-        key: str,
-        request: bytes,
-        work: Work,
-        carry: Carry,
-        *,
-        lasting: bool = True,
-        authorise: Authorise | None = None,
-    ) -> Answer:
-        digest = sha256(request).hexdigest()
-        with context.recording(lasting=lasting):
-            return await self._parts.idempotency().run(
-                self._who.name, key, digest, work, carry, lasting=lasting, authorise=authorise
-            )
