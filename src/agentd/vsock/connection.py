@@ -34,27 +34,9 @@ class VsockConnection:
     """
 
     __slots__ = (
-        "answered",
-        "appetite",
-        "ask_sent",
-        "buffer",
-        "closed",
-        "dialled",
-        "due",
-        "ended",
-        "forwarded",
-        "gone",
-        "guest_port",
-        "guest_shut",
-        "host_port",
-        "peer_alloc",
-        "peer_forwarded",
-        "readable",
-        "requested",
-        "sent",
-        "sock",
-        "told",
-        "unwritable",
+        *("answered", "appetite", "ask_sent", "buffer", "closed", "dialled", "due", "ended"),
+        *("forwarded", "gone", "guest_port", "guest_shut", "host_port", "peer_alloc"),
+        *("peer_forwarded", "readable", "requested", "sent", "sock", "told", "unwritable"),
         "window",
     )
 

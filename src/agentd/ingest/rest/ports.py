@@ -26,15 +26,8 @@ _PREFIX = re.compile(rb"/v1/sandboxes/[^/%]+/ports/[^/%]+(?=/|\Z)")
 # RFC 9110 §7.6.1; and those of which only we know the right value.
 HOP = frozenset(
     (
-        b"connection",
-        b"keep-alive",
-        b"proxy-connection",
-        b"proxy-authenticate",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-        b"http2-settings",
+        *(b"connection", b"keep-alive", b"proxy-connection", b"proxy-authenticate", b"te"),
+        *(b"trailer", b"transfer-encoding", b"upgrade", b"http2-settings"),
     )
 )
 _COOKIES = frozenset((b"cookie", b"cookie2"))  # but for those that the port has set
@@ -42,13 +35,8 @@ _OURS = frozenset((b"host", b"expect", b"forwarded", b"via"))
 # What would speak for all of this site, not for one port of it.
 _SITE = frozenset(
     (
-        b"date",
-        b"alt-svc",
-        b"clear-site-data",
-        b"strict-transport-security",
-        b"service-worker-allowed",
-        b"public-key-pins",
-        b"set-cookie2",
+        *(b"date", b"alt-svc", b"clear-site-data", b"strict-transport-security"),
+        *(b"service-worker-allowed", b"public-key-pins", b"set-cookie2"),
     )
 )
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")

@@ -58,15 +58,8 @@ class Link:
     """Found in ``scope["state"]["link"]``; the same for all requests of a connection."""
 
     __slots__ = (
-        "_callbacks",
-        "_seats",
-        "address",
-        "credential",
-        "has_asked",
-        "is_unix",
-        "principal",
-        "since",
-        "transport",
+        *("_callbacks", "_seats", "address", "credential", "has_asked", "is_unix", "principal"),
+        *("since", "transport"),
     )
 
     def __init__(self, transport: HoldingTransport, gatekeeper: Gatekeeper, seats: Seats) -> None:
