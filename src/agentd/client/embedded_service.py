@@ -22,6 +22,7 @@ from agentd.model.api import (
 )
 from agentd.model.drive import execute
 from agentd.model.errors import InvalidInput, NotFound, Refused, Unsupported
+from agentd.model.like import like
 from agentd.model.principal import local
 from agentd.sandbox import abilities, snapshots
 
@@ -331,14 +332,13 @@ class EmbeddedService:
     def view(self, id: str, *, usage: bool = False) -> SandboxView:
         handle, created = self.handle(id), self.handles[id][1]
         wall = handle.wall
-        return SandboxView(
+        return like(
+            SandboxView,
+            handle.spec,
             id=id,
             state=str(handle.state),
             backend=handle.backend,
             level=handle.level.label,
-            image=handle.spec.image,
-            image_digest=handle.spec.image_digest,
-            template=handle.spec.template,
             packages=handle.spec.locked,
             labels={},
             principal=self.who.name,
@@ -350,8 +350,6 @@ class EmbeddedService:
             abilities=abilities.names(wall),
             command=getattr(wall, "command", ()),
             fidelity=abilities.fidelity(wall),
-            net=handle.spec.net,
-            egress=handle.spec.egress,
         )
 
     def again(self) -> "EmbeddedService":

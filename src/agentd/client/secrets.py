@@ -4,6 +4,7 @@ import os
 import subprocess
 
 from agentd.model.errors import InvalidInput, NotFound
+from agentd.model.like import like
 from agentd.model.secret import (
     MAX_VALUE,
     AskedSecret,
@@ -42,13 +43,7 @@ def _read(asked: AskedSecret) -> Secret:
         value = check_value(binding.name, _text(binding.name, asked.source))
     if value is not None:
         check_fits(binding, value)
-    return Secret(
-        name=binding.name,
-        hosts=binding.hosts,
-        header=binding.header,
-        places=binding.places,
-        value=None if value is None else value.text,
-    )
+    return like(Secret, binding, value=None if value is None else value.text)
 
 
 def _text(name: str, source: str) -> str:

@@ -36,6 +36,7 @@ from agentd.linux import locks
 from agentd.linux.replacing import replacing
 from agentd.model import typed
 from agentd.model.errors import Conflict, InvalidInput
+from agentd.model.like import like
 
 MANIFEST, STAMPS = "manifest.json", "verified.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -63,21 +64,16 @@ class Store:
         def path(file: str) -> str | None:
             return os.path.join(folder, file) if file in manifest.files else None
 
-        return Image(
+        return like(
+            Image,
+            manifest,
             name=name,
-            digest=manifest.digest,
-            base=manifest.base,
             folder=folder,
             kernel=os.path.join(folder, KERNEL),
             initramfs=os.path.join(folder, INITRAMFS),
             root_ext4=path(EXT4),
             root_erofs=path(EROFS),
-            kernel_release=manifest.kernel_release,
             cmdline="" if KERNEL in manifest.own else CMDLINE,
-            python=manifest.python,
-            agent=manifest.agent,
-            packages=manifest.packages,
-            notes=manifest.notes,
         )
 
     def manifest(self, name: str) -> tuple[str, ImageManifest]:

@@ -7,6 +7,7 @@ from agentd.auth.keys import KeyProvider, KeyStore
 from agentd.auth.mtls import CertificateRule, MtlsProvider
 from agentd.auth.peer import PeerProvider, PeerRule, rules_of
 from agentd.daemon.config.schema import Auth, Config, JwtIssuer
+from agentd.model.like import like
 
 
 def chain(config: Config, store: KeyStore) -> ProviderChain:
@@ -47,17 +48,9 @@ def _certificates(auth: Auth) -> list[CertificateRule]:
 
 
 def _issuer(issuer: JwtIssuer) -> Issuer:
-    return Issuer(
-        name=str(issuer.name),
-        issuer=issuer.issuer,
-        audience=issuer.audience,
-        algorithms=issuer.algorithms,
-        scopes=frozenset(issuer.scopes),
-        claim=issuer.claim,
-        grants={value: frozenset(scopes) for value, scopes in issuer.grants.items()},
-        subject=issuer.subject,
-        leeway=issuer.leeway,
-    )
+    grants = {value: frozenset(scopes) for value, scopes in issuer.grants.items()}
+    scopes = frozenset(issuer.scopes)
+    return like(Issuer, issuer, name=str(issuer.name), scopes=scopes, grants=grants)
 
 
 def _keys(issuer: JwtIssuer) -> KeySet:

@@ -12,21 +12,11 @@ from agentd.model.spec import ExecRequest
 
 def exec_body(request: ExecRequest, stdin: bytes | None = None, *, wait: bool) -> ExecBody:
     """``stdin`` is all of it; without it ``request.stdin`` leaves it open."""
-    whole: dict[str, str] = {}
+    whole: dict[str, str | None] = {"stdin": None}
     if stdin is not None:
         whole = {"stdin": b64encode(stdin).decode(), "stdin_encoding": "base64"}
-    return ExecBody(
-        cmd=request.argv,
-        cwd=request.cwd,
-        env=request.env,
-        timeout=request.timeout,
-        limits=request.limits,
-        stdin_open=stdin is None and request.stdin,
-        pty=request.pty,
-        tag=request.tag,
-        wait=wait,
-        **whole,
-    )
+    opened = stdin is None and request.stdin
+    return like(ExecBody, request, cmd=request.argv, stdin_open=opened, wait=wait, **whole)
 
 
 def result(view: ResultView, stdout: bytes | None = None, stderr: bytes | None = None) -> Result:

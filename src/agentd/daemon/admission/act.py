@@ -81,6 +81,19 @@ def _sandbox(place: Place) -> dict[str, Any]:
         "id": place.id,
         "level": place.level.label,
         "backend": place.backend,
+        **wanted(spec),
+        "env": sorted(spec.env),
+        "mounts": [
+            {"source": m.named, "target": m.target, "mode": str(m.mode)} for m in spec.mounts
+        ],
+        "limits": msgspec.structs.asdict(spec.limits),
+        "labels": dict(place.labels),
+    }
+
+
+def wanted(spec: SandboxSpec) -> dict[str, Any]:
+    """What is asked of a sandbox, in the words that every document about one has for it."""
+    return {
         "runtime": spec.runtime,
         "image": spec.image,
         "image_digest": spec.image_digest,
@@ -91,12 +104,6 @@ def _sandbox(place: Place) -> dict[str, Any]:
         "packages": list(spec.packages),
         "user": spec.user,
         "writable": spec.writable,
-        "env": sorted(spec.env),
-        "mounts": [
-            {"source": m.named, "target": m.target, "mode": str(m.mode)} for m in spec.mounts
-        ],
-        "limits": msgspec.structs.asdict(spec.limits),
-        "labels": dict(place.labels),
     }
 
 

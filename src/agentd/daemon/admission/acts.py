@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from agentd.daemon.admission.act import Act, Place
+from agentd.daemon.admission.act import Act, Place, wanted
 from agentd.model import context
 from agentd.model.capability import Needs
 from agentd.model.egress import RESTRICTED
@@ -58,16 +58,7 @@ def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Ac
     parameters |= {
         "isolation": spec.isolation.label,
         "backend": spec.backend,
-        "runtime": spec.runtime,
-        "image": spec.image,
-        "image_digest": spec.image_digest,
-        "template": spec.template,
-        "net": spec.net,
-        "egress": list(spec.egress),
-        "secrets": [secret.told() for secret in spec.secrets],
-        "packages": list(spec.packages),
-        "user": spec.user,
-        "writable": spec.writable,
+        **wanted(spec),
         "mounts": [f"{m.named}:{m.target}:{m.mode}" for m in spec.mounts],
     }
     return _act(who, CREATE, parameters, Place.new(spec, labels))
