@@ -49,6 +49,7 @@ _EXPORT = """\
   agentd audit export --from 9 --to 12 | jq .kind
 """
 _FOUND_WRONG = 1
+_NOTHING_LOST = "nothing that was written is missing: the log is as it was"
 _FIRST = ("cause", "exit_code", "undecided", "reasons")
 
 
@@ -59,7 +60,7 @@ def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     try:
         if options.action == "accept-loss":
-            return _accept(audit_source.directory(options), as_json=options.json)
+            return _accept(options, audit_source.directory(options))
         return int(options.run(options, audit_source.find(options)))
     except NoLog as error:
         output.say(str(error), "audit")
@@ -197,22 +198,17 @@ def _verify(options: argparse.Namespace, source: "Source") -> int:
     return 0 if verdict.ok else _FOUND_WRONG
 
 
-def _accept(directory: str, *, as_json: bool) -> int:
+def _accept(options: argparse.Namespace, directory: str) -> int:
     from agentd.audit import mending
 
     events = mending.accept(directory)
-    if as_json:
-        told = [{"kind": event.kind, "fields": event.fields} for event in events]
-        remote.print_json({"written": told})
-        return 0
+    told = [{"kind": event.kind, "fields": event.fields} for event in events]
+    lines = []
     for event in events:
         words = ", ".join(f"{name} {value}" for name, value in event.fields.items())
-        print(remote.safe(f"written down: {event.kind}: {words}"))
-    if events:
-        print("the log goes on behind that")
-    else:
-        print("nothing that was written is missing: the log is as it was")
-    return 0
+        lines.append(remote.safe(f"written down: {event.kind}: {words}"))
+    end = "the log goes on behind that" if events else _NOTHING_LOST
+    return remote.tell(options, {"written": told}, "\n".join([*lines, end]))
 
 
 def _show(verdict: "LogVerdict", where: str, *, checked: bool) -> None:

@@ -31,8 +31,7 @@ def main(words: list[str]) -> int:
                 ended.append(id_)
             except AgentdError as error:  # the others are ended all the same
                 failure = failure or error
-    if options.json:
-        remote.print_json({"ended": ended})
+    remote.tell(options, {"ended": ended})
     if failure is not None:
         raise failure
     return 0

@@ -48,14 +48,10 @@ def main(words: list[str]) -> int:
     snapshot = snapshots.load(options.what)
     if options.action == "rm":
         snapshot.delete()
-        if options.json:
-            remote.print_json({"removed": snapshot.path})
-        return 0
+        return remote.tell(options, {"removed": snapshot.path})
     if options.action == "export":
         snapshot.export(options.file)
-        if options.json:
-            remote.print_json({"exported": options.file})
-        return 0
+        return remote.tell(options, {"exported": options.file})
     snapshots.verify(snapshot)
     _show(snapshot, as_json=options.json)
     return 0
@@ -69,34 +65,30 @@ def _of_daemon(options: argparse.Namespace) -> int:
     with remote.service(options) as service:
         if options.action == "take":
             made = service.sandboxes.snapshot(options.what)
-            remote.print_json(made) if options.json else print(made.id)
-        elif options.action == "export":
+            return remote.tell(options, made, made.id)
+        if options.action == "export":
             from agentd.client import exported  # late: few need it
 
             exported.write(service.snapshots.export(options.what), options.file)
-            if options.json:
-                remote.print_json({"exported": options.file})
-        elif options.action == "rm":
+            return remote.tell(options, {"exported": options.file})
+        if options.action == "rm":
             service.snapshots.delete(options.what)
-            if options.json:
-                remote.print_json({"removed": options.what})
-        elif options.action == "ls":
+            return remote.tell(options, {"removed": options.what})
+        if options.action == "ls":
             found = service.snapshots.list()
-            remote.print_json(found) if options.json else _show_views(found)
-        else:
-            view = service.snapshots.get(options.what)
-            remote.print_json(view) if options.json else _show_views((view,))
-    return 0
+            return _tell(options, found, found)
+        view = service.snapshots.get(options.what)
+        return _tell(options, view, (view,))
 
 
-def _show_views(found: "tuple[SnapshotView, ...]") -> None:
+def _tell(options: argparse.Namespace, value: object, found: "tuple[SnapshotView, ...]") -> int:
     from agentd.model.units import readable_size
 
     rows = [
         (view.id, view.sandbox, view.fidelity, table.ago(view.created), readable_size(view.bytes))
         for view in found
     ]
-    table.show(("ID", "SANDBOX", "KEEPS", "CREATED", "SIZE"), rows)
+    return table.tell(options, value, ("ID", "SANDBOX", "KEEPS", "CREATED", "SIZE"), rows)
 
 
 def _parser() -> Parser:
@@ -111,8 +103,7 @@ def _parser() -> Parser:
         "what", metavar="WHAT", nargs="?", help="a sandbox to take, a snapshot's id, or its path"
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="the archive that export writes")
-    parser.add_argument("--url", metavar="URL", help=remote.URL_HELP)
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    remote.daemon_options(parser)
     return parser
 
 
