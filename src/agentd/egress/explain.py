@@ -10,6 +10,7 @@ from agentd.egress.paths import RequestPath, read
 from agentd.egress.table import EgressTable, EgressVerdict
 from agentd.model.egress import check_name
 from agentd.model.errors import InvalidInput
+from agentd.model.like import like
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ssh": 22, "git": 9418, "ftp": 21}
 
@@ -47,16 +48,7 @@ def explain(table: EgressTable, target: str) -> ExplainedTarget:
         verdict = table.of_address(address, port)
         if why := never(address):
             verdict = EgressVerdict(False, verdict.rule, why)
-    return ExplainedTarget(
-        host=host,
-        port=port,
-        allowed=verdict.allowed,
-        rule=verdict.rule,
-        reason=verdict.reason,
-        private=verdict.private,
-        read=verdict.read,
-        request=request,
-    )
+    return like(ExplainedTarget, verdict, host=host, port=port, request=request)
 
 
 def _path(target: str) -> RequestPath:

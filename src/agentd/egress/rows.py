@@ -1,21 +1,67 @@
-"""What the relay and the terminator tell their host, in batches.
+"""What the relay and the terminator hear of their host, and tell it, in batches.
 
 Nothing here waits: what the host does not take in time is dropped, oldest first, and counted. It
 runs in both processes: standard library alone.
 """
 
 import contextlib
+import gc
 import json
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from typing import Any, TypeVar
+
+from agentd.linux import process
 
 MAX_MESSAGE = 160 << 10  # what a SEQPACKET socket takes with the usual buffers
 FLUSH_SECONDS = 0.05
 _MOST = 4096  # that wait for a host that does not take them
 _MAX_FAULT = 2000  # characters
+CONTROL_FD = 3
+_MAX_FIRST = 64 << 10
+T = TypeVar("T")
 
 Row = dict[str, object]
+
+
+def receive(control: socket.socket, fds: int) -> tuple[dict[str, Any], list[int], bool] | None:
+    """Return what the host says, the descriptors that came along, ``fds`` at most, and whether that
+    is all of it; None where it says nothing now. Once the host's end is closed the process ends."""
+    try:
+        data, found, flags, _ = socket.recv_fds(control, MAX_MESSAGE, fds, socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return None
+    except OSError:
+        os._exit(0)
+    if not data:
+        os._exit(0)
+    return json.loads(data), found, not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)
+
+
+def begin(
+    prepare: Callable[[socket.socket, dict[str, Any]], tuple[T, list[str]]], fds: int = 1
+) -> T:
+    """Do what a process of the host's does first: take its control socket, the first of so many
+    descriptors, and the first message, ``prepare`` by it, and tell the host what holds from then
+    on; where that fails tell why, and end."""
+    os.closerange(CONTROL_FD + fds, os.sysconf("SC_OPEN_MAX"))  # what the host forgot to mark
+    control = socket.socket(fileno=CONTROL_FD)
+    control.set_inheritable(False)
+    try:
+        first = control.recv(_MAX_FIRST)
+        if not first:
+            os._exit(0)
+        process.raise_file_limit()
+        made, held = prepare(control, json.loads(first))
+    except Exception as error:
+        control.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
+        os._exit(1)
+    control.send(json.dumps({"ready": held}).encode())
+    gc.collect()
+    gc.freeze()
+    return made
 
 
 class RowQueue:
@@ -48,7 +94,9 @@ class RowQueue:
         except OSError:
             self.add(row)
 
-    def fault(self, text: str) -> None:
+    def fault(self, what: BaseException | str) -> None:
+        """Tell what went wrong, and of an error where."""
+        text = what if isinstance(what, str) else _placed(what)
         self.add({"fault": text[-_MAX_FAULT:]})
 
     def arm(self) -> None:
@@ -81,3 +129,14 @@ class RowQueue:
 
     def _send(self, message: Row) -> None:
         self._control.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)
+
+
+def _placed(error: BaseException) -> str:
+    """An error and where it was, by no module that would read our source."""
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return f"{type(error).__name__}: {error}; {' < '.join(reversed(places))}"

@@ -76,6 +76,7 @@ class EgressTable:
     """Immutable: a change of the rules is another table."""
 
     def __init__(self, wire: Mapping[str, Any]) -> None:
+        """Raises KeyError, TypeError or ValueError for what ``compile`` does not make."""
         self.wire = wire
         self.records = wire.get("cassette") == "record"
         #: Nothing is dialled: what is asked is answered from a cassette.
@@ -98,15 +99,6 @@ class EgressTable:
                 self._below.setdefault(rule["host"][2:], []).append(line)
             else:
                 self._exact.setdefault(rule["host"], []).append(line)
-
-    @classmethod
-    def of(cls, wire: Mapping[str, Any]) -> "EgressTable":
-        """Raises KeyError, TypeError or ValueError for what ``compile`` does not make."""
-        return cls(wire)
-
-    def may_resolve(self, name: str) -> bool:
-        """Return whether some connection to that name could be allowed."""
-        return self.of_question(name).allowed
 
     def of_question(self, name: str) -> EgressVerdict:
         """Judge that a name is asked for: whether some connection to it could be allowed."""

@@ -12,7 +12,7 @@ HOST = "api.example.com"
 
 
 def table(*rules: str, allow: tuple[str, ...] | None = None) -> EgressTable:
-    return EgressTable.of(compile_table(rules, EgressBounds(allow)))
+    return EgressTable(compile_table(rules, EgressBounds(allow)))
 
 
 def asked(found: EgressTable, method: str, target: str, host: str = HOST) -> EgressVerdict:

@@ -106,7 +106,7 @@ def _explain(options: argparse.Namespace) -> int:
         wire = compile_table(_rules(options.net))
     else:
         wire = table_of(_rules_of(options).rules)
-    found = explain(EgressTable.of(wire), options.target)
+    found = explain(EgressTable(wire), options.target)
     how = f"allowed by {found.rule}" if found.allowed else f"refused: {found.reason}"
     what = f"{found.request} at " if found.request else ""
     remote.tell(options, found, f"{what}{found.host}:{found.port} is {how}")

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from agentd.egress import addresses
 from agentd.egress.relay import hello
 from agentd.egress.relay.closing import close, shut
 from agentd.egress.relay.flow import Flow
@@ -115,7 +116,7 @@ class RelayedConnection:
         """What the rules of now say of it."""
         table = self._tenant.table
         if self.name is None:
-            return table.of_address(self._relay.parse(self.address), self.port)
+            return table.of_address(addresses.parse(self.address), self.port)
         verdict = table.of_name(self.name, self.port)
         if not verdict.allowed or not self.connected:
             return verdict
@@ -124,7 +125,7 @@ class RelayedConnection:
         # The operator's own host is nobody's else.
         if why := self._relay.finder.hindrance(self.address):
             return EgressVerdict(False, verdict.rule, why)
-        return table.of_answer(verdict, self._relay.parse(self.address), self.port)
+        return table.of_answer(verdict, addresses.parse(self.address), self.port)
 
     @property
     def tenant(self) -> "Tenant":

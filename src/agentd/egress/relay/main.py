@@ -7,20 +7,18 @@ The first message is ``{"user": ID or null}``, the answer ``{"ready": [what hold
 (``records``). It ends when the host's end is closed.
 """
 
-import gc
-import json
 import mmap
 import os
 import socket
+from typing import Any
 
+from agentd.egress import rows
 from agentd.egress.relay.confine import confine
 from agentd.egress.relay.loop import MARK_BYTES, Mark
 from agentd.egress.relay.relay import Relay
 from agentd.egress.relay.routes import KernelRoutes
-from agentd.linux import process
 
-CONTROL_FD, MARK_FD = 3, 4
-_MAX_FIRST = 4096
+MARK_FD = 4
 
 
 def map_mark(fd: int) -> Mark:
@@ -33,21 +31,8 @@ def map_mark(fd: int) -> Mark:
 
 def main() -> None:
     """Never returns."""
-    os.closerange(MARK_FD + 1, os.sysconf("SC_OPEN_MAX"))  # what the host forgot to mark
-    control = socket.socket(fileno=CONTROL_FD)
-    control.set_inheritable(False)
-    try:
-        first = control.recv(_MAX_FIRST)
-        if not first:
-            os._exit(0)
-        process.raise_file_limit()
-        user = json.loads(first)["user"]
-        relay = Relay(control, KernelRoutes(), map_mark(MARK_FD))
-        held = confine(user)
-    except Exception as error:
-        control.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
-        os._exit(1)
-    control.send(json.dumps({"ready": held}).encode())
-    gc.collect()
-    gc.freeze()
-    relay.serve()
+    rows.begin(_prepare, fds=2).serve()
+
+
+def _prepare(control: socket.socket, first: dict[str, Any]) -> tuple[Relay, list[str]]:
+    return Relay(control, KernelRoutes(), map_mark(MARK_FD)), confine(first["user"])

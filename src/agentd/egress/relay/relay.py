@@ -2,14 +2,12 @@
 
 import errno
 import json
-import os
 import resource
 import socket
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from agentd.egress import addresses
+from agentd.egress import addresses, rows
 from agentd.egress.relay import synthetic
 from agentd.egress.relay.budget import TrafficBudget
 from agentd.egress.relay.closing import close
@@ -24,7 +22,6 @@ from agentd.egress.relay.routes import KernelRoutes
 from agentd.egress.relay.streams import MAX_BESIDE, GuestStream
 from agentd.egress.relay.targets import Finder, spelled
 from agentd.egress.relay.tenant import MAX_CONNECTIONS, MAX_DIALLING, Tenant
-from agentd.egress.rows import MAX_MESSAGE
 from agentd.egress.table import EgressTable
 from agentd.linux import anyip
 
@@ -45,7 +42,7 @@ class Relay:
         self, control: socket.socket, routes: KernelRoutes, mark: Mark | None = None
     ) -> None:
         self._control = control
-        self.loop = EventLoop(self._fault, mark)
+        self.loop = EventLoop(lambda error: self.reports.fault(error), mark)  # noqa: PLW0108  (later)
         self.reports = Reports(self.loop, control)
         self.pipes = SparePipes()
         self.passing = Passing(self.loop)
@@ -66,10 +63,6 @@ class Relay:
         self.loop.watch(self._control.fileno(), IN, self._hear)
         self.loop.run()
 
-    @staticmethod
-    def parse(address: str) -> IPv4Address | IPv6Address:
-        return addresses.parse(address)
-
     def ended(self, connection: RelayedConnection) -> None:
         self._open -= 1
         self.reports.ended(connection.n, connection.row())
@@ -77,20 +70,11 @@ class Relay:
     # --- what the host says ---
 
     def _hear(self, _mask: int) -> None:
-        try:
-            data, fds, flags, _ = socket.recv_fds(
-                self._control, MAX_MESSAGE, _MAX_SOCKETS, socket.MSG_DONTWAIT
-            )
-        except BlockingIOError:
+        if (heard := rows.receive(self._control, _MAX_SOCKETS)) is None:
             return
-        except OSError:
-            os._exit(0)
-        if not data:
-            os._exit(0)
-        message = json.loads(data)
+        message, fds, whole = heard
         self.loop.work_for(message.get("admit", message.get("set", message.get("release", 0))))
         if "admit" in message:
-            whole = not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)
             self._admit(message, fds, whole=whole)
         elif "set" in message:
             self._set(message["set"], message["table"])
@@ -176,7 +160,7 @@ class Relay:
     def _table(self, id_: int, wire: dict[str, Any]) -> EgressTable:
         text = json.dumps(wire, sort_keys=True)
         if text not in self._tables:
-            self._tables[text] = (EgressTable.of(wire), set())
+            self._tables[text] = (EgressTable(wire), set())
         table, users = self._tables[text]
         users.add(id_)
         return table
@@ -246,7 +230,7 @@ class Relay:
         if name is not None:
             verdict = tenant.verdict(name, port)
         else:
-            verdict = tenant.table.of_address(self.parse(text), port)
+            verdict = tenant.table.of_address(addresses.parse(text), port)
         if not verdict.allowed:
             self._deny(tenant, client, (name or "", text, port), verdict.rule, verdict.reason)
         elif why := self._spent(tenant) or self._crowded(tenant):
@@ -307,13 +291,3 @@ class Relay:
                 connection.sweep(self.loop.now)
         if self._open:
             self._sweep_later()
-
-    def _fault(self, error: BaseException) -> None:
-        """Tell the host where it was; by no module that would read our source."""
-        places = []
-        trace = error.__traceback__
-        while trace is not None:
-            code = trace.tb_frame.f_code
-            places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno} {code.co_name}")
-            trace = trace.tb_next
-        self.reports.fault(f"{type(error).__name__}: {error}; {' < '.join(reversed(places))}")

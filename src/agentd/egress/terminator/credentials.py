@@ -141,11 +141,6 @@ class HostCredentials:
         self._encoded = False
         self._switched = False
 
-    @property
-    def reads_answers(self) -> bool:
-        """Whether a secret could come back from there."""
-        return bool(self._own)
-
     # --- requests ---
 
     def head(

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import os
 import socket
 import ssl
 from functools import partial
@@ -11,7 +10,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
-from agentd.egress.rows import MAX_MESSAGE
+from agentd.egress import rows
 from agentd.egress.table import EgressTable
 from agentd.egress.terminator.certificates import LeafIssuer
 from agentd.egress.terminator.connection import ReadConnection
@@ -32,7 +31,7 @@ class ReadSandbox:
         self.id = id_
         self.issuer = issuer
         self.credentials = credentials
-        self.table = EgressTable.of({"rules": [], "hosts": {}})
+        self.table = EgressTable({"rules": [], "hosts": {}})
         self.connections: set[ReadConnection] = set()
         self.pace = TrafficPace()
         #: What its exchanges are written to; what they are answered from.
@@ -52,11 +51,12 @@ class Terminator:
         self.records = RequestRecords(control)
         self._sandboxes: dict[int, ReadSandbox] = {}
         self._links: set[RelayLink] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.set_exception_handler(lambda _, context: self._fault(context))
+        loop.set_exception_handler(
+            lambda _, about: self.records.fault(about.get("exception") or about.get("message", ""))
+        )
         loop.add_reader(self._control.fileno(), self._hear)
         await loop.create_future()
 
@@ -89,7 +89,7 @@ class Terminator:
                 connection.meter.told()
             link.ended(connection.n, connection.reason, connection.moved)
             if not task.cancelled() and (error := task.exception()) is not None:
-                self._fault({"exception": error})
+                self.records.fault(error)
 
         task.add_done_callback(ended)
 
@@ -99,15 +99,9 @@ class Terminator:
     # --- what the host says ---
 
     def _hear(self) -> None:
-        try:
-            data, fds, _, _ = socket.recv_fds(self._control, MAX_MESSAGE, 1, socket.MSG_DONTWAIT)
-        except BlockingIOError:
+        if (heard := rows.receive(self._control, 1)) is None:
             return
-        except OSError:
-            os._exit(0)
-        if not data:
-            os._exit(0)
-        message = json.loads(data)
+        message, fds, _ = heard
         if "cassette" in message:
             self._use_cassette(message, fds)
         elif "relay" in message:
@@ -135,7 +129,7 @@ class Terminator:
         sandbox = self._sandboxes.get(id_)
         if sandbox is None:
             return
-        sandbox.table = EgressTable.of(table)
+        sandbox.table = EgressTable(table)
         sandbox.pace.change(table)
         for connection in list(sandbox.connections):
             connection.rules_changed()
@@ -156,17 +150,6 @@ class Terminator:
     def _release(self, id_: int) -> None:
         """The relay has ended its connections, or does so now."""
         self._sandboxes.pop(id_, None)
-
-    def _fault(self, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        places = []
-        trace = error.__traceback__ if error is not None else None
-        while trace is not None:
-            code = trace.tb_frame.f_code
-            places.append(f"{os.path.basename(code.co_filename)}:{trace.tb_lineno} {code.co_name}")
-            trace = trace.tb_next
-        told = context.get("message", "") if error is None else f"{type(error).__name__}: {error}"
-        self.records.fault(f"{told}; {' < '.join(reversed(places))}")
 
 
 def _hindrance(sandbox: ReadSandbox | None, to: tuple[str, int], ends: list[socket.socket]) -> str:

@@ -26,7 +26,7 @@ def variables(table: Table | None) -> dict[str, str]:
 
 def reads(table: Table | None) -> bool:
     """Whether some connection by these rules is read."""
-    return table is not None and EgressTable.of(table).reads
+    return table is not None and EgressTable(table).reads
 
 
 def authority(table: Table | None) -> Authority | None:
