@@ -45,9 +45,7 @@ class Preset(msgspec.Struct, frozen=True):
 
 
 def compile_table(
-    texts: Sequence[str],
-    bounds: EgressBounds = _ONESELF,
-    secrets: Sequence[SecretBinding] = (),
+    texts: Sequence[str], bounds: EgressBounds = _ONESELF, secrets: Sequence[SecretBinding] = ()
 ) -> Wire:
     """Return the table as JSON; connections to hosts of ``secrets`` are read. Raises InvalidInput
     for a rule that is none, Refused for one that is more than ``bounds``."""

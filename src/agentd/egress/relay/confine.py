@@ -43,11 +43,7 @@ CHECKS = (
         "connected to each other, and to nobody else; a datagram one could be connected anew",
         (
             ArgumentMatch(
-                1,
-                "type",
-                (socket.SOCK_STREAM,),
-                mask=~_FILTER_FLAGS & 0xFFFFFFFF,
-                inside=False,
+                1, "type", (socket.SOCK_STREAM,), mask=~_FILTER_FLAGS & 0xFFFFFFFF, inside=False
             ),
         ),
     ),
@@ -83,12 +79,7 @@ CHECKS = (
         "the same, by option",
         (ArgumentMatch(2, "optname", _OPTIONS, inside=False),),
     ),
-    Rule(
-        "memory",
-        "mmap mprotect",
-        "no new code",
-        (not_zero(2, "prot", _PROT_EXEC),),
-    ),
+    Rule("memory", "mmap mprotect", "no new code", (not_zero(2, "prot", _PROT_EXEC),)),
     Rule(
         "descriptors",
         "fcntl",

@@ -143,12 +143,7 @@ class NameServer:
         return self._of_better(resolved, tenant, asked, asker, other)
 
     def _of_better(
-        self,
-        first: Resolved,
-        tenant: Tenant,
-        asked: DnsQuestion,
-        asker: Asker,
-        second: Resolved,
+        self, first: Resolved, tenant: Tenant, asked: DnsQuestion, asker: Asker, second: Resolved
     ) -> _Said:
         better = second if self._usable(second) or not first.addresses else first
         return self._of_last(tenant, asked, asker, better)

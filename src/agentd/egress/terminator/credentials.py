@@ -32,10 +32,7 @@ _FOR_OTHERS = frozenset((b"meta", b"idempotency", b"cache", b"surrogate", b"sec"
 _EXTENSIONS = b"sec-websocket-extensions"
 # A part of an answer may be a part of a secret; a frame that is compressed cannot be looked at, nor
 # text in an odd character set.
-_DROPPED = (
-    *(b"accept-encoding", b"accept-charset", b"range", b"if-range"),
-    _EXTENSIONS,
-)
+_DROPPED = (*(b"accept-encoding", b"accept-charset", b"range", b"if-range"), _EXTENSIONS)
 _NO_BODY, _SWITCHING = (204, 304), 101
 #: Of a connection: Basic credentials that were sent, so that they are known when they come back.
 _MAX_SENT = 32
