@@ -8,7 +8,6 @@ them for the next; where none can be had they are closed, and programs get ECONN
 import atexit
 import contextlib
 import os
-import select
 import socket
 import threading
 import time
@@ -271,7 +270,9 @@ class RelayKeeper:
     def _keep(self) -> None:
         """Serve one relay after the other, until we are closed or it dies too often."""
         while True:
-            self._listen()
+            assert self._process is not None  # noqa: S101  (for the type checker)
+            if wrong := self._process.listen(self._take, self._look, _LOOK_SECONDS):
+                self._note(wrong)
             with self._changed:
                 self._ready = False
                 process, self._process = self._process, None
@@ -304,26 +305,6 @@ class RelayKeeper:
             self._give_up(str(error))
             return False
         return True
-
-    def _listen(self) -> None:
-        """Take what the relay tells, until it is gone."""
-        process = self._process
-        assert process is not None  # noqa: S101  (for the type checker)
-        poll = select.poll()
-        poll.register(process.control, select.POLLIN)
-        while True:
-            try:
-                if not poll.poll(_LOOK_SECONDS * 1000):
-                    self._look()
-                    continue
-                message = process.receive()
-                if message is None:
-                    return
-                self._take(message)
-            except Exception as error:
-                # Nothing that it says may end this thread: whoever says it is ended, and followed.
-                self._note(f"{type(error).__name__}: {error}")
-                return
 
     def _look(self) -> None:
         """At the host's files, and at whether a relay that says nothing lives: one that hangs is

@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -80,16 +81,28 @@ class RelayProcess:
             self.kill()
             raise SandboxError("the network relay takes no messages", cause=str(error)) from error
 
-    def receive(self) -> dict[str, Any] | None:
-        """Return what it says; None where it is gone. Raises OSError, and ValueError for what is no
-        message."""
-        data = self.control.recv(MAX_MESSAGE)
-        if not data:
-            return None
-        message = json.loads(data)
-        if not isinstance(message, dict):
-            raise ValueError("no object")
-        return message
+    def listen(
+        self, hear: Callable[[dict[str, Any]], None], look: Callable[[], None], seconds: float
+    ) -> str:
+        """Hand what it says to ``hear`` until it is gone, and ``look`` where it says nothing for so
+        many seconds. Return what was wrong with what it said, if anything: that ends no thread of
+        ours, and whoever says it is to be ended."""
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        while True:
+            try:
+                if not poll.poll(seconds * 1000):
+                    look()
+                    continue
+                data = self.control.recv(MAX_MESSAGE)
+                if not data:
+                    return ""
+                message = json.loads(data)
+                if not isinstance(message, dict):
+                    raise ValueError("no object")
+                hear(message)
+            except Exception as error:
+                return f"{type(error).__name__}: {error}"
 
     def worked_for(self) -> int:
         """Return the sandbox for which it did something when it ended; 0: nobody, or it says so."""

@@ -8,12 +8,12 @@ import contextlib
 import importlib.util
 import io
 import os
-import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -271,24 +271,12 @@ class Terminating:
 
     def _keep(self, process: RelayProcess) -> None:
         """Take what one tells until it is gone, and start the next where it is still needed."""
-        poll = select.poll()
-        poll.register(process.control, select.POLLIN)
-        while True:
-            try:
-                if not poll.poll(_LOOK_SECONDS * 1000):
-                    self._look(process)
-                    continue
-                message = process.receive()
-                if message is None:
-                    break
-                self._hear(process, message)
-            except Exception as error:
-                # Nothing that it says may end this thread: whoever says it is ended, and followed.
-                with self._changed:
-                    self._rows({"rows": [{"fault": f"{type(error).__name__}: {error}"}], "lost": 0})
-                break
+        hear, look = partial(self._hear, process), partial(self._look, process)
+        wrong = process.listen(hear, look, _LOOK_SECONDS)
         process.close()
         with self._changed:
+            if wrong:
+                self._rows({"rows": [{"fault": wrong}], "lost": 0})
             if self._process is process:
                 if not self._ready:
                     self._failure = self._failure or "it ended before it was ready"
