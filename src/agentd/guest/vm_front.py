@@ -103,7 +103,7 @@ def _run(sockets: list[socket.socket], port: int) -> NoReturn:
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        _close_all_but({0, 1, 2, *(sock.fileno() for sock in sockets)})
+        process.close_all_but({0, 1, 2, *(sock.fileno() for sock in sockets)})
         process.raise_file_limit()
         loop = Loop(on_error=lambda error: say(f"front end: {type(error).__name__}: {error}"))
         Front(loop, sockets, partial(dial_host, port))
@@ -112,12 +112,3 @@ def _run(sockets: list[socket.socket], port: int) -> NoReturn:
         say(f"front end: {type(error).__name__}: {error}")
     finally:
         os._exit(1)
-
-
-def _close_all_but(keep: set[int]) -> None:
-    low = 0
-    for fd in sorted(keep):
-        if low < fd:  # an empty range reaches close_range(2) as one without an end
-            os.closerange(low, fd)
-        low = fd + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))

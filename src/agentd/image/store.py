@@ -41,8 +41,6 @@ from agentd.model.like import like
 MANIFEST, STAMPS = "manifest.json", "verified.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MAX_MANIFEST = 1 << 20
-# Whatever the umask: monitors run as another user.
-_OPEN = 0o755
 # Replaced images that are kept: somebody may be about to start a machine from one.
 _KEPT = 1
 
@@ -170,7 +168,7 @@ class Store:
         stamps = {file: _stamp(os.path.join(folder, file)) for file in manifest.files}
         _write(os.path.join(folder, MANIFEST), _pretty(manifest))
         _write(os.path.join(folder, STAMPS), msgspec.json.encode(stamps))
-        os.chmod(folder, _OPEN)
+        os.chmod(folder, cache.OPEN)
         place = f".builds/{os.path.basename(folder).removeprefix('.new-')}-{manifest.digest[7:23]}"
         os.rename(folder, os.path.join(self.folder, place))
         link = os.path.join(self.folder, check_name(name))
@@ -189,7 +187,7 @@ class Store:
 
     def _make(self, path: str) -> None:
         try:
-            _make_folders(path)
+            cache.make_folders(path)
         except OSError as error:
             raise ImageError(
                 f"cannot make {path}",
@@ -247,15 +245,6 @@ class Store:
 
 def default_folder() -> str:
     return cache.folder("images")
-
-
-def _make_folders(path: str) -> None:
-    if os.path.isdir(path):
-        return
-    _make_folders(os.path.dirname(path))
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path)
-        os.chmod(path, _OPEN)
 
 
 def check_name(name: str) -> str:

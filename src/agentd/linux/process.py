@@ -180,3 +180,13 @@ def _reap() -> None:
             return
         if pid == 0:
             return
+
+
+def close_all_but(keep: set[int]) -> None:
+    """Close every descriptor but these."""
+    low = 0
+    for fd in sorted(keep):
+        if low < fd:  # an empty range reaches close_range(2) as one without an end
+            os.closerange(low, fd)
+        low = fd + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, overload
 from urllib.parse import quote
 
 import msgspec
@@ -26,13 +26,13 @@ DELAYS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 _MAX_ERROR = 1 << 20
 _SAFE = ("GET", "DELETE")
 T = TypeVar("T")
-Query = Mapping[str, object]
+Query: TypeAlias = "Mapping[str, object] | Iterable[tuple[str, object]]"
 
 
 class How(TypedDict, total=False):
     """As of ``HttpClient.call``."""
 
-    query: "Query | Iterable[tuple[str, object]]"
+    query: Query
     once: bool
     safe: bool
     wake: int
@@ -60,7 +60,7 @@ class HttpClient:
         body: object = None,
         *,
         into: type[T] | None = None,
-        query: "Query | Iterable[tuple[str, object]]" = (),
+        query: Query = (),
         once: bool = False,
         safe: bool = False,
         wake: int = -1,
@@ -105,7 +105,7 @@ class HttpClient:
         method: str,
         path: str,
         *,
-        query: "Query | Iterable[tuple[str, object]]" = (),
+        query: Query = (),
         body: "bytes | Iterable[bytes] | None" = None,
         headers: Mapping[str, str] | None = None,
         once: bool = False,
@@ -137,11 +137,7 @@ class HttpClient:
             yield response
 
     def upload(
-        self,
-        path: str,
-        body: "bytes | Iterable[bytes]",
-        query: "Query | Iterable[tuple[str, object]]",
-        into: Any = None,
+        self, path: str, body: "bytes | Iterable[bytes]", query: Query, into: Any = None
     ) -> Any:
         with self.open("PUT", path, query=query, body=body, once=True) as response:
             answer = response.read()
@@ -191,7 +187,7 @@ class HttpClient:
         self,
         method: str,
         path: str,
-        query: "Query | Iterable[tuple[str, object]]",
+        query: Query,
         body: Any,
         headers: Mapping[str, str],
         fresh: bool,
@@ -275,7 +271,7 @@ class _Source:
             raise
 
 
-def encoded(query: "Query | Iterable[tuple[str, object]]") -> str:
+def encoded(query: Query) -> str:
     """``?name=value&...``; None is left out. Names of files need not be text."""
     pairs = query.items() if isinstance(query, Mapping) else query
     parts = [f"{name}={_quoted(_text(value))}" for name, value in pairs if value is not None]

@@ -72,8 +72,6 @@ class Duration(float):
 class Name(str):
     """The name of a principal or an issuer, as the configuration may give it."""
 
-    __slots__ = ()
-
     @classmethod
     def of(cls, value: object) -> "Name":
         if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9][\w.@-]{0,63}", value, re.A):
@@ -86,8 +84,6 @@ class Name(str):
 
 class FilePath(str):
     """Absolute; ``~`` is the daemon's home."""
-
-    __slots__ = ()
 
     @classmethod
     def of(cls, value: object) -> "FilePath":
@@ -102,8 +98,6 @@ SHIPPED_BUNDLES = ("permissive", "strict", "paranoid")
 
 class Bundle(str):
     """A policy: one that agentd ships, by its name, or a folder of one's own."""
-
-    __slots__ = ()
 
     @classmethod
     def of(cls, value: object) -> "Bundle":
@@ -120,8 +114,6 @@ class Bundle(str):
 
 class Sink(str):
     """A sink for audit records, beside the log itself."""
-
-    __slots__ = ()
 
     @classmethod
     def of(cls, value: object) -> "Sink":
@@ -140,8 +132,6 @@ class Sink(str):
 
 class IndexUrl(str):
     """A package index, as pip's --index-url."""
-
-    __slots__ = ()
 
     @classmethod
     def of(cls, value: object) -> "IndexUrl":
@@ -163,8 +153,6 @@ class IndexUrl(str):
 class DoorName(str):
     """A way in, by its name: one of agentd's own, or of an installed package."""
 
-    __slots__ = ()
-
     @classmethod
     def of(cls, value: object) -> "DoorName":
         if value not in doors.BUILTIN and value not in doors.installed():
@@ -178,8 +166,6 @@ class DoorName(str):
 
 class Grant(str):
     """A rule of what sandboxes may reach, as model.egress spells it; "public" or "private"."""
-
-    __slots__ = ()
 
     @classmethod
     def of(cls, value: object) -> "Grant":
@@ -200,8 +186,6 @@ class Grant(str):
 class HostName(str):
     """As DNS has it, in lower case."""
 
-    __slots__ = ()
-
     @classmethod
     def of(cls, value: object) -> "HostName":
         if not isinstance(value, str):
@@ -211,8 +195,6 @@ class HostName(str):
 
 class PortsUrl(str):
     """``https://ports.example.org``: below that name each port of a sandbox has a host."""
-
-    __slots__ = ()
 
     @classmethod
     def of(cls, value: object) -> "PortsUrl":
@@ -272,8 +254,6 @@ _USER = re.compile(r"\*|[0-9]{1,10}|[a-z_][a-z0-9_.-]{0,31}")
 
 class Uid(str):
     """A number, ``self`` (the daemon's own), a user's name, or ``*`` for all others."""
-
-    __slots__ = ()
 
     @classmethod
     def of(cls, value: object) -> "Uid":

@@ -1,20 +1,17 @@
 """Makes a runtime in an empty folder, and tells one from another."""
 
-import contextlib
 import glob
 import marshal
 import os
 import py_compile
 
-from agentd.image import digest
+from agentd.image import cache, digest
 from agentd.image.runtime import start
 from agentd.image.runtime.parts import LOADER, PYTHON, Inventory, archived, cut, parts, run_python
 from agentd.model.errors import Unavailable
 
 #: Changes with how a runtime is made of the same files.
 FORMAT = 2
-#: Whatever the umask: sandboxes have other users.
-OPEN = 0o755
 # Without docstrings and assertions.
 _OPTIMIZE = 2
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -48,7 +45,7 @@ def fill(new: str, have: Inventory) -> None:
             code[module] = name.endswith("/__init__.py"), marshal.dumps(compiled)
             continue
         path = os.path.join(new, name)
-        make_folders(os.path.dirname(path))
+        cache.make_folders(os.path.dirname(path))
         with open(path, "wb") as file:
             file.write(part.data if name.endswith(".py") else cut(name, part.data))
         if name.endswith(".py"):
@@ -59,7 +56,7 @@ def fill(new: str, have: Inventory) -> None:
             )
             os.unlink(path)
             path += "c"
-        os.chmod(path, OPEN if part.executable else 0o644)
+        os.chmod(path, cache.OPEN if part.executable else 0o644)
     path = os.path.join(new, start.CODE)
     with open(path, "wb") as file:
         file.write(marshal.dumps(code))
@@ -84,12 +81,3 @@ def stamp(path: str) -> list[int]:
     """Changes with the content: the time of change (ctime) cannot be set by a program."""
     status = os.lstat(path)
     return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def make_folders(path: str) -> None:
-    if os.path.isdir(path):
-        return
-    make_folders(os.path.dirname(path))
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(path)
-        os.chmod(path, OPEN)

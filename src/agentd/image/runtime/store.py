@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from agentd.image import cache, digest
-from agentd.image.runtime.making import OPEN, Stamps, check, fill, identify, make_folders, stamp
+from agentd.image.runtime.making import Stamps, check, fill, identify, stamp
 from agentd.image.runtime.parts import LOADER, PYTHON, START, Inventory, inventory
 from agentd.linux import locks, paths
 from agentd.linux.replacing import replacing
@@ -154,7 +154,7 @@ class _Store:
             files = {inner: digest.of_file(os.path.join(new, inner)) for inner in _walk(new)}
             size = sum(os.path.getsize(os.path.join(new, inner)) for inner in files)
             paths.sync_filesystem(new)
-            os.chmod(new, OPEN)
+            os.chmod(new, cache.OPEN)
             if os.path.lexists(place):  # damaged, and maybe mounted somewhere
                 os.rename(place, os.path.join(self._folder, _OLD + os.path.basename(new)))
             os.rename(new, place)
@@ -189,7 +189,7 @@ class _Store:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        make_folders(self._folder)
+        cache.make_folders(self._folder)
         self._check_owner()
         with locks.held(os.path.join(self._folder, _LOCK)):
             yield

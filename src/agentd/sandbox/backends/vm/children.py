@@ -76,7 +76,7 @@ def start_device(cloner: Cloner, cell: Cell, request: dict[str, object], fds: li
 
     def run(_: int) -> None:
         process.set_dumpable(False)
-        _close_all_but({0, 1, 2, *fds[:count]})
+        process.close_all_but({0, 1, 2, *fds[:count]})
         control, listener = (socket.socket(fileno=fd) for fd in fds[:2])
         places = {port: f"/proc/self/fd/{fd}" for port, fd in zip(ports, fds[2:count], strict=True)}
         Device(control, integer(request["cid"]), listener, guest_places=places).run()
@@ -132,16 +132,7 @@ def _place(passed: list[int], report: int) -> None:
         os.dup2(fd, _FIRST_FD + index)
     for number in (1, 2):
         os.dup2(_FIRST_FD + len(passed) - 1, number)
-    _close_all_but({0, 1, 2, *range(_FIRST_FD, _FIRST_FD + len(passed)), report})
-
-
-def _close_all_but(keep: set[int]) -> None:
-    low = 0
-    for fd in sorted(keep):
-        if low < fd:  # an empty range reaches close_range(2) as one without an end
-            os.closerange(low, fd)
-        low = fd + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+    process.close_all_but({0, 1, 2, *range(_FIRST_FD, _FIRST_FD + len(passed)), report})
 
 
 def _placed(word: str, numbers: dict[str, int]) -> str:
