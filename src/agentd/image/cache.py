@@ -23,3 +23,17 @@ def make_folders(path: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(path)
         os.chmod(path, OPEN)
+
+
+def own_folder(name: str = "") -> str | None:
+    """Make a folder of the user's own cache, or that itself, and return its path; None where it is
+    no place of our own: under sudo the home may be another's, who could swap what lies in it."""
+    above = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    ours = os.path.join(above, "agentd")
+    path = os.path.join(ours, name) if name else ours
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+        owners = {os.lstat(each).st_uid for each in (path, ours, above)}
+    except OSError:
+        return None
+    return path if owners == {os.geteuid()} else None

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import threading
 
+from agentd.image import cache
 from agentd.linux import locks
 from agentd.model.errors import SandboxError
 
@@ -51,7 +52,8 @@ class Shelf:
             self._lock.close()
 
     def _make(self) -> str:
-        base = _base()
+        # /tmp is memory on many machines, and a snapshot is as large as a guest.
+        base = cache.own_folder("snapshots")
         if base is None:
             return tempfile.mkdtemp(prefix="agentd-snapshots-")
         # Nobody sweeps between a folder's making and its locking.
@@ -60,22 +62,6 @@ class Shelf:
             folder = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
             self._lock = locks.HeldLock(locks.take(os.path.join(folder, _LOCK)))
         return folder
-
-
-def _base() -> str | None:
-    """Beside the images: /tmp is memory on many machines, and a snapshot is as large as a guest.
-
-    None where that is not a place of our own: under sudo the home may be another's, who could
-    swap what lies in it.
-    """
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = os.path.join(cache, "agentd", "snapshots")
-    try:
-        os.makedirs(path, 0o700, exist_ok=True)
-        ours = [os.lstat(folder).st_uid for folder in (path, os.path.dirname(path), cache)]
-    except OSError:
-        return None
-    return path if set(ours) == {os.geteuid()} else None
 
 
 def _sweep(base: str) -> None:

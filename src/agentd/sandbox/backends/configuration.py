@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from agentd._version import __version__
 from agentd.guest.zygote.root import ETC_TREES
+from agentd.image import cache
 from agentd.linux.replacing import replacing
 from agentd.model.configuration import ROOTS, HostConfiguration
 
@@ -214,15 +215,9 @@ def _changed(path: str) -> int:
 
 
 def _cache_file() -> str | None:
-    """None where the cache is not a place of our own, as the caller's home is under sudo."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.path.join(cache, "agentd")
-    try:
-        os.makedirs(folder, 0o700, exist_ok=True)
-        ours = {os.lstat(path).st_uid for path in (folder, cache)} == {os.geteuid()}
-    except OSError:
-        return None
-    return os.path.join(folder, _CACHE) if ours else None
+    """None where the cache is not a place of our own."""
+    folder = cache.own_folder()
+    return None if folder is None else os.path.join(folder, _CACHE)
 
 
 def _write(path: str, text: str) -> None:

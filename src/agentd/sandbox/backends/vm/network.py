@@ -13,20 +13,10 @@ from agentd.model.errors import AgentdError, Refused
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import certificates
 from agentd.sandbox.backends.linux import report
-from agentd.sandbox.backends.linux.network import SandboxNetwork, reading, relay, rest
+from agentd.sandbox.backends.linux.network import SandboxNetwork as SandboxNetwork  # noqa: PLC0414
+from agentd.sandbox.backends.linux.network import reading, relay
+from agentd.sandbox.backends.linux.network import rest as rest  # noqa: PLC0414
 from agentd.sandbox.backends.linux.plan import egress_table
-
-__all__ = [
-    "SandboxNetwork",
-    "admitted",
-    "begin",
-    "control",
-    "explained",
-    "ports",
-    "rest",
-    "setup",
-    "table",
-]
 
 _OLDER = "net has no field 'authority'"  # in an agent's answer to sys.setup
 _HOW = "no network card"
