@@ -218,7 +218,7 @@ def test_a_lease(sandbox: Sandbox) -> None:
 
 
 def test_what_needs_a_daemon_says_so() -> None:
-    with pytest.raises(InvalidInput, match="labels are for the sandboxes of a daemon"):
+    with pytest.raises(InvalidInput, match="labels is for the sandboxes of a daemon"):
         Sandbox.create(labels={"a": "b"})
     with Sandbox.create() as embedded:
         for use in (lambda: embedded.renew("1m"), lambda: embedded.attach("p")):

@@ -23,6 +23,7 @@ from agentd.model.api import (
 from agentd.model.drive import execute
 from agentd.model.errors import InvalidInput, NotFound, Refused, Unsupported
 from agentd.model.like import like
+from agentd.model.options import refuse_daemons
 from agentd.model.principal import local
 from agentd.sandbox import abilities, snapshots
 
@@ -63,19 +64,7 @@ class _Noun:
 
 class _Sandboxes(_Noun):
     def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
-        for what, asked in (
-            ("labels are", body.labels),
-            ("ttl is", body.ttl),
-            ("wait is", body.wait),
-            ("name is", body.name),
-            ("idle_timeout is", body.idle_timeout),
-            ("on_idle is", body.on_idle),
-        ):
-            if asked:
-                raise InvalidInput(
-                    f"{what} for the sandboxes of a daemon",
-                    remediation=f"leave {what.partition(' ')[0]} out, or give url=",
-                )
+        refuse_daemons(body)
         pipeline, who = self._here.pipeline, self._here.who
         if body.snapshot is None:
             template = None

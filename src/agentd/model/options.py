@@ -30,6 +30,7 @@ Time: TypeAlias = str | float | None
 Command: TypeAlias = str | Sequence[str]
 
 USERS = ("root", "sandbox")
+_OF_A_DAEMON = ("labels", "ttl", "wait", "name", "idle_timeout", "on_idle")
 _MAX_ID = (1 << 32) - 2
 _MAX_NUMBER = (1 << 63) - 1
 # What the agent itself takes, before any command of the sandbox does.
@@ -374,3 +375,14 @@ def _exec_limits(limits: ExecLimits | None) -> ExecLimits | None:
                 f"limit {name} of a command is {value!r}", remediation="give a whole number from 1"
             )
     return limits if any(value is not None for value in fields.values()) else None
+
+
+def refuse_daemons(body: object, *more: str) -> None:
+    """Raises InvalidInput where a SandboxBody asks for what only the sandboxes of a daemon have,
+    or for ``more`` of its fields."""
+    for field in (*more, *_OF_A_DAEMON):
+        if getattr(body, field):
+            raise InvalidInput(
+                f"{field} is for the sandboxes of a daemon",
+                remediation=f"leave {field} out, or give url=",
+            )

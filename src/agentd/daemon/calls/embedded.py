@@ -19,7 +19,7 @@ from agentd.daemon.pipeline import run
 from agentd.daemon.sandboxes import starting, templates
 from agentd.model.api import CallBody, CallView, SandboxBody
 from agentd.model.errors import InvalidInput, NotFound, Refused
-from agentd.model.options import sandbox_spec
+from agentd.model.options import refuse_daemons, sandbox_spec
 from agentd.model.principal import Principal
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -151,12 +151,7 @@ class OwnSandboxes:
 
     def plan(self, who: Principal, body: CallBody) -> tuple[SandboxSpec, Mapping[str, str]]:
         create = body.create
-        for field in ("snapshot", "labels", "ttl", "wait", "name", "idle_timeout", "on_idle"):
-            if getattr(create, field):
-                raise InvalidInput(
-                    f"{field} is for the sandboxes of a daemon",
-                    remediation=f"leave {field} out, or give url=",
-                )
+        refuse_daemons(create, "snapshot")
         if create.secrets:
             raise InvalidInput(
                 "a sandbox that is made for a call has no secrets",

@@ -103,7 +103,7 @@ class TestOwn:
 
     @pytest.mark.parametrize("wanted", [{"snapshot": "snp-1"}, {"labels": {"a": "b"}}, {"ttl": 5}])
     def test_what_is_a_daemons_is_refused(self, pipeline, wanted):
-        with pytest.raises(InvalidInput, match="are a daemon's"):
+        with pytest.raises(InvalidInput, match="is for the sandboxes of a daemon"):
             embedded.OwnSandboxes(pipeline, None).plan(
                 ALICE, CallBody("x.v1", create=SandboxBody(**wanted))
             )
