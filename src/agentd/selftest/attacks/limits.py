@@ -1,5 +1,7 @@
 """Bombs, each bounded by itself: what gets through takes little more than the limit, and ends."""
 
+from typing import Any
+
 from agentd.model.cause import CauseCode
 from agentd.model.limits import MIB, Limits
 from agentd.selftest.attack import Attack, AttackOutcome, Judge, Judged, by, shown, unfinished
@@ -112,51 +114,44 @@ def _judge_flood(seen: AttackOutcome) -> Judged:
     return Verdict.UNDECIDED, end.cause.message
 
 
+def _bomb(name: str, code: str, control: str, judge: Judge, **options: Any) -> Attack:
+    """One that the same control stops behind every wall."""
+    return Attack(name, code, by(control, control, control), judge, **options)
+
+
 ATTACKS = (
-    Attack(
+    _bomb(
         "fork without end",
         _FORK,
-        by("pids", "pids", "pids"),
+        "pids",
         _at_most(PIDS, "EAGAIN"),
         limits=Limits(pids=PIDS),
         fresh=True,
     ),
-    Attack(
+    _bomb(
         "take all memory",
         _MEMORY,
-        by("memory", "memory", "memory"),
+        "memory",
         _judge_memory,
         limits=Limits(memory=MEMORY),
         fresh=True,
     ),
-    Attack(
-        "fill the disk",
-        _DISK,
-        by("disk", "disk", "disk"),
-        _at_most(DISK, "ENOSPC"),
-        limits=Limits(disk=DISK),
-    ),
-    Attack(
+    _bomb("fill the disk", _DISK, "disk", _at_most(DISK, "ENOSPC"), limits=Limits(disk=DISK)),
+    _bomb(
         "fill the disk with empty directories",
         _INODES,
-        by("disk", "disk", "disk"),
+        "disk",
         _at_most(DISK // 4096, "ENOSPC"),
         limits=Limits(disk=DISK),
         thorough=True,
         fresh=True,
     ),
-    Attack(
+    _bomb(
         "open files without end",
         _DESCRIPTORS,
-        by("open_files", "open_files", "open_files"),
+        "open_files",
         _at_most(OPEN_FILES, "EMFILE"),
         limits=Limits(open_files=OPEN_FILES),
     ),
-    Attack(
-        "flood the caller with output",
-        _FLOOD,
-        by("output", "output", "output"),
-        _judge_flood,
-        output_limit=OUTPUT,
-    ),
+    _bomb("flood the caller with output", _FLOOD, "output", _judge_flood, output_limit=OUTPUT),
 )

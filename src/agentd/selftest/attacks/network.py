@@ -79,10 +79,6 @@ said("interface", tried(ask, 16, struct.pack("=BxHiII", 0, 0, 1, 0, 0)))
 _NO_SOCKET = {"EPERM", "EACCES", "EAFNOSUPPORT", "EPROTONOSUPPORT", "ESOCKTNOSUPPORT", "ENOTSUP"}
 
 
-def _listeners(planted: Planted) -> tuple[str, ...]:
-    return planted.listeners()
-
-
 def _judge_route(seen: AttackOutcome) -> Judged:
     if seen.said.get("route") == "routed":
         return Verdict.THROUGH, f"there is a route to {METADATA}"
@@ -104,7 +100,7 @@ ATTACKS = (
         _CONNECT + _LOOPBACK,
         by("seccomp", "network", "network"),
         arrived("tcp", "udp"),
-        _listeners,
+        Planted.listeners,
     ),
     Attack(
         "reach the cloud's metadata service",
@@ -118,14 +114,14 @@ ATTACKS = (
         _CONNECT + _ABSTRACT,
         by("seccomp landlock", "network landlock"),
         arrived("abstract"),
-        _listeners,
+        Planted.listeners,
     ),
     Attack(
         "reach a unix socket of the host by its path",
         _CONNECT + _PATH,
         by("seccomp", "mount_namespace"),
         arrived("path", "log"),
-        _listeners,
+        Planted.listeners,
     ),
     Attack(
         "open vsock, kernel crypto and other rare sockets",

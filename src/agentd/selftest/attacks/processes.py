@@ -157,7 +157,7 @@ ATTACKS = (
         _OUTLIVE,
         by("monitor", "pid_namespace"),
         said_only({"reached"}),
-        lambda planted: planted.halves(),
+        Planted.halves,
         fresh=True,
         after=_judge_outlive,
     ),
