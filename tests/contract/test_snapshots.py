@@ -34,7 +34,9 @@ _IDENTITY = f"head -c 16 /dev/urandom | od -An -tx8; cat /etc/machine-id; cat {_
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Where this process keeps snapshots; empty again when its sandboxes are closed."""
     shelf = tmp_path / "shelf"
-    monkeypatch.setattr("agentd.sandbox.shelf._base", lambda: str(shelf))
+    monkeypatch.setattr(
+        "agentd.image.cache.own_folder", lambda name="": str(shelf) if name == "snapshots" else None
+    )
     shelf.mkdir()
     yield shelf
 
