@@ -93,7 +93,7 @@ class SandboxNetwork:
         from agentd.egress.table import EgressTable
         from agentd.model import cassette
 
-        table = EgressTable.of(self._admitted.table)
+        table = EgressTable(self._admitted.table)
         if not table.replays:
             raise Refused(
                 "the sandbox replays nothing", remediation="make one whose net begins with replay"
