@@ -31,16 +31,14 @@ def _list(options: argparse.Namespace) -> int:
 
     found = Registry().all()
     abouts = [capability.about for capability in found.capabilities]
-    if options.json:
-        broken = {name: error.as_dict() for name, error in found.broken.items()}
-        remote.print_json({"capabilities": [_brief(about) for about in abouts], "broken": broken})
-        return 0
+    broken = {name: error.as_dict() for name, error in found.broken.items()}
+    told = {"capabilities": [_brief(about) for about in abouts], "broken": broken}
     rows = [
         (about.name, about.needs.level.label, _effects(about.needs), about.summary)
         for about in abouts
     ]
-    table.show(("NAME", "WALL", "USES", "SUMMARY"), rows)
-    for name, error in found.broken.items():
+    table.tell(options, told, ("NAME", "WALL", "USES", "SUMMARY"), rows)
+    for name, error in () if options.json else found.broken.items():
         print(f"agentd capability: {remote.safe(f'{name}: {error}')}", file=sys.stderr)
     return 0
 

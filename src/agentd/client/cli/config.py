@@ -1,6 +1,5 @@
 """``agentd config``: what is wrong with the daemon's configuration, and what holds."""
 
-import sys
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote
@@ -34,11 +33,7 @@ def main(words: list[str]) -> int:
     path, found = embedded.read_config(options.path)
     if options.action == "check":
         return _check(path, found.problems, found.warnings, as_json=options.json)
-    if options.json:
-        remote.print_json(found.plain())
-    else:
-        sys.stdout.write(found.text())
-    return 0
+    return remote.tell(options, found.plain(), found.text().removesuffix("\n"))
 
 
 def _parser() -> Parser:

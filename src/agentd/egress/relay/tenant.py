@@ -24,26 +24,9 @@ _MAX_VERDICTS = 512
 
 class Tenant:
     __slots__ = (
-        "_allowance",
-        "_clocked",
-        "_resting",
-        "_since",
-        "_verdicts",
-        "_wild",
-        "asking",
-        "asking_streams",
-        "budget",
-        "closed",
-        "connections",
-        "denials",
-        "dialling",
-        "has_ipv6",
-        "id",
-        "repeats",
-        "sockets",
-        "streams",
-        "synthetic",
-        "table",
+        "_allowance", "_clocked", "_resting", "_since", "_verdicts", "_wild", "asking",
+        "asking_streams", "budget", "closed", "connections", "denials", "dialling", "has_ipv6",
+        "id", "repeats", "sockets", "streams", "synthetic", "table",
     )  # fmt: skip
 
     def __init__(
