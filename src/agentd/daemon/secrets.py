@@ -90,8 +90,7 @@ class SecretStore:
         kept = self._kept.get((principal, name))
         if kept is None:
             raise NotFound(
-                f"there is no secret {name[:64]!r}",
-                remediation="agentd secret ls lists yours",
+                f"there is no secret {name[:64]!r}", remediation="agentd secret ls lists yours"
             )
         return kept
 

@@ -71,10 +71,7 @@ def configure(name: str, address: bytes, mask: bytes, gateway: bytes | None) -> 
     if not raw or len(raw) > _MAX_NAME:
         raise OSError(errno.ENODEV, f"no network device {name!r}")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
-        for request, value in (
-            (_SIOCSIFADDR, address),
-            (_SIOCSIFNETMASK, mask),
-        ):
+        for request, value in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, mask)):
             fcntl.ioctl(any_socket, request, _ADDRESS.pack(raw, socket.AF_INET, 0, value))
         answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, _FLAGS.pack(raw, 0))
         flags = _FLAGS.unpack(answer)[1] | _IFF_UP

@@ -150,10 +150,7 @@ def parse_rules(texts: Iterable[str]) -> tuple[EgressRule, ...]:
         rule = parse_rule(text)
         found.setdefault(rule.text, rule)
         if len(found) > MAX_RULES:
-            raise InvalidInput(
-                f"more than {MAX_RULES} network rules",
-                remediation=_FEWER,
-            )
+            raise InvalidInput(f"more than {MAX_RULES} network rules", remediation=_FEWER)
     if sum(map(len, found)) > MAX_TEXT:
         raise InvalidInput(f"network rules of more than {MAX_TEXT} characters", remediation=_FEWER)
     return tuple(found.values())

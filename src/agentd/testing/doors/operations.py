@@ -30,11 +30,7 @@ class Operation(NamedTuple):
 OPERATIONS = (
     Operation("sandboxes", "read", lambda door, key, _: door.sandboxes(key), inside=False),
     Operation(
-        "create",
-        "create",
-        lambda door, key, _: door.create(key),
-        "sandbox.create.v1",
-        inside=False,
+        "create", "create", lambda door, key, _: door.create(key), "sandbox.create.v1", inside=False
     ),
     Operation("kill", "create", lambda door, key, place: door.kill(key, place.spare())),
     Operation(

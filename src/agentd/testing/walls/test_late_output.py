@@ -69,11 +69,7 @@ def test_who_writes_for_ever_is_cut_and_that_is_told(
 
 def test_a_command_that_is_ended_takes_what_it_left_with_it(sandbox: Sandbox) -> None:
     found = sandbox.run("sleep 1000 & echo hi; sleep 1000", timeout=0.5 * SLOWER)
-    assert (found.cause.code, found.truncated, found.stdout) == (
-        CauseCode.TIMEOUT,
-        False,
-        b"hi\n",
-    )
+    assert (found.cause.code, found.truncated, found.stdout) == (CauseCode.TIMEOUT, False, b"hi\n")
 
 
 def test_late_output_counts_toward_the_limit(make: Callable[..., Sandbox]) -> None:
