@@ -106,6 +106,9 @@ def test_it_fits_a_terminal_and_says_first_what_will_happen(
     assert rules or "-v" not in words
     # Where they work they are one of the details.
     assert all("-v" in words or " no " in line for line in rules)
+    if "-v" in words and any(" yes " in line for line in rules):  # machines are told of, too
+        usable = any(re.match(r"qemu +\S+ +yes", line) for line in lines)
+        assert ("qemu: by the guest's kernel" in " ".join(" ".join(lines).split())) is usable
 
 
 def test_a_default_limit_that_does_not_hold_is_told_on_a_terminal(as_user: OrdinaryUser) -> None:

@@ -169,4 +169,7 @@ def test_doctor_tells_of_a_kernel_without_netfilter() -> None:
     (blocker,) = part["blockers"]
     assert not part["usable"] and "nft_redir" in blocker["what"], part
     assert "modprobe -a nf_tables" in blocker["fix"]
+    # A machine has a kernel of its own.
+    (qemu,) = (wall["usable"] for wall in told["backends"] if wall["name"] == "qemu")
+    assert ("--backend qemu" in blocker["fix"]) is qemu
     assert told["run"]["blocker"] is None  # of networks there are others

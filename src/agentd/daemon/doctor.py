@@ -63,7 +63,7 @@ def checkup() -> Checkup:
 
 def parts(found: list[Finding]) -> list[CheckedPart]:
     """Say one line of each part; what there is nothing to say of is left out."""
-    told = (_policy_part(), _image_part(found), _oci_part(), _network_part())
+    told = (_policy_part(), _image_part(found), _oci_part(), _network_part(found))
     return [part for part in told if part is not None]
 
 
@@ -87,8 +87,7 @@ def _image_part(found: list[Finding]) -> CheckedPart | None:
     from agentd.image.model import Corrupt, NotFound
     from agentd.image.store import Store
 
-    microvm = IsolationLevel.MICROVM.label
-    if not any(finding.level == microvm and finding.availability.usable for finding in found):
+    if not _machines(found):
         return None
     try:
         note = _image_words(Store().get(DEFAULT_IMAGE))
@@ -117,20 +116,31 @@ def _oci_part() -> CheckedPart:
     return CheckedPart("oci images", Availability.of(lacking, [] if lacking else [found]))
 
 
-def _network_part() -> CheckedPart:
-    """Return whether a network can be restricted to rules, and by which walls."""
+def _network_part(found: list[Finding]) -> CheckedPart:
+    """Return whether a network can be restricted to rules, and by which walls: those on this
+    kernel, which is tried, and machines, which have kernels of their own."""
     from agentd.linux import anyip
     from agentd.sandbox.backends.linux import report
 
     name, why = "net rules", probe.restricted_network_error()
+    machines = _machines(found)
     if not why:
         without = probe.restricted_network_error(device=True)
         notes = [f"not gvisor: {without}"] if without else []
+        notes += [f"{' and '.join(machines)}: by the guest's kernel"] if machines else []
         walls = "linux and oci" if without else "linux, oci and gvisor"
         return CheckedPart(name, Availability(True, (), (f"{walls}: --net pypi", *notes)), True)
     fix = report.network_fix(why) if anyip.NONE in why else "see what is said of the wall linux"
-    blocker = Blocker(f"--net takes no rules: {why}", fix)
+    if machines:
+        fix += f"; or use --backend {machines[0]}, whose guests have a kernel of their own"
+    blocker = Blocker(f"--net takes no rules on this kernel: {why}", fix)
     return CheckedPart(name, Availability(False, (blocker,)), True)
+
+
+def _machines(found: list[Finding]) -> list[str]:
+    """List the walls of virtual machines that are usable here."""
+    microvm = IsolationLevel.MICROVM.label
+    return [each.name for each in found if each.level == microvm and each.availability.usable]
 
 
 def findings() -> list[Finding]:
