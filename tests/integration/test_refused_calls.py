@@ -17,9 +17,12 @@ LAUNCHER = str(Path(__file__).parents[1] / "without_call.py")
 pytestmark = pytest.mark.skipif(abi.MACHINE != "x86_64", reason="the launcher knows x86-64's calls")
 
 
-def _run(refused: str, level: str, *words: str) -> "subprocess.CompletedProcess[str]":
+def _run(
+    refused: str, level: str, *words: str, wall: str = ""
+) -> "subprocess.CompletedProcess[str]":
+    """``wall`` is that of the level, if not named."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("AGENTD_")}
-    wall = {"namespace": "linux", "process": "landlock"}[level]
+    wall = wall or {"namespace": "linux", "process": "landlock"}[level]
     return subprocess.run(
         [
             *(sys.executable, LAUNCHER, refused, "--"),
@@ -147,8 +150,8 @@ def test_doctor_tells_of_a_wall_that_only_its_last_call_is_refused(call: str, er
 
 @pytest.mark.parametrize("wall", ["linux", "oci"])
 def test_a_kernel_without_netfilter_restricts_no_network_and_says_so(wall: str) -> None:
-    words = ("--backend", wall, "--net", "db.example", "--", "true")
-    done = _run("socket:netfilter=EPROTONOSUPPORT", "namespace", *words)
+    words = ("--net", "db.example", "--", "true")
+    done = _run("socket:netfilter=EPROTONOSUPPORT", "namespace", *words, wall=wall)
     assert done.returncode == 125
     assert "a network cannot be restricted to rules here" in done.stderr, done.stderr
     assert "modprobe -a nf_tables" in done.stderr
