@@ -20,7 +20,7 @@ from tests.index import NAME, Index, serving, tarball, wheel
 from tests.integration.test_docs_network import _reaches
 from tests.integration.test_guest_bundle import others
 
-from agentd import AgentdError, InvalidInput, Refused, Sandbox
+from agentd import AgentdError, InvalidInput, NotFound, Refused, Sandbox, SandboxError
 from agentd.model.packages import packages_of
 
 _PLACE = "/opt/agentd/packages"
@@ -113,8 +113,6 @@ def test_the_sdk_says_what_was_found_and_nothing_there_can_be_written(
         assert sandbox.enforcement[f"mount {_PLACE}"].asked == "ro"
         for command in (f"echo > {_PLACE}/new", f"rm {_PLACE}/demo.py", f"chmod 777 {_PLACE}"):
             assert not sandbox.run(["sh", "-c", command]).ok
-        with pytest.raises(Refused, match="packages are mounted in it"):
-            sandbox.snapshot()
 
 
 @pytest.mark.parametrize(
@@ -322,15 +320,85 @@ def test_each_wall_that_can_has_them(
         assert found[1].startswith(at_its_own if backend in ("landlock", "host") else _PLACE)
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "linux",
+        pytest.param("oci", marks=pytest.mark.needs("runc")),
+        pytest.param("gvisor", marks=pytest.mark.needs("runsc")),
+    ],
+)
+def test_a_fork_and_a_snapshot_have_the_same(
+    backend: str,
+    index: Index,
+    shared: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    for name, value in shared.items():
+        monkeypatch.setenv(name, value)
+
+    def check(copy: Sandbox) -> None:
+        found = copy.run(["sh", "-c", f"cat a; python3 -c '{_SAY}'"], check=True).text.split()
+        assert found[:2] == ["kept", "1.0"] and found[2].startswith(_PLACE)
+        assert copy.enforcement["packages"].detail.startswith("demo==1.0 sha256:")
+        assert copy.run(f"touch {_PLACE}/x").exit_code
+
+    with Sandbox.create(packages=["demo"], backend=backend, embedded=True) as sandbox:
+        sandbox.run("echo kept > a", check=True)
+        for copy in sandbox.fork(2):
+            with copy:
+                check(copy)
+                for again in copy.fork(1):
+                    with again:
+                        check(again)
+        kept = sandbox.snapshot(path=str(tmp_path / "kept"))
+        sandbox.run("head -c 40M /dev/zero > large", check=True)  # shared from here on
+        for copy in sandbox.fork(1):
+            with copy:
+                check(copy)
+                assert copy.run("stat -c %s large", check=True).text == f"{40 << 20}\n"
+    with Sandbox.create(snapshot=kept.path, embedded=True) as copy:
+        check(copy)
+    _refuses_what_is_gone_or_forged(kept.path, monkeypatch, tmp_path)
+
+
+def _refuses_what_is_gone_or_forged(
+    path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    manifest = Path(path) / "manifest.json"
+    said = json.loads(manifest.read_text())
+    [mount] = said["spec"]["mounts"]
+    mount["source"] = "/etc"  # of no meaning: the digest says where
+    manifest.write_text(json.dumps(said))
+    with Sandbox.create(snapshot=path, embedded=True) as copy:
+        assert copy.run(["ls", f"{_PLACE}/demo.py"]).exit_code == 0
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    with pytest.raises(NotFound, match=f"the packages {mount['packages']} are not in"):
+        Sandbox.create(snapshot=path, embedded=True)
+    for forged in ({"packages": ""}, {"packages": "sha256:../../x"}, {"target": "/usr"}):
+        said["spec"]["mounts"] = [mount | forged]
+        manifest.write_text(json.dumps(said))
+        with pytest.raises(SandboxError, match="asks for host directories"):
+            Sandbox.create(snapshot=path, embedded=True)
+
+
 @pytest.mark.needs("skopeo", "umoci")
 def test_an_images_python_has_them_behind_its_wall(
-    index: Index, shared: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    index: Index, shared: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name, value in shared.items():
         monkeypatch.setenv(name, value)
     with Sandbox.create(packages=["demo"], image=rootfs.pulled("python"), embedded=True) as sandbox:
         done = sandbox.run(["python3", "-c", _SAY], check=True)
         assert done.text.split() == ["1.0", f"{_PLACE}/demo.py"]
+        # An image would be without them.
+        with pytest.raises(Refused, match="packages are mounted in it"):
+            sandbox.commit("without")
+        with sandbox.snapshot() as kept, pytest.raises(Refused, match="a sandbox with packages"):
+            kept.export(f"oci-archive:{tmp_path}/without.tar")  # type: ignore[attr-defined]
+        with sandbox.fork(1)[0] as copy:
+            assert copy.run(["python3", "-c", _SAY], check=True).text == done.text
     busybox = rootfs.pulled("busybox")
     with pytest.raises(Refused, match="no Python in the sandbox"):
         Sandbox.create(packages=["demo"], image=busybox, embedded=True)

@@ -133,6 +133,35 @@ def test_who_may_not_have_the_network_gets_none(daemon: Daemon) -> None:
     assert called.status == 403, called.body
 
 
+def test_a_fork_and_a_snapshot_are_for_who_may_have_the_network(daemon: Daemon) -> None:
+    key = daemon.key("fetcher", *_EGRESS, "snapshot")
+    box = _made(daemon, key).json["id"]
+
+    def has_them(id_: str) -> bool:
+        asked = {"cmd": ["python3", "-c", _SAY]}
+        done = daemon.ask("POST", f"/v1/sandboxes/{id_}/exec", asked, key=key)
+        return bool(done.json["stdout"] == "1.0\n")
+
+    forked = daemon.ask("POST", f"/v1/sandboxes/{box}/fork", {"count": 1}, key=key)
+    assert [has_them(copy["id"]) for copy in forked.json] == [True], forked.body
+    kept = daemon.ask("POST", f"/v1/sandboxes/{box}/snapshot", key=key).json["id"]
+    again = daemon.ask("POST", "/v1/sandboxes", {"snapshot": kept}, key=key)
+    assert has_them(again.json["id"]), again.body
+    assert again.json["packages"][0]["name"] == "demo"
+    # The same principal, by a key with fewer scopes.
+    less = daemon.ask(
+        "POST", "/v1/keys",
+        {"name": "less", "scopes": ["create", "snapshot"], "principal": "fetcher"},
+    ).json["secret"]  # fmt: skip
+    for path, asked in (
+        ("/v1/sandboxes", {"snapshot": kept}),
+        (f"/v1/sandboxes/{box}/fork", {"count": 1}),
+    ):
+        refused = daemon.ask("POST", path, asked, key=less)
+        assert refused.status == 403, refused.body
+        assert "packages need a network to be fetched" in refused.json["message"]
+
+
 def test_what_is_malformed_is_told_by_every_door(daemon: Daemon) -> None:
     for packages in (["./demo"], "demo @ http://a.example/", [""], ["demo", "x y"], [7]):
         refused = daemon.ask("POST", "/v1/sandboxes", {"packages": packages})

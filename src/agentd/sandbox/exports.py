@@ -47,6 +47,11 @@ def check(manifest: SnapshotManifest, path: str) -> None:
             cause=f"backend {manifest.backend} keeps {manifest.fidelity} in a form of its own",
             remediation=f"take one of a sandbox behind {', '.join(BACKENDS)}",
         )
+    if manifest.spec.packages:
+        raise Refused(
+            f"snapshot {manifest.id} is of a sandbox with packages: an image would have none",
+            remediation="install them in the image: agentd image build",
+        )
     push.check_archive(path)
 
 

@@ -200,7 +200,9 @@ class SandboxHandle:
     def snapshots(self, what: str) -> Snapshotable:
         """Return its wall, where a snapshot can be taken of it. Raises Refused."""
         wall = self.able(SNAPSHOT, what)
-        if self.spec.mounts:
+        # Packages never change: a copy has the same. An image would be without them.
+        kept = wall.fidelity == "files" and what in ("snapshot", "fork")
+        if any(not (kept and mount.packages) for mount in self.spec.mounts):
             raise self._mounted(what)
         return wall
 

@@ -148,6 +148,10 @@ class PackageStore:
                 os.utime(self._sets.place(digest))  # who has not been used for longest goes first
         return PackagesLease(held.path, held)
 
+    def root(self, digest: str) -> str:
+        """The folder of a set, whether it is there or not."""
+        return self._sets.root(digest)
+
     def about(self, digest: str) -> PackageSet:
         """Raises NotFound, SandboxError."""
         path = os.path.join(self._sets.place(digest), ABOUT)

@@ -10,6 +10,7 @@ damage, not forgery, so one that others could have written is refused.
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -22,6 +23,8 @@ from agentd._version import __version__
 from agentd.linux import paths
 from agentd.model import typed
 from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
+from agentd.model.mount import Mount, MountMode
+from agentd.model.packages import PLACE
 from agentd.model.snapshot import FORMAT, SnapshotManifest, StateFile
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.model.system import os_errors_as
@@ -31,6 +34,7 @@ MANIFEST = "manifest.json"
 STATE = "state"
 MAX_FILES = 64
 MAX_MANIFEST = 1 << 20
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 class Snapshot:
@@ -168,10 +172,9 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
             f"snapshot {path} has format {manifest.format}, and this agentd reads {FORMAT}",
             remediation=f"use agentd {manifest.agentd}, or take it again",
         )
-    if manifest.spec.mounts:
-        # Ours never have any: a forged one could ask for the host's files.
-        raise _damaged(path, "it asks for host directories")
-    return Snapshot(manifest, path, kept=True)
+    mounts = tuple(_packages(mount, path) for mount in manifest.spec.mounts)
+    spec = msgspec.structs.replace(manifest.spec, mounts=mounts)
+    return Snapshot(msgspec.structs.replace(manifest, spec=spec), path, kept=True)
 
 
 def verify(snapshot: Snapshot) -> None:
@@ -212,6 +215,18 @@ def _machine(spec: SandboxSpec) -> dict[str, object]:
     fields |= {"egress": None, "egress_bounds": None}  # the relay's to know
     fields["limits"] = msgspec.structs.replace(spec.limits, output=None, timeout=None)
     return fields
+
+
+def _packages(mount: Mount, path: str) -> Mount:
+    """Return the mount of packages, from where they are kept here. Ours have no other: a forged one
+    could ask for the host's files. Raises SandboxError."""
+    if mount != Mount(mount.source, PLACE, MountMode.RO, packages=mount.packages) or not (
+        _DIGEST.fullmatch(mount.packages)
+    ):
+        raise _damaged(path, "it asks for host directories")
+    from agentd.sandbox.packages import PackageStore  # late: few have any
+
+    return msgspec.structs.replace(mount, source=PackageStore().root(mount.packages))
 
 
 @contextlib.contextmanager

@@ -65,6 +65,8 @@ def restored_spec(
     spec = _allowed(who, options.restored_spec(kept, **wanted), config.sandbox)
     machine = msgspec.structs.replace(kept.limits, timeout=None, output=None)
     bounded(machine, config.limits)  # those of a machine that is kept cannot be lowered
+    if spec.packages:
+        _fetched(who, spec, config)  # what they take is asked for anew, as all of it is
     judged = _judged(who, spec.mounts, config)
     spec = msgspec.structs.replace(resolved(spec, kept=True), mounts=judged)
     spec = _granted(spec, config)
@@ -98,6 +100,8 @@ def forked_spec(who: Principal, spec: SandboxSpec, config: Config) -> SandboxSpe
     Raises Refused and Forbidden."""
     _check_network(spec, config.sandbox)
     _check_scopes(who, spec)
+    if spec.packages:
+        _fetched(who, spec, config)
     return _granted(spec, config)
 
 
