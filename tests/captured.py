@@ -22,6 +22,7 @@ from agentd.testing.patience import SLOWER
 # whose value is JSON, or an error's number.
 _INSIDE = """
 import json, os, socket, struct, sys
+from time import sleep
 from functools import partial
 from agentd.linux import abi, anyip, net, veth
 from agentd.linux.kernel import KERNEL

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 
@@ -23,6 +23,7 @@ from agentd.model.audit import Record
 from agentd.model.errors import AgentdError
 from agentd.sandbox.supervisor import client as supervisor
 
+T = TypeVar("T")
 WAIT = 120.0
 ORDINARY = ("run", "create", "files", "read", "ports", "snapshot")
 _CONFIG = """
@@ -226,11 +227,11 @@ class Daemon:
         return b"\n".join(parts)
 
 
-class Later:
+class Later(Generic[T]):
     """A request in a thread of its own, which waits for something."""
 
-    def __init__(self, ask: Callable[[], Answer]) -> None:
-        self._answers: list[Answer] = []
+    def __init__(self, ask: Callable[[], T]) -> None:
+        self._answers: list[T] = []
         self._thread = threading.Thread(target=lambda: self._answers.append(ask()))
         self._thread.start()
 
@@ -238,7 +239,7 @@ class Later:
     def is_over(self) -> bool:
         return bool(self._answers)
 
-    def answer(self) -> Answer:
+    def answer(self) -> T:
         self._thread.join(WAIT)
         assert self._answers, "it was not answered"
         return self._answers[0]

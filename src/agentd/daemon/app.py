@@ -27,6 +27,7 @@ from agentd.daemon.observe.log import EventReport, Log
 from agentd.daemon.observe.observed import Observer
 from agentd.daemon.packages import rules
 from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.sandboxes.asked import AskedConnections
 from agentd.daemon.sandboxes.endings import Endings
 from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.sandboxes.pools import Pools
@@ -102,9 +103,9 @@ class Daemon:
             undo.callback(self.journals.close)
             identity.configure(config.ids.range())
             # Walls may end from the first moment on, before anything else of us is there.
-            self._endings = Endings()
+            self._endings, self.asked = Endings(), AskedConnections()
             undo.callback(self._endings.close)
-            self.link = client.connect(socket_path, self._endings.tell)
+            self.link = client.connect(socket_path, self._endings.tell, self.asked.tell)
             undo.callback(self.link.close)
             self.manager = Manager(
                 load=remote.loader(self.link),
@@ -189,6 +190,7 @@ class Daemon:
     def end_waiting(self) -> None:
         """Tell those who wait for an approval or for room: they would wait for nothing."""
         self.ledger.close()
+        self.asked.close()
         self.approvals.close()
 
     def close(self) -> None:
@@ -251,6 +253,7 @@ class Daemon:
             calls=calls,
             ends=self.ends,
             approvals=self.approvals,
+            asked=self.asked,
             control=self.control,
             events=self.events,
             repeats=Repeats(
@@ -291,6 +294,7 @@ class Daemon:
 
     def _adopt(self) -> None:
         adopted, reaped = self.sandboxes.adopt()
+        self.asked.start(self.link, self.control.gate, self.sandboxes.all)
         before = self.control.before()
         commands = sum(self.commands.adopt(live, before.ended) for live in self.sandboxes.all())
         paused = {

@@ -4,6 +4,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from agentd.egress.asked import AskedPlaces
 from agentd.egress.connections import ConnectionList, ConnectionLog
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class Admitted:
         #: Names that it was told addresses of: the next relay gives the same.
         self.names: dict[str, None] = {}
         self._spent = 0
+        self.asked = AskedPlaces(lambda answer: keeper.tell({**answer, "answer": id_}))
 
     @property
     def moved(self) -> int:
@@ -37,6 +39,8 @@ class Admitted:
         KeyError, TypeError, ValueError for what neither says."""
         if "failed" in row:
             self.close_sockets()  # programs are refused then, and do not wait
+        elif "ask" in row:
+            self.asked.ask(row)
         elif "repeats" in row:
             self.log.repeats(int(row["repeats"]))
         elif "named" in row:

@@ -13,6 +13,7 @@ from agentd.egress import addresses
 from agentd.egress.table import PRIVATE as PRIVATE_NETWORKS
 from agentd.model import http_match
 from agentd.model.egress import (
+    ASK_PUBLIC,
     LEARN,
     PRIVATE,
     PUBLIC,
@@ -149,15 +150,22 @@ class OperatorRules:
 
 
 def expanded(rule: EgressRule) -> tuple[EgressRule, ...]:
-    """Return the rules of a preset or of ``LEARN``, and any other as it is."""
-    if rule.text == LEARN:
+    """Return the rules of a preset, of ``LEARN`` or ``ASK_PUBLIC``, and any other as it is. Raises
+    InvalidInput where a preset that is asked about has requests."""
+    if rule.text in (LEARN, ASK_PUBLIC):
         networks = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
-        return rule, *(EgressRule(LEARN, network=network) for network in networks)
+        every = (EgressRule(rule.text, network=network, ask=rule.ask) for network in networks)
+        return rule, *every
     if not rule.preset:
         return (rule,)
-    rules = (parse_rule(text) for text in preset(rule.preset).rules)
+    rules = [parse_rule(text) for text in preset(rule.preset).rules]
+    if rule.ask and any(each.path for each in rules):
+        raise InvalidInput(
+            f"network rule {rule.text!r} asks about requests",
+            remediation="ask about the hosts that are meant, as ask github.com",
+        )
     if rule.allow:
-        return tuple(rules)
+        return tuple(msgspec.structs.replace(each, ask=rule.ask) for each in rules)
     # All of them: what of a host the preset would have allowed makes no difference.
     none = {"allow": False, "ports": None, "methods": None, "path": ""}
     return tuple(msgspec.structs.replace(each, **none) for each in rules)
@@ -176,6 +184,8 @@ def _line(rule: EgressRule, text: str, private: bool) -> Wire:
     if rule.path:
         methods = None if rule.methods is None else list(rule.methods)
         wire["http"] = {"methods": methods, "path": rule.path}
+    if rule.ask:
+        wire["ask"] = True
     return {**wire, **where, "text": text, "private": private}
 
 

@@ -15,10 +15,12 @@ class ConnectionList(NamedTuple):
 
     A row: ``n``, ``name``, ``address`` (that was dialled), ``port`` (None: the name was not
     resolved), ``rule``, ``allowed``, ``reason``, ``ended``; of connections ``sent`` and
-    ``received`` (bytes, as the sandbox sees them) and ``ms`` as well. A row with a ``method`` is a
+    ``received`` (bytes, as the sandbox sees them), ``ms``, and ``asked``, where somebody had to be
+    asked about it; one that waits for that is neither allowed nor ended. With a ``method`` it is a
     request of a connection that is read, with its ``path`` and the ``status`` of its answer; of
     these only what was denied is in the sums. ``totals``: ``allowed``,
-    ``denied``, ``sent``, ``received``, and ``lost``, the rows that nobody could take in time.
+    ``denied``, ``asked``, ``sent``, ``received``, and ``lost``, the rows that nobody could take in
+    time.
     ``hosts``: connections that were allowed, by host.
     """
 
@@ -34,10 +36,11 @@ class ConnectionLog:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rows: OrderedDict[int, tuple[int, Row]] = OrderedDict()
-        self._by_relay: dict[tuple[int, int], int] = {}
+        # Its number here, and as what it counts: allowed, denied, or (None) neither as yet.
+        self._by_relay: dict[tuple[int, int], tuple[int, bool | None]] = {}
         self._n = 0
         self._changes = 0
-        self._totals = dict.fromkeys(("allowed", "denied", "sent", "received", "lost"), 0)
+        self._totals = dict.fromkeys(_SUMS, 0)
         self._hosts: dict[str, int] = {}
 
     def take(self, generation: int, row: Row) -> None:
@@ -45,19 +48,21 @@ class ConnectionLog:
         row = _plain(row)
         with self._lock:
             key = generation, row.get("n", 0)
-            known = self._by_relay.pop(key, None)
-            if known is None:
-                self._n += 1
+            n, counted = self._by_relay.pop(key, (0, None))
+            if not n:
+                self._n = n = self._n + 1
+                self._totals["asked"] += bool(row.get("asked"))
+            waits = not (row["allowed"] or row["ended"])
+            if counted is None and not waits:
                 self._count(row)
-            elif not row["allowed"]:  # it was, until it said whom it talks to
+            elif counted and not row["allowed"]:  # it was, until it said whom it talks to
                 self._totals["allowed"] -= 1
                 self._totals["denied"] += 1
-            n = self._n if known is None else known
             if row["ended"]:
                 self._totals["sent"] += row.get("sent", 0)
                 self._totals["received"] += row.get("received", 0)
             else:
-                self._by_relay[key] = n
+                self._by_relay[key] = n, None if waits else row["allowed"]
             self._put(n, {**row, "n": n})
 
     def take_request(self, row: Row) -> None:
@@ -85,7 +90,8 @@ class ConnectionLog:
     def cut(self) -> None:
         """Their relay died: what was open is not any more."""
         with self._lock:
-            for n in self._by_relay.values():
+            for n, counted in self._by_relay.values():
+                self._totals["denied"] += counted is None
                 found = self._rows.get(n)
                 if found is not None:
                     self._put(n, {**found[1], "ended": True, "reason": "the relay died"})
@@ -126,6 +132,7 @@ class ConnectionLog:
             self._hosts[host] = self._hosts.get(host, 0) + 1
 
 
+_SUMS = ("allowed", "denied", "asked", "sent", "received", "lost")
 _TEXTS, _NUMBERS = ("name", "address", "rule", "reason"), ("n", "sent", "received")
 
 
@@ -138,6 +145,8 @@ def _plain(row: Row) -> Row:
     found |= {name: int(row[name]) for name in _NUMBERS if name in row}
     found |= {name: bool(row[name]) for name in ("allowed", "ended")}
     found["port"] = None if port is None else int(port)
+    if row.get("asked"):
+        found["asked"] = True
     if "ms" in row:
         found["ms"] = float(row["ms"])
     return found

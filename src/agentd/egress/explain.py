@@ -18,7 +18,7 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ssh": 22, "git": 9418
 class ExplainedTarget(msgspec.Struct, frozen=True):
     """``private``: the rule reaches private addresses too, should the name lead to one. ``read``:
     its requests are judged one by one, and this is what is said of ``request``, "GET /v1/models".
-    """
+    ``ask``: it is not allowed by a rule alone, and somebody is asked."""
 
     host: str
     port: int
@@ -28,6 +28,7 @@ class ExplainedTarget(msgspec.Struct, frozen=True):
     private: bool
     read: bool = False
     request: str = ""
+    ask: bool = False
 
 
 def explain(table: EgressTable, target: str) -> ExplainedTarget:
@@ -40,7 +41,7 @@ def explain(table: EgressTable, target: str) -> ExplainedTarget:
         address = ip_address(host)
     except ValueError:
         verdict = _of_name(table, host, port)
-        if verdict.allowed and verdict.read:
+        if verdict.allowed and verdict.read and not verdict.ask:
             method, path = method.strip().upper() or "GET", _path(target)
             verdict = table.of_request(host, port, method, path)
             request = f"{method} {path.readings[0]}"
@@ -48,7 +49,8 @@ def explain(table: EgressTable, target: str) -> ExplainedTarget:
         verdict = table.of_address(address, port)
         if why := never(address):
             verdict = EgressVerdict(False, verdict.rule, why)
-    return like(ExplainedTarget, verdict, host=host, port=port, request=request)
+    allowed = verdict.allowed and not verdict.ask
+    return like(ExplainedTarget, verdict, host=host, port=port, request=request, allowed=allowed)
 
 
 def _path(target: str) -> RequestPath:

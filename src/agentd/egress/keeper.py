@@ -23,9 +23,7 @@ from agentd.egress.tally import TALLY
 from agentd.egress.terminating import Reading, Terminating
 from agentd.model.errors import SandboxError
 
-_START_SECONDS = 60.0
-_REST_SECONDS = 20.0
-_SYNC_SECONDS = 2.0
+_START_SECONDS, _REST_SECONDS, _SYNC_SECONDS = 60.0, 20.0, 2.0
 _LOOK_SECONDS = 5.0  # between looks at resolv.conf and hosts, and at the relay
 _HANG_SECONDS = 60.0  # without a word: a busy machine's takes its time
 T = TypeVar("T")
@@ -113,14 +111,17 @@ class RelayKeeper:
 
     def set(self, admitted: Admitted, table: Mapping[str, Any]) -> None:
         with self._changed:
-            if admitted.id not in self._admitted:
-                raise SandboxError("the sandbox has no network any more")
-            message = pack({"set": admitted.id, "table": table})
+            pack(message := {"set": admitted.id, "table": table})
+            self.of_terminator(admitted, lambda reading: reading.set(admitted.id, table))
             admitted.table = table
-            self.terminating.set(admitted.id, table)
+            admitted.asked.keep(table)
+            self.tell(message)
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Have the relay know something, if there is one; the next is told by what is kept here."""
+        with self._changed, contextlib.suppress(SandboxError):
             if self._ready:
-                with contextlib.suppress(SandboxError):  # it is gone, and the next one is told this
-                    self._send(message)
+                self._send(pack(message))
 
     def of_terminator(self, admitted: Admitted, ask: Callable[[Terminating], T]) -> T:
         """Raises SandboxError where the sandbox has ended, and what ``ask`` raises."""
@@ -151,9 +152,7 @@ class RelayKeeper:
             self._deaths.forget(admitted.id)
             if self._admitted.pop(admitted.id, None) is not None:
                 TALLY.end(admitted)
-                with contextlib.suppress(SandboxError):  # one that is gone has released it
-                    if self._ready:
-                        self._send(pack({"release": admitted.id}))
+                self.tell({"release": admitted.id})
             self.terminating.release(admitted.id)
             admitted.close_sockets()
 

@@ -12,12 +12,13 @@ It runs in the relay: standard library alone. A table is plain JSON, made by ``c
 ``cassette`` is "record" or "replay" where it is there: all connections to names are read then, and
 to be replayed none is dialled. ``budget``, where it is there, is what its connections may move
 (``relay.budget``).
-``host`` "*" is every name, ``ports`` null every port; ``text`` is the rule as it was
-written; ``private`` says whether it reaches addresses that are somebody's own. A rule of requests
-has ``"http": {"methods": ["GET"] or null, "path": "/v1/*"}``; connections that only such rules
-allow, or that one forbids some requests of, are read, and so are those to hosts of ``terminated``,
-at port 443 or the one that is said. Which addresses nobody reaches is not said here. A host of port
-0 is all ports of that address, of which a rule allows those that it has by the host's whole name:
+``host`` "*" is every name, ``ports`` null every port; ``text`` is the rule as it was written;
+``private`` says whether it reaches addresses that are somebody's own. With ``"ask": true`` what it
+allows has to be asked about, unless another rule allows it. A rule of requests has
+``"http": {"methods": ["GET"] or null, "path": "/v1/*"}``; connections that only such rules allow,
+or that one forbids some requests of, are read, and so are those to hosts of ``terminated``, at port
+443 or the one that is said. Which addresses nobody reaches is not said here. A host of port 0 is
+all ports of that address, of which a rule allows those that it has by the host's whole name:
 no wildcard is about it.
 """
 
@@ -44,13 +45,15 @@ PRIVATE = (
 class EgressVerdict(NamedTuple):
     """``rule`` is the text of the rule that decided, or "" where none did; ``reason`` says why it
     is refused. ``private``: the rule reaches private addresses. ``read``: each request that goes
-    over the connection is judged, by ``of_request``."""
+    over the connection is judged, by ``of_request``. ``ask``: it is allowed once somebody who was
+    asked has said so; until then nothing leaves."""
 
     allowed: bool
     rule: str = ""
     reason: str = ""
     private: bool = False
     read: bool = False
+    ask: bool = False
 
 
 class _Http(NamedTuple):
@@ -67,6 +70,7 @@ class _Line(NamedTuple):
     text: str
     private: bool
     http: _Http | None = None
+    ask: bool = False
 
     def has(self, port: int) -> bool:
         return self.ports is None or port in self.ports
@@ -90,7 +94,8 @@ class EgressTable:
         for rule in wire["rules"]:
             ports = None if rule["ports"] is None else frozenset(rule["ports"])
             http = _http(rule.get("http"))
-            line = _Line(rule["allow"], ports, rule["text"], rule["private"], http)
+            ask = rule.get("ask", False) and not self.replays  # nothing leaves
+            line = _Line(rule["allow"], ports, rule["text"], rule["private"], http, ask)
             if "network" in rule:
                 self._networks.append((ip_network(rule["network"]), line))
             elif rule["host"] == "*":
@@ -106,11 +111,11 @@ class EgressTable:
         for line in self._lines(_normal(name)):
             if not line.allow and line.ports is None and line.http is None:
                 return EgressVerdict(False, line.text, f"denied by {line.text}")
-            if line.allow:
-                allowed = allowed or line
+            if line.allow and (allowed is None or allowed.ask):
+                allowed = line
         if allowed is None:
             return EgressVerdict(False, "", "no rule allows that name")
-        return EgressVerdict(True, allowed.text)
+        return EgressVerdict(True, allowed.text, ask=allowed.ask)
 
     def has_whole(self, name: str) -> bool:
         """Return whether a rule has that very name, and no wildcard alone."""
@@ -144,6 +149,8 @@ class EgressTable:
         """Judge a request of a connection that ``of_name`` has read."""
         allowed: _Line | None = None
         lines = [line for line in self._lines(_normal(name)) if line.has(port)]
+        if any(line.allow and not line.ask for line in lines):  # nobody was asked
+            lines = [line for line in lines if not line.ask]
         for line in lines:
             http = line.http
             if line.allow:
@@ -164,6 +171,14 @@ class EgressTable:
             lines = [line for line in lines if line.private or not line.allow]
         return _judge(lines, port, f"no rule has the address {address}")
 
+    def asks(self, dialled: str, port: int) -> bool:
+        """Return whether a connection to what was dialled, a name or an address, is asked about."""
+        try:
+            address = addresses.parse(dialled)
+        except ValueError:
+            return self.of_name(dialled, port).ask
+        return self.of_address(address, port).ask
+
     def of_answer(self, named: EgressVerdict, ip: Address, port: int) -> EgressVerdict:
         """Judge an address that a name, which ``of_name`` allowed, was resolved to."""
         address = _plain(ip)
@@ -175,7 +190,7 @@ class EgressTable:
         if not is_private(address) or named.private:
             return named
         for line in lines:
-            if line.private and line.has(port):
+            if line.private and line.has(port) and not line.ask:
                 return named
         reason = f"{address} is private, and no rule names it, or the host by its whole name"
         return EgressVerdict(False, named.rule, reason)
@@ -220,6 +235,7 @@ def is_private(address: Address) -> bool:
 
 def _judge(lines: Iterable[_Line], port: int, none: str) -> EgressVerdict:
     allowed: _Line | None = None
+    asked: _Line | None = None
     whole = some_denied = False
     ports: set[int] = set()
     for line in lines:
@@ -227,7 +243,9 @@ def _judge(lines: Iterable[_Line], port: int, none: str) -> EgressVerdict:
             some_denied = True
         elif not line.allow and line.has(port):
             return EgressVerdict(False, line.text, f"denied by {line.text}")
-        if line.allow and line.has(port):
+        if line.ask and line.has(port):
+            asked = line if asked is None or line.private else asked
+        elif line.allow and line.has(port):
             # One that reaches private addresses says more than one that does not.
             allowed = line if allowed is None or line.private else allowed
             whole = whole or line.http is None
@@ -236,6 +254,8 @@ def _judge(lines: Iterable[_Line], port: int, none: str) -> EgressVerdict:
     if allowed is not None:
         read = some_denied or not whole
         return EgressVerdict(True, allowed.text, private=allowed.private, read=read)
+    if asked is not None:
+        return EgressVerdict(True, asked.text, private=asked.private, read=some_denied, ask=True)
     if ports:
         told = ", ".join(map(str, sorted(ports)))
         return EgressVerdict(False, "", f"port {port} is not among {told}")

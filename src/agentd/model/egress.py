@@ -9,6 +9,8 @@ host.agentd.internal:5432  that port of 127.0.0.1 of the machine itself
 [2001:db8::1]:443        of IPv6                 [2001:db8::/32]:*
 !gist.github.com         never, at any port; wins over all others
 GET|HEAD example.com/v1/*    these requests alone: their connections are read (``http_match``)
+ask api.example.com      somebody is asked about each host and port of it; what else allows wins
+ask public               of all that is public
 learn                    all that is public, to see what is needed
 record, replay           what is asked is written to a cassette, or answered from one (``cassette``)
 """
@@ -23,6 +25,7 @@ import msgspec
 
 from agentd.model import http_match
 from agentd.model.errors import InvalidInput
+from agentd.model.hostnames import is_registry, punycode
 
 MAX_RULES = 256
 MAX_TEXT = 16 << 10  # characters of a sandbox's rules
@@ -45,6 +48,9 @@ PUBLIC, PRIVATE = "public", "private"
 LEARN = "learn"
 #: What is asked is recorded; or answered from what was, and nothing is dialled.
 RECORD, REPLAY = "record", "replay"
+#: Before a rule that allows nothing by itself: the daemon is asked at the first connection.
+ASK = "ask"
+ASK_PUBLIC = f"{ASK} {PUBLIC}"
 #: The machine itself: what listens on its loopback, a port a rule. No wildcard has it, and of an
 #: operator's rules only one of that very port.
 THIS_HOST = "host.agentd.internal"
@@ -56,7 +62,6 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _PRESET = re.compile(r"[a-z][a-z0-9-]{0,31}")
 # What inet_aton(3) takes for an address: its last label is a number.
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_REGISTRIES = {"ac", "co", "com", "edu", "gov", "net", "org"}  # as in co.uk: a public suffix too
 _FEWER = "use a wildcard, as *.example.com, or a network, as 10.0.0.0/8:443"
 _FORMS = "write a preset, a name, *.name, name:port, name/path, address:port or network:port"
 
@@ -66,16 +71,18 @@ Network = IPv4Network | IPv6Network
 class EgressRule(msgspec.Struct, frozen=True):
     """One of ``preset``, ``host`` and ``network`` is there, but for ``RECORD`` and ``REPLAY``,
     which say what becomes of what the others allow. ``ports`` None is every port. With a ``path``,
-    of a ``host`` alone, it is about requests: ``methods`` None is every method."""
+    of a ``host`` alone, it is about requests: ``methods`` None is every method. ``ask``: what it
+    allows is allowed once somebody was asked."""
 
     text: str  # canonical
     allow: bool = True
     preset: str = ""
-    host: str = ""  # "api.example.com" or "*.example.com"; "*" of ``LEARN`` alone
+    host: str = ""  # "api.example.com" or "*.example.com"; "*" of LEARN and ASK_PUBLIC alone
     network: Network | None = None
     ports: tuple[int, ...] | None = None
     methods: tuple[str, ...] | None = None
     path: str = ""
+    ask: bool = False
 
 
 class StaticHost(msgspec.Struct, frozen=True):
@@ -163,6 +170,9 @@ def parse_rule(text: str) -> EgressRule:
     allow, rest = not text.strip().startswith("!"), text.strip().removeprefix("!").strip()
     if not rest:
         _wrong(text, "says nothing", _FORMS)
+    word, _, asked = rest.partition(" ")
+    if word.lower() == ASK and asked:
+        return _asking(text, asked.strip(), allow)
     if _URL.match(rest):
         _wrong(text, "is a URL", f"write its host, as {_of_url(rest)}")
     if "@" in rest.partition("/")[0]:
@@ -193,6 +203,26 @@ def parse_rule(text: str) -> EgressRule:
         what = "names every port of this machine" if said else "has no port"
         _wrong(text, what, f"name each that is meant, as {THIS_HOST}:5432")
     return EgressRule(sign + _with(where, said), allow, host=where, ports=ports)
+
+
+def asks(rule: str) -> bool:
+    """Return whether a rule, as it is spelled canonically, has somebody asked."""
+    return rule.startswith(f"{ASK} ")
+
+
+def _asking(text: str, rest: str, allow: bool) -> EgressRule:
+    """A rule behind ``ASK``, which may not be about what is never allowed."""
+    if allow and rest.lower() == PUBLIC:
+        return EgressRule(ASK_PUBLIC, host="*", ask=True)
+    rule = parse_rule(rest)
+    if not (allow and rule.allow):
+        fix = f"write !{rule.text.removeprefix('!')}, or leave ! out"
+        _wrong(text, "asks about what is never allowed", fix)
+    if rule.path:
+        _wrong(text, "asks about requests", f"ask about the host, as ask {rule.host}")
+    if rule.ask or rule.text == LEARN:
+        _wrong(text, "asks about everything", f"write {ASK_PUBLIC}")
+    return msgspec.structs.replace(rule, text=f"{ASK} {rule.text}", ask=True)
 
 
 def _has_path(rest: str) -> bool:
@@ -339,7 +369,7 @@ def _check_host(text: str, host: str) -> None:
     if "*" in name:
         _wrong(text, "has a wildcard in its middle", "write *. once, at the front")
     if not name.isascii():
-        _wrong(text, "is not ASCII", f"write it as {_punycode(host)}")
+        _wrong(text, "is not ASCII", f"write it as {punycode(host)}")
     if name.endswith("."):
         _wrong(text, "ends with a dot", f"write {host.rstrip('.')}")
     if "localhost" in (name, name.rpartition(".")[2]):
@@ -349,22 +379,8 @@ def _check_host(text: str, host: str) -> None:
     if len(name) > MAX_NAME or not all(_LABEL.fullmatch(label) for label in name.split(".")):
         _wrong(text, "is no name of a host", _FORMS)
     labels = name.split(".")
-    if host != name and (len(labels) < 2 or _is_registry(labels)):
+    if host != name and (len(labels) < 2 or is_registry(labels)):
         _wrong(text, "is the wildcard of a registry", "name the domain too, as *.example.com")
-
-
-def _is_registry(labels: list[str]) -> bool:
-    return len(labels) == 2 and labels[0] in _REGISTRIES and len(labels[1]) == 2
-
-
-def _punycode(host: str) -> str:
-    import idna
-
-    try:
-        prefix = "*." if host.startswith("*.") else ""
-        return prefix + idna.encode(host.removeprefix("*."), uts46=True).decode()
-    except idna.IDNAError:
-        return "xn--... (punycode)"
 
 
 def _of_url(text: str) -> str:

@@ -29,7 +29,9 @@ class ConnectionView(msgspec.Struct, frozen=True):
 
     ``name`` is "" where a number was dialled, ``address`` where none was. ``rule`` decided, or is
     "" where none did; ``reason`` says why it was refused, or ended. ``sent`` and ``received`` are
-    bytes as the sandbox sees them, ``ms`` is how long it lasted, known once it has ``ended``."""
+    bytes as the sandbox sees them, ``ms`` is how long it lasted, known once it has ``ended``.
+    ``asked``: it had to be asked about; while it waits for the answer it is neither ``allowed`` nor
+    ``ended``."""
 
     n: int
     name: str
@@ -45,14 +47,16 @@ class ConnectionView(msgspec.Struct, frozen=True):
     method: str = ""
     path: str = ""
     status: int = 0
+    asked: bool = False
     alarm: bool = False  # what stands in for a secret went where that is not for
 
 
 class ConnectionPage(msgspec.Struct, frozen=True):
     """The last connections, in the order in which they changed; ``next`` is what to ask ``after``.
 
-    ``totals`` count all: ``allowed``, ``denied``, ``sent``, ``received``, and ``lost``: those that
-    came too fast to be told. ``hosts``: how many were allowed, by host."""
+    ``totals`` count all: ``allowed``, ``denied``, ``asked`` (about which somebody was),
+    ``sent``, ``received``, and ``lost``: those that came too fast to be told. ``hosts``: how many
+    were allowed, by host."""
 
     connections: tuple[ConnectionView, ...]
     next: int

@@ -30,7 +30,8 @@ ORDINARY = ("run", "create", "files", "read", "ports", "snapshot")
 class Principal(msgspec.Struct, frozen=True):
     """A caller by name, however it was authenticated; sandboxes belong to the name.
 
-    ``via`` is "peer", "key", "jwt", "mtls", "signed" or "local". ``credential`` says for the log
+    ``via`` is "peer", "key", "jwt", "mtls", "signed" or "local", or "sandbox" of what a program in
+    one asks for by itself. ``credential`` says for the log
     which key, token or certificate proved it; it is never a secret.
     """
 

@@ -8,11 +8,12 @@ from agentd.model.enforcement import Control
 
 class NetworkUsage(msgspec.Struct, frozen=True):
     """What a sandbox has done of a restricted network, up to the command's end: connections and
-    names that were ``allowed`` and ``denied``, bytes ``sent`` and ``received`` by what has ended,
-    and how many connections went to which host."""
+    names that were ``allowed`` and ``denied``, connections that somebody was ``asked`` about, bytes
+    ``sent`` and ``received`` by what has ended, and how many connections went to which host."""
 
     allowed: int = 0
     denied: int = 0
+    asked: int = 0
     sent: int = 0
     received: int = 0
     hosts: dict[str, int] = {}

@@ -19,6 +19,7 @@ import data.agentd.calls_test.decide
 _ELSEWHERE: Mapping[str, Any] = {
     "path": "/learned-nowhere/file",
     "url": "https://learned-nowhere.invalid/",
+    "host": "learned-nowhere.invalid",
     "port": 0,
 }
 

@@ -35,6 +35,7 @@ class Shape(msgspec.Struct, frozen=True):
     egress: Any
     mounts: Any
     asked: Any
+    host: Any = None  # of a connection that is asked about
 
 
 def learn(seen: Sequence[Asked], out: str) -> Path:
@@ -74,6 +75,7 @@ def _shape(asked: Asked) -> Shape:
         egress=given.get("egress", asked.sandbox.get("egress", [])),
         mounts=asked.sandbox.get("mounts", []),
         asked=[given.get(key) for key in ("port", "net", "mounts", "workspace", "isolation")],
+        host=given.get("host"),
     )
 
 

@@ -11,7 +11,7 @@ from agentd.model.errors import InvalidInput, OperationFailed
 
 VARIABLE = "AGENTD_POLICY_LEARN"
 # The parameters that shapes are made of: the others may be large, and secret.
-JUDGED = ("path", "url", "port", "net", "egress", "mounts", "workspace", "isolation")
+JUDGED = ("path", "url", "host", "port", "net", "egress", "mounts", "workspace", "isolation")
 MAX_FILE = 64 << 20
 MAX_LINE = 1 << 20
 

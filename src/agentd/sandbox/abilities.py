@@ -21,6 +21,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.secret import SecretValue
 from agentd.sandbox import backends
 from agentd.sandbox.ports import (
+    Asks,
     Branches,
     CopyOnWrite,
     EndsEarly,
@@ -138,6 +139,9 @@ FORK: Ability[Restores] = Ability("fork", (Method("restore"),))
 
 ENDS_EARLY: Ability[EndsEarly] = Ability(
     "ends_early", (Method("begin_kill"), Method("end"), Method("first_process"))
+)
+ASKS: Ability[Asks] = Ability(
+    "asks", (Method("set_asker"), Method("answer"), Method("refuse_open"))
 )
 TELLS_END: Ability[TellsEnd] = Ability("tells_end", (Method("ending"),))
 LEASED: Ability[Leased] = Ability("leased", (Method("renew"), Method("tell_lease")))

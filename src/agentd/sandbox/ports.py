@@ -8,6 +8,7 @@ import socket
 from collections.abc import Mapping
 from typing import Protocol
 
+from agentd.egress.asked import Asker
 from agentd.egress.connections import ConnectionList
 from agentd.model.availability import Availability
 from agentd.model.cause import Cause
@@ -135,6 +136,21 @@ class Networked(Protocol):
 
     def connections(self, after: int) -> ConnectionList:
         """Return what is known of its connections, from a cursor on; 0 is the beginning."""
+
+
+class Asks(Protocol):
+    """A wall whose rules may have connections wait until somebody says that they are allowed."""
+
+    def set_asker(self, asker: Asker) -> None:
+        """Have this called for each place that is asked about; before, all are refused."""
+
+    def answer(
+        self, host: str, port: int, allowed: bool, reason: str, seconds: float | None
+    ) -> None:
+        """Say whether connections there are allowed, as ``AskedPlaces.answer``."""
+
+    def refuse_open(self, reason: str) -> None:
+        """Refuse what is asked now: nobody will answer."""
 
 
 class HoldsSecrets(Protocol):

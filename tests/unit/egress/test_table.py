@@ -6,6 +6,7 @@ import pytest
 
 from agentd.egress.compile import compile_table
 from agentd.egress.learned import shortest
+from agentd.egress.paths import read
 from agentd.egress.table import EgressTable
 from agentd.model.egress import EgressBounds, StaticHost, parse_rule
 from agentd.model.errors import InvalidInput, Refused
@@ -201,3 +202,86 @@ def test_a_port_of_this_machine_is_granted_by_an_operators_very_rule(allow: list
         compile_table(asked, EgressBounds(tuple(allow)))
     found = EgressTable(compile_table(asked, EgressBounds((*allow, *asked))))
     assert found.static(asked[0].partition(":")[0], 5432) == ("127.0.0.1", 5432)
+
+
+@pytest.mark.parametrize(
+    ("rules", "name", "port", "by", "asks"),
+    [
+        (["ask example.com"], "example.com", 443, "ask example.com", True),
+        (["ask example.com"], "example.com", 22, "", False),
+        (["ask *.example.com", "example.com"], "example.com", 443, "example.com", False),
+        (["ask api.example.com", "*.example.com"], "api.example.com", 443, "*.example.com", False),
+        (["ask example.com:*", "example.com:22"], "example.com", 22, "example.com:22", False),
+        (["ask example.com:*", "example.com:22"], "example.com", 80, "ask example.com:*", True),
+        (["ask example.com", "!example.com:80"], "example.com", 80, "!example.com:80", False),
+        (["ask public"], "example.com", 22, "ask public", True),
+        (["ask public", "learn"], "example.com", 22, "learn", False),
+        (["ask public", "pypi"], "pypi.org", 443, "pypi", False),
+        (["ask public"], "8.8.8.8", 53, "ask public", True),
+        (["ask public"], "10.1.2.3", 53, "", False),
+        (["ask 10.0.0.0/8:*"], "10.1.2.3", 53, "ask 10.0.0.0/8:*", True),
+        (["ask 10.0.0.0/8:*", "10.1.2.3:53"], "10.1.2.3", 53, "10.1.2.3:53", False),
+        (["ask debian"], "deb.debian.org", 80, "ask debian", True),
+    ],
+)
+def test_who_is_asked(rules: list[str], name: str, port: int, by: str, asks: bool) -> None:
+    """What denies wins over what allows, and that over what asks."""
+    made = table(*rules)
+    verdict = made.of_address(ip_address(name), port) if name[0].isdigit() else None
+    verdict = verdict or made.of_name(name, port)
+    assert (verdict.rule, verdict.ask, made.asks(name, port)) == (by, asks, asks)
+    assert verdict.allowed is (by != "" and not by.startswith("!"))
+
+
+def test_requests_are_of_rules_that_need_no_question() -> None:
+    """A rule that asks lets nothing through beside those that allow some requests of a host."""
+    made = table("GET example.com/v1", "ask example.com")
+    verdict = made.of_name("example.com", 443)
+    assert (verdict.read, verdict.ask) == (True, False)
+    assert made.of_request("example.com", 443, "GET", read("/v1")).allowed
+    assert not made.of_request("example.com", 443, "POST", read("/v1")).allowed
+    # Where it alone allows, what is denied of its requests is.
+    made = table("ask example.com", "!DELETE example.com")
+    verdict = made.of_name("example.com", 443)
+    assert (verdict.read, verdict.ask) == (True, True)
+    assert made.of_request("example.com", 443, "GET", read("/")).allowed
+    assert not made.of_request("example.com", 443, "DELETE", read("/")).allowed
+
+
+def test_a_question_about_a_network_lets_no_name_lead_into_it() -> None:
+    made = table("*.example.com", "ask 10.0.0.0/8:443")
+    named = made.of_name("a.example.com", 443)
+    assert not made.of_answer(named, ip_address("10.1.2.3"), 443).allowed
+    made = table("ask a.example.com")
+    assert made.of_answer(made.of_name("a.example.com", 443), ip_address("10.1.2.3"), 443).allowed
+
+
+def test_a_preset_of_requests_is_not_asked_about() -> None:
+    with pytest.raises(InvalidInput, match="asks about requests"):
+        compile_table(["ask github-read"])
+
+
+@pytest.mark.parametrize(
+    ("allow", "rule", "granted"),
+    [
+        (["public"], "ask public", True),
+        (["*.example.com"], "ask api.example.com", True),
+        (["*.example.com"], "ask public", False),
+        (["example.com:443"], "ask example.com:22", False),
+        ([], "ask example.com", False),
+    ],
+)
+def test_what_may_not_be_granted_is_not_asked_about(
+    allow: list[str], rule: str, granted: bool
+) -> None:
+    if granted:
+        compile_table([rule], EgressBounds(tuple(allow)))
+    else:
+        with pytest.raises(Refused, match="is not allowed here"):
+            compile_table([rule], EgressBounds(tuple(allow)))
+
+
+def test_nobody_is_asked_where_nothing_is_dialled() -> None:
+    assert table("record", "ask example.com").of_name("example.com", 443).ask
+    verdict = table("replay", "ask example.com").of_name("example.com", 443)
+    assert verdict.allowed and verdict.read and not verdict.ask

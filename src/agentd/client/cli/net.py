@@ -41,8 +41,9 @@ def _parser() -> Parser:
     actions.add("presets", "list the presets", "  agentd net presets\n", _presets)
     explain = actions.add(
         "explain",
-        "would this be allowed, and by which rule? 1 where it would not",
+        "would this be allowed, and by which rule? 1 where not, or where somebody is asked",
         "  agentd net explain https://pypi.org/simple --net pypi\n"
+        "  agentd net explain https://example.com --net 'pypi,ask public'\n"
         "  agentd net explain 10.1.2.3:5432 sbx-abcdefghijkl\n"
         "  agentd net explain 'POST https://github.com/a/b' --net github-read\n",
         _explain,
@@ -108,6 +109,7 @@ def _explain(options: argparse.Namespace) -> int:
         wire = table_of(_rules_of(options).rules)
     found = explain(EgressTable(wire), options.target)
     how = f"allowed by {found.rule}" if found.allowed else f"refused: {found.reason}"
+    how = f"asked about, by {found.rule}" if found.ask else how
     what = f"{found.request} at " if found.request else ""
     remote.tell(options, found, f"{what}{found.host}:{found.port} is {how}")
     return 0 if found.allowed else REFUSED
@@ -150,7 +152,7 @@ def _ls(options: argparse.Namespace) -> int:
 
 def _row(each: "ConnectionView") -> tuple[object, ...]:
     port = "dns" if each.port is None else each.port  # it came no further than its name
-    decision = "allowed" if each.allowed else "refused"
+    decision = "allowed" if each.allowed else "refused" if each.ended else "asked"
     ms = f"{each.ms:.0f}" if each.ended and each.allowed else "-"
     by = each.rule if each.allowed and not each.reason else each.reason or each.rule
     host = each.name or "-"

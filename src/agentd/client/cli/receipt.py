@@ -168,7 +168,8 @@ def _network(usage: "Usage") -> "Iterator[tuple[str, str]]":
     done = usage.network
     if not isinstance(done, NetworkUsage):
         return
-    what = f"{done.allowed} connections, {done.denied} refused"
+    asked = f", {done.asked} asked about" if done.asked else ""
+    what = f"{done.allowed} connections, {done.denied} refused{asked}"
     yield "network", f"{what}, {done.sent} bytes sent, {done.received} received"
     for host, count in done.hosts.items():
         yield f"connected to {host}", str(count)

@@ -45,7 +45,7 @@ def learned(page: "ConnectionPage") -> str:
 
 def said(page: "ConnectionPage", egress: Iterable[str]) -> str:
     """Name what was refused, why, and the rules that would have allowed it; "" for nothing."""
-    refused = {_where(each): each for each in page.connections if not each.allowed}
+    refused = {_where(each): each for each in page.connections if not each.allowed and each.ended}
     if not refused:
         return ""
     shown = [f"{where} ({each.reason})" for where, each in list(refused.items())[:_SHOWN]]

@@ -23,8 +23,11 @@ FORK = "sandbox.fork.v1"
 SNAPSHOT = "sandbox.snapshot.v1"
 PORT = "sandbox.port.v1"
 NETWORK = "sandbox.network.v1"
+#: What a program in a sandbox asks for by dialling, where a rule has somebody asked.
+CONNECT = "network.connect"
 # Not in the registry: they have no call.
-OPERATIONS = (CREATE, FORK, SNAPSHOT, PORT, NETWORK)
+OPERATIONS = (CREATE, FORK, SNAPSHOT, PORT, NETWORK, CONNECT)
+_BY_DIALLING = "sandbox"  # in place of a way that somebody was authenticated
 READ, WRITE, LIST = "fs.read.v1", "fs.write.v1", "fs.list.v1"
 _WRITES = Needs(writes=True)
 
@@ -80,6 +83,17 @@ def operation(
 ) -> Act:
     """Return the act on a sandbox that is there, or on its files."""
     return operation_at(who, name, Place.of(handle, labels), parameters)
+
+
+def connection(
+    owner: str, handle: SandboxHandle, labels: Mapping[str, str], host: str, port: int, rule: str
+) -> Act:
+    """Return what a program in a sandbox of ``owner`` asks for, by a rule that they had the scope
+    to ask for as it was made: nobody is there who could show more."""
+    who = Principal(owner, frozenset({"egress"}), _BY_DIALLING)
+    parameters = {"host": host, "port": port, "rule": rule}
+    made = operation_at(who, CONNECT, Place.of(handle, labels), parameters)
+    return msgspec.structs.replace(made, receipt=False, lasts=False)
 
 
 def operation_at(who: Principal, name: str, place: Place, parameters: Mapping[str, Any]) -> Act:

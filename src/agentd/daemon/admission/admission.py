@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self, TypeVar, cast
 import msgspec
 
 from agentd.audit.errors import AuditError
-from agentd.daemon.admission import facts, oblige
+from agentd.daemon.admission import acts, facts, oblige
 from agentd.model.audit import Kind
 from agentd.model.errors import Refused
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from agentd.sandbox.handle import SandboxHandle
 
 Piece = TypeVar("Piece")
-CONNECT, MISUSE = "network.connect", "network.secret"
+MISUSE = "network.secret"
 _MOST_REFUSED = 64  # that are written of a command
 
 
@@ -109,7 +109,7 @@ class Admission:
         not its secret's, which come first. They are bounded; each has its reason, and whether it is
         one of the latter."""
         for reason, alarm in sorted(refused, key=lambda each: not each[1])[:_MOST_REFUSED]:
-            act = msgspec.structs.replace(self.act, name=MISUSE if alarm else CONNECT)
+            act = msgspec.structs.replace(self.act, name=MISUSE if alarm else acts.CONNECT)
             self._records.write(Kind.DENIAL, act, {"reasons": [reason]})
 
     def end(self, result: "Result", outputs: facts.Digests) -> str:

@@ -16,7 +16,7 @@ from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.facts import Ran
 from agentd.daemon.admission.records import Records, decision_fields
 from agentd.model.audit import Kind
-from agentd.model.decision import Asked, Decision
+from agentd.model.decision import Asked, Decision, Obligations
 from agentd.model.errors import AgentdError, PolicyDenied, Undecided
 from agentd.model.principal import ORDINARY, Principal
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -24,6 +24,12 @@ from agentd.sandbox.handle import SandboxHandle
 
 ANSWERS = ("allow", "deny", "undecided")
 NO_POLICY = Decision(allow=True, reasons=("no policy is configured",))
+#: An ``ask`` that nobody is asked about would be an allow.
+_SOMEBODY = Decision(
+    allow=True,
+    reasons=("no policy is configured, and the rule wants somebody asked",),
+    obligations=Obligations(approve=True),
+)
 _BEFORE = Decision(allow=True, reasons=("decided before the daemon was started again",))
 _ANYBODY = Principal("anybody", frozenset(ORDINARY), "key")
 _MAX_REASON = 500
@@ -175,11 +181,11 @@ class Gate:
         if act.bundle and (policy is None or policy.digest != act.bundle):
             return _another(act, "" if policy is None else policy.digest)
         if policy is None and self._learn is None:
-            return NO_POLICY
+            return _without_policy(act)
         question = asked(act, now)
         if self._learn is not None:
             self._learn(question)
-        return NO_POLICY if policy is None else policy.decide(question)
+        return _without_policy(act) if policy is None else policy.decide(question)
 
     def _refuse(self, act: Act, decision: Decision) -> None:
         fields: dict[str, Any] = decision_fields(decision)
@@ -209,6 +215,10 @@ class Gate:
             fields = {"reasons": [str(error)], "approval": error.code}
             self._records.write(Kind.DENIAL, act, fields)
             raise
+
+
+def _without_policy(act: Act) -> Decision:
+    return _SOMEBODY if act.name == acts.CONNECT else NO_POLICY
 
 
 def ran(handle: SandboxHandle) -> Ran:

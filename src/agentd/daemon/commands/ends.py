@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # A wall that dies takes its agent's stream along first; the process itself follows.
 _DEATH_SECONDS = 1.0
-_COUNTED = ("allowed", "denied", "sent", "received")
+_COUNTED = ("allowed", "denied", "asked", "sent", "received")
 _NO_ROWS = 1 << 62  # a cursor that no connection comes after
 
 INTERRUPTED = Cause.of(CauseCode.INTERRUPTED, "its daemon ended before it was seen to end")
@@ -111,9 +111,9 @@ def used(
     refused = [
         (f"{_target(row)}: {row['reason']}", bool(row.get("alarm")))
         for row in found.rows
-        if not row["allowed"]
+        if not row["allowed"] and row["ended"]
     ]
-    counted = {name: found.totals[name] for name in _COUNTED}
+    counted = {name: found.totals.get(name, 0) for name in _COUNTED}
     return NetworkUsage(**counted, hosts=found.hosts), refused
 
 

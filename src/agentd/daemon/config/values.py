@@ -172,15 +172,21 @@ class Grant(str):
         if value in (PUBLIC, PRIVATE):
             return cls(value)
         try:
-            found = parse_rule(value).text  # type: ignore[arg-type]
+            rule = parse_rule(value)  # type: ignore[arg-type]
         except InvalidInput as error:
             near = nearest(str(value), (PUBLIC, PRIVATE), _LIKE)
             if near is None:
                 raise
             raise InvalidInput(error.message, remediation=f"did you mean {near!r}?") from None
-        if cassette([found]):
-            raise InvalidInput(f"network rule {found!r} opens nothing", remediation="leave it out")
-        return cls(found)
+        if cassette([rule.text]):
+            what = f"network rule {rule.text!r} opens nothing"
+            raise InvalidInput(what, remediation="leave it out")
+        if rule.ask:
+            raise InvalidInput(
+                f"{rule.text!r} asks, and this is what may be asked for",
+                remediation="leave ask out: it is for the rules of a sandbox",
+            )
+        return cls(rule.text)
 
 
 class HostName(str):
@@ -225,7 +231,8 @@ class AddressAndPort(msgspec.Struct, frozen=True):
         except InvalidInput as error:  # its fix is a rule's, as every port of it
             what = error.message.removeprefix("network rule ")
             raise InvalidInput(what, remediation=fix) from None
-        network = None if rule is None or not rule.allow or rule.ports is None else rule.network
+        plain = rule is not None and rule.allow and not rule.ask
+        network = rule.network if rule is not None and plain and rule.ports else None
         if rule is None or network is None or network.num_addresses > 1:
             raise InvalidInput(f"{value!r} is no address and port", remediation=fix)
         return cls(str(network.network_address), (rule.ports or (0,))[0])

@@ -81,6 +81,7 @@ TABLE = (
         ("direction",),
         "what connections that have ended sent and received",
     ),
+    Row("agentd_network_asked_total", "counter", (), "connections that somebody was asked about"),
     Row("agentd_network_names_total", "counter", (), "names that were given an address"),
     Row("agentd_network_lost_total", "counter", (), "lines that nobody took in time"),
     Row("agentd_network_relay_starts_total", "counter", (), "relays that were started"),
@@ -244,6 +245,7 @@ def _of_network(found: Mapping[str, int]) -> Iterator[Metric]:
     for name, kinds in (("connections", ("allowed", "denied")), ("bytes", ("sent", "received"))):
         yield _count(f"agentd_network_{name}_total", {(kind,): known[kind] for kind in kinds})
     for name, key in (
+        ("asked", "asked"),
         ("names", "names"),
         ("lost", "lost"),
         ("relay_starts", "starts"),

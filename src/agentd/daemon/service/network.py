@@ -31,6 +31,7 @@ class DaemonNetwork(Noun):
         with self._judge(live, acts.NETWORK, **rules) as admission:
             admission.begin()
             self._parts.sandboxes.restrict(live, wall, asked)
+            self._parts.asked.rules_changed(live)
         return shown.network(asked)
 
     @observed("cassette")

@@ -15,6 +15,7 @@ from agentd.daemon.config.schema import Config
 from agentd.daemon.events import EventFeed
 from agentd.daemon.observe.observed import Observer
 from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.sandboxes.asked import AskedConnections
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.daemon.sandboxes.snapshots import Snapshots
 from agentd.daemon.secrets import SecretStore
@@ -47,6 +48,7 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     calls: Calls
     ends: Ends  # of calls that somebody waits for
     approvals: Approvals
+    asked: AskedConnections
     control: AdmissionControl
     events: EventFeed
     repeats: Repeats

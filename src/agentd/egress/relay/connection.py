@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agentd.egress import addresses
-from agentd.egress.relay import hello
+from agentd.egress.relay import asking, hello
 from agentd.egress.relay.closing import close, shut
 from agentd.egress.relay.flow import Flow
 from agentd.egress.relay.loop import BOTH, GONE, IN, OUT, Later
+from agentd.egress.relay.opening import connecting
 from agentd.egress.relay.targets import Targets
 from agentd.egress.table import EgressTable, EgressVerdict
 
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     from agentd.egress.relay.tenant import Tenant
 
 TLS_PORT, HTTP_PORT = 443, 80
-#: Seconds until both ends are there and the first words are said; that one address of several is
-#: tried; that a connection rests, in all and when one end has said all it will; that it lasts.
+#: Seconds until both ends are there and the first words are said, after it was allowed; that one
+#: address of several is tried; that it rests, in all and when one end has said all; that it lasts.
 START_SECONDS, TRY_SECONDS = 20.0, 3.0
 IDLE_SECONDS, HALF_SECONDS, TOTAL_SECONDS = 3600.0, 120.0, 86400.0
-#: Bytes that the kernel holds of a connection for a program that does not read, and for one whose
-#: host does not: by itself it would take some megabytes. The first FEW to other hosts have those.
-NEAR_BUFFER, FAR_BUFFER, FEW = 128 << 10, 64 << 10, 32
+#: Bytes that the kernel holds of a connection for a program that does not read; by itself it would
+#: take some megabytes, which the first FEW to other hosts have.
+NEAR_BUFFER, FEW = 128 << 10, 32
 _KEEPALIVE = 60  # seconds: middle boxes forget a connection that says nothing
 _READ_ENDS = IN | GONE | (BOTH & ~OUT)
 _words = bytearray(max(hello.MAX_HELLO, hello.MAX_HEAD))
@@ -41,8 +42,8 @@ class RelayedConnection:
     __slots__ = (
         "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_moved", "_passed",
         "_place", "_places", "_reads", "_relay", "_start", "_strict", "_table", "_tenant",
-        "_up", "_upstream", "address", "allowed", "connected", "moved_at", "n", "name", "port",
-        "reason", "rule",
+        "_up", "_upstream", "address", "allowed", "asked", "connected", "moved_at", "n", "name",
+        "place", "port", "reason", "rule", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +57,7 @@ class RelayedConnection:
         """``to`` is the name, the address and the port that were dialled."""
         self._relay, self._tenant, self._client = relay, tenant, client
         self.name, self.address, self.port = to
+        self.place = self.name or self.address, self.port  # as was dialled
         self.n = n
         self._began = self.moved_at = relay.loop.now
         self._gate: Gate | None = None
@@ -67,8 +69,7 @@ class RelayedConnection:
         self._place: tuple[str, int] | None = None  # that was dialled last
         self._places: list[tuple[str, int]] = []
         self._attempt: Later | None = None
-        self.connected = False
-        self._ended = self._kept = False
+        self.connected = self.waits = self.asked = self._ended = self._kept = False
         self._reads = self._passed = False  # each request is judged; by the terminator, from now on
         self._moved = 0, 0  # by that
         self.allowed, self.rule, self.reason = True, "", ""
@@ -78,7 +79,7 @@ class RelayedConnection:
         self._start = relay.loop.later(START_SECONDS, self._late)
 
     def begin(self, verdict: EgressVerdict) -> None:
-        """Dial what a rule allows."""
+        """Dial what a rule allows, at once or once it is said that it may be."""
         if self.name is not None:
             self._strict = self.port == TLS_PORT
             self._gate = hello.host if self.port == HTTP_PORT else hello.server_name
@@ -88,19 +89,26 @@ class RelayedConnection:
         self._look_up(verdict)
 
     def rules_changed(self) -> None:
-        """End it where these do not allow it; what is being dialled is looked up anew."""
+        """End it where these, or an answer, do not allow it; what is being dialled, or waits for
+        that, is looked up anew."""
         verdict = self._judge()
         if not verdict.allowed:
             self.refuse(f"the rules were changed: {verdict.reason}")
         elif verdict.read != self._reads:
             how = "read" if verdict.read else "not read any more"
             self.end(f"the rules were changed: its requests are {how}", reset=True)
+        elif self.waits:
+            self._look_up(verdict)
+        elif verdict.ask and not self._tenant.questions.allows(self.place):
+            self.refuse("the rules were changed: it has to be asked about")
         elif self._upstream is not None and not self.connected:
             self._drop_upstream()
             self._look_up(verdict)
 
     def _look_up(self, verdict: EgressVerdict) -> None:
         self.rule, self._reads = verdict.rule, verdict.read
+        if asking.holds(self, verdict, self._tenant.questions):
+            return
         if self.name is None:
             self._found(self._relay.finder.of_number(self.address, self.port))
             return
@@ -111,6 +119,12 @@ class RelayedConnection:
         found = self._relay.finder.of_name(table, verdict, self.name, self.port, self._found)
         if found is not None:
             self._found(found)
+
+    def allow_seconds(self, seconds: float = START_SECONDS) -> None:
+        """Have it ended where nothing has come of it by then, and tell how it stands now."""
+        self._relay.reports.opened(self.n, self.row)
+        self._start.cancel()
+        self._start = self._relay.loop.later(seconds, self._late)
 
     def _judge(self) -> EgressVerdict:
         """What the rules of now say of it."""
@@ -168,8 +182,9 @@ class RelayedConnection:
             "address": self.address,
             "port": self.port,
             "rule": self.rule,
-            "allowed": self.allowed,
-            "reason": self.reason,
+            "allowed": self.allowed and not self.waits,
+            "reason": asking.WAITING if self.waits and not self._ended else self.reason,
+            "asked": self.asked,
             "sent": self._up.moved if self._up is not None else self._moved[0],
             "received": self._down.moved if self._down is not None else self._moved[1],
             "ms": round((self._relay.loop.now - self._began) * 1000, 1),
@@ -183,6 +198,8 @@ class RelayedConnection:
         self._ended, self.reason = True, reason
         if not self.connected:
             self._tenant.dialling -= 1
+        if self.waits:
+            self._tenant.questions.forget(self)
         self._tenant.connections.discard(self)
         self._start.cancel()
         if self._passed:
@@ -217,20 +234,10 @@ class RelayedConnection:
         self._drop_upstream()
         while self._places:
             self._place = address, port = self._places.pop(0)
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-            try:
-                self._upstream = upstream = socket.socket(family, kind, 0)
-                if len(self._tenant.connections) > FEW:
-                    upstream.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, FAR_BUFFER)
-                    upstream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, FAR_BUFFER)
-                why = upstream.connect_ex((address, port))
-            except OSError as error:
-                why = error.errno or errno.EIO
-            if why not in (0, errno.EINPROGRESS):
-                self._drop_upstream()
+            upstream, why = connecting(address, port, small=len(self._tenant.connections) > FEW)
+            if upstream is None:
                 continue
-            self.address = address
+            self._upstream, self.address = upstream, address
             self._relay.loop.watch(upstream.fileno(), BOTH, self._upstream_event)
             if why == 0:
                 self._connect(said=False)
@@ -269,7 +276,9 @@ class RelayedConnection:
             close(upstream, reset=reset)
 
     def _late(self) -> None:
-        if not self.connected:
+        if self.waits:
+            self.refuse(f"nobody has said within {asking.ASK_SECONDS:.0f} s whether it is allowed")
+        elif not self.connected:
             self.end(f"{self.address} did not answer within {START_SECONDS:.0f} s", reset=True)
         elif self._strict or self.port == HTTP_PORT:
             self.refuse(f"it said nothing whole within {START_SECONDS:.0f} s")
@@ -302,10 +311,7 @@ class RelayedConnection:
             self._listen_in(over=bool(mask & _READ_ENDS & ~IN))
         if self._ended:
             return
-        if self._reads:
-            if mask & GONE:
-                self.end("the program went away")
-        elif self.connected:
+        if self.connected and not self._reads:
             assert self._down is not None  # noqa: S101  (for the type checker)
             self._pump(up=bool(mask & _READ_ENDS), down=self._down.waits or bool(mask & GONE))
         elif mask & GONE:
@@ -365,17 +371,10 @@ class RelayedConnection:
             if over:
                 self.end("the program said nothing")
             return
-        first = self._gate(said)
-        if first is hello.MORE:
-            if over:
-                self.refuse("it ended before it said whom it talks to")
-        elif first.wrong:
-            self.refuse(f"what it says {first.wrong}")
-        elif first.name is None and self._strict:
-            self.refuse("its ClientHello names no server")
-        elif first.name not in (None, self.name):
-            self.refuse(f"it dialled {self.name} and asks for {first.name}"[:300])
-        else:
+        why = hello.objection(self._gate(said), self.name, strict=self._strict, over=over)
+        if why:
+            self.refuse(why)
+        elif why is not None:
             self._open_gate()
 
     def _open_gate(self) -> None:

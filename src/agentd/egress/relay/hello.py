@@ -25,6 +25,21 @@ class First(NamedTuple):
 MORE = None
 
 
+def objection(said: First | None, dialled: str | None, *, strict: bool, over: bool) -> str | None:
+    """Return why what was ``said`` is refused of a connection to the name ``dialled``, "" where it
+    is not, and None while more has to come; with ``strict`` it has to name a host, and where it is
+    ``over`` no more comes."""
+    if said is MORE:
+        return "it ended before it said whom it talks to" if over else None
+    if said.wrong:
+        return f"what it says {said.wrong}"
+    if said.name is None and strict:
+        return "its ClientHello names no server"
+    if said.name not in (None, dialled):
+        return f"it dialled {dialled} and asks for {said.name}"[:300]
+    return ""
+
+
 def is_tls(data: bytes) -> bool:
     return data[:1] == b"\x16"
 

@@ -1,8 +1,9 @@
 """Answers what sandboxes ask by DNS, each at its own socket.
 
 A name that no rule allows does not exist, and is asked of nobody. One that a rule could allow is
-asked of the host's servers, and answered with an address that stands for the name. Other kinds of
-records are answered with none: HTTPS records would give clients keys that hide the name they dial.
+asked of the host's servers, and answered with an address that stands for the name; one that has to
+be asked about is answered so without that. Other kinds of records are answered with none: HTTPS
+records would give clients keys that hide the name they dial.
 """
 
 import contextlib
@@ -98,6 +99,8 @@ class NameServer:
         if tenant.is_wild(name) and len(name) > MAX_WILD_NAME:
             self._deny(tenant, name, f"the name is over {MAX_WILD_NAME} characters")
             return dns.NXDOMAIN, b"", 0
+        if verdict.ask:  # who answers for it is asked nothing before a connection is allowed
+            return self._published(tenant, asked, MIN_TTL)
         resolved = self._resolver.known(name, asked.kind)
         if resolved is None:
             self._ask(tenant, asked, asker, asked.kind, self._of)

@@ -27,6 +27,7 @@ class Reports:
         self._open: dict[int, Callable[[], Row]] = {}
         self._repeats: dict[int, Tenant] = {}
         self.fault, self.sync = self._queue.fault, self._queue.sync
+        self.tell_now = self._queue.tell_now
 
     def opened(self, n: int, row: Callable[[], Row]) -> None:
         """``row`` is asked for where the connection still lives at the next batch."""
@@ -49,7 +50,7 @@ class Reports:
     def named(self, tenant: "Tenant", name: str) -> None:
         """A name has an address now, and is told so next: should we die then, the next relay has to
         know, so the host is told before."""
-        self._queue.tell_now({"sandbox": tenant.id, "named": name})
+        self.tell_now({"sandbox": tenant.id, "named": name})
 
     def spending(self, tenant: "Tenant", count: int) -> None:
         """So many bytes of a sandbox's budget count as moved for the next relay: told as a name

@@ -78,6 +78,8 @@ class Relay:
             self._admit(message, fds, whole=whole)
         elif "set" in message:
             self._set(message["set"], message["table"])
+        elif "answer" in message:
+            self._answer(message)
         elif "release" in message:
             self._release(message["release"])
         elif "sync" in message:
@@ -98,7 +100,7 @@ class Relay:
                 sock.close()
             self.reports.failed(id_, "the relay has no descriptors left for its sockets")
             return
-        tenant = Tenant(id_, self._table(id_, table), sockets, self.loop.now)
+        tenant = Tenant(id_, self._table(id_, table), sockets, self.loop, self.reports)
         self._bound(tenant, message.get("moved", 0))
         self._tenants[id_] = tenant
         for name in message["names"]:  # that it was told the addresses of by another relay
@@ -128,6 +130,13 @@ class Relay:
         self._bound(tenant)
         for connection in list(tenant.connections):
             connection.rules_changed()
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        tenant = self._tenants.get(message["answer"])
+        if tenant is not None:
+            place = message["host"], message["port"]
+            allowed, reason = message["allowed"], message["reason"]
+            tenant.questions.answered(place, allowed, reason, message["seconds"])
 
     def _bound(self, tenant: Tenant, moved: int = 0) -> None:
         """Have its connections keep within what its table says; ``moved`` by a relay before us."""
@@ -233,7 +242,12 @@ class Relay:
             verdict = tenant.table.of_address(addresses.parse(text), port)
         if not verdict.allowed:
             self._deny(tenant, client, (name or "", text, port), verdict.rule, verdict.reason)
-        elif why := self._spent(tenant) or self._crowded(tenant):
+        elif why := (
+            self._spent(tenant)
+            or self._crowded(tenant)
+            or (verdict.ask and tenant.questions.hindrance((name or text, port)))
+            or ""
+        ):
             self._deny(tenant, client, (name or "", text, port), verdict.rule, why)
         else:
             self._count += 1

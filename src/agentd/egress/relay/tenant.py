@@ -4,6 +4,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from agentd.egress.relay import synthetic
+from agentd.egress.relay.asking import Questions
 from agentd.egress.relay.synthetic import Synthetic
 from agentd.egress.table import EgressTable, EgressVerdict
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from agentd.egress.relay.budget import TrafficBudget
     from agentd.egress.relay.connection import RelayedConnection
     from agentd.egress.relay.loop import EventLoop
+    from agentd.egress.relay.records import Reports
     from agentd.egress.relay.streams import GuestStream
 
 MAX_CONNECTIONS = 512
@@ -26,13 +28,19 @@ class Tenant:
     __slots__ = (
         "_allowance", "_clocked", "_resting", "_since", "_verdicts", "_wild", "asking",
         "asking_streams", "budget", "closed", "connections", "denials", "dialling", "has_ipv6",
-        "id", "repeats", "sockets", "streams", "synthetic", "table",
+        "id", "questions", "repeats", "sockets", "streams", "synthetic", "table",
     )  # fmt: skip
 
     def __init__(
-        self, id_: int, table: EgressTable, sockets: list[socket.socket], now: float
+        self,
+        id_: int,
+        table: EgressTable,
+        sockets: list[socket.socket],
+        loop: "EventLoop",
+        reports: "Reports",
     ) -> None:
         self.id = id_
+        self.questions = Questions(id_, loop, reports)
         self.table = table
         self.sockets = sockets
         self.synthetic = Synthetic()
@@ -56,7 +64,7 @@ class Tenant:
         #: Of a machine: what its guest has open, and how many of that are for questions of DNS.
         self.streams: dict[GuestStream, None] = {}
         self.asking_streams = 0
-        self._allowance, self._since = NAMES_AT_ONCE, now
+        self._allowance, self._since = NAMES_AT_ONCE, loop.now
 
     def is_wild(self, name: str) -> bool:
         """Whether only a wildcard allows it."""
@@ -76,6 +84,7 @@ class Tenant:
         self.table = table
         self._verdicts.clear()
         self.denials.clear()
+        self.questions.keep(table)
 
     def spend(self, count: int) -> None:
         """So many bytes were moved by what reads its requests."""

@@ -24,14 +24,20 @@ ANSWER_SECONDS = 300.0
 _SEND_SECONDS = 10
 _SEND_TIMEOUT = struct.pack("ll", _SEND_SECONDS, 0)
 OnEnded = Callable[[str, str], None]
+#: What waits to be answered: the wall's ``id``, and members of ``egress.asked.AskedPlace``.
+OnAsked = Callable[[wire.Message], None]
+
+
+def _nobody(_: wire.Message) -> None:
+    """Leaves it unanswered: who connects without an answer makes no sandboxes that ask."""
 
 
 class SupervisorLink:
     """Thread-safe. ``on_ended(id, reason)`` is called in a thread of the link's own; ``reason`` is
-    a word, and behind a colon what is known of why."""
+    a word, and behind a colon what is known of why. So is ``on_asked``, which does not block."""
 
-    def __init__(self, sock: socket.socket, on_ended: OnEnded) -> None:
-        self._on_ended = on_ended
+    def __init__(self, sock: socket.socket, on_ended: OnEnded, on_asked: OnAsked = _nobody) -> None:
+        self._on_ended, self._on_asked = on_ended, on_asked
         self._lock = threading.Lock()
         self._waiting: dict[int, PendingAnswer] = {}
         self._count = 0
@@ -133,6 +139,9 @@ class SupervisorLink:
         if "event" in message:
             wire.close_all(fds)
             try:
+                if message["event"] == "asked":
+                    self._on_asked(message)
+                    return
                 # A supervisor of before knows no more than the reason.
                 why = str(message.get("why") or "")
                 reason = str(message["reason"])
@@ -177,9 +186,9 @@ class PendingAnswer:
         return self._message.get("ok"), self._fds
 
 
-def connect(path: str, on_ended: OnEnded) -> SupervisorLink:
+def connect(path: str, on_ended: OnEnded, on_asked: OnAsked = _nobody) -> SupervisorLink:
     """Connect to the supervisor at ``path``, started if there is none. Raises SandboxError."""
-    link = SupervisorLink(_connected(path, _deadline()), on_ended)
+    link = SupervisorLink(_connected(path, _deadline()), on_ended, on_asked)
     try:
         _see_answer(link, path)
     except BaseException:

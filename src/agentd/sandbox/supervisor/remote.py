@@ -15,6 +15,7 @@ from agentd.linux.pidfd import Pidfd
 from agentd.model import typed
 from agentd.model.availability import Availability
 from agentd.model.cause import Cause
+from agentd.model.egress import asks
 from agentd.model.errors import AgentdError, BackendLost, InvalidInput, Refused
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
@@ -66,6 +67,8 @@ class RemoteBackend:
             self._check_known("packages", "packages")
         if spec.net == "restricted":
             self._check_known("networks", "networks of rules")
+            if any(map(asks, spec.egress)):
+                self._check_known("asks", "rules that ask")
         if spec.secrets:
             self._check_known("secrets", "secrets")
         self._link.ask("plan", backend=self.name, spec=msgspec.to_builtins(spec))

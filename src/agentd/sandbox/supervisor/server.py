@@ -22,7 +22,7 @@ from agentd.sandbox.abilities import Ability, Method, incapable
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.ports import Backend, Plan, Wall
-from agentd.sandbox.supervisor import wire
+from agentd.sandbox.supervisor import asking, wire
 from agentd.sandbox.supervisor.held import HeldWall, boottime
 from agentd.sandbox.supervisor.wire import Message
 from agentd.sandbox.volume_lease import holder
@@ -51,6 +51,7 @@ class Supervisor:
         self._daemon: socket.socket | None = None
         self._sending = threading.Lock()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="supervisor")
+        self._asking = asking.DaemonAsking(self._tell, self._submit)
         self.closing = threading.Event()
         self.idle_since = boottime()
         self._operations: dict[str, Callable[[Message], Answer]] = {
@@ -61,6 +62,8 @@ class Supervisor:
             "packages": lambda _: (True, []),
             "networks": lambda _: (True, []),  # of rules
             "secrets": lambda _: (True, []),
+            "asks": lambda _: (True, []),  # rules that ask
+            "answer": lambda m: (asking.answer(self._entry(m), m), []),
             "launch": self._launch,
             "restore": self._launch,
             "list": self._list,
@@ -86,6 +89,7 @@ class Supervisor:
             if before is not None:  # a daemon that hangs must not keep a new one out
                 with contextlib.suppress(OSError):  # its own thread may have closed it by now
                     before.shutdown(socket.SHUT_RDWR)
+                asking.refuse(self._all())
             while True:
                 message, fds = wire.receive(daemon)
                 wire.close_all(fds)
@@ -99,9 +103,11 @@ class Supervisor:
             pass  # it is gone, speaks something else, or we are ending
         finally:
             with self._lock:
-                if self._daemon is daemon:
-                    self._daemon = None
+                last = self._daemon is daemon
+                self._daemon = None if last else self._daemon
             daemon.close()
+            if last:
+                asking.refuse(self._all())
 
     def watch(self) -> None:
         """Enforce leases and notice ends, until ``close``. Runs in a thread of its own."""
@@ -172,6 +178,14 @@ class Supervisor:
                 with contextlib.suppress(OSError):
                     wire.send(daemon, {"n": message.get("n"), "error": wire.encode_error(told)})
 
+    def _tell(self, message: Message) -> bool:
+        """Return whether there is a daemon, which hears it unless it goes away."""
+        with self._lock:
+            daemon = self._daemon
+        if daemon is not None:
+            self._send(daemon, message, [])
+        return daemon is not None
+
     def _hello(self, message: Message) -> Answer:
         if self.closing.is_set():
             raise BackendLost("the supervisor is about to end", remediation="start another")
@@ -216,6 +230,7 @@ class Supervisor:
         if taken:
             wall.kill()
             raise SandboxError(f"sandbox {id_} cannot be kept: it exists, or the daemon is ending")
+        self._asking.attach(entry)
         return entry.describe(), _first_process(wall)
 
     def _stream(self, message: Message) -> Answer:
@@ -313,13 +328,10 @@ class Supervisor:
         with self._lock:
             if self._entries.pop(entry.id, None) is None:
                 return
-            daemon = self._daemon
         try:
             entry.wall.kill()
         finally:  # the daemon hears of it even where it left something behind
-            if daemon is not None:
-                told: Message = {"event": "ended", "id": entry.id, "reason": reason, "why": why}
-                self._send(daemon, told, [])
+            self._tell({"event": "ended", "id": entry.id, "reason": reason, "why": why})
 
     def _ending(self, id_: str) -> Cause | None:
         with self._lock:

@@ -18,6 +18,7 @@ seen if {
 	object.get(shape, "egress", []) == egress
 	shape.mounts == mounts
 	shape.asked == asked
+	object.get(shape, "host", null) == host
 	place(shape.folder)
 	origin(shape.origin)
 }
@@ -42,6 +43,11 @@ asked := [port, asked_net, asked_mounts, workspace, isolation]
 default port := null
 
 port := input.parameters.port
+
+# Of a connection that is asked about.
+default host := null
+
+host := input.parameters.host
 
 default asked_net := null
 

@@ -38,6 +38,13 @@ hosts := "network.restricted: a sandbox with a network is not allowed" if {
 	input.sandbox.net == "restricted"
 } else := "network.host: a sandbox with a network of the host is not allowed"
 
+# A connection that a rule of its sandbox has somebody asked about ("ask api.example.com"): that is
+# a person, unless the policy says "allow".
+approve contains "network.ask: a rule of its sandbox asks about it" if {
+	input.capability.name == "network.connect"
+	not data.policy.connect == "allow"
+}
+
 # No sandbox, and none is asked for.
 bare if {
 	input.capability.needs.sandbox == false

@@ -60,3 +60,12 @@ test_other_rules if {
 	decision := decide(inside(asked, {"net": "restricted", "egress": []}))
 	not decision.allow
 }
+
+connect := {"host": "example.com", "port": 443, "rule": "ask example.com"}
+
+asks := inside(call("network.connect", ["egress"], connect), {"net": "restricted", "egress": ["ask example.com"]})
+
+test_asks if {
+	decision := decide(asks)
+	not decision.allow
+}

@@ -21,3 +21,19 @@ test_host_network if {
 	decision := decide(inside(call("shell.exec.v1", ["run"], {"command": "ls"}), {"net": "host"}))
 	decision.allow
 }
+
+connect := {"host": "example.com", "port": 443, "rule": "ask example.com"}
+
+asks := inside(call("network.connect", ["egress"], connect), {"net": "restricted", "egress": ["ask example.com"]})
+
+test_asks if {
+	decision := decide(asks)
+	decision.allow
+	decision.obligations.approve
+	not decision.obligations.no_network
+}
+
+test_asks_without_the_scope if {
+	decision := decide(object.union(asks, {"principal": {"name": "bob", "scopes": ["run"], "via": "sandbox"}}))
+	not decision.allow
+}

@@ -20,6 +20,7 @@ from agentd.sandbox.backends.linux.plan import LinuxPlan, egress_table
 
 if TYPE_CHECKING:
     from agentd.egress.admitted import Admitted
+    from agentd.egress.asked import Asker
     from agentd.egress.authority import Authority
     from agentd.egress.keeper import RelayKeeper
     from agentd.egress.terminating import Reading
@@ -69,6 +70,17 @@ class SandboxNetwork:
 
     def connections(self, after: int) -> ConnectionList:
         return self._admitted.connections(after)
+
+    def set_asker(self, asker: "Asker") -> None:
+        self._admitted.asked.asker = asker
+
+    def answer(
+        self, host: str, port: int, allowed: bool, reason: str, seconds: float | None
+    ) -> None:
+        self._admitted.asked.answer(host, port, allowed, reason, seconds)
+
+    def refuse_open(self, reason: str) -> None:
+        self._admitted.asked.refuse_open(reason)
 
     def give_secrets(self, values: Mapping[str, SecretValue]) -> None:
         from agentd.egress.terminator.credentials import pack_secrets  # late: few need it

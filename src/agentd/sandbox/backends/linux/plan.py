@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from agentd.egress.authority import Authority
-from agentd.model.egress import EgressBounds
+from agentd.model.egress import REPLAY, EgressBounds, asks, cassette
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import Limits
 from agentd.model.mount import WORKSPACE, Mount, MountMode
@@ -80,9 +80,15 @@ def egress_table(
     egress: Sequence[str], bounds: EgressBounds, secrets: Sequence[SecretBinding] = ()
 ) -> dict[str, Any]:
     """Return the table of a network's rules; connections to hosts of secrets are read. Raises
-    InvalidInput."""
+    InvalidInput, and Refused where nobody is there to be asked."""
     from agentd.egress.compile import compile_table
 
+    asking = next(filter(asks, egress), "")
+    if asking and bounds.allow is None and cassette(egress) != REPLAY:  # which a daemon's never is
+        raise Refused(
+            f"network rule {asking!r} asks, and without a daemon nobody is there to be asked",
+            remediation="use one (agentd serve, --url), or write the rule without ask",
+        )
     return compile_table(egress, bounds, secrets)
 
 

@@ -50,9 +50,11 @@ class LinuxWall(NamespaceWall):
             self.enforcement = {**self.enforcement, "network": told}
             return told
 
-        # The methods of ``Networked`` and ``HoldsSecrets``, which no other wall of this kind has:
-        # whoever stands for one and hands on what it is asked has them then, or not, as it has.
+        # The methods of ``Networked``, ``Asks`` and ``HoldsSecrets``, which no other wall of this
+        # kind has: whoever stands for one and hands on what it is asked has them then, or not.
         self.set_network, self.connections = set_network, network.connections
+        self.set_asker, self.answer = network.set_asker, network.answer
+        self.refuse_open = network.refuse_open
         self.give_secrets, self.held_secrets = network.give_secrets, network.held_secrets
         self.cassette, self.play = network.cassette, network.play
 

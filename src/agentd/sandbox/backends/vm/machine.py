@@ -126,10 +126,12 @@ class MachineWall(ABC, Generic[P]):
             self.enforcement = {**self.enforcement, "network": told}
             return told
 
-        # The methods of ``Networked`` and ``HoldsSecrets``, which no other machine has.
+        # The methods of ``Networked``, ``Asks`` and ``HoldsSecrets``, which no other machine has.
         self.set_network, self.connections = set_network, network.connections
         self.give_secrets, self.held_secrets = network.give_secrets, network.held_secrets
         self.cassette, self.play = network.cassette, network.play
+        self.set_asker, self.answer = network.set_asker, network.answer
+        self.refuse_open = network.refuse_open
 
     @property
     def _pidfd(self) -> int:
