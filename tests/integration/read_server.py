@@ -10,13 +10,17 @@ from typing import Any
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """Answers with the request, as JSON; /big/N with so many bytes."""
+    """Answers with the request, as JSON; /v1/big/N with so many bytes, /v1/full before it has the
+    body, which it never takes."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
     server: "EchoServer"
 
     def answer(self) -> None:
+        if self.path == "/v1/full":
+            self.send_error(413)  # and closes
+            return
         body = b""
         if "chunked" in self.headers.get("transfer-encoding", ""):
             while size := int(self.rfile.readline(), 16):
@@ -26,16 +30,20 @@ class Echo(http.server.BaseHTTPRequestHandler):
         elif length := int(self.headers.get("content-length", 0)):
             body = self.rfile.read(length)
         self.server.seen.append((self.requestline, self.headers.items(), body))
+        self.reply(body)
+
+    do_GET = do_POST = do_DELETE = do_PUT = do_HEAD = do_PATCH = do_OPTIONS = answer
+
+    def reply(self, body: bytes) -> None:
         if self.path.startswith("/v1/big/"):
             self._big(int(self.path.removeprefix("/v1/big/")))
         else:
             told = {"line": self.requestline, "headers": self.headers.items()}
-            self._say(json.dumps({**told, "body": body.decode("latin-1")}).encode())
+            self.say(json.dumps({**told, "body": body.decode("latin-1")}).encode())
 
-    do_GET = do_POST = do_DELETE = do_PUT = do_HEAD = answer
-
-    def _say(self, data: bytes) -> None:
-        self.send_response(200)
+    def say(self, data: bytes, kind: str = "application/json", status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
@@ -56,8 +64,8 @@ class Echo(http.server.BaseHTTPRequestHandler):
 class EchoServer(http.server.ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
-        super().__init__(("127.0.0.1", 0), Echo)
+    def __init__(self, context: ssl.SSLContext | None, handler: type[Echo] = Echo) -> None:
+        super().__init__(("127.0.0.1", 0), handler)
         self.seen: list[tuple[str, list[tuple[str, str]], bytes]] = []
         if context is not None:
             self.socket = context.wrap_socket(
@@ -69,8 +77,10 @@ class EchoServer(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(context: ssl.SSLContext | None = None) -> Iterator[EchoServer]:
-    with EchoServer(context) as server:
+def serving(
+    context: ssl.SSLContext | None = None, handler: type[Echo] = Echo
+) -> Iterator[EchoServer]:
+    with EchoServer(context, handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -129,6 +129,22 @@ def test_python_needs_nothing_else(sandbox: Sandbox) -> None:
     assert done.stdout.decode() == "GET /v1/x HTTP/1.1\n403 denied denied\n"
 
 
+_FULL = """
+import urllib.error, urllib.request
+for _ in range(20):
+    try:
+        urllib.request.urlopen("https://api.example.com/v1/full", data=b"a=b")
+    except urllib.error.HTTPError as error:
+        print(error.code)
+"""
+
+
+def test_what_a_host_says_that_takes_no_more_is_had(sandbox: Sandbox) -> None:
+    """It answers before it has the body, and closes, which resets: as servers do with 413."""
+    done = sandbox.run(["python3", "-c", _FULL])
+    assert (done.text, done.stderr) == ("413\n" * 20, b"")
+
+
 @pytest.mark.needs("node")
 def test_node_needs_nothing_else(sandbox: Sandbox) -> None:
     done = sandbox.run(["node", "-e", _FETCH], check=True)

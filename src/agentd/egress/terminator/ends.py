@@ -41,12 +41,15 @@ class ReadEnd:
         #: Is told what was read before anybody has it; raises OSError where that was too much.
         self.meter: Callable[[int], Awaitable[None]] | None = None
         self.patience = IDLE_SECONDS
+        self._broken: Exception | None = None  # behind what was read: the next read raises it
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {"in": [], "out": []}
 
     async def read(self) -> bytes:
         """Return what is there, once something is; b"" at the end. Others have their turn first."""
         await asyncio.sleep(0)
+        if self._broken is not None:
+            raise self._broken
         first = await self._until(lambda: self._receive(MOST))
         parts = [first]
         size = len(first)
@@ -54,7 +57,8 @@ class ReadEnd:
         while first and size < MOST and self._more(len(parts[-1])):
             try:
                 parts.append(self._receive(_RECORD))
-            except (*_READ, *_WRITE):
+            except BROKEN as error:
+                self._keep(error)
                 break
             size += len(parts[-1])
             if not parts[-1]:
@@ -63,6 +67,11 @@ class ReadEnd:
             await self.meter(size)
         self.moved += size
         return b"".join(parts) if len(parts) > 1 else first
+
+    def _keep(self, error: Exception) -> None:
+        """What ends it comes behind what was read: an answer, of a host that takes no more."""
+        if not isinstance(error, (*_READ, *_WRITE)):
+            self._broken = error
 
     async def peek(self) -> bytes:
         """Return its first byte without taking it; b"" at the end."""
@@ -172,9 +181,10 @@ class UpstreamTls(ReadEnd):
         while size < most:
             try:
                 count = self._tls.recv_into(view[size:])
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            except OSError as error:
                 if not size:
                     raise
+                self._keep(error)
                 break
             if not count:  # and it says so again, to who asks once more
                 break
