@@ -14,7 +14,7 @@ import pytest
 from tests.integration.test_profiles import metric
 from tests.security.daemons import WAIT, Daemon, running, until
 
-from agentd import InvalidInput, Refused, Sandbox, Unavailable
+from agentd import AgentdError, InvalidInput, Refused, Sandbox, Unavailable
 from agentd.testing.patience import SLOWER
 
 SIZE = 3 << 20
@@ -159,8 +159,9 @@ net = "{rule}"
 
 def test_the_wall_host_has_the_hosts_network_and_bounds_nothing() -> None:
     for budget in ({"net_rate": "5M"}, {"net_bytes": "1G"}):
-        with pytest.raises(Refused, match="cannot be bounded"):
-            Sandbox.create(isolation="none", backend="host", **budget)
+        for net, why in (("none", "bounds a network of rules"), (["pypi"], "cannot restrict")):
+            with pytest.raises(AgentdError, match=why):
+                Sandbox.create(isolation="none", backend="host", net=net, **budget)
 
 
 _READ = """

@@ -360,7 +360,7 @@ def test_rules_are_of_a_sandbox_or_of_the_option() -> None:
 
 @pytest.mark.parametrize(
     ("net", "why"),
-    [("host", "it reaches all that this machine does"), ("none", "it reaches nothing")],
+    [("host", "reaches all that this machine does"), ("none", "reaches nothing")],
 )
 def test_a_network_without_rules_explains_nothing(net: str, why: str) -> None:
     words = ["net", "explain", "pypi.org", "--net", net]
@@ -368,7 +368,7 @@ def test_a_network_without_rules_explains_nothing(net: str, why: str) -> None:
         [sys.executable, "-m", "agentd", *words], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert f"the network {net} has no rules: {why} (write rules, as " in done.stderr
+    assert f"'{net}' is no list of rules: with it a sandbox {why} (write rules" in done.stderr
 
 
 def test_a_name_that_was_refused_has_no_port_in_the_list(daemon: Daemon) -> None:
