@@ -381,6 +381,21 @@ def test_a_name_that_was_refused_has_no_port_in_the_list(daemon: Daemon) -> None
     assert daemon.ask("DELETE", f"/v1/sandboxes/{made}").status == 204
 
 
+_BREAK_OFF = """
+import socket, struct
+sock = socket.create_connection(("db.internal", 5432), 20)
+sock.recv(1)
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+sock.close()
+"""
+
+
+def test_the_list_has_the_rule_of_a_connection_that_was_broken_off(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, net=["db.internal:5432"]) as made:
+        made.run(["python3", "-c", _BREAK_OFF], check=True)
+        assert "  db.internal:5432 (" in _cli(daemon, "net", "ls", made.id).stdout
+
+
 def test_connections_of_a_sandbox_without_rules_are_told_to_need_some(daemon: Daemon) -> None:
     made = daemon.ask("POST", "/v1/sandboxes", {"net": "none"}).json["id"]
     sandbox = Sandbox.connect(made, url=daemon.url)

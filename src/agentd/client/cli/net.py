@@ -154,7 +154,9 @@ def _row(each: "ConnectionView") -> tuple[object, ...]:
     port = "dns" if each.port is None else each.port  # it came no further than its name
     decision = "allowed" if each.allowed else "refused" if each.ended else "asked"
     ms = f"{each.ms:.0f}" if each.ended and each.allowed else "-"
-    by = each.rule if each.allowed and not each.reason else each.reason or each.rule
+    by = each.reason or each.rule
+    if each.allowed and each.reason and each.rule:
+        by = f"{each.rule} ({each.reason})"  # which let it through, and what it ended of
     host = each.name or "-"
     if each.method:
         host, decision = f"{each.method} {host}{each.path}", f"{decision} {each.status}"
