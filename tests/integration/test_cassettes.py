@@ -15,6 +15,7 @@ from tests.security.daemons import Daemon, running
 from tests.unit.capability.fetch.authority import Authority
 
 from agentd import InvalidInput, Refused, Sandbox
+from agentd.egress.terminator.recording import MAX_TOGETHER
 from agentd.model.cassette import (
     MAX_BODY,
     MAX_CASSETTE,
@@ -311,7 +312,12 @@ def test_the_pages_examples_do_what_it_says(
 
 
 def test_the_page_has_every_bound_and_field() -> None:
-    for bound in (f"{MAX_BODY >> 20} MiB", f"{MAX_CASSETTE >> 20} MiB", f"{MAX_EXCHANGES:,} exch"):
+    for bound in (
+        f"{MAX_TOGETHER >> 30} GiB",
+        f"{MAX_BODY >> 20} MiB",
+        f"{MAX_CASSETTE >> 20} MiB",
+        f"{MAX_EXCHANGES:,} exch",
+    ):
         assert bound in PAGE
     told = set(re.findall(r'"(\w+)":|`(\w+)`', PAGE))
     fields = {name for pair in told for name in pair}

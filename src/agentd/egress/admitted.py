@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from agentd.egress.asked import AskedPlaces
 from agentd.egress.connections import ConnectionList, ConnectionLog
+from agentd.model.cassette import RecordedExchange
 
 if TYPE_CHECKING:
     from agentd.egress.keeper import RelayKeeper
 
 _MAX_NAMES, _MAX_NAME = 1024, 253
+_GOING_ON = "it was still going on"
 
 
 class Admitted:
@@ -28,6 +30,10 @@ class Admitted:
         self.names: dict[str, None] = {}
         self._spent = 0
         self.asked = AskedPlaces(lambda answer: keeper.tell({**answer, "answer": id_}))
+        #: How long its cassette was as it was asked for last, and what was not in it then, by the
+        #: connection.
+        self._written: int | None = None
+        self._going_on: dict[int, RecordedExchange] = {}
 
     @property
     def moved(self) -> int:
@@ -48,6 +54,12 @@ class Admitted:
                 self.names[str(row["named"])[:_MAX_NAME]] = None
         elif "spent" in row:
             self._spent = max(self._spent, int(row["spent"]))
+        elif "written" in row:
+            self._going_on, self._written = {}, int(row["written"])
+        elif "target" in row:
+            where = str(row["name"]), int(row["port"]), str(row["target"])
+            going_on = RecordedExchange(str(row["method"]), *where, unrecorded=_GOING_ON)
+            self._going_on[int(row["n"])] = going_on
         elif "method" in row:
             self.log.take_request(row)
         else:
@@ -64,13 +76,16 @@ class Admitted:
         self._keeper.of_terminator(self, lambda term: term.give(self.id, secrets))
 
     def recorded(self) -> bytes:
-        """Return the cassette of what it has asked until now. Raises Refused where none is
-        recorded."""
+        """Return the cassette of what it has asked until now, and of what has no answer yet. Raises
+        Refused where none is recorded."""
+        self._written, self._going_on = None, {}  # where there is none to tell, all is in it
+        self._keeper.of_terminator(self, lambda term: term.ask_what_goes_on(self.id))
         self._keeper.sync()
-        return self._keeper.of_terminator(self, lambda term: term.recorded(self.id))
+        told = self._written, tuple(self._going_on.values())
+        return self._keeper.of_terminator(self, lambda term: term.recorded(self.id, *told))
 
     def play(self, cassette: bytes) -> None:
-        """Have it, whose requests are replayed, answered from this one, which was looked at."""
+        """Have it, whose requests are replayed, answered from this, of ``cassettes.playable``."""
         self._keeper.of_terminator(self, lambda term: term.play(self.id, cassette))
 
     def connections(self, after: int = 0) -> ConnectionList:

@@ -5,12 +5,23 @@ of which the terminator is given copies. They are freed with their sandbox.
 import contextlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 
+import msgspec
+
 from agentd.egress.terminator.recording import LEFT_OUT
+from agentd.egress.terminator.replaying import CassetteIndex
 from agentd.model import typed
-from agentd.model.cassette import MAX_CASSETTE, RecordedExchange, check_size, joined
+from agentd.model.cassette import (
+    MAX_CASSETTE,
+    Cassette,
+    RecordedExchange,
+    check_size,
+    joined,
+    line,
+    parse,
+)
 from agentd.model.errors import SandboxError
 
 _SIZE = F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL
@@ -24,10 +35,25 @@ def blank() -> io.FileIO:
     return file
 
 
-def holding(cassette: bytes) -> io.FileIO:
-    """Return a file to replay, which nobody can change. Raises SandboxError."""
+def playable(data: bytes) -> tuple[bytes, Cassette]:
+    """Return what ``CassettePlayer`` reads, and the cassette. Raises InvalidInput for what is
+    none."""
+    found = parse(data)
+    entries, begin = [], data.index(b"\n") + 1
+    for each in found.exchanges:
+        end = data.index(b"\n", begin)
+        entries.append((each.place, each.body.digest, begin, end))
+        begin = end + 1
+    index = CassetteIndex(entries, found.left_out)
+    return msgspec.json.encode(index) + b"\n" + data, found
+
+
+def holding(data: bytes) -> io.FileIO:
+    """Return a file with this in it, which nobody can change. Raises SandboxError."""
     file = _file()
-    file.write(cassette)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
     fcntl(file.fileno(), F_ADD_SEALS, _SIZE | F_SEAL_WRITE)
     return file
 
@@ -48,11 +74,14 @@ def begun(file: io.FileIO) -> tuple[int, int]:
     return len(data), data.count(b"\n")
 
 
-def recorded(file: io.FileIO) -> bytes:
-    """Return the cassette of what was recorded so far. What is no exchange was half written by one
-    that died, or is a lie: it is counted as left out."""
+def recorded(
+    file: io.FileIO, size: int | None = None, going_on: Sequence[RecordedExchange] = ()
+) -> bytes:
+    """Return the cassette of what was recorded, of its first ``size`` bytes or so far, with
+    ``going_on`` at its end. What is no exchange was half written by one that died, or is a lie: it
+    is counted as left out."""
     kept, left_out = [], 0
-    for text in _recorded(file).split(b"\n"):
+    for text in _recorded(file)[:size].split(b"\n"):
         if not text:
             continue
         try:
@@ -62,7 +91,8 @@ def recorded(file: io.FileIO) -> bytes:
             kept.append(text + b"\n")
         except ValueError:  # msgspec's are
             left_out += 1
-    return joined(kept, left_out)
+    more = [line(each) for each in going_on]
+    return joined([*kept, *more], left_out)
 
 
 def _recorded(file: io.FileIO) -> bytes:

@@ -21,6 +21,8 @@ import msgspec
 from agentd.egress import cassettes
 from agentd.egress.authority import Authority
 from agentd.egress.process import RelayProcess, TakeUser, pack
+from agentd.egress.terminator.recording import MAX_TOGETHER
+from agentd.model.cassette import RecordedExchange
 from agentd.model.egress import RECORD
 from agentd.model.errors import Refused, SandboxError
 
@@ -131,18 +133,30 @@ class Terminating:
             self._tell(id_)
             self.sync()
 
-    def recorded(self, id_: int) -> bytes:
-        """Return the cassette of what it asked until now; ``sync`` before. Raises Refused where
-        nothing is recorded."""
+    def ask_what_goes_on(self, id_: int) -> None:
+        """Have it tell, before the next ``sync``, what it has asked that is not recorded yet.
+        Raises Refused where nothing is recorded."""
         if id_ not in self._recordings:
             raise Refused(
                 "the sandbox records nothing", remediation="make one whose net begins with record"
             )
-        return cassettes.recorded(self._recordings[id_])
+        with contextlib.suppress(SandboxError):  # nothing goes on without it
+            self._send({"going_on": id_})
+
+    def recorded(self, id_: int, size: int | None, going_on: Sequence[RecordedExchange]) -> bytes:
+        """Return the cassette of what it asked, of its first ``size`` bytes or all, with
+        ``going_on`` at its end."""
+        return cassettes.recorded(self._recordings[id_], size, going_on)
 
     def play(self, id_: int, cassette: bytes) -> None:
-        """Answer its requests, which are replayed, from this one from now on, from its
-        beginning."""
+        """Answer its requests, which are replayed, from this one from now on, from its beginning.
+        Raises Refused where those of all sandboxes would be too large."""
+        others = [file for other, file in self._replayed.items() if other != id_]
+        if len(cassette) + sum(os.fstat(file.fileno()).st_size for file in others) > MAX_TOGETHER:
+            raise Refused(
+                f"the cassettes of all sandboxes would take over {MAX_TOGETHER} bytes",
+                remediation="end sandboxes that replay, or wait until some have ended",
+            )
         file, before = cassettes.holding(cassette), self._replayed.get(id_)
         self._replayed[id_] = file
         if before is not None:

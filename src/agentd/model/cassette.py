@@ -88,9 +88,9 @@ class RecordedExchange(msgspec.Struct, frozen=True, omit_defaults=True, forbid_u
     unrecorded: str = ""
 
     @property
-    def key(self) -> tuple[str, str, int, str, str]:
-        """What a request has to be the same in."""
-        return self.method, self.host, self.port, self.target, self.body.digest
+    def place(self) -> str:
+        """What a request has to be the same in beside its body."""
+        return place(self.method, self.host, self.port, self.target)
 
 
 class _First(msgspec.Struct, frozen=True):
@@ -118,6 +118,12 @@ class Cassette(msgspec.Struct, frozen=True):
     def rules(self) -> tuple[str, ...]:
         """The rules of a network that has its hosts."""
         return tuple(sorted(f"{host}:{port}" for host, port in self.endpoints))
+
+
+def place(method: str, host: str, port: int, target: str) -> str:
+    """Return what stands for what is asked, in 64 characters."""
+    asked = msgspec.json.encode([method, host, port, target])
+    return hashlib.sha256(asked).hexdigest()
 
 
 def line(exchange: RecordedExchange) -> bytes:

@@ -131,7 +131,7 @@ def _check_cassette(rules: Iterable[EgressRule]) -> None:
     for rule in rules if word else ():
         if rule.text in (RECORD, REPLAY) and rule.text != word:
             _wrong(rule.text, f"cannot stand beside {word}", "leave one of them out")
-        if rule.allow and (rule.network is not None or rule.text == LEARN):
+        if rule.allow and (rule.network is not None or rule.host == "*"):
             what = "recorded" if word == RECORD else "replayed"
             _wrong(rule.text, f"cannot be {what}", "name the hosts that are meant")
 

@@ -81,6 +81,7 @@ def test_what_is_wrong_is_named_with_its_line(data: bytes, said: str, fix: str) 
         ("record,10.1.2.3:443", "'10.1.2.3:443' cannot be recorded"),
         ("record,10.0.0.0/8:*", "'10.0.0.0/8:*' cannot be recorded"),
         ("record,learn", "'learn' cannot be recorded"),
+        ("record,ask public", "'ask public' cannot be recorded"),
         ("replay,10.1.2.3:443", "'10.1.2.3:443' cannot be replayed"),
         ("record,replay", "'replay' cannot stand beside record"),
         ("record:tape,pypi", "'record:tape' has a file, which is for agentd run"),

@@ -42,7 +42,9 @@ class JudgedExchange:
     ) -> None:
         """``since``: when it began, and what had been sent and received by then."""
         assert of.client is not None  # noqa: S101  (for the type checker)
-        self._of, self._head, self._path, self._rule = of, head, path, rule
+        self._of, self.head, self._path, self._rule = of, head, path, rule
+        #: Whether it is to be recorded, and is not yet.
+        self.is_open = False
         self._client = of.client
         self._began, self._before = since
         self._status = 0
@@ -61,7 +63,7 @@ class JudgedExchange:
         """End the request where the rules of now do not allow it."""
         of = self._of
         try:
-            requests.judge(self._head, of.name, of.port, of.sandbox.table)
+            requests.judge(self.head, of.name, of.port, of.sandbox.table)
         except RefusedRequest as refused:
             of.reason = f"the rules were changed: {refused.reason}"
             if self._task is not None:
@@ -71,7 +73,7 @@ class JudgedExchange:
         of = self._of
         sent, received = (now - before for now, before in zip(of.moved, self._before, strict=True))
         ms = (asyncio.get_running_loop().time() - self._began) * 1000
-        row: dict[str, object] = {"method": self._head.method, "path": self._path}
+        row: dict[str, object] = {"method": self.head.method, "path": self._path}
         row |= {"status": self._status, "rule": self._rule, "allowed": True, "reason": reason[:300]}
         row |= {"sent": sent, "received": received, "ms": round(ms, 1), "ended": True}
         of.terminator.records.request(of, row)
@@ -99,7 +101,10 @@ class RequestExchange(JudgedExchange):
         self._draft: ExchangeDraft | Unrecorded = Unrecorded()
         if recording is not None:
             self._draft = ExchangeDraft(recording, head, of.name, of.port)
+            self.is_open = True
         self._unfit = _NO_ANSWER  # why it is not to be recorded
+        self._lacks = ""  # what is said where it was not
+        self._answered_whole = False
 
     async def run(self) -> bool:
         reason = ""
@@ -108,7 +113,6 @@ class RequestExchange(JudgedExchange):
             await self._send_head()
             sending = asyncio.ensure_future(self._send_body())
             switched = await self._answer(sending)
-            self._unfit = ""
             if switched:
                 self._unfit = "it became a WebSocket"
                 await self._tunnel()
@@ -134,22 +138,22 @@ class RequestExchange(JudgedExchange):
                 sending.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):
                     await sending
-            lacks = self._finish(reason)
-            reason = reason or lacks
+            self._finish(reason)
+            reason = reason or self._lacks
             if self.answered or reason:
                 self._record(reason)
 
-    def _finish(self, reason: str) -> str:
-        """Have it written down; return what is to be said where it is not recorded."""
-        why, whole = self._unfit, not self._unfit
-        if whole and not self._sent:
-            why = "it was answered before all of it was sent"
-        elif self._draft.has_answer:  # what came of it
+    def _finish(self, reason: str) -> None:
+        """Have it written down, once."""
+        draft, self._draft, self.is_open = self._draft, Unrecorded(), False
+        whole, why = self._answered_whole, self._unfit
+        if draft.has_answer and not whole:  # what came of it
             why = ""
         elif why == _NO_ANSWER and reason:
             why = f"{why}: {reason}"
-        lacks = self._draft.finish(broken=not whole, why=why[:300])
-        return f"not recorded: {lacks}" if lacks and self.answered else ""
+        lacks = draft.finish(broken=not whole, why=why[:300])
+        if lacks and (self.answered or whole):
+            self._lacks = f"not recorded: {lacks}"
 
     # --- the request ---
 
@@ -251,6 +255,9 @@ class RequestExchange(JudgedExchange):
                     self._draft.came(rest)
                     out.append(self._down.send(h11.Data(data=rest)) or b"")
                 out.append(self._down.send(self._end(event)) or b"")
+                self._answered_whole = True
+                self._unfit = "" if self._sent else "it was answered before all of it was sent"
+                self._finish("")  # who has its answer finds it recorded
                 await self._flush(out)
                 return False
             else:
@@ -260,7 +267,7 @@ class RequestExchange(JudgedExchange):
         """With the trailers, which HTTP/1.0 has none of."""
         trailers = self._look.answer_head(self._status, event.headers.raw_items())
         self._draft.trailers(trailers)
-        return h11.EndOfMessage(headers=[] if self._head.version == b"HTTP/1.0" else trailers)
+        return h11.EndOfMessage(headers=[] if self.head.version == b"HTTP/1.0" else trailers)
 
     def _words(self, event: h11.Response | h11.InformationalResponse) -> bytes:
         """What the host says beside its status: what stands in a field could stand there, too."""

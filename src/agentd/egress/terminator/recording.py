@@ -24,6 +24,8 @@ from agentd.model.cassette import (
     line,
 )
 
+#: Bytes of the cassettes of all sandboxes of one terminator; of those that are played as well.
+MAX_TOGETHER = 1 << 30
 #: Stands for an exchange that found no room.
 LEFT_OUT = b"-\n"
 #: Bytes that are kept for these.
@@ -33,24 +35,39 @@ _KEPT = (b"accept", b"content-type", b"content-encoding", b"range")
 _COOKIES = (b"cookie", b"set-cookie")
 
 
+class CassetteRoom:
+    """What the cassettes of all sandboxes may take together, of those that are written."""
+
+    def __init__(self) -> None:
+        self.left = MAX_TOGETHER
+
+
 class CassetteWriter:
     """Of one sandbox. What its open exchanges hold counts as written, so that they are bounded."""
 
-    def __init__(self, file: io.FileIO, begun: tuple[int, int] = (0, 0)) -> None:
+    def __init__(self, file: io.FileIO, begun: tuple[int, int], room: CassetteRoom) -> None:
         """Takes ownership. ``begun``: the bytes and exchanges that are in it."""
-        self._file = file
+        self._file, self._room = file, room
         self._size, self._count = begun
+        #: Bytes that are in it.
+        self.written = self._size
+        room.left -= self._size
         if self._size:
             self._write(b"\n")  # behind what another did not finish
 
     def take(self, count: int) -> bool:
         """Return whether there was room for so many bytes, which are taken then."""
         fits = self._fits(count)
-        self._size += count if fits else 0
+        self._add(count if fits else 0)
         return fits
 
     def give(self, count: int) -> None:
-        self._size -= count
+        self._add(-count)
+
+    def end(self) -> None:
+        """Its sandbox has ended: give all room back. What is open still takes none."""
+        self._room.left += self._size
+        self._room = CassetteRoom()
 
     def add(self, exchange: RecordedExchange) -> bool:
         """Write it; return whether there was room for it."""
@@ -64,10 +81,16 @@ class CassetteWriter:
         return False
 
     def _fits(self, count: int) -> bool:
-        return self._size + count <= MAX_CASSETTE - _FOR_LEFT_OUT
+        most = min(MAX_CASSETTE - _FOR_LEFT_OUT - self._size, self._room.left)
+        return count <= most
+
+    def _add(self, count: int) -> None:
+        self._size += count
+        self._room.left -= count
 
     def _write(self, data: bytes) -> None:
-        self._size += len(data)
+        self._add(len(data))
+        self.written += len(data)
         self._file.write(data)
 
 

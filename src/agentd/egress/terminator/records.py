@@ -9,9 +9,10 @@ from agentd.egress.rows import Row, RowQueue
 
 if TYPE_CHECKING:
     from agentd.egress.terminator.connection import ReadConnection
+    from agentd.egress.terminator.requests import RequestHead
 
 _BATCH = 32  # in a message: a path may be long
-_MAX_PATH = 400
+_MAX_PATH, _MAX_TARGET = 400, 2000
 
 
 class RequestRecords:
@@ -24,6 +25,15 @@ class RequestRecords:
         """``row`` says of a request what is not the connection's."""
         where = {"sandbox": of.sandbox.id, "n": of.n, "name": of.name, "port": of.port}
         self._queue.add({**where, **row, "path": str(row["path"])[:_MAX_PATH]})
+
+    def written(self, sandbox: int, size: int) -> None:
+        """How long its cassette is as what is told next is not in it."""
+        self._queue.add({"sandbox": sandbox, "written": size})
+
+    def going_on(self, of: "ReadConnection", head: "RequestHead") -> None:
+        """A request that is not recorded yet."""
+        where = {"sandbox": of.sandbox.id, "n": of.n, "name": of.name, "port": of.port}
+        self._queue.add({**where, "method": head.method, "target": head.target[:_MAX_TARGET]})
 
 
 def _later(seconds: float, then: Callable[[], None]) -> None:

@@ -2,52 +2,62 @@
 
 import hashlib
 import io
+from collections import deque
 
 import h11
+import msgspec
 
 from agentd.egress.terminator.exchange import JudgedExchange, Over
 from agentd.egress.terminator.requests import RefusedRequest
-from agentd.model.cassette import MAX_BODY, RecordedExchange, fields_of, parse
+from agentd.model import cassette, typed
+from agentd.model.cassette import MAX_BODY, RecordedExchange, fields_of
 
 _RECORD = "record it, with --net record:FILE and rules for what is to be asked"
 _PIECE = 1 << 20
 _EMPTY = (204, 304)
-_Key = tuple[str, str, int, str, str]
+
+
+class CassetteIndex(msgspec.Struct, frozen=True):
+    """Its host makes it, who has the time to read all of a cassette. ``exchanges`` are the place
+    and the digest of the body of each, and where its line begins and ends."""
+
+    exchanges: list[tuple[str, str, int, int]]
+    left_out: int
 
 
 class CassettePlayer:
     """What of a cassette was given, and what comes next."""
 
     def __init__(self, file: io.FileIO) -> None:
-        """Closes ``file``. Raises InvalidInput."""
+        """``file`` has a line with its index, and the cassette; closes it."""
         with file:
             # FileIO.readall would seek, which is not allowed here.
-            cassette = parse(b"".join(iter(lambda: file.read(_PIECE), b"")))
-        self._left_out = cassette.left_out
-        self._found: dict[_Key, list[RecordedExchange]] = {}
-        self._targets: set[tuple[str, str, int, str]] = set()
-        for each in cassette.exchanges:
-            self._found.setdefault(each.key, []).append(each)
-            self._targets.add(each.key[:4])
+            data = b"".join(iter(lambda: file.read(_PIECE), b""))
+        self._begin = data.index(b"\n") + 1
+        self._data = memoryview(data)
+        index = typed.decoder(CassetteIndex).decode(self._data[: self._begin])
+        self._left_out = index.left_out
+        self._found: dict[str, dict[str, deque[tuple[int, int]]]] = {}
+        for place, digest, begin, end in index.exchanges:
+            bodies = self._found.setdefault(place, {})
+            bodies.setdefault(digest, deque()).append((begin, end))
 
-    def next(self, key: _Key) -> RecordedExchange:
+    def next(self, method: str, host: str, port: int, target: str, digest: str) -> RecordedExchange:
         """Return the next of those that are the same, and the last again. Raises RefusedRequest
         where there is none."""
-        there = self._found.get(key)
-        if there is None:
-            raise _missing(self._why_not(key))
-        found = there.pop(0) if len(there) > 1 else there[0]
+        bodies = self._found.get(cassette.place(method, host, port, target))
+        if bodies is None or digest not in bodies:
+            what = f"{method} {host}:{port}{target}"[:500]
+            more = f", and {self._left_out} were left out of it" if self._left_out else ""
+            has = f"has {what} with another body" if bodies else f"has no {what}{more}"
+            raise _missing(f"the cassette {has}")
+        same = bodies[digest]
+        begin, end = same.popleft() if len(same) > 1 else same[0]
+        line = self._data[self._begin + begin : self._begin + end]
+        found = typed.decoder(RecordedExchange).decode(line)
         if found.unrecorded:
             raise _missing(f"it was not recorded: {found.unrecorded}")
         return found
-
-    def _why_not(self, key: _Key) -> str:
-        method, host, port, target, _ = key
-        what = f"{method} {host}:{port}{target}"[:500]
-        if key[:4] in self._targets:
-            return f"the cassette has {what} with another body"
-        more = f", and {self._left_out} were left out of it" if self._left_out else ""
-        return f"the cassette has no {what}{more}"
 
 
 def _missing(why: str) -> RefusedRequest:
@@ -58,7 +68,7 @@ class ReplayedExchange(JudgedExchange):
     """One without a host."""
 
     async def run(self) -> bool:
-        of, head = self._of, self._head
+        of, head = self._of, self.head
         try:
             digest = await self._digest()
         except h11.RemoteProtocolError:
@@ -68,7 +78,7 @@ class ReplayedExchange(JudgedExchange):
             why = "no cassette has been put into the sandbox yet"
             fix = "put one in: agentd net cassette SANDBOX --put FILE"
             raise RefusedRequest("no_cassette", why, fix=fix)
-        found = player.next((head.method, of.name, of.port, head.target, digest))
+        found = player.next(head.method, of.name, of.port, head.target, digest)
         try:
             data = self._answered(found)
         except h11.LocalProtocolError as error:
@@ -106,7 +116,7 @@ class ReplayedExchange(JudgedExchange):
         """Raises h11.LocalProtocolError."""
         body = found.answer.data
         headers = fields_of(found.answer_headers)
-        if not found.broken and self._head.method != "HEAD" and found.status not in _EMPTY:
+        if not found.broken and self.head.method != "HEAD" and found.status not in _EMPTY:
             # Who mends an answer by hand does not count.
             length = str(len(body)).encode()
             headers = [(name, _length(name, value, length)) for name, value in headers]
@@ -116,7 +126,7 @@ class ReplayedExchange(JudgedExchange):
             h11.Data(data=body),
         ]
         if not found.broken:
-            trailers = [] if self._head.version == b"HTTP/1.0" else fields_of(found.trailers)
+            trailers = [] if self.head.version == b"HTTP/1.0" else fields_of(found.trailers)
             events.append(h11.EndOfMessage(headers=trailers))
         return b"".join(self._down.send(event) or b"" for event in events)
 

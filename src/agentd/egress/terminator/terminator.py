@@ -16,7 +16,7 @@ from agentd.egress.terminator.certificates import LeafIssuer
 from agentd.egress.terminator.connection import ReadConnection
 from agentd.egress.terminator.credentials import Credentials, convert_secrets
 from agentd.egress.terminator.metering import ConnectionMeter, TrafficPace
-from agentd.egress.terminator.recording import CassetteWriter
+from agentd.egress.terminator.recording import CassetteRoom, CassetteWriter
 from agentd.egress.terminator.records import RequestRecords
 from agentd.egress.terminator.replaying import CassettePlayer
 
@@ -50,6 +50,7 @@ class Terminator:
         self.client_context, self.upstream_context = client, upstream
         self.records = RequestRecords(control)
         self._sandboxes: dict[int, ReadSandbox] = {}
+        self._room = CassetteRoom()
         self._links: set[RelayLink] = set()
 
     async def serve(self) -> None:
@@ -113,6 +114,8 @@ class Terminator:
             self._set(message["set"], message["table"])
         elif "release" in message:
             self._release(message["release"])
+        elif "going_on" in message:
+            self._tell_what_goes_on(message["going_on"])
         elif "sync" in message:
             self.records.sync(message["sync"])
 
@@ -143,13 +146,25 @@ class Terminator:
                 file.close()
             elif "begun" in message:
                 size, count = message["begun"]
-                sandbox.recording = CassetteWriter(file, (size, count))
+                sandbox.recording = CassetteWriter(file, (size, count), self._room)
             else:
                 sandbox.player = CassettePlayer(file)
 
+    def _tell_what_goes_on(self, id_: int) -> None:
+        sandbox = self._sandboxes.get(id_)
+        if sandbox is None or sandbox.recording is None:
+            return
+        self.records.written(id_, sandbox.recording.written)
+        for connection in sandbox.connections:
+            exchange = connection.exchange
+            if exchange is not None and exchange.is_open:
+                self.records.going_on(connection, exchange.head)
+
     def _release(self, id_: int) -> None:
         """The relay has ended its connections, or does so now."""
-        self._sandboxes.pop(id_, None)
+        sandbox = self._sandboxes.pop(id_, None)
+        if sandbox is not None and sandbox.recording is not None:
+            sandbox.recording.end()
 
 
 def _hindrance(sandbox: ReadSandbox | None, to: tuple[str, int], ends: list[socket.socket]) -> str:

@@ -1,6 +1,8 @@
 """What a program asked through a terminator, recorded and answered again, byte by byte."""
 
 import base64
+import contextlib
+import io
 import json
 import os
 import signal
@@ -21,7 +23,14 @@ from tests.unit.egress.terminator.world import (
     read_head,
 )
 
-from agentd.egress.terminator.recording import LEFT_OUT
+from agentd.egress import cassettes, terminating
+from agentd.egress.cassettes import playable
+from agentd.egress.terminator.recording import (
+    LEFT_OUT,
+    MAX_TOGETHER,
+    CassetteRoom,
+    CassetteWriter,
+)
 from agentd.model import cassette
 from agentd.model.cassette import Cassette, RecordedBody, RecordedExchange
 from agentd.model.errors import Refused
@@ -75,7 +84,7 @@ def replayed(world: Judging, data: bytes, said: Sequence[str]) -> list[str]:
     """What each is answered; the host would say nothing."""
     with world.program(lambda _: None, REPLAY) as it:
         assert it.admitted is not None
-        it.admitted.play(data)
+        it.admitted.play(playable(data)[0])
         return [it.ask(f"once({each!r})") for each in said]
 
 
@@ -117,7 +126,7 @@ def test_a_connection_is_kept_and_a_body_that_differs_is_told(world: Judging) ->
         data = it.admitted.recorded()
     with world.program(lambda _: None, REPLAY) as it:
         assert it.admitted is not None
-        it.admitted.play(data)
+        it.admitted.play(playable(data)[0])
         it.ask("begin()")
         for body in ("abd", "abc"):
             it.ask(f"say(0, {post + body!r})")
@@ -202,7 +211,7 @@ def test_an_answer_that_was_broken_off_is_so_again(world: Judging) -> None:
     with world.program(serve, RECORD) as it:
         it.ask(f"begin(), say(0, {CLOSE!r})")
         assert it.ask("until(0, 'ok')").endswith("ok")
-        eventually(lambda: len(tape(it).exchanges) == 1)
+        eventually(lambda: [each.unrecorded for each in tape(it).exchanges] == [""])
         assert it.admitted is not None
         data = it.admitted.recorded()
     (exchange,) = cassette.parse(data).exchanges
@@ -243,10 +252,10 @@ def test_a_websocket_works_and_is_told_as_not_recorded(world: Judging) -> None:
     with world.program(serve, RECORD) as it:
         it.ask(f"begin(), say(0, {ask!r})")
         assert it.ask("until(0, 'first')").startswith("HTTP/1.1 101")
+        assert [each.unrecorded for each in tape(it).exchanges] == ["it was still going on"]
         it.ask("kept[0].close()")
-        eventually(lambda: len(tape(it).exchanges) == 1)
-        (exchange,) = tape(it).exchanges
-    assert exchange.unrecorded == "it became a WebSocket"
+        end = ["it became a WebSocket"]
+        eventually(lambda: [each.unrecorded for each in tape(it).exchanges] == end)
 
 
 def test_what_is_no_http_is_refused_while_it_is_recorded(world: Judging) -> None:
@@ -291,7 +300,7 @@ def test_the_next_terminator_goes_on_behind_the_last(own_world: Judging) -> None
         assert it.requests()[-1]["reason"] == "not recorded: the cassette is full"
     with world.program(lambda _: None, REPLAY) as it:
         assert it.admitted is not None
-        it.admitted.play(data)
+        it.admitted.play(playable(data)[0])
         killed(world)
         answered(it, other, "ok")
 
@@ -315,7 +324,7 @@ def test_one_that_is_put_in_replaces_the_one_before(world: Judging) -> None:
         assert it.admitted is not None
         assert error(it.ask(f"once({CLOSE!r})"))["code"] == "no_cassette"
         for body in (b"one", b"another"):  # longer than its length says: that is made anew
-            it.admitted.play(made(body))
+            it.admitted.play(playable(made(body))[0])
             assert it.ask(f"once({CLOSE!r})").endswith(
                 f"length: {len(body)}\r\nConnection: close\r\n\r\n{body.decode()}"
             )
@@ -323,29 +332,66 @@ def test_one_that_is_put_in_replaces_the_one_before(world: Judging) -> None:
             it.admitted.recorded()
 
 
-def test_other_requests_than_its_own_are_not_heard_while_one_is_slow(world: Judging) -> None:
-    go_on = threading.Event()
+def test_what_is_still_going_on_is_told(world: Judging) -> None:
+    heard, go_on = threading.Event(), threading.Event()
 
     def serve(sock: socket.socket) -> None:
         head = read_head(sock)
         if b"/v1/slow" in head:
+            heard.set()
             go_on.wait(60)
         sock.sendall(OK)
 
-    slow = CLOSE.replace("/v1/x", "/v1/slow")
+    slow = CLOSE.replace("/v1/x", "/v1/slow?a=b")
     with world.program(serve, RECORD) as it:
         it.ask(f"begin(), say(0, {slow!r})")
         it.ask(f"once({CLOSE!r})")
+        assert heard.wait(60)
+        told = [(each.target, each.unrecorded) for each in tape(it).exchanges]
+        assert told == [("/v1/x", ""), ("/v1/slow?a=b", "it was still going on")]
         go_on.set()
         it.ask("rest(0)")
-        assert [each.target for each in tape(it).exchanges] == ["/v1/x", "/v1/slow"]
+        told = [(each.target, each.unrecorded) for each in tape(it).exchanges]
+        assert told == [("/v1/x", ""), ("/v1/slow?a=b", "")]
 
 
-def test_what_a_terminator_wrote_that_is_no_exchange_is_counted(world: Judging) -> None:
-    with world.program(answering(OK), RECORD) as it:
-        it.ask(f"once({CLOSE!r})")
-        shared = world.keeper.terminating._recordings[it.admitted.id]  # type: ignore[union-attr]
+def test_what_a_terminator_wrote_that_is_no_exchange_is_counted() -> None:
+    exchange = RecordedExchange("GET", HOST, 443, "/", status=200)
+    with cassettes.blank() as shared:
+        shared.write(cassette.line(exchange) + LEFT_OUT + b"\n")
         shared.write(b'{"method": "GET"')  # half a line, as of one that was killed
-        assert (len(tape(it).exchanges), tape(it).left_out) == (1, 1)
+        found = cassette.parse(cassettes.recorded(shared))
+        assert (found.exchanges, found.left_out) == ((exchange,), 2)
         with pytest.raises(OSError, match="not permitted"):
             os.ftruncate(shared.fileno(), cassette.MAX_CASSETTE + 1)
+
+
+def test_what_all_take_together_is_bounded_and_given_back(tmp_path: Path) -> None:
+    room, size = CassetteRoom(), cassette.MAX_CASSETTE - (2 << 20)
+    exchange = RecordedExchange("GET", HOST, 443, "/", body=RecordedBody(text="x" * (3 << 20)))
+    with contextlib.ExitStack() as files:
+        paths = [tmp_path / str(n) for n in range(MAX_TOGETHER // size + 1)]
+        opened = [files.enter_context(io.FileIO(path, "w")) for path in paths]
+        *writers, last = [CassetteWriter(file, (0, 0), room) for file in opened]
+        assert all(writer.take(size) for writer in writers)
+        assert not last.take(size)
+        for writer in writers:
+            writer.end()
+            writer.give(size)  # by what is open still
+        assert room.left == MAX_TOGETHER
+        assert last.add(exchange) and room.left < MAX_TOGETHER - (3 << 20)
+        last.end()
+        assert room.left == MAX_TOGETHER
+
+
+def test_what_all_are_played_is_bounded(world: Judging, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = playable(file())[0]
+    monkeypatch.setattr(terminating, "MAX_TOGETHER", 2 * len(data) - 1)
+    with world.program(lambda _: None, REPLAY) as it, world.program(lambda _: None, REPLAY) as more:
+        assert it.admitted is not None and more.admitted is not None
+        for _ in range(2):  # in place of the one before
+            it.admitted.play(data)
+        with pytest.raises(Refused, match="of all sandboxes would take over"):
+            more.admitted.play(data)
+        it.admitted.close()
+        more.admitted.play(data)

@@ -102,8 +102,9 @@ class SandboxNetwork:
     def play(self, path: str) -> None:
         """Answer from the cassette at ``path``. Raises InvalidInput for what is none, and for hosts
         that no rule has; Refused where nothing is replayed."""
+        from agentd.egress.cassettes import playable
         from agentd.egress.table import EgressTable
-        from agentd.model import cassette
+        from agentd.model.cassette import MAX_CASSETTE, check_hosts
 
         table = EgressTable(self._admitted.table)
         if not table.replays:
@@ -111,8 +112,8 @@ class SandboxNetwork:
                 "the sandbox replays nothing", remediation="make one whose net begins with replay"
             )
         with open(path, "rb") as file:
-            data = file.read(cassette.MAX_CASSETTE + 1)
-        cassette.check_hosts(cassette.parse(data), lambda *to: table.of_name(*to).allowed)
+            data, found = playable(file.read(MAX_CASSETTE + 1))
+        check_hosts(found, lambda *to: table.of_name(*to).allowed)
         self._admitted.play(data)
 
     def close(self) -> None:
