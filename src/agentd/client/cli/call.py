@@ -128,6 +128,13 @@ def _request(options: argparse.Namespace, spelled: str) -> "CallBody | bytes":
             raise InvalidInput(
                 "--request is the whole request", remediation=f"leave out the name and {spelled}"
             )
+        own = {n: getattr(options, n) for n in ("template", "sandbox", "bundle", "keep")}
+        for name, value in {**sandbox_options(options), **own}.items():
+            if value:
+                raise InvalidInput(
+                    f"--request is the whole request, and {name} is given beside it",
+                    remediation=f"write {name} into the request, or leave --request out",
+                )
         raw = params.read(options.request)
         params.parsed(raw, "the request")
         return raw

@@ -10,28 +10,27 @@ from agentd.model.errors import InvalidInput
 if TYPE_CHECKING:
     from agentd.model.service import Keys
 
-_EXAMPLES = """\
+_CREATE_EXAMPLES = """\
   agentd key create --name ci --scopes run,create,read,files --ttl 90d
   AGENTD_API_KEY=$(agentd key create --name ci --scopes run,read -q) agentd ls
   agentd key create --name ci-2 --principal ci --scopes read     a second key of ci
-  agentd key ls
+"""
+_EXAMPLES = f"""\
+{_CREATE_EXAMPLES}  agentd key ls
   agentd key revoke abcdefgh2345
 
 A key is shown when it is created and never again. It may do no more than you may.
 Scopes: run, create, files, read, ports, snapshot; mount (folders of the host), net (its
-network), egress (a network that rules restrict) and volumes (folders of your own that outlive
-sandboxes), which a key has only where they are named; approve, keys, admin.
+network), egress (a network that rules restrict), volumes (folders of your own that outlive
+sandboxes) and secrets (values that sandboxes use and never have), which a key has only where they
+are named; approve, keys, admin.
 """
 
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     with remote.service(options) as service:
-        if options.action == "create":
-            return _create(options, service.keys)
-        if options.action == "ls":
-            return _list(options, service.keys)
-        return _revoke(options, service.keys)
+        return int(options.run(options, service.keys))
 
 
 def _create(options: argparse.Namespace, keys: "Keys") -> int:
@@ -74,29 +73,28 @@ def _list(options: argparse.Namespace, keys: "Keys") -> int:
 
 
 def _revoke(options: argparse.Namespace, keys: "Keys") -> int:
-    if not options.id:
-        raise InvalidInput("no key given", remediation="name its id; agentd key ls lists them")
     keys.revoke(options.id)
     return remote.tell(options, {"revoked": options.id})
 
 
 def _parser() -> Parser:
-    parser = remote.parser("key", "Make, list and revoke API keys.", _EXAMPLES)
-    parser.action(
-        {
-            "create": "make one, and print it",
-            "ls": "list them, without what is secret",
-            "revoke": "let one do nothing any more",
-        }
+    parser = Parser(
+        prog="agentd key",
+        description="Make, list and revoke API keys.",
+        epilog=f"examples:\n{_EXAMPLES}",
     )
-    parser.add_argument("id", metavar="ID", nargs="?", help="of the key to revoke")
-    parser.add_argument("--name", metavar="NAME", help="of the key to make")
-    parser.add_argument(
+    actions = parser.actions(remote.daemon_options)
+    create = actions.add("create", "make one, and print it", _CREATE_EXAMPLES, _create)
+    create.add_argument("--name", metavar="NAME", help="of the key")
+    create.add_argument(
         "--scopes", metavar="SCOPE,...", action="append", default=[], help="what it allows"
     )
-    parser.add_argument(
+    create.add_argument(
         "--principal", metavar="NAME", help="as whom it acts, for an admin (default: its own name)"
     )
-    parser.add_argument("--ttl", metavar="TIME", help="how long it holds, as 90d")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only the key")
+    create.add_argument("--ttl", metavar="TIME", help="how long it holds, as 90d")
+    create.add_argument("-q", "--quiet", action="store_true", help="print only the key")
+    actions.add("ls", "list them, without what is secret", "  agentd key ls\n", _list)
+    about, example = "let one do nothing any more", "  agentd key revoke abcdefgh2345\n"
+    actions.add("revoke", about, example, _revoke).add_argument("id", metavar="ID", help="its id")
     return parser

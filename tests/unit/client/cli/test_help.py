@@ -215,3 +215,22 @@ def test_an_option_that_an_action_has_not_is_told_with_the_help_of_that(words, c
 def test_what_is_wrong_is_said_in_the_words_of_who_wrote_it(words, said, capsys):
     assert cli.main(words) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("key ls --name x", "unrecognized arguments: --name x (see agentd key ls --help)"),
+        ("key revoke x --scopes read", "unrecognized arguments: --scopes read"),
+        ("key ls x", "unrecognized arguments: x"),
+        ("key revoke", "required: ID"),
+        ("call --request f --memory 1G", "--request is the whole request, and memory is given"),
+        ("call --request f --net pypi", "and net is given beside it"),
+        ("call --request f --mount /a:/b", "and mounts is given beside it"),
+        ("call --request f --sandbox s", "and sandbox is given beside it"),
+        ("call --request f --keep", "and keep is given beside it"),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(line, said, capsys):
+    assert cli.main(line.split()) == 2
+    assert said in capsys.readouterr().err
