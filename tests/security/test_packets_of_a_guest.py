@@ -43,7 +43,7 @@ def v4(src, dst, protocol, body, at):
     src, dst = (socket.inet_pton(AF4, each) for each in (src, dst))
     head = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, protocol, 0) + src + dst
     head = head[:10] + struct.pack(">H", summed(head)) + head[12:]
-    return link + b"\\x08\\0" + head + checked(body, at, src, dst, protocol)
+    return link + b"\\x08\\0" + head + (checked(body, at, src, dst, protocol) if at else body)
 def dns(name):
     asked = query(name)
     return struct.pack(">HHHH", 5353, 53, 8 + len(asked), 0) + asked
@@ -56,6 +56,25 @@ def router():
     prefix = struct.pack(">BBBBIII", 3, 4, 64, 0xC0, 9999, 9999, 0)
     prefix += socket.inet_pton(AF6, "2001:db8:99::")
     return struct.pack(">BBHBBHII", 134, 0, 0, 64, 0, 1800, 0, 0) + prefix + b"\\1\\1" + mine
+def ping(kind):
+    body = struct.pack(">BBHHH", kind, 0, 0, 7, 7)
+    return body if kind == 128 else body[:2] + struct.pack(">H", summed(body)) + body[4:]
+def heard(*frames):
+    # What comes back until an honest question has its answer: protocols, and what kind it is.
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as listening:
+        listening.bind(("eth0", 3))  # ETH_P_ALL
+        say(*frames)
+        resolve("db.internal")
+        listening.setblocking(False)
+        found = set()
+        while True:
+            try:
+                frame, place = listening.recvfrom(4096)
+            except BlockingIOError:
+                return sorted(found)
+            v = frame[14] >> 4 if len(frame) > 54 or frame[12:14] == b"\\x08\\0" else 0
+            if place[2] != socket.PACKET_OUTGOING and v:
+                found.add((frame[23], frame[34]) if v == 4 else (frame[20], frame[54]))
 def say(*frames):
     for frame in frames:
         packets.send(frame)
@@ -177,6 +196,30 @@ def test_every_port_and_address_there_is_the_relays(port: int) -> None:
             )
             assert captured.ask("talk('db.internal', 5432, b'x')") == "x"
             assert {row["port"] for row in admitted.connections().rows} == {22, 53, 1019, 5432}
+            admitted.close()
+    finally:
+        captured.close()
+
+
+def test_nobody_there_answers_a_ping_nor_has_an_address_of_his_own(port: int) -> None:
+    """By: the settings of its network namespaces. All addresses would answer, and say so."""
+    captured = sandbox("")
+    try:
+        with relayed() as (keeper, _):
+            admitted = keeper.admit(captured.sockets, rules(port))
+            kinds = captured.ask(
+                """heard(
+                v4('169.254.77.2', '169.254.77.1', 1, ping(8), 0),
+                v4('169.254.77.2', '8.8.8.8', 1, ping(8), 0),
+                v6('fd61:6765:6e74:1::2', 'fd61:6765:6e74:1::1', 58, ping(128), 2),
+                v6('fd61:6765:6e74:1::2', '2001:db8::1', 58, ping(128), 2),
+            )""".replace("\n", "")
+            )
+            protocols = {protocol for protocol, _ in kinds}
+            assert 17 in protocols, kinds  # the answer to the question was heard
+            assert [1, 0] not in kinds and [58, 129] not in kinds
+            addresses = captured.ask("open('/proc/net/if_inet6').read()")
+            assert "fd61" in addresses and "fe80" not in addresses
             admitted.close()
     finally:
         captured.close()

@@ -82,6 +82,18 @@ def module(usual: str, more: str) -> str:
     return f"{usual.rpartition('.')[0]} import main; exec({more!r}, globals()); from {usual}"
 
 
+@pytest.fixture(autouse=True)
+def grouped() -> Iterator[None]:
+    """Its host is in a group."""
+    if os.geteuid() != 0:
+        yield
+        return
+    before = os.getgroups()
+    os.setgroups([*before, 54321])
+    yield
+    os.setgroups(before)
+
+
 @contextlib.contextmanager
 def relay() -> Iterator[RelayKeeper]:
     inside = Captured()

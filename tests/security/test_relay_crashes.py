@@ -1,17 +1,21 @@
-"""Threat: a sandbox that has found what crashes the relay closes the network of all others by it.
+"""Threat: a sandbox that has found what crashes the relay, or what reads requests, closes the
+network of all others by it.
 
-Control: the relay says in memory of its host's for whom it does something, so that the host knows
-at whose doing it died, and has that one served no more.
+Control: each of these says in memory of its host's for whom it does something, so that the host
+knows at whose doing it died, and has that one served no more.
 """
 
 import contextlib
 import errno
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from tests.captured import Captured, Served, echo, eventually, relayed
+from tests.unit.egress.terminator.world import judging
 
-from agentd.egress import deaths
+from agentd.egress import deaths, terminating
 from agentd.egress import process as processes
 from agentd.egress.compile import compile_table
 from agentd.model.egress import EgressBounds, StaticHost
@@ -104,3 +108,56 @@ def test_it_loses_its_own_network_alone(
         evil.close()
         good.close()
         served.close()
+
+
+IN_TERMINATOR = """
+import ctypes
+from agentd.egress.terminator import ends
+read = ends.ReadEnd.read
+async def falling(self):
+    data = await read(self)
+    if b"crash" in data:
+        ctypes.string_at(0)
+    return data
+ends.ReadEnd.read = falling
+"""
+GET = "GET /{} HTTP/1.1\r\nHost: api.example.com\r\nConnection: close\r\n\r\n"
+
+
+def answer(sock: socket.socket) -> None:
+    sock.recv(4096)
+    sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+
+
+@pytest.mark.parametrize("without", ["", "attribution"])
+def test_what_it_asks_crashes_what_reads_its_own_requests_alone(
+    tmp_path: Path, without: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if without:
+        monkeypatch.setattr(processes.RelayProcess, "worked_for", lambda _: 0)
+    package = terminating.MODULE.rpartition(".")[0]
+    patched = f"{package} import main; exec({IN_TERMINATOR!r}, globals()); from {package}.main"
+    monkeypatch.setattr(terminating, "MODULE", patched)
+    rules = ["read api.example.com:80"]
+    with (
+        judging(tmp_path) as made,
+        made.program(answer, rules, plain=True) as evil,
+        made.program(answer, rules, plain=True) as good,
+    ):
+        reads = made.keeper.terminating
+        fetch = f"attempt(once, {GET.format('page')!r}, 'api.example.com', 80)"
+        assert good.ask(fetch).endswith("ok")
+        crash = f"attempt(once, {GET.format('crash')!r}, 'api.example.com', 80)"
+        for _ in range(deaths.MOST if without else deaths.MOST_OF_ONE):
+            eventually(lambda: reads.pid and reads._ready)
+            before = reads.pid
+            evil.ask(crash)
+            eventually(lambda before=before: reads.pid != before)
+        if without:
+            eventually(lambda: reads._failure)
+            assert good.ask(fetch) == errno.ECONNRESET
+            return
+        eventually(lambda: str(good.ask(fetch)).endswith("ok"))
+        assert evil.ask(fetch) == errno.ECONNRESET
+        reason = "its requests are not read any more: what serves it died 3 times at what it did"
+        assert reason in {row["reason"] for row in evil.rows()}

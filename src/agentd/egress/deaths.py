@@ -26,7 +26,7 @@ class DeathCount:
             return ""
         self.forget(sandbox)
         if sandbox:
-            return f"its network was closed: what serves it died {most} times at what it did"
+            return f"what serves it died {most} times at what it did"
         return f"it died {most} times within {within:g} s"
 
     def forget(self, sandbox: int) -> None:

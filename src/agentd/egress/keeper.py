@@ -292,7 +292,7 @@ class RelayKeeper:
         TALLY.deaths += died
         why = self._deaths.add(culprit.id if culprit else 0) if died else ""
         if culprit is not None and why:
-            culprit.log.close(why)
+            culprit.log.close(f"its network was closed: {why}")
             self._cut_off(culprit)
             why = ""
         if why or self._failure:

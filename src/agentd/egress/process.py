@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from agentd.egress.relay.loop import MARK_BYTES
+from agentd.egress.mark import MARK_BYTES
 from agentd.egress.rows import MAX_MESSAGE  # a table has to fit
 from agentd.linux import privileges, python
 from agentd.model.errors import InvalidInput, SandboxError

@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from agentd.egress.mark import Mark, map_mark
 from agentd.linux import process
 
 MAX_MESSAGE = 160 << 10  # what a SEQPACKET socket takes with the usual buffers
 FLUSH_SECONDS = 0.05
 _MOST = 4096  # that wait for a host that does not take them
 _MAX_FAULT = 2000  # characters
-CONTROL_FD = 3
+CONTROL_FD, MARK_FD = 3, 4
 _MAX_FIRST = 64 << 10
 T = TypeVar("T")
 
@@ -41,12 +42,12 @@ def receive(control: socket.socket, fds: int) -> tuple[dict[str, Any], list[int]
 
 
 def begin(
-    prepare: Callable[[socket.socket, dict[str, Any]], tuple[T, list[str]]], fds: int = 1
+    prepare: Callable[[socket.socket, dict[str, Any], Mark], tuple[T, list[str]]],
 ) -> T:
-    """Do what a process of the host's does first: take its control socket, the first of so many
-    descriptors, and the first message, ``prepare`` by it, and tell the host what holds from then
-    on; where that fails tell why, and end."""
-    os.closerange(CONTROL_FD + fds, os.sysconf("SC_OPEN_MAX"))  # what the host forgot to mark
+    """Do what a process of the host's does first: take its control socket, its mark and the first
+    message, ``prepare`` by these, and tell the host what holds from then on; where that fails tell
+    why, and end."""
+    os.closerange(MARK_FD + 1, os.sysconf("SC_OPEN_MAX"))  # what the host forgot to mark
     control = socket.socket(fileno=CONTROL_FD)
     control.set_inheritable(False)
     try:
@@ -54,7 +55,7 @@ def begin(
         if not first:
             os._exit(0)
         process.raise_file_limit()
-        made, held = prepare(control, json.loads(first))
+        made, held = prepare(control, json.loads(first), map_mark(MARK_FD))
     except Exception as error:
         control.send(json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
         os._exit(1)

@@ -20,6 +20,7 @@ import msgspec
 
 from agentd.egress import cassettes
 from agentd.egress.authority import Authority
+from agentd.egress.deaths import DeathCount
 from agentd.egress.process import RelayProcess, TakeUser, pack
 from agentd.egress.terminator.recording import MAX_TOGETHER
 from agentd.model.cassette import RecordedExchange
@@ -40,7 +41,6 @@ _START_SECONDS = 60.0
 _SYNC_SECONDS = 10.0
 _LOOK_SECONDS = 5.0
 _HANG_SECONDS = 60.0
-_DEATHS, _WITHIN = 5, 60.0
 #: Where systems have the certificates that they trust, in one file.
 BUNDLES = (
     "/etc/ssl/certs/ca-certificates.crt",
@@ -81,7 +81,7 @@ class Terminating:
         self._ready = False
         self._failure = ""
         self._closed = False
-        self._deaths: list[float] = []
+        self._deaths = DeathCount()
         self._asked = self._synced = 0
         self._asked_at = 0.0
         self._read: dict[int, tuple[Reading, Mapping[str, Any]]] = {}
@@ -169,6 +169,7 @@ class Terminating:
         for files in (self._recordings, self._replayed):
             if (file := files.pop(id_, None)) is not None:
                 file.close()
+        self._deaths.forget(id_)
         if self._read.pop(id_, None) is not None:
             with contextlib.suppress(SandboxError):
                 self._send({"release": id_})
@@ -287,6 +288,7 @@ class Terminating:
         """Take what one tells until it is gone, and start the next where it is still needed."""
         hear, look = partial(self._hear, process), partial(self._look, process)
         wrong = process.listen(hear, look, _LOOK_SECONDS)
+        culprit = process.worked_for()
         process.close()
         with self._changed:
             if wrong:
@@ -295,16 +297,24 @@ class Terminating:
                 if not self._ready:
                     self._failure = self._failure or "it ended before it was ready"
                 self._process, self._ready = None, False
-                self._again()
+                self._again(culprit)
             self._changed.notify_all()
 
-    def _again(self) -> None:
+    def _again(self, culprit: int) -> None:
+        """Start the next, where the last died as it did something for ``culprit``, or nobody."""
         if self._closed or not self._read or self._failure:
             return
-        now = time.monotonic()
-        self._deaths = [*(each for each in self._deaths if now - each < _WITHIN), now]
-        if len(self._deaths) >= _DEATHS:
-            self._failure = f"it died {_DEATHS} times within {_WITHIN:g} s"
+        known = culprit in self._read
+        why = self._deaths.add(culprit if known else 0)
+        if why and known:
+            self.release(culprit)
+            row: dict[str, object] = {"name": "", "address": "", "port": None, "rule": ""}
+            row |= {"sandbox": culprit, "allowed": False, "ended": True}
+            row["reason"] = f"its requests are not read any more: {why}"
+            self._rows({"rows": [row], "lost": 0})
+        elif why:
+            self._failure = why
+        if not self._read or self._failure:
             return
         try:
             self._start()

@@ -6,6 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from agentd.egress.mark import Mark, no_mark
+
 IN, OUT = select.EPOLLIN, select.EPOLLOUT
 #: What a socket that is read and written is watched for, told once for each change.
 BOTH = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
@@ -15,9 +17,6 @@ _EVENTS = 256
 _STALE = 2
 
 Handler = Callable[[int], None]
-#: Memory of so many bytes, as one number.
-Mark = memoryview
-MARK_BYTES = 8
 
 
 class Later:
@@ -61,7 +60,7 @@ class EventLoop:
         self._timers: list[Later] = []
         self._soon: deque[tuple[Callable[[], None], int]] = deque()
         self._fault = fault
-        self._mark = memoryview(bytearray(8)).cast("Q") if mark is None else mark
+        self._mark = no_mark() if mark is None else mark
         self.owner = 0
         self.now = time.monotonic()
 

@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 from agentd.egress import addresses, rows
+from agentd.egress.mark import Mark
 from agentd.egress.relay import synthetic
 from agentd.egress.relay.budget import TrafficBudget
 from agentd.egress.relay.closing import close
 from agentd.egress.relay.connection import NEAR_BUFFER, RelayedConnection
 from agentd.egress.relay.flow import SparePipes
-from agentd.egress.relay.loop import IN, EventLoop, Handler, Mark
+from agentd.egress.relay.loop import IN, EventLoop, Handler
 from agentd.egress.relay.nameserver import NameServer
 from agentd.egress.relay.passing import Passing
 from agentd.egress.relay.records import Reports

@@ -1,4 +1,5 @@
-"""The terminator's process, its control socket as descriptor 3.
+"""The terminator's process, its control socket as descriptor 3, and as descriptor 4 what the relay
+has there.
 
 The first message is ``{"user": ID or null, "roots": [PATHS]}``, the answer ``{"ready": [what
 holds]}`` or ``{"error": TEXT}``. Then, from the host: ``relay`` with a socket, ``admit``, ``set``,
@@ -12,8 +13,10 @@ import socket
 from typing import Any
 
 from agentd.egress import rows
+from agentd.egress.mark import Mark
 from agentd.egress.terminator.confine import confine
 from agentd.egress.terminator.ends import client_context, upstream_context
+from agentd.egress.terminator.marking import task_factory
 from agentd.egress.terminator.rehearsal import rehearse
 from agentd.egress.terminator.terminator import Terminator
 
@@ -27,12 +30,13 @@ def main() -> None:
 
 
 def _prepare(
-    control: socket.socket, first: dict[str, Any]
+    control: socket.socket, first: dict[str, Any], mark: Mark
 ) -> tuple[tuple[asyncio.AbstractEventLoop, Terminator], list[str]]:
     loop = asyncio.new_event_loop()
     client, upstream = client_context(), upstream_context(_roots(first["roots"]))
     loop.run_until_complete(rehearse(client))
-    terminator = Terminator(control, client, upstream)
+    loop.set_task_factory(task_factory(mark))
+    terminator = Terminator(control, client, upstream, mark)
     return (loop, terminator), confine(first["user"])
 
 

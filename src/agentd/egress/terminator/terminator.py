@@ -11,10 +11,12 @@ from typing import Any
 from OpenSSL import SSL
 
 from agentd.egress import rows
+from agentd.egress.mark import Mark
 from agentd.egress.table import EgressTable
 from agentd.egress.terminator.certificates import LeafIssuer
 from agentd.egress.terminator.connection import ReadConnection
 from agentd.egress.terminator.credentials import Credentials, convert_secrets
+from agentd.egress.terminator.marking import OWNER
 from agentd.egress.terminator.metering import ConnectionMeter, TrafficPace
 from agentd.egress.terminator.recording import CassetteRoom, CassetteWriter
 from agentd.egress.terminator.records import RequestRecords
@@ -43,10 +45,14 @@ class Terminator:
     """Serves until its host closes the control socket."""
 
     def __init__(
-        self, control: socket.socket, client: SSL.Context, upstream: ssl.SSLContext
+        self,
+        control: socket.socket,
+        client: SSL.Context,
+        upstream: ssl.SSLContext,
+        mark: Mark,
     ) -> None:
         control.setblocking(False)
-        self._control = control
+        self._control, self._mark = control, mark
         self.client_context, self.upstream_context = client, upstream
         self.records = RequestRecords(control)
         self._sandboxes: dict[int, ReadSandbox] = {}
@@ -78,7 +84,9 @@ class Terminator:
             tell = partial(link.moved, connection)
             sandbox.pace.allow(message["room"])
             connection.meter = ConnectionMeter(sandbox.pace, tell)
+        outer = OWNER.set(sandbox.id)
         task = asyncio.ensure_future(connection.run())
+        OWNER.reset(outer)
         sandbox.connections.add(connection)
         link.tasks[task] = connection
 
@@ -103,6 +111,11 @@ class Terminator:
         if (heard := rows.receive(self._control, 1)) is None:
             return
         message, fds, _ = heard
+        self._mark[0] = message.get("admit", message.get("set", 0))
+        self._do(message, fds)
+        self._mark[0] = 0
+
+    def _do(self, message: dict[str, Any], fds: list[int]) -> None:
         if "cassette" in message:
             self._use_cassette(message, fds)
         elif "relay" in message:
