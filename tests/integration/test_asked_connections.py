@@ -352,6 +352,16 @@ def test_a_policy_allows_denies_or_fails_by_itself(judging: Daemon) -> None:
         assert ["ours.yes: known"] in [list(one.fields["reasons"]) for one in allowed]
 
 
+def test_what_was_refused_is_what_a_run_ends_with(judging: Daemon) -> None:
+    place = "no.my.internal:5432"
+    words = ["run", "--net", f"ask {place}", "--", "python3", "-c", f"{_DIAL}\nsys.exit(1)", place]
+    done = judging.cli(*words)
+    assert done.returncode == 1 and done.stdout.split() == [_RESET.encode()]
+    told = done.stderr.decode().strip().splitlines()[-1]
+    assert told.startswith(f"agentd run: the network refused {place} (the policy does not allow ")
+    assert told.endswith("to call network.connect: ours.no: unknown)")
+
+
 def _runs(marker: str) -> bool:
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):

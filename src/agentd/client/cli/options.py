@@ -187,6 +187,7 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         action=AddedUp,
         metavar="none|host|RULES",
         help="none (default), host, or what it may reach, as pypi,api.example.com,10.1.2.3:5432; "
+        "with a daemon 'ask public' has somebody asked first; "
         "'' is rules too: nothing, until agentd net set gives others; with record:FILE what is "
         "asked is written there, and replay:FILE answers from that and reaches nothing",
     )
