@@ -156,7 +156,7 @@ def granted(*rules: str, allow: tuple[str, ...] = ("public",)) -> Table:
     )
     spec = bodies.sandbox_spec(ROOT, SandboxBody(net=rules), said)
     assert spec.net == "restricted" and spec.egress == rules
-    return Table.of(compile_table(spec.egress, spec.egress_bounds))
+    return Table(compile_table(spec.egress, spec.egress_bounds))
 
 
 def test_rules_are_granted_within_what_the_configuration_allows() -> None:
@@ -227,7 +227,7 @@ def test_the_operator_s_own_host_is_for_who_is_granted_it_by_name() -> None:
         egress = EgressSettings(allow=tuple(map(Grant.of, allow)), host=own)
         said = config(sandbox={"networks": NETWORKS}, egress=egress)
         spec = bodies.sandbox_spec(ROOT, SandboxBody(net=(rule,)), said)
-        table = Table.of(compile_table(spec.egress, spec.egress_bounds))
+        table = Table(compile_table(spec.egress, spec.egress_bounds))
         assert table.static("db.my.internal") == found
 
 
