@@ -276,7 +276,10 @@ def test_a_sandbox_that_ends_asks_no_more(daemon: Daemon, alice: str, bob: str) 
     until(lambda: not _pending(daemon, bob, box))
 
 
-@pytest.mark.parametrize("wall", ["oci", _GVISOR])
+_QEMU = [pytest.mark.needs("qemu-system-x86_64"), pytest.mark.timeout(900)]
+
+
+@pytest.mark.parametrize("wall", ["oci", _GVISOR, pytest.param("qemu", marks=_QEMU)])
 def test_other_walls_ask_as_well(daemon: Daemon, alice: str, bob: str, wall: str) -> None:
     with _made(daemon, alice, RULE, backend=wall) as box:
         later = _dial_later(box, "db.internal:5432")
