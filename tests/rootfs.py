@@ -108,6 +108,8 @@ def pulled(kind: str, *more: Entry) -> str:
 def _entries(kind: str) -> Iterator[Entry]:
     if kind == "busybox":
         return _busybox()
+    if kind == "clients":
+        return _debian(python=True, programs=("/usr/bin/curl", "/usr/bin/wget"))
     return _musl() if kind == "musl" else _debian(python=kind == "python")
 
 
@@ -140,10 +142,10 @@ def _musl() -> Iterator[Entry]:
         yield from (file(f"bin/{name}", program.read_bytes(), 0o755) for name in _OF_MUSL)
 
 
-def _debian(*, python: bool) -> Iterator[Entry]:
+def _debian(*, python: bool, programs: Sequence[str] = ()) -> Iterator[Entry]:
     if shutil.which("dpkg-query") is None:
         pytest.skip("dpkg is not installed: no Debian")
-    paths = {path for name in _PACKAGES for path in _files_of(name)}
+    paths = {path for name in _PACKAGES for path in _files_of(name)} | set(programs)
     if python:
         paths |= _python()
     paths |= {library for path in paths for library in _libraries(path)}

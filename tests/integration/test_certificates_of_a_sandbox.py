@@ -84,7 +84,7 @@ OF_DEBIAN = "/etc/ssl/certs/java/cacerts"
 OF_TEMURIN = "/opt/java/openjdk/lib/security/cacerts"
 
 
-def _of_java(store: bytes, tmp_path: Path) -> list[str]:
+def of_java(store: bytes, tmp_path: Path) -> list[str]:
     """The certificates of a store, PEM, as Java reads it, which checks it by its password."""
     file = tmp_path / "store"
     file.write_bytes(store)
@@ -102,8 +102,8 @@ def test_the_hosts_java_trusts_it_beside_its_own(wall: str, tmp_path: Path) -> N
         store = sandbox.files.read(OF_DEBIAN)
         own = "-----BEGIN" + read(sandbox, BUNDLE).rpartition("-----BEGIN")[2]
         assert sandbox.run(f"echo x > {OF_DEBIAN}").exit_code != 0
-    before = _of_java(Path(OF_DEBIAN).read_bytes(), tmp_path)
-    assert _of_java(store, tmp_path) == sorted([*before, own])
+    before = of_java(Path(OF_DEBIAN).read_bytes(), tmp_path)
+    assert of_java(store, tmp_path) == sorted([*before, own])
     with Sandbox.create(backend=wall, net=["api.example.com"]) as sandbox:
         assert sandbox.files.read(OF_DEBIAN) == Path(OF_DEBIAN).read_bytes()
 
@@ -135,7 +135,7 @@ def test_an_images_java_trusts_it_beside_its_own(images: Images, tmp_path: Path,
         if expected is None:
             assert found == store, "what cannot be read is left, where nothing stands in for it"
         else:
-            assert _of_java(found, tmp_path) == sorted([*expected, own])
+            assert of_java(found, tmp_path) == sorted([*expected, own])
 
 
 def agentd(*words: str) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
+from tests import oci, rootfs
 from tests.integration.clients import origin
 from tests.integration.clients.origin import Origin
 from tests.integration.clients.rows import PROGRAMS, ROWS, Program
 from tests.integration.read_server import EchoServer, serving
+from tests.integration.test_certificates_of_a_sandbox import BUNDLE, OF_DEBIAN, of_java
 from tests.security.daemons import Daemon, running
 from tests.unit.capability.fetch.authority import Authority
 
@@ -34,17 +37,25 @@ OPEN, READ, KEYED, OTHER = (f"{name}.example.com" for name in ("open", "read", "
 KEY = "a-key-of-a-test-that-never-enters-it"
 RULES = [f"GET|HEAD {READ}/v1/**", f"POST {READ}/v1/git/*/git-upload-pack"]
 _WGETRC, _APT_CONFIG = "ca_certificate = /made/ca.pem\n", 'Acquire::https::CaInfo "/made/ca.pem";\n'
-_WALLS = {"linux": (), "oci": ("runc",), "gvisor": ("runsc",)}
+_WALLS = {
+    "linux": (),
+    "oci": ("runc",),
+    "gvisor": ("runsc",),
+    "qemu": ("qemu-system-x86_64", "mkfs.erofs", "skopeo", "umoci"),
+}
+#: What the image of a machine has; the others have the host's programs.
+_IN_A_MACHINE = ("curl", "wget", "urllib")
 
 
 @dataclass(frozen=True)
 class World:
     """A daemon, and a server that has the names of the rules. ``made`` is a folder which has the
-    certificate of the server's authority, as programs want it."""
+    certificate of the server's authority, as programs want it; ``image`` is what machines have."""
 
     daemon: Daemon
     server: EchoServer
     made: Path
+    image: str
 
     def asked(self, host: str) -> list[tuple[str, str]]:
         """The requests that came for ``host``: first line, and who it says it is from."""
@@ -69,8 +80,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for name in names:
             address = f"127.0.0.1:{server.server_port}"
             config += f'[[egress.host]]\nname = "{name}"\naddress = "{address}"\n'
-        with running(config) as daemon:
-            yield World(daemon, server, made)
+        with _image() as image, running(config) as daemon:
+            yield World(daemon, server, made, image)
+
+
+@contextmanager
+def _image() -> Iterator[str]:
+    """Of machines; nothing where there are none."""
+    if not ALL or any(shutil.which(program) is None for program in _WALLS["qemu"]):
+        yield ""
+        return
+    folders = (oci.folder(f"etc/ssl{name}") for name in ("", "/certs", "/certs/java"))
+    places = (each for each in ("/etc/ssl/certs/ca-certificates.crt", OF_DEBIAN) if exists(each))
+    files = (oci.file(place[1:], Path(place).read_bytes()) for place in places)
+    with rootfs.stored("clients", *folders, *files) as name:
+        yield name
 
 
 def _made(folder: Path, ca: bytes) -> Path:
@@ -116,6 +140,8 @@ class Kind:
     def sandbox(self, world: World, **wanted: Any) -> Iterator[Sandbox]:
         if self.writable:
             wanted |= {"user": "root", "writable": True}
+        if self.wall == "qemu":
+            wanted |= {"image": world.image, "memory": "256M"}
         mounts = [f"{_sources()}:{PROGRAMS}:ro", f"{world.made}:/made:ro"]
         url, packages = world.daemon.url, self.packages
         with Sandbox.create(
@@ -154,6 +180,8 @@ def _runs(sandbox: Sandbox, script: str, base: str, before: str = "") -> tuple[b
 def _cases() -> Iterator[object]:
     for wall, needed in _WALLS.items():
         for program in ROWS:
+            if wall == "qemu" and program.name not in _IN_A_MACHINE:
+                continue
             if wall != "linux" and program.writable:
                 continue
             if not ALL and not (wall == "linux" and program.in_gate):
@@ -208,3 +236,16 @@ def test_it_uses_a_secret_by_its_placeholder(world: World, read: Sandbox, progra
     said = {who for _, who in world.asked(KEYED)[before:]}
     assert said & {f"Bearer {KEY}", f"Basic {basic}"}, (said, told)
     assert told_key not in str(said)
+
+
+@pytest.mark.skipif(not ALL, reason="make test-clients asks it")
+@pytest.mark.needs("keytool", *_WALLS["qemu"])
+@pytest.mark.parametrize("kind", [Kind("qemu", False, ())], indirect=True)
+def test_java_of_a_machine_trusts_its_authority_beside_its_own(
+    read: Sandbox, tmp_path: Path
+) -> None:
+    if not exists(OF_DEBIAN):
+        pytest.skip("this machine's Java has its certificates elsewhere")
+    own = "-----BEGIN" + read.files.read(BUNDLE).decode().rpartition("-----BEGIN")[2]
+    before = of_java(Path(OF_DEBIAN).read_bytes(), tmp_path)
+    assert of_java(read.files.read(OF_DEBIAN), tmp_path) == sorted([*before, own])

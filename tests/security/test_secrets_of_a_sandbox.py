@@ -107,7 +107,14 @@ def _ran(daemon: Daemon, **wanted: Any) -> tuple[str, dict[str, Any]]:
     return box, json.loads(ran.json["stdout"])
 
 
-@pytest.mark.parametrize("backend", ["linux", pytest.param("oci", marks=pytest.mark.needs("runc"))])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "linux",
+        pytest.param("oci", marks=pytest.mark.needs("runc")),
+        pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(300)]),
+    ],
+)
 def test_an_agent_uses_a_key_that_it_never_has(
     daemon: Daemon, upstream: Upstream, backend: str
 ) -> None:
@@ -129,7 +136,8 @@ def test_an_agent_uses_a_key_that_it_never_has(
         assert KEY.encode() not in view.body
         written = daemon.everything_written().replace(_kept(daemon), b"")
         assert KEY.encode() not in written
-        _check_memory(daemon, box)
+        if backend != "gvisor":  # whose processes are none of the host's
+            _check_memory(daemon, box)
     finally:
         daemon.ask("DELETE", f"/v1/sandboxes/{box}")
 
