@@ -277,13 +277,13 @@ def test_what_is_wrong_is_told_with_the_way_out(
         (["create", "x" * 65], "is not a name"),
         (["create", "small", "--size", "1M"], "size"),
         (["create", "odd", "--size", "much"], "size"),
-        (["rm", "none"], "there is no volume 'none'"),
+        (["rm", "none"], "there is no volume 'none' (agentd volume ls lists yours)"),
         (["inspect", "none"], "there is no volume 'none'"),
     ):
         assert bool(main(["volume", words[0], "--embedded", *words[1:]])) is bool(told), words
         assert told in capsys.readouterr().err, words
     for volume, more, told in (
-        ("none:/data", {}, "no volume 'none'"),
+        ("none:/data", {}, "no volume 'none'.*agentd volume create none makes it"),
         ("v", {}, "has no target"),
         ("v:/data:cow", {}, "cannot be cow"),
         ("v:/data:rx", {}, "unknown mode 'rx'"),

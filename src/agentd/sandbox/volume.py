@@ -80,7 +80,7 @@ def view(volume: Volume) -> VolumeView:
 def none_called(name: str) -> NotFound:
     return NotFound(
         f"there is no volume {name!r}",
-        remediation=f"agentd volume ls lists yours; agentd volume create {name} makes it",
+        remediation="agentd volume ls lists yours",
     )
 
 

@@ -23,7 +23,7 @@ import msgspec
 from agentd.guest.removal import remove_folder
 from agentd.linux import disk, locks, paths
 from agentd.model import typed
-from agentd.model.errors import Conflict, QuotaExceeded, SandboxError
+from agentd.model.errors import Conflict, NotFound, QuotaExceeded, SandboxError
 from agentd.model.mount import Mount, MountMode, check_volume
 from agentd.model.system import os_errors_as
 from agentd.sandbox.backends import identity
@@ -145,12 +145,14 @@ class VolumeStore:
 
     def found(self, owner: str, mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
         """The mounts, with the place of each that is a volume. Raises NotFound."""
-        return tuple(
-            msgspec.structs.replace(mount, source=self.get(owner, mount.volume).data)
-            if mount.volume
-            else mount
-            for mount in mounts
-        )
+        return tuple(self._mounted(owner, mount) if mount.volume else mount for mount in mounts)
+
+    def _mounted(self, owner: str, mount: Mount) -> Mount:
+        try:
+            return msgspec.structs.replace(mount, source=self.get(owner, mount.volume).data)
+        except NotFound as error:
+            error.remediation += f"; agentd volume create {mount.volume} makes it"
+            raise
 
     def lease(self, mount: Mount) -> VolumeLease:
         """Take one that ``found`` has found, for ``holder``. Raises NotFound, Conflict."""

@@ -65,4 +65,4 @@ def _prune(options: argparse.Namespace) -> int:
     from agentd.sandbox.packages import PackageStore
 
     freed = PackageStore().prune()
-    return remote.tell(options, {"bytes": freed}, f"{readable_size(freed)} freed")
+    return remote.tell(options, {"freed": freed}, f"{readable_size(freed)} freed")
