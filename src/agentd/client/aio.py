@@ -7,11 +7,11 @@ import functools
 import threading
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack
+from typing import Any, Concatenate, ParamSpec, Unpack
 
 from agentd.client import arguments, build
 from agentd.client.aio_files import AsyncFiles
-from agentd.client.aio_method import aio, cancellable
+from agentd.client.aio_method import AioOnThreads, aio, cancellable
 from agentd.client.aio_ports import AsyncNetworkControl, AsyncSandboxPorts
 from agentd.client.aio_process import AsyncProcess
 from agentd.client.aio_thread import Threads, Work
@@ -24,7 +24,6 @@ from agentd.model.errors import AgentdError
 from agentd.model.result import SandboxInfo
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def _made(
@@ -55,7 +54,7 @@ def _begun(
 
 
 @documented_by(Sandbox)
-class AsyncSandbox:
+class AsyncSandbox(AioOnThreads[Sandbox]):
     """Made by ``await AsyncSandbox.create(...)``, with the arguments of ``Sandbox.create``.
 
     Cancelling ``run``, ``run_code`` or ``call`` ends what they have begun. ``emit`` is called on
@@ -80,8 +79,7 @@ class AsyncSandbox:
     renew = aio(Sandbox.renew)
 
     def __init__(self, sandbox: Sandbox) -> None:
-        self._blocking = sandbox
-        self._threads = Threads(sandbox.id)
+        super().__init__(Threads(sandbox.id), sandbox)
 
     @property
     def id(self) -> str:
@@ -146,9 +144,6 @@ class AsyncSandbox:
         # Not on our own threads: its commands may hold them all.
         await asyncio.to_thread(end)
         await asyncio.to_thread(self._threads.shutdown)
-
-    async def _call(self, work: Callable[[Sandbox], T]) -> T:
-        return await self._threads.call(partial(work, self._blocking))
 
     async def __aenter__(self) -> "AsyncSandbox":
         return self

@@ -4,20 +4,19 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from agentd.client.aio_method import aio
-from agentd.client.aio_thread import Threads, Wake
+from agentd.client.aio_method import AioOnThreads, aio
+from agentd.client.aio_thread import Wake
 from agentd.client.files import Files, InsidePath
 from agentd.client.signature import documented_by
 
 if TYPE_CHECKING:
     from agentd.transport.files import Change
 
-R = TypeVar("R")
 T = TypeVar("T")
 
 
 @documented_by(Files)
-class AsyncFiles:
+class AsyncFiles(AioOnThreads[Files]):
     """The methods of Files as coroutines; ``read_iter`` and ``watch`` for ``async for``."""
 
     read = aio(Files.read)
@@ -32,19 +31,12 @@ class AsyncFiles:
     move = aio(Files.move)
     remove = aio(Files.remove)
 
-    def __init__(self, threads: Threads, files: Files) -> None:
-        self._threads = threads
-        self._files = files
-
     def read_iter(self, path: InsidePath) -> AsyncGenerator[bytes, None]:
-        return self._each(partial(self._files._read_iter, path))
+        return self._each(partial(self._blocking._read_iter, path))
 
     def watch(self, path: InsidePath, *, recursive: bool = False) -> "AsyncGenerator[Change, None]":
         """As Files.watch; it holds one of the threads."""
-        return self._each(partial(self._files._watch, path, recursive))
-
-    async def _call(self, work: Callable[[Files], R]) -> R:
-        return await self._threads.call(partial(work, self._files))
+        return self._each(partial(self._blocking._watch, path, recursive))
 
     async def _each(
         self, begin: Callable[[int], Generator[T, None, None]]

@@ -4,11 +4,12 @@ import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from inspect import signature
 from operator import methodcaller
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from agentd.client.aio_thread import Threads, Wake
 
 P = ParamSpec("P")
+B = TypeVar("B")
 R = TypeVar("R")
 _OVER: Final = object()
 
@@ -20,11 +21,12 @@ class Aio(Protocol):
         """Do ``work``, which takes the blocking object, in a thread."""
 
 
-class AioOnThreads(Aio, Protocol):
-    _threads: Threads
+class AioOnThreads(Generic[B]):
+    def __init__(self, threads: Threads, blocking: B) -> None:
+        self._threads, self._blocking = threads, blocking
 
-    @property
-    def _blocking(self) -> Any: ...
+    async def _call(self, work: Callable[[B], R]) -> R:
+        return await self._threads.call(functools.partial(work, self._blocking))
 
 
 def aio(
@@ -47,7 +49,7 @@ def aio_each(
     """
 
     async def each(
-        self: AioOnThreads, /, *args: P.args, **kwargs: P.kwargs
+        self: AioOnThreads[Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> AsyncGenerator[R, None]:
         bound, wake = getattr(self._blocking, method.__name__), Wake()
         try:
@@ -74,7 +76,7 @@ def cancellable(
     """Make a coroutine of ``method`` by ``work``, which does the same and takes a descriptor first:
     once that is readable, as it is when the task is cancelled, it ends what it has begun."""
 
-    async def awaited(self: AioOnThreads, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def awaited(self: AioOnThreads[Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
         wake = Wake()
         try:
             done = functools.partial(work, self._blocking, wake.fd, *args, **kwargs)

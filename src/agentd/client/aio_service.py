@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
-from agentd.client.aio_method import aio, aio_each
+from agentd.client.aio_method import AioOnThreads, aio, aio_each
 from agentd.client.aio_thread import Threads
 from agentd.client.service import Client
 from agentd.model import service
@@ -52,13 +52,11 @@ class AsyncCommands(_Noun):
     resize = aio(service.Commands.resize)
 
 
-class _NounOfPieces(_Noun):
-    """One with methods that give what comes piece by piece."""
+class _NounOfPieces(AioOnThreads[Any]):
+    """One with methods that give what comes piece by piece, for which the threads are."""
 
-    def __init__(self, noun: Any, threads: Threads) -> None:
-        super().__init__(noun)
-        self._blocking = noun
-        self._threads = threads
+    async def _call(self, work: Callable[[Any], R]) -> R:
+        return await asyncio.to_thread(work, self._blocking)
 
 
 class AsyncSandboxFiles(_NounOfPieces):
@@ -158,10 +156,10 @@ class AsyncClient:
         self._threads = Threads("agentd-client")
         self.sandboxes = AsyncSandboxes(self._client.sandboxes)
         self.commands = AsyncCommands(self._client.commands)
-        self.files = AsyncSandboxFiles(self._client.files, self._threads)
+        self.files = AsyncSandboxFiles(self._threads, self._client.files)
         self.ports = AsyncPorts(self._client.ports)
         self.network = AsyncNetwork(self._client.network)
-        self.snapshots = AsyncSnapshots(self._client.snapshots, self._threads)
+        self.snapshots = AsyncSnapshots(self._threads, self._client.snapshots)
         self.volumes = AsyncVolumes(self._client.volumes)
         self.secrets = AsyncSecrets(self._client.secrets)
         self.capabilities = AsyncCapabilities(self._client.capabilities)
