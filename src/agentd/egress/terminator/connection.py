@@ -13,7 +13,7 @@ from OpenSSL import SSL
 from agentd.egress.terminator import requests
 from agentd.egress.terminator.credentials import CredentialRefusal
 from agentd.egress.terminator.ends import BROKEN, IDLE_SECONDS, ClientTls, ReadEnd, UpstreamTls
-from agentd.egress.terminator.exchange import JudgedExchange, Over, RequestExchange
+from agentd.egress.terminator.exchange import Judged, JudgedExchange, Over, RequestExchange
 from agentd.egress.terminator.looks import HostLook, Untouched
 from agentd.egress.terminator.replaying import ReplayedExchange
 from agentd.egress.terminator.requests import RefusedRequest
@@ -154,8 +154,7 @@ class ReadConnection:
         raw = await self._head()
         if raw is None:
             return False
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = asyncio.get_running_loop().time()
         method = target = rule = ""
         try:
             head = requests.read_head(raw)
@@ -164,7 +163,7 @@ class ReadConnection:
             if self._trust:
                 raise RefusedRequest("untrusted_host", self._trust, status=502)
             kind = ReplayedExchange if self.upstream is None else RequestExchange
-            exchange = self.exchange = kind(self, head, raw, path, rule, (began, before))
+            exchange = self.exchange = kind(self, Judged(head, raw, path, rule, began, before))
             return await exchange.run()
         except RefusedRequest as refused:
             await self.refuse(refused, method, target)

@@ -4,7 +4,7 @@ more is read."""
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import h11
 
@@ -28,29 +28,27 @@ class Over(Exception):
     """The connection has ended; says why, as far as it is worth saying."""
 
 
-class JudgedExchange:
-    """The request's head is judged already; ``path`` and ``rule`` are for its record."""
+class Judged(NamedTuple):
+    """A request's head, as it was read and as it came; ``path`` and ``rule`` are for its record."""
 
-    def __init__(
-        self,
-        of: "ReadConnection",
-        head: RequestHead,
-        raw: bytes,
-        path: str,
-        rule: str,
-        since: tuple[float, tuple[int, int]],
-    ) -> None:
-        """``since``: when it began, and what had been sent and received by then."""
+    head: RequestHead
+    raw: bytes
+    path: str
+    rule: str
+    began: float
+    moved: tuple[int, int]  # sent and received on its connection by then
+
+
+class JudgedExchange:
+    def __init__(self, of: "ReadConnection", judged: Judged) -> None:
         assert of.client is not None  # noqa: S101  (for the type checker)
-        self._of, self.head, self._path, self._rule = of, head, path, rule
+        self._of, self._judged, self.head, self._client = of, judged, judged.head, of.client
         #: Whether it is to be recorded, and is not yet.
         self.is_open = False
-        self._client = of.client
-        self._began, self._before = since
         self._status = 0
         self.answered = False  # as far as that something of an answer was sent
         self._down = h11.Connection(h11.SERVER, max_incomplete_event_size=requests.MAX_HEAD)
-        self._down.receive_data(raw + of.ahead)
+        self._down.receive_data(judged.raw + of.ahead)
         of.ahead = b""
         self._task: asyncio.Task[object] | None = asyncio.current_task()
 
@@ -70,11 +68,12 @@ class JudgedExchange:
                 self._task.cancel()
 
     def _record(self, reason: str) -> None:
-        of = self._of
-        sent, received = (now - before for now, before in zip(of.moved, self._before, strict=True))
-        ms = (asyncio.get_running_loop().time() - self._began) * 1000
-        row: dict[str, object] = {"method": self.head.method, "path": self._path}
-        row |= {"status": self._status, "rule": self._rule, "allowed": True, "reason": reason[:300]}
+        of, judged = self._of, self._judged
+        sent, received = (now - before for now, before in zip(of.moved, judged.moved, strict=True))
+        ms = (asyncio.get_running_loop().time() - judged.began) * 1000
+        row: dict[str, object] = {"method": self.head.method, "path": judged.path}
+        row |= {"status": self._status, "rule": judged.rule, "allowed": True}
+        row |= {"reason": reason[:300]}
         row |= {"sent": sent, "received": received, "ms": round(ms, 1), "ended": True}
         of.terminator.records.request(of, row)
 
@@ -82,16 +81,8 @@ class JudgedExchange:
 class RequestExchange(JudgedExchange):
     """One with the host that was dialled. It is recorded where the rules say so."""
 
-    def __init__(
-        self,
-        of: "ReadConnection",
-        head: RequestHead,
-        raw: bytes,
-        path: str,
-        rule: str,
-        since: tuple[float, tuple[int, int]],
-    ) -> None:
-        super().__init__(of, head, raw, path, rule, since)
+    def __init__(self, of: "ReadConnection", judged: Judged) -> None:
+        super().__init__(of, judged)
         assert of.upstream is not None  # noqa: S101  (for the type checker)
         self._upstream, self._look = of.upstream, of.look
         self._sent = False  # the request, as a whole
@@ -100,7 +91,7 @@ class RequestExchange(JudgedExchange):
         recording = of.sandbox.recording
         self._draft: ExchangeDraft | Unrecorded = Unrecorded()
         if recording is not None:
-            self._draft = ExchangeDraft(recording, head, of.name, of.port)
+            self._draft = ExchangeDraft(recording, judged.head, of.name, of.port)
             self.is_open = True
         self._unfit = _NO_ANSWER  # why it is not to be recorded
         self._lacks = ""  # what is said where it was not
