@@ -6,6 +6,7 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from agentd.linux.cgroup import files
 from agentd.linux.cgroup.group import Group
@@ -21,6 +22,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _PARENT_ATTEMPTS = 100
 # Between threads no parent goes while a group is being made; between processes attempts must do.
 _parents_lock = threading.RLock()
+
+
+class GroupLimits(NamedTuple):
+    """Of the controllers LIMITING, in their order; None where one holds none."""
+
+    memory: int | None
+    pids: int | None
+    cpus: float | None
 
 
 class Hierarchy(ABC):
@@ -45,29 +54,28 @@ class Hierarchy(ABC):
         A limit whose controller is not here is left out of ``Group.controllers``. Raises OSError,
         FileExistsError where the name is taken; leaves nothing behind then.
         """
-        limits: dict[str, float | None] = {"memory": memory, "pids": pids, "cpu": cpus}
-        for controller, value in limits.items():
+        limits = GroupLimits(memory, pids, cpus)
+        for controller, value in zip(LIMITING, limits, strict=True):
             if value is not None and value <= 0:
                 raise ValueError(f"{controller} limit {value} of group {name} is not above 0")
-        held = frozenset(c for c, value in limits.items() if value is not None) & self.controllers
+        usable = self.controllers
+        limits = GroupLimits(
+            memory if "memory" in usable else None,
+            pids if "pids" in usable else None,
+            cpus if "cpu" in usable else None,
+        )
         with _parents_lock:
-            return self._create(name, held, memory, pids, cpus)
+            return self._create(name, limits)
 
-    def _create(
-        self,
-        name: str,
-        held: frozenset[str],
-        memory: int | None,
-        pids: int | None,
-        cpus: float | None,
-    ) -> Group:
+    def _create(self, name: str, limits: GroupLimits) -> Group:
         made: list[str] = []
+        held = frozenset(c for c, limit in zip(LIMITING, limits, strict=True) if limit is not None)
         try:
             for directory in self._directories(check_name(name), held):
                 self._make(directory)
                 made.append(directory)
             group = self._group(name, made, held)
-            self._limit(name, held, memory, pids, cpus)
+            self._limit(name, limits)
         except BaseException:
             for directory in reversed(made):
                 with contextlib.suppress(OSError):
@@ -105,15 +113,7 @@ class Hierarchy(ABC):
     def _group(self, name: str, directories: Sequence[str], held: frozenset[str]) -> Group: ...
 
     @abstractmethod
-    def _limit(
-        self,
-        name: str,
-        held: frozenset[str],
-        memory: int | None,
-        pids: int | None,
-        cpus: float | None,
-    ) -> None:
-        """Write the limits of the ``held`` controllers."""
+    def _limit(self, name: str, limits: GroupLimits) -> None: ...
 
     @abstractmethod
     def _make_parent(self, parent: str) -> None:

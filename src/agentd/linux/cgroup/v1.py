@@ -11,6 +11,7 @@ from agentd.linux.cgroup.hierarchy import (
     CPU_PERIOD_USEC,
     LIMITING,
     PARENT,
+    GroupLimits,
     Hierarchy,
     cpu_quota,
     not_writable,
@@ -56,15 +57,9 @@ class V1Hierarchy(Hierarchy):
         of = {c: self._directory(c, name) for c in self._bases}
         return V1Group(name, directories, held, self._remove_parents, of, self._make)
 
-    def _limit(
-        self,
-        name: str,
-        held: frozenset[str],
-        memory: int | None,
-        pids: int | None,
-        cpus: float | None,
-    ) -> None:
-        if memory is not None and "memory" in held:
+    def _limit(self, name: str, limits: GroupLimits) -> None:
+        memory, pids, cpus = limits
+        if memory is not None:
             directory = self._directory("memory", name)
             files.write(directory, "memory.limit_in_bytes", memory)
             # Memory and swap together; absent where the kernel does not account swap.
@@ -72,9 +67,9 @@ class V1Hierarchy(Hierarchy):
                 files.write(directory, "memory.swappiness", 0)
             # What its sockets hold is counted apart, and not at all before this is written.
             files.write_if_present(directory, _SOCKETS, socket_bytes(memory))
-        if pids is not None and "pids" in held:
+        if pids is not None:
             files.write(self._directory("pids", name), "pids.max", pids)
-        if cpus is not None and "cpu" in held:
+        if cpus is not None:
             directory = self._directory("cpu", name)
             files.write(directory, "cpu.cfs_period_us", CPU_PERIOD_USEC)
             files.write(directory, "cpu.cfs_quota_us", cpu_quota(cpus))

@@ -12,6 +12,7 @@ from agentd.linux.cgroup.hierarchy import (
     CPU_PERIOD_USEC,
     LIMITING,
     PARENT,
+    GroupLimits,
     Hierarchy,
     cpu_quota,
     not_writable,
@@ -60,25 +61,19 @@ class V2Hierarchy(Hierarchy):
     def _group(self, name: str, directories: Sequence[str], held: frozenset[str]) -> Group:
         return V2Group(name, directories, held, self._remove_parents)
 
-    def _limit(
-        self,
-        name: str,
-        held: frozenset[str],
-        memory: int | None,
-        pids: int | None,
-        cpus: float | None,
-    ) -> None:
+    def _limit(self, name: str, limits: GroupLimits) -> None:
+        memory, pids, cpus = limits
         parent = f"{self._base}/{PARENT}"
         directory = f"{parent}/{name}"
         # Another may have made the parent, and not have come to sharing yet.
         self._share(parent)
-        if memory is not None and "memory" in held:
+        if memory is not None:
             files.write(directory, "memory.max", memory)
             # Absent where the kernel does not account swap.
             files.write_if_present(directory, "memory.swap.max", 0)
-        if pids is not None and "pids" in held:
+        if pids is not None:
             files.write(directory, "pids.max", pids)
-        if cpus is not None and "cpu" in held:
+        if cpus is not None:
             files.write(directory, "cpu.max", f"{cpu_quota(cpus)} {CPU_PERIOD_USEC}")
 
     def _make_parent(self, parent: str) -> None:

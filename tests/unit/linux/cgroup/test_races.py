@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from agentd.linux.cgroup import files, v2
+from agentd.linux.cgroup.hierarchy import GroupLimits
 
 
 @pytest.fixture
@@ -92,6 +93,6 @@ def test_controllers_are_shared_again_when_another_has_made_the_parent(
         (directory / "cgroup.subtree_control").write_text("")
     (parent / "box" / "memory.max").write_text("max")
     tree = v2.V2Hierarchy(str(tmp_path), ".")
-    tree._limit("box", frozenset({"memory"}), 4096, None, None)
+    tree._limit("box", GroupLimits(memory=4096, pids=None, cpus=None))
     assert (parent / "cgroup.subtree_control").read_text() == "+memory"
     assert (parent / "box" / "memory.max").read_text() == "4096"
