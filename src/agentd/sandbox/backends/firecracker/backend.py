@@ -116,6 +116,7 @@ class FirecrackerBackend:
     def launch(self, plan: FirecrackerPlan) -> FirecrackerWall:
         self.probe()
         if plan.table is not None:
+            self._networked = True
             network.begin()
         image = self._image(plan.spec.image)
         theirs = image.base == OWN

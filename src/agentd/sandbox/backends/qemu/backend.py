@@ -118,6 +118,7 @@ class QemuBackend:
                 remediation="leave the mounts and --net out",
             )
         if plan.table is not None:
+            self._networked = True
             network.begin()
         keeper = self._keeper()  # starts while we look at the rest
         monitor = _monitor()

@@ -20,7 +20,8 @@ _IN_GUEST = ("memory", "pids", "disk", "open_files")
 def check(spec: SandboxSpec) -> None:
     """Raises Refused for what such a guest cannot be made to do."""
     limits = [f"--{name}" for name in _IN_GUEST if getattr(spec.limits, name) is not None]
-    others = ["mounts"] * bool(spec.mounts) + ["a network"] * (spec.net != "none")
+    secrets = ["secrets"] * bool(spec.secrets)
+    others = ["mounts"] * bool(spec.mounts) + secrets + ["a network"] * (spec.net != "none")
     users = ["--user"] * (spec.user is not None) + ["--writable"] * spec.writable
     for what in (*limits, *others, *users):
         raise Refused(

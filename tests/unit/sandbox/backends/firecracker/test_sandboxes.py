@@ -98,6 +98,12 @@ def test_what_a_guest_of_the_original_agents_does_not_do_is_told(theirs: Create)
     for wanted in ({"pids": 10}, {"memory": "64M"}, {"user": "root"}):
         with pytest.raises(Refused, match="its agent is not ours"):
             theirs(**wanted)
+    for what, wanted in (
+        ("secrets", {"secrets": ["KEY=env:PATH@a.example"]}),
+        ("a network", {"net": ["read a.example"]}),
+    ):
+        with pytest.raises(Refused, match=f"cannot be given {what}: its agent is not ours"):
+            theirs(**wanted)
 
 
 # --- a snapshot resets every connection, of which nothing is seen ---
