@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -369,6 +370,21 @@ def test_the_time_of_a_command_stands_still_with_its_sandbox(daemon: Daemon) -> 
             sandbox.pause()
             sandbox.resume()
         assert {process.wait().cause.code for process in short} == {"timeout"}
+
+
+@pytest.mark.parametrize("where", ["daemon", "embedded"])
+def test_nor_is_it_over_for_who_waits(daemon: Daemon, where: str) -> None:
+    """The host gives a command up by itself, two seconds after its time."""
+    place: dict[str, Any] = {"url": daemon.url} if where == "daemon" else {"embedded": True}
+    waits = "touch begun; until [ -e go ]; do sleep 0.05; done"
+    with Sandbox.create(**place) as sandbox, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(sandbox.run, waits, timeout=LIMIT_SECONDS)
+        until(lambda: sandbox.files.exists("/workspace/begun"))
+        sandbox.pause()
+        time.sleep(LIMIT_SECONDS + 4)
+        sandbox.resume()
+        sandbox.files.write("/workspace/go", b"")
+        assert running.result().cause.code == "exited"
 
 
 def pausable(daemon: Daemon) -> Iterator[Sandbox]:

@@ -86,6 +86,7 @@ class SandboxHandle:
         still. One of protocol v1 has neither; one that is paused is told later."""
         guest = self.unused()
         if guest is not None:
+            guest.own_time.stand_still(still)
             with contextlib.suppress(AgentdError):
                 guest.call("sys.lease", ms=milliseconds, **({"still": True} if still else {}))
 

@@ -22,6 +22,7 @@ from agentd.transport.connection import V2Connection
 from agentd.transport.core import CommandChannel
 from agentd.transport.events import Error, ProcessInfo, decode, decode_any, failure, processes
 from agentd.transport.files import GuestFiles
+from agentd.transport.own_time import OwnTime
 from agentd.transport.pipes import Pipes
 from agentd.transport.pool import Connections
 from agentd.transport.running import Running, SpawnFailed, StdinNotStreamed
@@ -64,6 +65,8 @@ class Guest:
         # A v1 agent was left with a command that nobody can end.
         self._overran = False
         self.files = GuestFiles(self._call)
+        #: By which commands have their time.
+        self.own_time = OwnTime()
 
     def run(self, request: ExecRequest, *, stdin: bytes | None = None) -> V1Result:
         """``(exit, stdout, stderr, truncated)``, at most ``output_limit`` bytes a stream.
@@ -153,7 +156,13 @@ class Guest:
             connection.close()
             raise
         return StreamCommand(
-            connection, core, None, self._pool.give_back, answer_by=deadline, stdin=True
+            connection,
+            core,
+            None,
+            self._pool.give_back,
+            answer_by=deadline,
+            own_time=self.own_time,
+            stdin=True,
         )
 
     def processes(self) -> list[ProcessInfo]:
@@ -316,6 +325,7 @@ class Guest:
             pipes,
             self._pool.give_back,
             answer_by=deadline,
+            own_time=self.own_time,
             stdin=feeds or request.pty is not None,
             capture=capture,
             limit=limit,

@@ -19,6 +19,7 @@ from agentd.transport.channel import encode_request
 from agentd.transport.connection import V2Connection, milliseconds
 from agentd.transport.core import Chunk, CommandChannel, LostOutput
 from agentd.transport.events import limit_exit
+from agentd.transport.own_time import OwnTime
 from agentd.transport.pipes import Feed, Late, Pipes
 
 # Seconds that the agent has to end a command after its time, before its connection is dropped.
@@ -50,6 +51,7 @@ class StreamCommand(Stepped):
         give_back: Callable[[V2Connection], None],
         *,
         answer_by: float,
+        own_time: OwnTime,
         stdin: bool = False,
         capture: bool = False,
         limit: int | None = None,
@@ -72,7 +74,8 @@ class StreamCommand(Stepped):
         self._stdin_open = stdin
         self._answer_by: float | None = answer_by
         timeout = command.request.timeout if command.request else None
-        self._end_by = None if timeout is None else time.monotonic() + timeout + GRACE
+        self._own_time = own_time  # of ``_end_by``
+        self._end_by = None if timeout is None else own_time.now() + timeout + GRACE
         self._imposed = CauseCode.TIMEOUT
         self._overflowed = False
         self._late: Late | None = None
@@ -185,7 +188,9 @@ class StreamCommand(Stepped):
             raise self._error
         until = None if timeout is None else time.monotonic() + timeout
         late = self._late
-        dues = (self._answer_by, self._end_by, until) if late is None else (late.due, until)
+        left = None if self._end_by is None else self._end_by - self._own_time.now()
+        end_by = None if left is None else time.monotonic() + left
+        dues = (self._answer_by, end_by, until) if late is None else (late.due, until)
         due = min([d for d in dues if d is not None], default=None)
         poller = select.poll()
         connection = self._connection
@@ -275,8 +280,10 @@ class StreamCommand(Stepped):
         if self._command.exit is not None or self._imposed is not CauseCode.TIMEOUT:
             return
         self._imposed = cause
-        grace_end = time.monotonic() + GRACE
-        self._end_by = grace_end if self._end_by is None else min(self._end_by, grace_end)
+        # Also while it is paused: nobody waits for that.
+        left = GRACE if self._end_by is None else self._end_by - self._own_time.now()
+        self._own_time = OwnTime()
+        self._end_by = self._own_time.now() + min(left, GRACE)
         if self._command.request is None:
             self.signal(9)  # cancel on an attached channel would only end the watching
         else:
@@ -284,7 +291,7 @@ class StreamCommand(Stepped):
 
     def _expire(self) -> None:
         now = time.monotonic()
-        if self._end_by is not None and now >= self._end_by:
+        if self._end_by is not None and self._own_time.now() >= self._end_by:
             self.exit = self._command.exit = limit_exit(self._imposed, self._command.asked)
             if self._pipes is not None:
                 self._take_all(self._pipes.rest())
