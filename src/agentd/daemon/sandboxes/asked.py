@@ -17,7 +17,7 @@ from agentd.model import context
 from agentd.model.errors import AgentdError, PolicyDenied
 from agentd.sandbox import guard
 
-MOST = 64  # that are decided on at a time
+MOST, MOST_OF_ONE = 128, 32  # that are decided on at a time, and of one owner's sandboxes
 #: Seconds that a refusal holds: one that somebody or a policy meant, and any other.
 DENIED_SECONDS, REFUSED_SECONDS = 600.0, 10.0
 _EARLY = MAX_OPEN * MOST  # that are kept until we are started
@@ -28,9 +28,19 @@ class AnswersWalls(Protocol):
 
 
 class _Question(NamedTuple):
-    wall: str
+    live: Live
     asked: AskedPlace
     gone: context.Gone  # set: nobody waits for the decision
+
+    @property
+    def owner(self) -> str:
+        return self.live.record.principal
+
+
+class _Answer(NamedTuple):
+    allowed: bool
+    reason: str
+    seconds: float | None = REFUSED_SECONDS  # that it holds; None: for good
 
 
 class AskedConnections:
@@ -38,7 +48,7 @@ class AskedConnections:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._early: list[_Question] | None = []
+        self._early: list[tuple[str, AskedPlace]] | None = []
         self._open: dict[int, _Question] = {}
         self._closing = False
         self._count = 0
@@ -50,25 +60,25 @@ class AskedConnections:
         """A connection waits, as the supervisor says; ``id`` is its wall's. Never blocks for long.
         Raises KeyError, ValueError."""
         asked = AskedPlace(str(message["host"]), int(str(message["port"])), str(message["rule"]))
-        question = _Question(str(message["id"]), asked, context.Gone())
+        wall = str(message["id"])
         with self._lock:
             if self._early is not None:
-                self._early = [*self._early, question][-_EARLY:]
+                self._early = [*self._early, (wall, asked)][-_EARLY:]
                 return
-        self._begin(question)
+        self._begin(wall, asked)
 
     def start(self, link: AnswersWalls, gate: Gate, every: Callable[[], Iterable[Live]]) -> None:
         """``every`` tells the sandboxes that there are."""
         self._link, self._gate, self._all = link, gate, every
         with self._lock:
             early, self._early = self._early or [], None
-        for question in early:
-            self._begin(question)
+        for wall, asked in early:
+            self._begin(wall, asked)
 
     def rules_changed(self, live: Live) -> None:
         """Drop questions that its rules do not ask any more: the relay has judged them anew."""
         with self._lock:
-            of_it = [one for one in self._open.values() if one.wall == live.wall.id]
+            of_it = [one for one in self._open.values() if one.live is live]
         if of_it:
             spec = live.handle.spec
             table = EgressTable(compile_table(spec.egress, spec.egress_bounds, spec.secrets))
@@ -84,66 +94,69 @@ class AskedConnections:
         for question in left:
             question.gone.set()
 
-    def _begin(self, question: _Question) -> None:
+    def _begin(self, wall: str, asked: AskedPlace) -> None:
+        live = next((one for one in self._all() if one.wall.id == wall), None)
+        if live is None:
+            self._answer(wall, asked, _Answer(False, "its sandbox is not there", 0.0))
+            return
+        question = _Question(live, asked, context.Gone())
         with self._lock:
-            full = len(self._open) >= MOST
-            if not full and not self._closing:
-                self._count += 1
-                number = self._count
+            if self._closing:
+                return
+            self._count += 1
+            number, why = self._count, self._hindrance(question.owner)
+            if not why:
                 self._open[number] = question
-        if full:
-            self._answer(question, f"{MOST} connections wait to be decided on", REFUSED_SECONDS)
-        elif not self._closing:
-            try:
-                threading.Thread(
-                    target=self._run, args=(number, question), name="asked", daemon=True
-                ).start()
-            except RuntimeError as error:  # no thread is left
-                self._forget(number)
-                self._answer(question, f"it cannot be decided on: {error}", REFUSED_SECONDS)
+        if why:
+            self._answer(wall, asked, _Answer(False, why))
+            return
+        work = threading.Thread(target=self._run, args=(number, question), name="asked")
+        work.daemon = True
+        try:
+            work.start()
+        except RuntimeError as error:  # no thread is left
+            self._forget(number)
+            self._answer(wall, asked, _Answer(False, f"it cannot be decided on: {error}"))
+
+    def _hindrance(self, owner: str) -> str:
+        """Under ``_lock``."""
+        if len(self._open) >= MOST:
+            return f"{MOST} connections wait to be decided on"
+        if sum(one.owner == owner for one in self._open.values()) >= MOST_OF_ONE:
+            return f"{MOST_OF_ONE} connections of {owner} wait to be decided on"
+        return ""
 
     def _run(self, number: int, question: _Question) -> None:
         try:
-            reason, seconds = self._decided(question)
+            answer = self._decided(question)
         except Exception as error:
             guard.tell(error)
-            reason, seconds = "the daemon failed to decide", REFUSED_SECONDS
+            answer = _Answer(False, "the daemon failed to decide")
         finally:
             self._forget(number)
-        self._answer(question, reason, seconds)
+        self._answer(question.live.wall.id, question.asked, answer)
 
-    def _decided(self, question: _Question) -> tuple[str, float | None]:
-        """Why it is refused, "" where it is not, and for how long that holds."""
-        live = next((one for one in self._all() if one.wall.id == question.wall), None)
-        if live is None or live.ending:
-            return "its sandbox is not there", 0.0
-        handle, asked = live.handle, question.asked
-        owner, labels = live.record.principal, live.record.labels
-        act = acts.connection(owner, handle, labels, asked.host, asked.port, asked.rule)
+    def _decided(self, question: _Question) -> _Answer:
+        live, asked = question.live, question.asked
+        handle, labels = live.handle, live.record.labels
+        act = acts.connection(question.owner, handle, labels, asked.host, asked.port, asked.rule)
         try:
             with context.of_client(question.gone):
                 self._gate.open(act, lasting=False).within(handle)
         except AgentdError as error:
             meant = isinstance(error, (PolicyDenied, ApprovalDenied))
             cause = f": {error.cause}" if error.cause else ""
-            return error.message + cause, DENIED_SECONDS if meant else REFUSED_SECONDS
-        return "", None
+            seconds = DENIED_SECONDS if meant else REFUSED_SECONDS
+            return _Answer(False, error.message + cause, seconds)
+        return _Answer(True, "", None)
 
-    def _answer(self, question: _Question, reason: str, seconds: float | None) -> None:
+    def _answer(self, wall: str, asked: AskedPlace, answer: _Answer) -> None:
         with self._lock:
             if self._closing:
                 return  # so that the next daemon is asked
-        asked = question.asked
         with contextlib.suppress(AgentdError):  # the supervisor is gone, and the sandbox with it
-            self._link.tell(
-                "answer",
-                id=question.wall,
-                host=asked.host,
-                port=asked.port,
-                allowed=not reason,
-                reason=reason,
-                seconds=seconds,
-            )
+            place = {"host": asked.host, "port": asked.port}
+            self._link.tell("answer", id=wall, **place, **answer._asdict())
 
     def _forget(self, number: int) -> None:
         with self._lock:

@@ -75,7 +75,9 @@ class Questions:
         if len(self._answers) >= _MAX_ANSWERS:
             self._answers.clear()
         until = None if seconds is None else self._loop.now + seconds
-        self._answers[place] = _Answer(allowed, "" if allowed else reason, until)
+        self._answers[place] = _Answer(
+            allowed, "" if allowed else reason or "it was refused", until
+        )
         for connection in list(self._waiting.get(place, ())):
             connection.rules_changed()
 
