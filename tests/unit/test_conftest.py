@@ -8,7 +8,6 @@ import threading
 from pathlib import Path
 
 import pytest
-from tests.machine import patience
 
 from agentd.linux import cgroup
 from agentd.linux.cgroup import Hierarchy
@@ -151,10 +150,6 @@ def test_what_is_absent_is_skipped_by_name(tmp_path: Path) -> None:
     done = run_pytest(tmp_path, body)
     assert done.returncode == 0
     assert "no-such-tool is not installed" in done.stdout
-
-
-def test_what_an_emulated_machine_has_longer_for_is_there() -> None:
-    patience.lengthen(1.0)
 
 
 @pytest.mark.root
