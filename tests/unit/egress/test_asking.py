@@ -106,6 +106,7 @@ def _die_while_it_waits(keeper: RelayKeeper, inside: Captured) -> None:
         eventually(lambda: not _rows(admitted)[-1]["ended"])
         os.kill(keeper.pid, signal.SIGKILL)
         assert inside.answer() == RESET
+        eventually(lambda: _rows(admitted)[-1]["ended"])  # the keeper has seen it, too
     assert len(asked) == 1  # that one waits for its answer
     inside.begin("talk('db.internal', 5432, b'hello')")
     eventually(lambda: not _rows(admitted)[-1]["ended"])
