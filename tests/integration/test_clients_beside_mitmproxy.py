@@ -76,7 +76,7 @@ import sys
 from websockets.sync.client import connect
 with connect(f"wss://{sys.argv[1]}/v1/socket", compression=None) as socket:
     socket.send("said over a socket")
-    print(socket.recv())
+    print(socket.recv(timeout=60))
 """
 PROGRAMS = {
     "curl": ["sh", "-ec", _CURL, "sh"],

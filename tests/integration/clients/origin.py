@@ -140,6 +140,8 @@ class Origin(Echo):
         self.server.seen.append(("frame", [], text))
         self.wfile.write(bytes([0x81, length]) + text + b"\x88\x02\x03\xe8")
         self.wfile.flush()
+        self.connection.settimeout(WAIT)
+        self.rfile.read(2 + 4 + 2)  # the other's close: else what is unread resets, and takes ours
         self.close_connection = True
 
 
