@@ -11,7 +11,6 @@ from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_W
 import msgspec
 
 from agentd.egress.terminator.recording import LEFT_OUT
-from agentd.egress.terminator.replaying import CassetteIndex
 from agentd.model import typed
 from agentd.model.cassette import (
     MAX_CASSETTE,
@@ -25,6 +24,14 @@ from agentd.model.cassette import (
 from agentd.model.errors import SandboxError
 
 _SIZE = F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL
+
+
+class CassetteIndex(msgspec.Struct, frozen=True):
+    """What the terminator is told of a cassette, which it has no time to read: the place and the
+    body's digest of each of ``exchanges``, and where its line begins and ends."""
+
+    exchanges: list[tuple[str, str, int, int]]
+    left_out: int
 
 
 def blank() -> io.FileIO:

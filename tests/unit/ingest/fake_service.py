@@ -24,6 +24,7 @@ from agentd.model.api import (
     Stats,
     VolumeView,
 )
+from agentd.model.cassette import joined, parse
 from agentd.model.egress import network
 from agentd.model.errors import (
     Conflict,
@@ -70,6 +71,14 @@ class FakeNetwork(Noun):
     def set(self, sandbox: str, net: str | Iterable[str]) -> NetworkView:
         self.sandbox("egress", sandbox)
         return NetworkView(*network(net))
+
+    def cassette(self, sandbox: str) -> bytes:
+        self.sandbox("read", sandbox)
+        return joined([], 0)
+
+    def play(self, sandbox: str, cassette: bytes) -> None:
+        self.sandbox("create", sandbox)
+        parse(cassette)
 
     def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:
         self.sandbox("read", sandbox)

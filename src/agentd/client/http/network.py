@@ -25,7 +25,7 @@ class HttpNetwork:
             return response.read()
 
     def play(self, sandbox: str, cassette: bytes) -> None:
-        headers = {"Content-Type": "application/x-ndjson"}
+        headers = {"Content-Type": "application/octet-stream"}
         with self._requests.open("PUT", _cassette(sandbox), body=cassette, headers=headers) as told:
             told.read()
 

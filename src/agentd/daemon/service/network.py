@@ -8,7 +8,6 @@ from agentd.daemon.observe.observed import observed
 from agentd.daemon.sandboxes import bodies
 from agentd.daemon.service.noun import Noun
 from agentd.egress import shown
-from agentd.egress.cassettes import in_memory
 from agentd.model.network import ConnectionPage, NetworkView
 from agentd.model.options import require_rules
 from agentd.sandbox.abilities import CASSETTE, NETWORK
@@ -41,6 +40,8 @@ class DaemonNetwork(Noun):
 
     @observed("play_cassette")
     def play(self, sandbox: str, cassette: bytes) -> None:
+        from agentd.egress.cassettes import in_memory  # late: few need it
+
         live = self._live("create", sandbox)
         live.require_running("play a cassette to it")
         wall = live.handle.able(CASSETTE, "replay what is asked in")

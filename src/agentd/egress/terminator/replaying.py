@@ -5,8 +5,8 @@ import io
 from collections import deque
 
 import h11
-import msgspec
 
+from agentd.egress.cassettes import CassetteIndex
 from agentd.egress.terminator.exchange import JudgedExchange, Over
 from agentd.egress.terminator.requests import RefusedRequest
 from agentd.model import cassette, typed
@@ -15,14 +15,6 @@ from agentd.model.cassette import MAX_BODY, RecordedExchange, fields_of
 _RECORD = "record it, with --net record:FILE and rules for what is to be asked"
 _PIECE = 1 << 20
 _EMPTY = (204, 304)
-
-
-class CassetteIndex(msgspec.Struct, frozen=True):
-    """Its host makes it, who has the time to read all of a cassette. ``exchanges`` are the place
-    and the digest of the body of each, and where its line begins and ends."""
-
-    exchanges: list[tuple[str, str, int, int]]
-    left_out: int
 
 
 class CassettePlayer:

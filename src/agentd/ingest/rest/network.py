@@ -1,6 +1,7 @@
 """What a sandbox may reach, and what it did."""
 
 from agentd.ingest.rest.cassettes import LINES, get_cassette, put_cassette
+from agentd.ingest.rest.download import BYTES
 from agentd.ingest.rest.operation import Arguments
 from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.table import OperationTable
@@ -26,7 +27,7 @@ def _set(service: Service, a: Arguments) -> NetworkView:
 
 
 OPERATIONS.row("GET", _CASSETTE, "read", answer=LINES)(get_cassette)
-OPERATIONS.row("PUT", _CASSETTE, "create", body=LINES, status=204)(put_cassette)
+OPERATIONS.row("PUT", _CASSETTE, "create", body=BYTES, status=204)(put_cassette)
 
 
 @OPERATIONS.row("GET", _NETWORK + "/connections", "read", query=_AFTER, waits=True)
