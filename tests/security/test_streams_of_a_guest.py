@@ -6,7 +6,6 @@ sandbox's sockets; each stream is one of a bounded number, and closed where it b
 """
 
 import contextlib
-import select
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -187,16 +186,6 @@ def test_half_a_header_is_waited_for_no_longer_than_any_start(tmp_path: Path) ->
     with guest_of(tmp_path, waits) as guest:
         head = dialled.header(TCP4, guest.address(), 5432)
         assert all(closed(guest.stream(head[:size])) for size in (0, 1, len(head) - 1))
-
-
-def test_who_does_not_take_the_last_of_a_connection_is_not_waited_for(tmp_path: Path) -> None:
-    waits = "from agentd.egress.relay import streams; streams.HALF_SECONDS = 0.2"
-    # More than the kernel holds for it, and less than that and what the relay does.
-    with guest_of(tmp_path, waits, lambda sock: sock.sendall(bytes(400_000))) as guest:
-        stream = guest.stream(dialled.header(TCP4, guest.address(), 5432) + FRAME.pack(0))
-        ends = select.poll()
-        ends.register(stream, 0)  # that it is closed is told all the same
-        assert ends.poll(60_000 * SLOWER)
 
 
 def test_what_streams_took_is_given_back(tmp_path: Path) -> None:

@@ -54,6 +54,8 @@ def test_a_browser_gets_a_cookie_for_its_link(running: Running) -> None:
         )
         pair, *attributes = sent_on.headers["set-cookie"].split("; ")
         assert attributes == ["Path=/", "HttpOnly", "SameSite=Lax"]
+        kept = sent_on.headers["cache-control"], sent_on.headers["referrer-policy"]
+        assert kept == ("no-store", "no-referrer")  # the token is in neither
         assert inside.heads == []
         cookie = {"Cookie": f"mine=1; {pair}; other=2"}
         assert visitor.get("/a?b=c", PAGE | cookie).body == b"ok"
