@@ -7,7 +7,7 @@ sandbox's sockets; each stream is one of a bounded number, and closed where it b
 
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,9 @@ def closed(stream: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def guest_of(
-    folder: Path, more: str = "", serve: Callable[[socket.socket], None] = echo
-) -> Iterator[Guest]:
+def guest_of(folder: Path, more: str = "") -> Iterator[Guest]:
     """With a relay that runs ``more`` before its main."""
-    served = Served(serve)
+    served = Served(echo)
     with patient(more or "pass"), relayed() as (keeper, _):
         made = Guest(keeper, folder, served.port)
         yield made
