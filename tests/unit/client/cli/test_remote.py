@@ -47,10 +47,10 @@ def test_wrong_input_is_one_line_and_2(words, said, capsys, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     "words",
-    [["ls"], ["stats"], ["key", "ls"], ["create"], ["exec", "x", "--", "ls"], ["kill", "x"]],
+    [["ls"], ["stats"], ["key ls"], ["create"], ["exec", "x", "--", "ls"], ["kill", "x"]],
 )
 def test_no_daemon_there_is_125(words, capsys, tmp_path):
-    assert cli.main([*words[:1], "--url", f"unix:{tmp_path}/none", *words[1:]]) == 125
+    assert cli.main([*words[0].split(), "--url", f"unix:{tmp_path}/none", *words[1:]]) == 125
     err = capsys.readouterr().err
     assert "no daemon answers" in err and "agentd serve" in err and err.count("\n") == 1
 
