@@ -2,6 +2,7 @@
 
 import json
 import socket
+from types import SimpleNamespace
 from typing import Any
 
 from agentd.egress import connections
@@ -9,6 +10,7 @@ from agentd.egress.admitted import Admitted
 from agentd.egress.connections import ConnectionLog
 from agentd.egress.keeper import RelayKeeper
 from agentd.egress.relay.loop import EventLoop
+from agentd.egress.relay.passing import Passing
 from agentd.egress.relay.records import Reports
 from agentd.egress.relay.tenant import Tenant
 from agentd.egress.rows import RowQueue
@@ -74,3 +76,20 @@ def test_what_is_to_be_told_at_once_is_kept_where_nobody_takes_it() -> None:
             queue.sync(1)
     assert [each["named"] for each in found[:-1]] == list(range(told))
     assert len(found[-1]["fault"]) == 2000
+
+
+def test_where_nobody_reads_nothing_is_passed_and_says_so() -> None:
+    loop = EventLoop(lambda _: None)
+    passing = Passing(loop)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection: Any = SimpleNamespace(n=1, name="a", port=1, tenant=SimpleNamespace(budget=None))
+    with ours:
+        ends = ours.fileno(), ours.fileno()
+        assert passing.take(connection, 1, ends) == "what reads its requests is not there now"
+        passing.link(theirs)
+        while not (why := passing.take(connection, 1, ends)):  # until its end is full
+            pass
+        assert why == "what reads its requests has too much to do"
+        passing.forget(1)
+        passing._unlink()
+    loop._epoll.close()
