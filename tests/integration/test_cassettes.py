@@ -1,5 +1,6 @@
 """What a sandbox asked is recorded, and played to another one that reaches nothing."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from tests.security.daemons import Daemon, running
 from tests.unit.capability.fetch.authority import Authority
 
 from agentd import InvalidInput, Refused, Sandbox
-from agentd.egress.terminator.recording import MAX_TOGETHER
+from agentd.egress.terminator.recording import MAX_OF_ONE, MAX_TOGETHER
 from agentd.model.cassette import (
     MAX_BODY,
     MAX_CASSETTE,
@@ -298,6 +299,48 @@ def test_what_is_put_in_is_an_act_that_is_written_down(barred: Daemon, tape: Pat
 
 
 @pytest.mark.needs("curl")
+@pytest.mark.timeout(300)
+def test_no_owner_takes_the_room_of_others(daemon: Daemon) -> None:
+    """What is written, and what is played, of five sandboxes of one and of one of another."""
+    scopes = ("run", "create", "read", "egress")
+    one, other = (daemon.key(name, *scopes) for name in ("greedy", "modest"))
+    count, size = 15, 4_000_000
+
+    def recorded(key: str) -> tuple[Sandbox, bytes]:
+        sandbox = Sandbox.create(url=daemon.url, api_key=key, net=["record", PLAIN])
+        urls = [f"http://{PLAIN}/v1/big/{size}"] * count
+        sandbox.run(["sh", "-c", 'curl -sS -m 60 "$@" >/dev/null', "sh", *urls], check=True)
+        return sandbox, sandbox.network.cassette()
+
+    def kept(cassette: bytes) -> int:
+        return sum(not each.unrecorded for each in parse(cassette).exchanges)
+
+    with contextlib.ExitStack() as made:
+        tapes = []
+        for key in (one,) * (MAX_OF_ONE // (count * size) + 1) + (other,):
+            sandbox, tape = recorded(key)
+            made.enter_context(sandbox)
+            tapes.append(tape)
+        *full, last, theirs = tapes
+        assert {kept(each) for each in (*full, theirs)} == {count}
+        assert 0 < kept(last) < count
+        (lacking, *_) = [e for e in parse(last).exchanges if e.unrecorded]
+        assert lacking.unrecorded == "the cassette had no room for its answer"
+    net = ["replay", f"{PLAIN}:80"]
+    with contextlib.ExitStack() as made:
+
+        def player(key: str) -> Sandbox:
+            return made.enter_context(Sandbox.create(url=daemon.url, api_key=key, net=net))
+
+        for _ in full:
+            player(one).network.play(theirs)
+        too_many = player(one)
+        with pytest.raises(Refused, match="of the sandboxes of greedy would take over"):
+            too_many.network.play(theirs)
+        player(other).network.play(theirs)
+
+
+@pytest.mark.needs("curl")
 def test_the_pages_examples_do_what_it_says(
     daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +357,7 @@ def test_the_pages_examples_do_what_it_says(
 def test_the_page_has_every_bound_and_field() -> None:
     for bound in (
         f"{MAX_TOGETHER >> 30} GiB",
+        f"of one owner together, {MAX_OF_ONE >> 20} MiB",
         f"{MAX_BODY >> 20} MiB",
         f"{MAX_CASSETTE >> 20} MiB",
         f"{MAX_EXCHANGES:,} exch",

@@ -84,6 +84,10 @@ class Admitted:
         told = self._written, tuple(self._going_on.values())
         return self._keeper.of_terminator(self, lambda term: term.recorded(self.id, *told))
 
+    def count_for(self, owner: str) -> None:
+        """Have its cassettes count among what this owner's may take together."""
+        self._keeper.of_terminator(self, lambda term: term.count_for(self.id, owner))
+
     def play(self, cassette: bytes) -> None:
         """Have it, whose requests are replayed, answered from this, of ``cassettes.playable``."""
         self._keeper.of_terminator(self, lambda term: term.play(self.id, cassette))

@@ -12,6 +12,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,7 +23,7 @@ from agentd.egress import cassettes
 from agentd.egress.authority import Authority
 from agentd.egress.deaths import DeathCount
 from agentd.egress.process import RelayProcess, TakeUser, pack
-from agentd.egress.terminator.recording import MAX_TOGETHER
+from agentd.egress.terminator.recording import MAX_OF_ONE, MAX_TOGETHER
 from agentd.model.cassette import RecordedExchange
 from agentd.model.egress import RECORD
 from agentd.model.errors import Refused, SandboxError
@@ -87,6 +88,7 @@ class Terminating:
         self._read: dict[int, tuple[Reading, Mapping[str, Any]]] = {}
         self._recordings: dict[int, io.FileIO] = {}
         self._replayed: dict[int, io.FileIO] = {}
+        self._owners: dict[int, str] = {}  # whose cassettes these are, as far as it was said
         #: Certificates that hosts may have beside those that the system trusts.
         self.ca_file = ""
         #: What holds of it, in its own words; empty before it is ready.
@@ -148,11 +150,25 @@ class Terminating:
         ``going_on`` at its end."""
         return cassettes.recorded(self._recordings[id_], size, going_on)
 
+    def count_for(self, id_: int, owner: str) -> None:
+        """Have what it records, and is played from now on, count among what this owner may take."""
+        self._owners[id_] = owner
+        with contextlib.suppress(SandboxError):  # the next is told
+            self._tell_owner(id_)
+
     def play(self, id_: int, cassette: bytes) -> None:
         """Answer its requests, which are replayed, from this one from now on, from its beginning.
-        Raises Refused where those of all sandboxes would be too large."""
-        others = [file for other, file in self._replayed.items() if other != id_]
-        if len(cassette) + sum(os.fstat(file.fileno()).st_size for file in others) > MAX_TOGETHER:
+        Raises Refused where those of its owner, or of all, would be too large."""
+        taken = Counter({self._owners.get(id_, ""): len(cassette)})
+        for other, each in self._replayed.items():
+            if other != id_:
+                taken[self._owners.get(other, "")] += os.fstat(each.fileno()).st_size
+        if (owner := self._owners.get(id_, "")) and taken[owner] > MAX_OF_ONE:
+            raise Refused(
+                f"the cassettes of the sandboxes of {owner} would take over {MAX_OF_ONE} bytes",
+                remediation="end sandboxes of yours that replay",
+            )
+        if taken.total() > MAX_TOGETHER:
             raise Refused(
                 f"the cassettes of all sandboxes would take over {MAX_TOGETHER} bytes",
                 remediation="end sandboxes that replay, or wait until some have ended",
@@ -169,6 +185,7 @@ class Terminating:
         for files in (self._recordings, self._replayed):
             if (file := files.pop(id_, None)) is not None:
                 file.close()
+        self._owners.pop(id_, None)
         self._deaths.forget(id_)
         if self._read.pop(id_, None) is not None:
             with contextlib.suppress(SandboxError):
@@ -213,7 +230,7 @@ class Terminating:
             process.abandon()
         for file in (*self._recordings.values(), *self._replayed.values()):
             file.close()
-        self._recordings, self._replayed = {}, {}
+        self._recordings, self._replayed, self._owners = {}, {}, {}
         self._read, self._closed, self._ready, self._thread = {}, True, False, None
 
     # --- under the lock ---
@@ -254,8 +271,13 @@ class Terminating:
         self._tell(id_)
         if (file := self._recordings.get(id_)) is not None:
             self._send({"cassette": id_, "begun": cassettes.begun(file)}, [file])
+            self._tell_owner(id_)
         if id_ in self._replayed:
             self._tell_replayed(id_)
+
+    def _tell_owner(self, id_: int) -> None:
+        if id_ in self._recordings and id_ in self._owners:
+            self._send({"count_for": (id_, self._owners[id_])})
 
     def _tell_replayed(self, id_: int) -> None:
         file = self._replayed[id_]

@@ -55,6 +55,10 @@ class GivenValues(msgspec.Struct, frozen=True):
     values: dict[str, SecretValue]
 
 
+class OwnerName(msgspec.Struct, frozen=True):
+    owner: str
+
+
 class CassetteFile(msgspec.Struct, frozen=True):
     path: str
 
@@ -126,7 +130,11 @@ SECRETS: Ability[HoldsSecrets] = Ability(
 )
 CASSETTE: Ability[HasCassette] = Ability(
     "cassette",
-    (Method("cassette", result=bytes, in_file=True), Method("play", CassetteFile)),
+    (
+        Method("count_for", OwnerName),
+        Method("cassette", result=bytes, in_file=True),
+        Method("play", CassetteFile),
+    ),
     told=False,
 )
 FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, BRANCH, CHANGES, NETWORK, SECRETS, CASSETTE)

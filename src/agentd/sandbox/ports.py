@@ -167,6 +167,10 @@ class HoldsSecrets(Protocol):
 class HasCassette(Protocol):
     """A wall whose network is recorded, or replayed."""
 
+    def count_for(self, owner: str) -> None:
+        """Have what it records, and is played, count among what this owner's sandboxes may take.
+        Raises SandboxError."""
+
     def cassette(self) -> bytes:
         """Return what was recorded until now, a file of ``model.cassette``. Raises Refused."""
 

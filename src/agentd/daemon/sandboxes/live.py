@@ -7,6 +7,7 @@ from typing import cast
 from agentd.daemon.commands.ends import DESTROYED, LEASE_OVER
 from agentd.daemon.store.records import SandboxRecord
 from agentd.model.api import SandboxView
+from agentd.model.egress import cassette
 from agentd.model.errors import Conflict
 from agentd.model.idle import IdleRule
 from agentd.model.like import like
@@ -73,6 +74,12 @@ class Live:
     @property
     def wall(self) -> Leased:
         return cast("Leased", self.handle.wall)  # a daemon's backends make no other
+
+    def count_cassettes(self) -> None:
+        """Have what it records, and is played, count for its owner. Raises SandboxError."""
+        if cassette(self.handle.spec.egress):
+            wall = self.handle.able(abilities.CASSETTE, "record or replay what is asked in")
+            wall.count_for(self.record.principal)
 
     def require_running(self, what: str) -> None:
         """Raises Conflict while it is paused or ends; one that rests for being idle goes on."""

@@ -334,6 +334,7 @@ class Sandboxes(Pauses, Adoption):
         if not live.wall.alive():
             raise BackendLost(f"sandbox {handle.id} has ended", remediation="create another")
         live.wall.tell_lease(seconds + GRACE_SECONDS, handle.spec.env)
+        live.count_cassettes()
         with contextlib.suppress(AgentdError):
             handle.guest.tell("sys.lease", ms=agents(seconds))
         self._put(record, undo=lambda: self.end(live, "not_recorded"))

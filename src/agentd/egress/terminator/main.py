@@ -3,8 +3,8 @@ has there.
 
 The first message is ``{"user": ID or null, "roots": [PATHS]}``, the answer ``{"ready": [what
 holds]}`` or ``{"error": TEXT}``. Then, from the host: ``relay`` with a socket, ``admit``, ``set``,
-``release``, ``sync`` (``terminator``); to it: ``rows`` and ``synced`` (``records``). It ends when
-the host's end is closed.
+``release``, ``cassette`` with a file, ``count_for``, ``going_on``, ``sync`` (``terminator``); to
+it: ``rows`` and ``synced`` (``records``). It ends when the host's end is closed.
 """
 
 import asyncio

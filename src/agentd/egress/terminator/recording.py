@@ -6,6 +6,7 @@ this one.
 
 import hashlib
 import io
+from collections import Counter
 from typing import NamedTuple
 
 import msgspec
@@ -24,8 +25,9 @@ from agentd.model.cassette import (
     line,
 )
 
-#: Bytes of the cassettes of all sandboxes of one terminator; of those that are played as well.
-MAX_TOGETHER = 1 << 30
+#: Bytes of the cassettes of all sandboxes of one terminator, and of one owner's; of those that are
+#: played as well.
+MAX_TOGETHER, MAX_OF_ONE = 1 << 30, 256 << 20
 #: Stands for an exchange that found no room.
 LEFT_OUT = b"-\n"
 #: Bytes that are kept for these.
@@ -36,10 +38,21 @@ _COOKIES = (b"cookie", b"set-cookie")
 
 
 class CassetteRoom:
-    """What the cassettes of all sandboxes may take together, of those that are written."""
+    """What cassettes that are written may take: all together, and those of one owner. Of "", who is
+    nobody's caller, all that there is."""
 
     def __init__(self) -> None:
-        self.left = MAX_TOGETHER
+        self._taken: Counter[str] = Counter()
+
+    def left(self, owner: str) -> int:
+        left = MAX_TOGETHER - self._taken.total()
+        return min(left, MAX_OF_ONE - self._taken[owner]) if owner else left
+
+    def take(self, owner: str, count: int) -> None:
+        """Take so many bytes; less than none gives them back."""
+        self._taken[owner] += count
+        if not self._taken[owner]:
+            del self._taken[owner]
 
 
 class CassetteWriter:
@@ -47,13 +60,19 @@ class CassetteWriter:
 
     def __init__(self, file: io.FileIO, begun: tuple[int, int], room: CassetteRoom) -> None:
         """Takes ownership. ``begun``: the bytes and exchanges that are in it."""
-        self._file, self._room = file, room
+        self._file, self._room, self._owner = file, room, ""
         self._size, self._count = begun
         #: Bytes that are in it.
         self.written = self._size
-        room.left -= self._size
+        room.take(self._owner, self._size)
         if self._size:
             self._write(b"\n")  # behind what another did not finish
+
+    def count_for(self, owner: str) -> None:
+        """Have it take room of this owner's, with what is in it."""
+        self._room.take(self._owner, -self._size)
+        self._room.take(owner, self._size)
+        self._owner = owner
 
     def take(self, count: int) -> bool:
         """Return whether there was room for so many bytes, which are taken then."""
@@ -66,7 +85,7 @@ class CassetteWriter:
 
     def end(self) -> None:
         """Its sandbox has ended: give all room back. What is open still takes none."""
-        self._room.left += self._size
+        self._room.take(self._owner, -self._size)
         self._room = CassetteRoom()
 
     def add(self, exchange: RecordedExchange) -> bool:
@@ -81,12 +100,13 @@ class CassetteWriter:
         return False
 
     def _fits(self, count: int) -> bool:
-        most = min(MAX_CASSETTE - _FOR_LEFT_OUT - self._size, self._room.left)
+        left = self._room.left(self._owner)
+        most = min(MAX_CASSETTE - _FOR_LEFT_OUT - self._size, left)
         return count <= most
 
     def _add(self, count: int) -> None:
         self._size += count
-        self._room.left -= count
+        self._room.take(self._owner, count)
 
     def _write(self, data: bytes) -> None:
         self._add(len(data))

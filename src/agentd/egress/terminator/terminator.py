@@ -118,6 +118,8 @@ class Terminator:
     def _do(self, message: dict[str, Any], fds: list[int]) -> None:
         if "cassette" in message:
             self._use_cassette(message, fds)
+        elif "count_for" in message:
+            self._count_for(*message["count_for"])
         elif "relay" in message:
             for fd in fds:
                 self._links.add(RelayLink(self, socket.socket(fileno=fd)))
@@ -162,6 +164,11 @@ class Terminator:
                 sandbox.recording = CassetteWriter(file, (size, count), self._room)
             else:
                 sandbox.player = CassettePlayer(file)
+
+    def _count_for(self, id_: int, owner: str) -> None:
+        sandbox = self._sandboxes.get(id_)
+        if sandbox is not None and sandbox.recording is not None:
+            sandbox.recording.count_for(owner)
 
     def _tell_what_goes_on(self, id_: int) -> None:
         sandbox = self._sandboxes.get(id_)

@@ -27,6 +27,7 @@ from agentd.egress import cassettes, terminating
 from agentd.egress.cassettes import playable
 from agentd.egress.terminator.recording import (
     LEFT_OUT,
+    MAX_OF_ONE,
     MAX_TOGETHER,
     CassetteRoom,
     CassetteWriter,
@@ -378,10 +379,12 @@ def test_what_all_take_together_is_bounded_and_given_back(tmp_path: Path) -> Non
         for writer in writers:
             writer.end()
             writer.give(size)  # by what is open still
-        assert room.left == MAX_TOGETHER
-        assert last.add(exchange) and room.left < MAX_TOGETHER - (3 << 20)
+        assert room.left("") == MAX_TOGETHER
+        assert last.add(exchange) and room.left("") < MAX_TOGETHER - (3 << 20)
+        last.count_for("somebody")
+        assert room.left("somebody") < MAX_OF_ONE - (3 << 20) and room.left("other") == MAX_OF_ONE
         last.end()
-        assert room.left == MAX_TOGETHER
+        assert room.left("") == MAX_TOGETHER and room.left("somebody") == MAX_OF_ONE
 
 
 def test_what_all_are_played_is_bounded(world: Judging, monkeypatch: pytest.MonkeyPatch) -> None:

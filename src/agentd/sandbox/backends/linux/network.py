@@ -96,6 +96,9 @@ class SandboxNetwork:
         """Whom its programs are to trust, PEM; None where nothing is read."""
         return None if self._authority is None else self._authority.certificate
 
+    def count_for(self, owner: str) -> None:
+        self._admitted.count_for(owner)
+
     def cassette(self) -> bytes:
         return self._admitted.recorded()
 
