@@ -23,6 +23,7 @@ from agentd.model.cassette import (
     MAX_EXCHANGES,
     RecordedExchange,
     joined,
+    line,
     parse,
 )
 
@@ -265,6 +266,31 @@ def test_by_the_command_line(daemon: Daemon, barred: Daemon, tmp_path: Path) -> 
     assert agentd(barred, "net", "cassette", box, "--put", tape).returncode == 0
     assert agentd(barred, "exec", box, "--", *job).stdout == made.stdout
     agentd(barred, "kill", box)
+
+
+@pytest.mark.needs("curl")
+@pytest.mark.parametrize(
+    ("word", "told", "shown"),
+    [
+        ("record", "recorded", "1 connections, all recorded, 0 refused"),
+        ("replay", "answered from the cassette", "1 connections answered from a cassette, 0"),
+    ],
+)
+def test_what_is_explained_and_signed_says_so(
+    daemon: Daemon, word: str, told: str, shown: str
+) -> None:
+    with Sandbox.create(url=daemon.url, net=[word, f"{HOST}:443"]) as sandbox:
+        if word == "replay":
+            kept = RecordedExchange("GET", HOST, 443, "/v1/x", status=200)
+            sandbox.network.play(joined([line(kept)], 0))
+        explained = agentd(daemon, "net", "explain", f"https://{HOST}/v1/x", sandbox.id)
+        what = f"GET /v1/x at {HOST}:443 is allowed by {HOST}:443, and {told}\n"
+        assert (explained.returncode, explained.stdout) == (0, what)
+        other = agentd(daemon, "net", "explain", "other.example.com", sandbox.id, "--json")
+        assert (other.returncode, json.loads(other.stdout)["cassette"]) == (1, "")
+        done = sandbox.run(["curl", "-sS", "-m", "60", f"https://{HOST}/v1/x"], check=True)
+        assert done.usage.network.cassette == word
+        assert shown in agentd(daemon, "receipt", "show", done.receipt).stdout
 
 
 def test_over_rest_what_is_wrong_is_told(barred: Daemon, tape: Path) -> None:

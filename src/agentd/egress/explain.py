@@ -18,7 +18,8 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ssh": 22, "git": 9418
 class ExplainedTarget(msgspec.Struct, frozen=True):
     """``private``: the rule reaches private addresses too, should the name lead to one. ``read``:
     its requests are judged one by one, and this is what is said of ``request``, "GET /v1/models".
-    ``ask``: it is not allowed by a rule alone, and somebody is asked."""
+    ``ask``: it is not allowed by a rule alone, and somebody is asked. ``cassette`` is "record"
+    where what is allowed is recorded, and "replay" where a cassette answers it."""
 
     host: str
     port: int
@@ -29,6 +30,7 @@ class ExplainedTarget(msgspec.Struct, frozen=True):
     read: bool = False
     request: str = ""
     ask: bool = False
+    cassette: str = ""
 
 
 def explain(table: EgressTable, target: str) -> ExplainedTarget:
@@ -50,7 +52,9 @@ def explain(table: EgressTable, target: str) -> ExplainedTarget:
         if why := never(address):
             verdict = EgressVerdict(False, verdict.rule, why)
     allowed = verdict.allowed and not verdict.ask
-    return like(ExplainedTarget, verdict, host=host, port=port, request=request, allowed=allowed)
+    word = str(table.wire.get("cassette", "")) if allowed else ""
+    said = {"host": host, "port": port, "request": request, "allowed": allowed, "cassette": word}
+    return like(ExplainedTarget, verdict, **said)
 
 
 def _path(target: str) -> RequestPath:

@@ -9,7 +9,9 @@ from agentd.model.enforcement import Control
 class NetworkUsage(msgspec.Struct, frozen=True):
     """What a sandbox has done of a restricted network, up to the command's end: connections and
     names that were ``allowed`` and ``denied``, connections that somebody was ``asked`` about, bytes
-    ``sent`` and ``received`` by what has ended, and how many connections went to which host."""
+    ``sent`` and ``received`` by what has ended, and how many connections went to which host.
+    ``cassette`` is "record" where these were recorded, and "replay" where a cassette answered and
+    nobody was dialled."""
 
     allowed: int = 0
     denied: int = 0
@@ -17,6 +19,7 @@ class NetworkUsage(msgspec.Struct, frozen=True):
     sent: int = 0
     received: int = 0
     hosts: dict[str, int] = {}
+    cassette: str = ""
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ examples:
 """
 REFUSED = 1
 _REACHES = {"host": "all that this machine does", "none": "nothing"}
+_CASSETTE = {"": "", "record": ", and recorded", "replay": ", and answered from the cassette"}
 _LOOK_SECONDS = 1.0
 
 
@@ -97,6 +98,7 @@ def _explain(options: argparse.Namespace) -> int:
     from agentd.egress.compile import table_of
     from agentd.egress.explain import explain
     from agentd.egress.table import EgressTable
+    from agentd.model.egress import cassette
 
     if (options.net is None) == (options.id is None):
         both = "" if options.net is None else ", those of --net or the sandbox's"
@@ -106,9 +108,11 @@ def _explain(options: argparse.Namespace) -> int:
 
         wire = compile_table(_rules(options.net))
     else:
-        wire = table_of(_rules_of(options).rules)
+        view = _rules_of(options)
+        wire = {**table_of(view.rules), "cassette": cassette(view.egress)}
     found = explain(EgressTable(wire), options.target)
-    how = f"allowed by {found.rule}" if found.allowed else f"refused: {found.reason}"
+    allowed = f"allowed by {found.rule}{_CASSETTE[found.cassette]}"
+    how = allowed if found.allowed else f"refused: {found.reason}"
     how = f"asked about, by {found.rule}" if found.ask else how
     what = f"{found.request} at " if found.request else ""
     remote.tell(options, found, f"{what}{found.host}:{found.port} is {how}")

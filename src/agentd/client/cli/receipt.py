@@ -169,7 +169,8 @@ def _network(usage: "Usage") -> "Iterator[tuple[str, str]]":
     if not isinstance(done, NetworkUsage):
         return
     asked = f", {done.asked} asked about" if done.asked else ""
-    what = f"{done.allowed} connections, {done.denied} refused{asked}"
+    how = {"record": ", all recorded", "replay": " answered from a cassette"}.get(done.cassette, "")
+    what = f"{done.allowed} connections{how}, {done.denied} refused{asked}"
     yield "network", f"{what}, {done.sent} bytes sent, {done.received} received"
     for host, count in done.hosts.items():
         yield f"connected to {host}", str(count)

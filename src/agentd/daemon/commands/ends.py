@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentd.model.cause import Cause, CauseCode
-from agentd.model.egress import RESTRICTED
+from agentd.model.egress import RESTRICTED, cassette
 from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxError
 from agentd.model.packages import with_packages
 from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
@@ -114,7 +114,8 @@ def used(
         if not row["allowed"] and row["ended"]
     ]
     counted = {name: found.totals.get(name, 0) for name in _COUNTED}
-    return NetworkUsage(**counted, hosts=found.hosts), refused
+    word = cassette(handle.spec.egress)
+    return NetworkUsage(**counted, hosts=found.hosts, cassette=word), refused
 
 
 def _target(row: Mapping[str, Any]) -> str:
