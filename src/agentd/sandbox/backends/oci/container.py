@@ -250,8 +250,8 @@ class ContainerBackend(NamespaceBackend):
         with explained(born.group, plan.limits):
             controls = await_ready(born.listener, _READY_SECONDS).controls
         runtime = f"{called[0].name} {self._version(called[1])}"
+        self._networked = self._networked or plan.table is not None
         network = admitted(plan, born.sockets, undo)
-        self._networked = self._networked or network is not None
         wall = self.walls[plan.cow](
             pid=process.pidfd_of_fdinfo(born.pidfd),
             pidfd=born.pidfd,

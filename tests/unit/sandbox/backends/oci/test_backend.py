@@ -179,3 +179,11 @@ def test_a_runtime_that_is_not_there_is_named_with_its_package(backend, monkeypa
     assert not found.usable
     for word in ("apt install runc", "dnf install crun", "pacman -S runc"):
         assert word in found.blockers[0].fix
+
+
+def test_a_relay_that_serves_nobody_ends_with_it(backend, folder, monkeypatch):
+    (folder / "roots.pem").write_text("no certificate\n")
+    monkeypatch.setenv("SSL_CERT_FILE", str(folder / "roots.pem"))
+    spec = SandboxSpec(net="restricted", egress=("read a.example",))
+    with pytest.raises(SandboxError, match="connections cannot be read"):
+        backend.launch(backend.plan(spec))
