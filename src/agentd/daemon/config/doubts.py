@@ -15,6 +15,7 @@ from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import DEFAULTS
 from agentd.model.options import MIN_MEMORY, MIN_OPEN_FILES
 from agentd.model.units import readable_size
+from agentd.sandbox import backends
 
 
 def doubtful(config: Config) -> Iterator[Found]:
@@ -25,6 +26,7 @@ def doubtful(config: Config) -> Iterator[Found]:
     yield from _quotas(config)
     yield from _egress(config)
     yield from _templates(config)
+    yield from _walls(config)
 
 
 def _roots(config: Config) -> Iterator[Found]:
@@ -173,3 +175,15 @@ def _templates(config: Config) -> Iterator[Found]:
                 f"is refused to whoever asks for it: {why}",
                 error.remediation,
             )
+
+
+def _walls(config: Config) -> Iterator[Found]:
+    """Backends that are neither ours nor a third party's that is installed."""
+    named: list[tuple[Path, str | None]]
+    named = [(("sandbox", "backends"), name) for name in config.sandbox.backends]
+    named += [(("pool", n, "backend"), pool.backend) for n, pool in enumerate(config.pool)]
+    named += [(("template", n, "backend"), one.backend) for n, one in enumerate(config.template)]
+    for path, name in named:
+        if name is not None and name not in backends.BUILTIN and name not in backends.names():
+            fix = f"use one of: {', '.join(backends.names())}; or install what brings it"
+            yield path, f"names the backend {name!r}, and there is none", fix

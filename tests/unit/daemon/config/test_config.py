@@ -550,6 +550,9 @@ TEMPLATE = "[[template]]\nname = 'work'\nnet = '{}'\n"
         ("sandbox.networks = ['none']\n" + OWN_HOST, "egress.host", "not among sandbox.networks"),
         (PYPI + TEMPLATE.format("pypi,example.org"), "template[0].net", "'example.org' is not"),
         (TEMPLATE.format("127.0.0.1:80"), "template[0].net", "nobody's to grant"),
+        ("[[template]]\nname = 'a'\nbackend = 'linx'\n", "template[0].backend", "'linx', and"),
+        ("[[pool]]\nbackend = 'linx'\n", "pool[0].backend", "'linx', and there is none"),
+        ("sandbox.backends = ['linux', 'linx']\n", "sandbox.backends", "'linx', and there is none"),
     ],
 )  # fmt: skip
 def test_what_makes_somebody_root_or_cannot_work_is_told(file, text, key, message):
@@ -577,6 +580,7 @@ def test_what_makes_somebody_root_or_cannot_work_is_told(file, text, key, messag
         "quotas.default.disk = '128M'\nlimits.default.memory = '256M'\n",
         "sandbox.networks = ['none']\n",  # the profile's bounds are nobody's mistake
         "profile = 'paranoid'\nsandbox.networks = ['restricted']\negress.allow = ['public']\n",
+        "[[pool]]\nbackend = 'oci'\n[[template]]\nname = 'a'\nbackend = 'qemu'\n",
         OWN_HOST + TEMPLATE.format("pypi,db.internal,!gist.github.com"),
         PYPI + TEMPLATE.format("none"),
     ],
