@@ -49,9 +49,9 @@ def show(headings: Sequence[str], rows: Sequence[Sequence[Cell]], to: TextIO | N
         _draw(headings, cells, file)
         return
     texts = [[_one_line(cell) for cell in row] for row in cells]
-    widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
+    widths = [max(map(_columns, column)) for column in zip(headings, *texts, strict=True)]
     for row in [list(headings), *texts]:
-        line = "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+        line = "  ".join(_padded(text, width) for text, width in zip(row, widths, strict=True))
         print(line.rstrip(), file=file)
 
 
@@ -83,9 +83,9 @@ def facts(pairs: Sequence[tuple[str, Cell]]) -> None:
     if is_terminal(sys.stdout):
         _draw(("", ""), cells, sys.stdout, headed=False)
         return
-    width = max((len(name) for name, _ in pairs), default=0)
+    width = max((_columns(name.text) for name, _ in cells), default=0)
     for name, value in cells:
-        print(f"{name.text.ljust(width)}  {_one_line(value)}")
+        print(f"{_padded(name.text, width)}  {_one_line(value)}")
 
 
 def is_terminal(file: TextIO | None) -> bool:
@@ -129,6 +129,19 @@ def _cell(cell: Cell) -> Marked:
 
 def _one_line(cell: Marked) -> str:
     return "; ".join(line.strip() for line in cell.text.splitlines())
+
+
+def _columns(text: str) -> int:
+    """Return how many columns it takes, as on a terminal: of some characters two, or none."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # late: it takes long to import
+
+    return cell_len(text)
+
+
+def _padded(text: str, columns: int) -> str:
+    return text + " " * (columns - _columns(text))
 
 
 def _draw(

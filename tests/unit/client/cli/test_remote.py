@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from rich.cells import cell_len
 
 from agentd.client.cli import main as cli
 from agentd.client.cli import remote, table
@@ -83,6 +84,20 @@ def test_what_others_chose_does_not_reach_the_terminal(capsys):
     table.show(("A", "B"), [("x\x1b[2J", "y\n"), ("long value", "z")])
     assert capsys.readouterr().out == ("A           B\nx\\x1b[2J    y\\n\nlong value  z\n")
     assert remote.safe("plain \N{SNOWMAN}") == "plain \N{SNOWMAN}"
+
+
+def test_wide_characters_keep_columns_below_each_other(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "agentd.toml"
+    starts = ["日本語", "\N{ROCKET}", "e\N{COMBINING ACUTE ACCENT}te", "plain"]
+    rows = [f'[[template]]\nname = "t{n}"\nstart = ["{s}"]\n' for n, s in enumerate(starts)]
+    path.write_text("".join(rows))
+    monkeypatch.setenv("AGENTD_CONFIG", str(path))
+    assert cli.main(["template", "ls", "--embedded"]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    begins = {cell_len(each.rpartition("  ")[0]) for each in lines}
+    assert len(lines) == len(starts) and begins == {cell_len(head.rpartition("  ")[0])}
+    table.facts([("\N{ROCKET}", "a"), ("name", "b")])
+    assert capsys.readouterr().out == "\N{ROCKET}    a\nname  b\n"
 
 
 def test_on_a_terminal_it_is_drawn(capsys, monkeypatch):
