@@ -17,6 +17,14 @@ held := concat("", ["scopes.held: ", input.principal.name, " holds the scope ", 
 	scope != null
 }
 
+# A cassette that is put in has nobody dialled, and takes what its sandbox took to be made.
+grant contains played if input.capability.name == "sandbox.network.v1"
+
+played := concat("", ["scopes.played: ", input.principal.name, " holds the scope create"]) if {
+	input.parameters.cassette
+	"create" in input.principal.scopes
+}
+
 scope := data.calls[input.capability.name].scope if {
 	data.calls[input.capability.name]
 } else := data.policy.others

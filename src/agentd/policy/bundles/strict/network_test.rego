@@ -161,3 +161,16 @@ test_asks_without_the_scope if {
 	decision := decide(object.union(asks, {"principal": {"name": "bob", "scopes": ["run"], "via": "sandbox"}}))
 	not decision.allow
 }
+
+test_plays if {
+	parameters := {"net": "restricted", "egress": ["replay", "a.example:443"], "cassette": "00"}
+	decision := decide(inside(call("sandbox.network.v1", ["create"], parameters), {"net": "restricted", "egress": parameters.egress}))
+	decision.allow
+	"scopes.played: bob holds the scope create" in decision.reasons
+}
+
+test_plays_without_a_scope if {
+	parameters := {"net": "restricted", "egress": ["replay", "a.example:443"], "cassette": "00"}
+	decision := decide(inside(call("sandbox.network.v1", ["run"], parameters), {"net": "restricted", "egress": parameters.egress}))
+	not decision.allow
+}
