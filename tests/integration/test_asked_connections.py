@@ -390,10 +390,10 @@ def test_a_daemon_that_is_gone_allows_nothing_and_the_next_is_asked(port: int) -
         daemon.start()
         assert box.files.read_text("/workspace/said").split()[:2] == [_RESET] * 2
         rows = [row for row in box.network.connections().connections if row.port]
-        assert [row.reason for row in rows] == [
-            "the daemon went away before it had decided",
-            "no daemon is there to be asked",
-        ]
+        first, *others = [row.reason for row in rows]
+        assert first == "the daemon went away before it had decided"
+        # More than one where it is reset before connect(2) is back: the name has two addresses.
+        assert set(others) == {"no daemon is there to be asked"}
         assert daemon.ask("GET", f"/v1/approvals/{view['id']}").json["state"] == "expired"
         # Nothing of it is kept: the next daemon is asked, and what that allows lasts.
         later = _dial_later(box, "db.internal:5432")
