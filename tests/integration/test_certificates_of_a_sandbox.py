@@ -143,6 +143,30 @@ def agentd(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, timeout=240, check=False)
 
 
+@pytest.mark.needs("skopeo", "umoci")
+@pytest.mark.parametrize("wall", WALLS)
+def test_no_store_of_an_image_keeps_a_sandbox_from_beginning(
+    images: Images, tmp_path: Path, wall: str
+) -> None:
+    """Whoever makes an image writes both files: certificates that never end, and such that lie
+    within each other."""
+    most = 4 << 20
+    endless = b"-----BEGIN CERTIFICATE-----" * (most // 27)
+    of_x509 = bytes.fromhex("060a2a864886f70d01091601a082ffff0482ffff")
+    for tag, store in (("endless", b"no store"), ("nested", of_x509 * (most // len(of_x509)))):
+        layer = busybox(
+            *(folder("etc"), folder("etc/ssl"), file("etc/ssl/cert.pem", endless)),
+            *(folder("opt"), folder("opt/java"), folder("opt/java/openjdk")),
+            *(folder("opt/java/openjdk/lib"), folder("opt/java/openjdk/lib/security")),
+            file(OF_TEMURIN.lstrip("/"), store),
+        )
+        images.run("pull", Layout(tmp_path / tag).add([layer], None, tag=tag), "--name", tag)
+        with Sandbox.create(image=tag, backend=wall, net=RULES) as sandbox:
+            assert read(sandbox, BUNDLE).startswith(endless.decode())
+            found = sandbox.files.read(OF_TEMURIN)
+        assert (found == store) is (tag == "endless") and len(found) < 2 * most
+
+
 def test_explain_says_of_a_request_whether_it_would_be_allowed() -> None:
     rules = "read api.example.com,!GET api.example.com/private/**"
     url = "https://api.example.com"

@@ -10,6 +10,7 @@ import hashlib
 import re
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 #: Where Debian, Alpine and Arch, and Red Hat, have one for all their machines.
 PLACES = ("/etc/ssl/certs/java/cacerts", "/etc/pki/ca-trust/extracted/java/cacerts")
@@ -27,7 +28,7 @@ _SALT = "changeit".encode("utf-16-be") + b"Mighty Aphrodite"
 _TRUSTED = 2
 # Of PKCS #12: "a certificate of X.509", and the lengths of the two that hold it.
 _X509 = re.compile(rb"\x06\x0a\x2a\x86\x48\x86\xf7\x0d\x01\x09\x16\x01\xa0\x82..\x04\x82(..)", re.S)
-_PEM = re.compile(rb"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.S)
+_PEM, _PEM_END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
 
 def places(names: Callable[[str], list[str]]) -> Iterator[str]:
@@ -64,17 +65,23 @@ def _text(ascii_: str) -> bytes:
     return struct.pack(">H", len(ascii_)) + ascii_.encode()
 
 
+# Both files may be a hostile image's: each byte is looked at once, and is in one certificate.
+
+
 def _of_pkcs12(own: bytes) -> list[bytes]:
     """Those of a store that is not encrypted, as Java's own are."""
-    starts = ((m.end(), int.from_bytes(m[1])) for m in _X509.finditer(own))
-    return [own[start : start + length] for start, length in starts]
+    found, end = [], 0
+    while match := _X509.search(own, end):
+        end = match.end() + int.from_bytes(match[1])
+        found.append(own[match.end() : end])
+    return found
 
 
 def _of_pem(text: bytes) -> list[bytes]:
     found = []
-    for match in _PEM.finditer(text):
-        try:
-            found.append(base64.b64decode(match[1]))
-        except binascii.Error:
-            continue
+    for piece in text.split(_PEM)[1:]:
+        inner, end, _ = piece.partition(_PEM_END)
+        if end:
+            with suppress(binascii.Error):
+                found.append(base64.b64decode(inner))
     return found
