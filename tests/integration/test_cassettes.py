@@ -302,6 +302,9 @@ def test_over_rest_what_is_wrong_is_told(barred: Daemon, tape: Path) -> None:
     found = barred.ask("PUT", path, tape.read_bytes()[:-1])
     assert (found.status, found.code) == (400, "invalid_input")
     assert "it was cut" in found.json["message"]
+    deep = b'{"cassette": "agentd", "version": 1, "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}\n"
+    found = barred.ask("PUT", path, deep + tape.read_bytes())
+    assert (found.status, found.code) == (400, "invalid_input")
     found = barred.ask("PUT", path, tape.read_bytes())
     assert f"has {PLAIN}:80, which no rule of the sandbox has" in found.json["message"]
     assert barred.ask("GET", path).status == 403

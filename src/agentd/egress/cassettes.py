@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
+from itertools import chain
 
 import msgspec
 
@@ -14,6 +15,7 @@ from agentd.egress.terminator.recording import LEFT_OUT
 from agentd.model import typed
 from agentd.model.cassette import (
     MAX_CASSETTE,
+    MAX_EXCHANGES,
     Cassette,
     RecordedExchange,
     check_size,
@@ -23,6 +25,7 @@ from agentd.model.cassette import (
 )
 from agentd.model.errors import SandboxError
 
+_FOR_ENDS = 256  # bytes of a cassette's first and last line
 _SIZE = F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL
 
 
@@ -86,20 +89,21 @@ def recorded(
 ) -> bytes:
     """Return the cassette of what was recorded, of its first ``size`` bytes or so far, with
     ``going_on`` at its end. What is no exchange was half written by one that died, or is a lie: it
-    is counted as left out."""
-    kept, left_out = [], 0
-    for text in _recorded(file)[:size].split(b"\n"):
-        if not text:
-            continue
+    is counted as left out, as is what finds no room."""
+    kept: list[bytes] = []
+    left_out, room = 0, MAX_CASSETTE - _FOR_ENDS
+    lines = _recorded(file)[:size].split(b"\n")
+    for found in filter(None, chain(lines, (line(each).rstrip() for each in going_on))):
+        text = found + b"\n"
         try:
-            if text + b"\n" == LEFT_OUT:
+            if text == LEFT_OUT or len(kept) == MAX_EXCHANGES or len(text) > room:
                 raise ValueError
             typed.decoder(RecordedExchange).decode(text)
-            kept.append(text + b"\n")
+            kept.append(text)
+            room -= len(text)
         except ValueError:  # msgspec's are
             left_out += 1
-    more = [line(each) for each in going_on]
-    return joined([*kept, *more], left_out)
+    return joined(kept, left_out)
 
 
 def _recorded(file: io.FileIO) -> bytes:

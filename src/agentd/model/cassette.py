@@ -32,6 +32,7 @@ _AGAIN = "record it anew, with --net record:FILE,..."
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"([\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
+_WORDS = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 Pairs = tuple[tuple[str, str], ...]
 T = TypeVar("T")
 
@@ -171,7 +172,7 @@ def check_size(data: bytes) -> None:
 def _check_first(head: bytes) -> None:
     try:
         first = typed.decoder(_First).decode(head)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         first = _First("", 0)
     if first.cassette != "agentd":
         _wrong("line 1 is not that of a cassette", f"name a file that agentd wrote, or {_AGAIN}")
@@ -190,10 +191,17 @@ def _exchange(number: int, text: bytes) -> RecordedExchange:
         _wrong(f"line {number} has a body of {max(sizes)} bytes, over {MAX_BODY}", _AGAIN)
     if not found.unrecorded and not 200 <= found.status <= 999:
         _wrong(f"line {number} has the status {found.status}", "give it one of 200 to 999")
-    for name, value in (*found.answer_headers, *found.trailers):
-        if not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
-            _wrong(f"line {number} has the header {name[:64]!r}, which is none", _AGAIN)
+    if odd := unsayable(found):
+        _wrong(f"line {number} has {odd}, which is none", _AGAIN)
     return found
+
+
+def unsayable(exchange: RecordedExchange) -> str:
+    """Return what of its answer is no HTTP, "" where all of it is."""
+    for name, value in (*exchange.answer_headers, *exchange.trailers):
+        if not (_NAME.fullmatch(name) and _VALUE.fullmatch(value)):
+            return f"the header {name[:64]!r}"
+    return "" if _WORDS.fullmatch(exchange.reason) else f"the reason {exchange.reason[:64]!r}"
 
 
 def _decoded(number: int, text: bytes, kind: type[T]) -> T:

@@ -6,6 +6,7 @@ this one.
 
 import hashlib
 import io
+import re
 from collections import Counter
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from agentd.model.cassette import (
     RecordedExchange,
     headers_of,
     line,
+    unsayable,
 )
 
 #: Bytes of the cassettes of all sandboxes of one terminator, and of one owner's; of those that are
@@ -35,6 +37,9 @@ _FOR_LEFT_OUT = 1 << 20
 # Of a request: what says something of its body, or of the answer that is wanted.
 _KEPT = (b"accept", b"content-type", b"content-encoding", b"range")
 _COOKIES = (b"cookie", b"set-cookie")
+_ATTRIBUTE = re.compile(
+    rb"secure|httponly|partitioned|(expires|max-age|domain|path|samesite|priority)=[^=]*", re.I
+)
 
 
 class CassetteRoom:
@@ -168,7 +173,7 @@ class ExchangeDraft:
             unrecorded=why,
         )
         if not why:
-            made = msgspec.structs.replace(
+            whole = msgspec.structs.replace(
                 made,
                 body=RecordedBody.of(bytes(self._asked)),
                 reason=self._answer.reason,
@@ -177,6 +182,9 @@ class ExchangeDraft:
                 trailers=self._trailers,
                 broken=broken,
             )
+            odd = unsayable(whole)
+            why = f"its answer has {odd}, which a cassette cannot have" if odd else ""
+            made = msgspec.structs.replace(made, unrecorded=why) if why else whole
         return why if self._recording.add(made) else "the cassette is full"
 
     def _keep(self, kept: bytearray, data: bytes, what: str) -> None:
@@ -232,8 +240,11 @@ def _shown(name: bytes, value: bytes) -> bytes:
         return value
     if name.lower() != b"set-cookie":
         return REDACTED
-    cookie, semicolon, attributes = value.partition(b";")
-    return cookie.partition(b"=")[0] + b"=" + REDACTED + semicolon + attributes
+    cookie, *others = value.split(b";")
+    name = cookie[: cookie.find(b"=") + 1]  # nothing, where there is a value alone
+    # Behind a comma there may be the next cookie.
+    attributes = [one for one in others if _ATTRIBUTE.fullmatch(one.strip())]
+    return b";".join((name + REDACTED, *attributes))
 
 
 def _is_secret(name: bytes) -> bool:

@@ -34,7 +34,7 @@ from agentd.egress.terminator.recording import (
 )
 from agentd.model import cassette
 from agentd.model.cassette import Cassette, RecordedBody, RecordedExchange
-from agentd.model.errors import Refused
+from agentd.model.errors import InvalidInput, Refused
 
 GET = f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\n\r\n"
 CLOSE = GET.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")
@@ -398,3 +398,71 @@ def test_what_all_are_played_is_bounded(world: Judging, monkeypatch: pytest.Monk
             more.admitted.play(data)
         it.admitted.close()
         more.admitted.play(data)
+
+
+def test_what_would_make_it_unreadable_is_told_in_its_place(world: Judging) -> None:
+    """A header that h11 takes and no cassette may have, of any host that a sandbox may reach."""
+    odd = OK.replace(b"\r\n\r\n", b"\r\nX-Odd: a\x01b\r\n\r\n")
+    trailer = (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Odd: \x1f\r\n\r\n"
+    )
+    with world.program(answering(odd, trailer, OK), RECORD) as it:
+        for _ in range(3):
+            assert it.ask(f"once({CLOSE!r})").startswith("HTTP/1.1 200")
+        why = "its answer has the header 'x-odd', which a cassette cannot have"
+        assert [each.unrecorded for each in tape(it).exchanges] == [why, why, ""]
+        assert it.requests()[0]["reason"] == f"not recorded: {why}"
+
+
+def test_what_goes_on_finds_no_more_room_than_there_is(own_world: Judging) -> None:
+    def serve(sock: socket.socket) -> None:
+        if b"/v1/waits" not in read_head(sock):
+            sock.sendall(OK)
+        with contextlib.suppress(OSError):
+            sock.recv(1)
+
+    waits = GET.replace("/v1/x", "/v1/waits")
+    with own_world.program(serve, RECORD) as it:
+        it.ask(f"once({CLOSE!r})")
+        assert it.admitted is not None
+        (one,) = tape(it).exchanges
+        shared = own_world.keeper.terminating._recordings[it.admitted.id]
+        shared.write(cassette.line(one) * (cassette.MAX_EXCHANGES - 1))
+        killed(own_world)
+        eventually(lambda: it.ask(f"once({CLOSE!r})") is not None)
+        it.ask(f"begin(), say(0, {waits!r})")
+        eventually(lambda: it.ask(f"say(begin(), {waits!r})") is None and tape(it).left_out > 1)
+        assert len(tape(it).exchanges) == cassette.MAX_EXCHANGES
+
+
+def test_a_cookie_without_a_name_is_no_name(world: Judging) -> None:
+    for said, kept in (
+        ("s3cret; Path=/; Secure", "redacted; Path=/; Secure"),
+        ("=s3cret", "=redacted"),
+        (
+            "a=s3cret=; Expires=Wed, 1 Jan 31 00:00 GMT",
+            "a=redacted; Expires=Wed, 1 Jan 31 00:00 GMT",
+        ),
+        ("a=s3cret; Path=/, b=s3cret; HttpOnly", "a=redacted; HttpOnly"),
+        ("a=s3cret; s3cret", "a=redacted"),
+    ):
+        answer = OK.replace(b"\r\n\r\n", f"\r\nSet-Cookie: {said}\r\n\r\n".encode())
+        (exchange,) = cassette.parse(recorded(world, answering(answer), CLOSE)).exchanges
+        assert ("set-cookie", kept) in exchange.answer_headers
+
+
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        (b'"x": ' + b"[" * 100_000 + b"]" * 100_000, "line 1 is not that of a cassette"),
+        (None, "line 2 has the reason"),
+    ],
+)
+def test_what_is_wrong_in_one_is_told(first: bytes | None, told: str) -> None:
+    odd = RecordedExchange("GET", HOST, 443, "/", status=200, reason="OK\r\nX-Y: \u1234")
+    data = file(odd)
+    if first is not None:
+        data = data.replace(b'"version": 1', b'"version": 1, ' + first)
+        data = data.replace(b'"version":1', b'"version":1,' + first)
+    with pytest.raises(InvalidInput, match=told):
+        playable(data)
