@@ -52,6 +52,9 @@ allow = ["public", "private"]
 [[egress.host]]
 name = "db.internal"
 address = "127.0.0.1:{port}"
+[[egress.host]]
+name = "db.corp.internal"
+address = "127.0.0.1:{port}"
 {more}
 """
 
@@ -407,3 +410,14 @@ def test_a_daemon_that_is_gone_allows_nothing_and_the_next_is_asked(port: int) -
         assert box.files.read_text("/workspace/said").split()[:1] == [_RESET]
         assert _dial(box, "db.internal:5432") == ["hello"]
         assert not _pending(daemon, "", box)
+
+
+def test_no_wildcard_answers_for_a_host_of_the_operators(
+    daemon: Daemon, alice: str, bob: str
+) -> None:
+    """Whoever may be reached by its whole name, once somebody was asked, is by that alone."""
+    host = "db.corp.internal"
+    for rule in (f"ask {host}:5432", f"read {host}:5432/v1/*"):
+        with _made(daemon, alice, rule, "*.corp.internal:7000") as box:
+            assert _dial(box, f"{host}:7000") == [_RESET]
+            assert not _pending(daemon, bob, box)

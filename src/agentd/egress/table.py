@@ -18,8 +18,8 @@ allows has to be asked about, unless another rule allows it. A rule of requests 
 ``"http": {"methods": ["GET"] or null, "path": "/v1/*"}``; connections that only such rules allow,
 or that one forbids some requests of, are read, and so are those to hosts of ``terminated``, at port
 443 or the one that is said. Which addresses nobody reaches is not said here. A host of port 0 is
-all ports of that address, of which a rule allows those that it has by the host's whole name:
-no wildcard is about it.
+all ports of that address, of which a rule allows those that it has. What allows one of ``hosts`` is
+a rule by its whole name alone, no wildcard and no preset.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -202,11 +202,10 @@ class EgressTable:
         return found if found is None or found[1] else (found[0], port)
 
     def _lines(self, name: str) -> Iterator[_Line]:
-        if self._static.get(name, ("", 1))[1] == 0:
-            yield from (line for line in self._all_lines(name) if not line.allow)
-            yield from self._exact.get(name, ())
-        else:
-            yield from self._all_lines(name)
+        lines = self._all_lines(name)
+        if name in self._static:
+            return (line for line in lines if line.private or not line.allow)
+        return lines
 
     def _all_lines(self, name: str) -> Iterator[_Line]:
         if name:
