@@ -302,6 +302,9 @@ def test_over_rest_what_is_wrong_is_told(barred: Daemon, tape: Path) -> None:
     found = barred.ask("PUT", path, tape.read_bytes()[:-1])
     assert (found.status, found.code) == (400, "invalid_input")
     assert "it was cut" in found.json["message"]
+    of_dots = RecordedExchange("GET", "." * 100_000, 443, "/", status=200)
+    found = barred.ask("PUT", path, joined([line(of_dots)], 0))
+    assert "line 2 has the host '....." in found.json["message"]
     deep = b'{"cassette": "agentd", "version": 1, "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}\n"
     found = barred.ask("PUT", path, deep + tape.read_bytes())
     assert (found.status, found.code) == (400, "invalid_input")

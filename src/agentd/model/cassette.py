@@ -32,6 +32,7 @@ _AGAIN = "record it anew, with --net record:FILE,..."
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"([\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
+_HOST = re.compile(r"[a-z0-9_.-]{1,253}")
 _WORDS = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 Pairs = tuple[tuple[str, str], ...]
 T = TypeVar("T")
@@ -183,6 +184,10 @@ def _check_first(head: bytes) -> None:
 
 def _exchange(number: int, text: bytes) -> RecordedExchange:
     found = _decoded(number, text, RecordedExchange)
+    if not (_HOST.fullmatch(found.host) and 0 < found.port < 1 << 16):
+        _wrong(
+            f"line {number} has the host {found.host[:64]!r}:{found.port}, which is none", _AGAIN
+        )
     try:
         sizes = [len(found.body.data), len(found.answer.data)]
     except (ValueError, binascii.Error):
