@@ -253,6 +253,14 @@ def test_by_the_command_line(daemon: Daemon, barred: Daemon, tmp_path: Path) -> 
     assert f"record it with --net 'record:FILE,{HOST}:443" in missed.stderr
     failed = agentd(daemon, "run", "--net", f"record:{tape},10.1.2.3:443", "--", *job)
     assert failed.returncode == 2 and "cannot be recorded" in failed.stderr
+    # What is no file is not replaced by one, and a link not by what it leads to.
+    pipe, link = tmp_path / "pipe", tmp_path / "link"
+    os.mkfifo(pipe)
+    link.symlink_to("tape.jsonl")
+    failed = agentd(daemon, "run", "--net", f"record:{pipe},{HOST}", "--", "true")
+    assert failed.returncode == 2 and f"cannot write the cassette {pipe}" in failed.stderr
+    assert agentd(daemon, "run", "--net", f"record:{link},{HOST}", "--", *job).returncode == 0
+    assert pipe.is_fifo() and link.is_symlink() and parse(Path(tape).read_bytes()).exchanges
     # One that goes on: the file is asked for, and put in.
     nobody = agentd(daemon, "create", "--net", f"record:{tape},{HOST}")
     assert nobody.returncode == 2 and "agentd net cassette" in nobody.stderr
@@ -305,6 +313,9 @@ def test_over_rest_what_is_wrong_is_told(barred: Daemon, tape: Path) -> None:
     of_dots = RecordedExchange("GET", "." * 100_000, 443, "/", status=200)
     found = barred.ask("PUT", path, joined([line(of_dots)], 0))
     assert "line 2 has the host '....." in found.json["message"]
+    odd = b'{"%s": 1}\n' % (b"x" * 100_000)
+    found = barred.ask("PUT", path, joined([odd], 0))
+    assert "line 2 does not fit: Object contains unknown field `xxx" in found.json["message"]
     deep = b'{"cassette": "agentd", "version": 1, "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}\n"
     found = barred.ask("PUT", path, deep + tape.read_bytes())
     assert (found.status, found.code) == (400, "invalid_input")

@@ -78,14 +78,17 @@ def _parsed(path: str, data: bytes) -> Cassette:
 
 
 def _writable(path: str) -> str:
-    """Raises InvalidInput where it could not be written: to be told at the end is too late."""
-    folder = os.path.dirname(path) or "."
-    if not path or os.path.isdir(path) or not os.access(folder, os.W_OK | os.X_OK):
+    """Return where it is, behind links. Raises InvalidInput where it could not be written, to be
+    told at the end is too late, and for what is no file, as /dev/null, which one would replace."""
+    place = os.path.realpath(path)
+    other = os.path.lexists(place) and not os.path.isfile(place)
+    folder = os.path.dirname(place)
+    if not os.path.basename(path) or other or not os.access(folder, os.W_OK | os.X_OK):
         raise InvalidInput(
             f"cannot write the cassette {path or 'of no name'}",
             remediation="name a file in a folder that is there, as record:tape.jsonl",
         )
-    return os.path.abspath(path)
+    return place
 
 
 def _write(path: str, data: bytes) -> None:
