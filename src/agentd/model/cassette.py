@@ -213,7 +213,7 @@ def _decoded(number: int, text: bytes, kind: type[T]) -> T:
     try:
         return typed.decoder(kind).decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return _wrong(f"line {number} does not fit: {error}", f"mend it, or {_AGAIN}")
+        return _wrong(f"line {number} does not fit: {str(error)[:200]}", f"mend it, or {_AGAIN}")
 
 
 def _cut(data: bytes) -> NoReturn:

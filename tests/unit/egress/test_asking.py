@@ -122,6 +122,21 @@ def _die_while_it_waits(keeper: RelayKeeper, inside: Captured) -> None:
     served.close()
 
 
+def test_an_answer_that_comes_behind_its_rule_is_none(host: tuple[RelayKeeper, Names]) -> None:
+    """The keeper tells both in turn, and not always in the order in which they were decided."""
+    rule = compile_table(["ask far.example:443"])
+    with contextlib.closing(Captured()) as inside:
+        admitted = host[0].admit(inside.sockets, compile_table([]))
+        asked = Asked(admitted)
+        answer = {"host": "far.example", "port": 443, "allowed": True, "reason": ""}
+        host[0].tell({"answer": admitted.id, **answer, "seconds": None})
+        admitted.set(rule)
+        inside.begin("attempt(talk, 'far.example', 443)")
+        eventually(lambda: _rows(admitted))
+        assert _rows(admitted)[-1]["reason"] == "it waits to be allowed"
+        asked.admitted.close()
+
+
 def test_answers_hold_as_long_as_they_say(host: tuple[RelayKeeper, Names]) -> None:
     inside = Captured()
     admitted = host[0].admit(inside.sockets, compile_table(["ask far.example:*"]))

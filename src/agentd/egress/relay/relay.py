@@ -134,8 +134,8 @@ class Relay:
 
     def _answer(self, message: dict[str, Any]) -> None:
         tenant = self._tenants.get(message["answer"])
-        if tenant is not None:
-            place = message["host"], message["port"]
+        place = message["host"], message["port"]
+        if tenant is not None and tenant.table.asks(*place):  # its rules may be others by now
             allowed, reason = message["allowed"], message["reason"]
             tenant.questions.answered(place, allowed, reason, message["seconds"])
 
