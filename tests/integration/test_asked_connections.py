@@ -421,3 +421,21 @@ def test_no_wildcard_answers_for_a_host_of_the_operators(
         with _made(daemon, alice, rule, "*.corp.internal:7000") as box:
             assert _dial(box, f"{host}:7000") == [_RESET]
             assert not _pending(daemon, bob, box)
+
+
+_GIVES_UP = """
+import socket, sys
+for port in [*[5432] * 64, 5433]:
+    socket.create_connection(("db.internal", port), 60).close()
+"""
+
+
+def test_programs_that_give_up_wait_no_more_where_others_do(
+    daemon: Daemon, alice: str, bob: str
+) -> None:
+    """As one does that tries again every few seconds; each end of it is closed, and not reset."""
+    with _made(daemon, alice, "ask db.internal:*") as box:
+        box.run(["python3", "-c", _GIVES_UP], check=True)
+        until(lambda: len(_pending(daemon, bob, box)) == 2)
+        ports = {view["asked"]["parameters"]["port"] for view in _pending(daemon, bob, box)}
+        assert ports == {5432, 5433}

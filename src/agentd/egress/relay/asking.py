@@ -47,7 +47,7 @@ class Questions:
         found = self._answer(place)
         if found is not None:
             return found.reason
-        if self._count >= MAX_WAITING and not waits:
+        if self._count >= MAX_WAITING and not waits and not self._make_room():
             return f"{MAX_WAITING} connections of the sandbox wait to be allowed"
         return ""
 
@@ -69,6 +69,14 @@ class Questions:
             self._count -= 1
         if not waiting:
             self._waiting.pop(connection.place, None)
+
+    def _make_room(self) -> bool:
+        """End one whose program says nothing more, if there is one: most of them have given up."""
+        waiting = (each for some in self._waiting.values() for each in some)
+        over = next((each for each in waiting if each.over), None)
+        if over is not None:
+            over.end("the program went away", reset=True)
+        return over is not None
 
     def answered(self, place: Place, allowed: bool, reason: str, seconds: float | None) -> None:
         """Let what waits go on, or refuse it; for ``seconds``, or for good, what comes as well."""

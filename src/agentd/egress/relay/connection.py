@@ -43,7 +43,7 @@ class RelayedConnection:
         "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_moved", "_passed",
         "_place", "_places", "_reads", "_relay", "_start", "_strict", "_table", "_tenant",
         "_up", "_upstream", "address", "allowed", "asked", "connected", "moved_at", "n", "name",
-        "place", "port", "reason", "rule", "waits",
+        "over", "place", "port", "reason", "rule", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -69,7 +69,7 @@ class RelayedConnection:
         self._place: tuple[str, int] | None = None  # that was dialled last
         self._places: list[tuple[str, int]] = []
         self._attempt: Later | None = None
-        self.connected = self.waits = self.asked = self._ended = self._kept = False
+        self.connected = self.waits = self.asked = self.over = self._ended = self._kept = False
         self._reads = self._passed = False  # each request is judged; by the terminator, from now on
         self._moved = 0, 0  # by that
         self.allowed, self.rule, self.reason = True, "", ""
@@ -307,8 +307,9 @@ class RelayedConnection:
             raise
 
     def _client_ready(self, mask: int) -> None:
+        self.over = self.over or bool(mask & _READ_ENDS & ~IN)  # nothing more comes
         if self._gate is not None and mask & _READ_ENDS:
-            self._listen_in(over=bool(mask & _READ_ENDS & ~IN))
+            self._listen_in(over=self.over)
         if self._ended:
             return
         if self.connected and not self._reads:
