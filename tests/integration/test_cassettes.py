@@ -301,6 +301,31 @@ def test_what_is_explained_and_signed_says_so(
         assert shown in agentd(daemon, "receipt", "show", done.receipt).stdout
 
 
+@pytest.mark.needs("curl")
+def test_without_a_host_nothing_is_reached_and_what_is_missing_is_told(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    tape, job = str(tmp_path / "tape.jsonl"), ["curl", "-sS", f"https://{HOST}/"]
+    made = agentd(daemon, "run", "--net", f"record:{tape}", "--", *job)
+    assert made.returncode == 6, made.stderr  # no such host
+    assert f"allow what should be with --net record:FILE,{HOST}\n" in made.stderr
+    assert f"recorded 0 exchanges in {tape}\n" in made.stderr
+    played = agentd(daemon, "run", "--net", f"replay:{tape}", "--", *job)
+    assert played.returncode == 6, played.stderr
+    for net, said in (
+        ("record", "'record' has no file, and the sandbox ends with the command (name one, as"),
+        (f"replay,{HOST}", "'replay' has no file"),
+        (f"record:{tape},record:{tape}2,{HOST}", f"'record:{tape}2' is one file too many"),
+        ("replay:", "cannot read the cassette of no name"),
+    ):
+        wrong = agentd(daemon, "run", "--net", net, "--", "true")
+        assert wrong.returncode == 2 and said in wrong.stderr, wrong.stderr
+    with Sandbox.create(url=daemon.url) as plain:
+        for more in ([], ["--put", tape]):
+            none = agentd(daemon, "net", "cassette", plain.id, *more)
+            assert "has the network none, which has no rules" in none.stderr
+
+
 def test_over_rest_what_is_wrong_is_told(barred: Daemon, tape: Path) -> None:
     net = ["replay", f"{HOST}:443"]
     made = barred.ask("POST", "/v1/sandboxes", {"net": net})

@@ -45,7 +45,13 @@ def taken(net: Net) -> tuple[Net, CassetteFiles]:
         word, colon, path = text.partition(":") if isinstance(text, str) else ("", "", "")
         if not colon or word not in (RECORD, REPLAY):
             rules.append(text)
-        elif word == RECORD:
+            continue
+        if any(files):
+            raise InvalidInput(
+                f"network rule {text!r} is one file too many",
+                remediation="name one cassette, to record or to replay",
+            )
+        if word == RECORD:
             files = files._replace(record=_writable(os.path.expanduser(path)))
             rules.append(RECORD)
         else:
@@ -62,7 +68,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
             data = file.read(MAX_CASSETTE + 1)
     except OSError as error:
         raise InvalidInput(
-            f"cannot read the cassette {os.fspath(path)}",
+            f"cannot read the cassette {os.fspath(path) or 'of no name'}",
             cause=error.strerror or "",
             remediation="name a file that --net record:FILE,... has written",
         ) from None

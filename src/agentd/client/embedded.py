@@ -123,15 +123,19 @@ def set_network(handle: "SandboxHandle", net: "str | Iterable[str]") -> "Network
 
 
 def cassette(handle: "SandboxHandle") -> bytes:
+    from agentd.model.options import require_rules
     from agentd.sandbox.abilities import CASSETTE
 
+    require_rules(handle.spec)
     return handle.able(CASSETTE, "record what is asked in").cassette()
 
 
 def play(handle: "SandboxHandle", data: bytes) -> None:
     from agentd.egress.cassettes import in_memory
+    from agentd.model.options import require_rules
     from agentd.sandbox.abilities import CASSETTE
 
+    require_rules(handle.spec)
     wall = handle.able(CASSETTE, "replay what is asked in")
     with in_memory(data) as path:
         wall.play(path)

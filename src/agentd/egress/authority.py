@@ -13,6 +13,7 @@ import msgspec
 _LASTS = timedelta(days=366)
 _SKEW = timedelta(hours=1)  # clocks that are late
 _MOST_NAMES = 512
+_NOBODYS = "invalid"  # RFC 6761
 
 
 class Authority(msgspec.Struct, frozen=True):
@@ -49,8 +50,9 @@ def make(hosts: Iterable[str]) -> Authority:
         ),
         False,
     )
+    # Where there are none it is good for a name that nobody has, and not for all there are.
     constraints = x509.NameConstraints(
-        permitted_subtrees=[x509.DNSName(name) for name in names],
+        permitted_subtrees=[x509.DNSName(name) for name in names or (_NOBODYS,)],
         excluded_subtrees=[x509.IPAddress(ip_network(net)) for net in ("0.0.0.0/0", "::/0")],
     )
     certificate = (

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 
 from agentd.client.cli import output
 from agentd.client.cli.remote import safe
+from agentd.model.egress import cassette
+from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
     from agentd.client.cassettes import CassetteFiles
@@ -21,6 +23,19 @@ def of(options: argparse.Namespace) -> "CassetteFiles":
     net, files = cassettes.taken(options.net)
     if any(files):
         options.net = ",".join(net or ())
+    return files
+
+
+def of_a_run(options: argparse.Namespace) -> "CassetteFiles":
+    """As ``of``, where the sandbox ends with its command: nobody could ask for what it recorded, or
+    put in what it replays."""
+    files = of(options)
+    word = cassette(text.strip() for text in (options.net or "").split(","))
+    if word and not any(files):
+        raise InvalidInput(
+            f"network rule {word!r} has no file, and the sandbox ends with the command",
+            remediation=f"name one, as {word}:tape.jsonl",
+        )
     return files
 
 

@@ -1,5 +1,6 @@
 """What a sandbox's network refused while a command ran, for who wonders why it failed."""
 
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from agentd.client.cli import output, table
 from agentd.client.cli.remote import safe
-from agentd.model.egress import LEARN, REPLAY, THIS_HOST
+from agentd.model.egress import LEARN, RECORD, REPLAY, THIS_HOST
 from agentd.model.errors import AgentdError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def said(page: "ConnectionPage", egress: Iterable[str]) -> str:
         return safe(f"{line}; record it with --net {_quoted(f'record:FILE,{fresh}')}")
     if missing and not more:
         rules = ",".join(dict.fromkeys([*egress, *missing]))
+        rules = re.sub(rf"\b{RECORD}\b", f"{RECORD}:FILE", rules, count=1)
         line += f"; allow what should be with --net {_quoted(rules)}"
     return safe(line)
 

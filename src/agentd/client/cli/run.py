@@ -56,7 +56,7 @@ def _run(where: "Address | None", options: argparse.Namespace, interrupts: Inter
     floor = IsolationLevel.parse(options.isolation or "namespace")
     with place.service(where, (options.backend, floor, _network(options.net))) as service:
         asked = command.request(options) if options.command else None
-        files = cassettes.of(options)
+        files = cassettes.of_a_run(options)
         view = _create(where, service, options, interrupts)
         try:
             files.play(service.network, view.id)

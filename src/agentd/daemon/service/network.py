@@ -36,6 +36,7 @@ class DaemonNetwork(Noun):
     @observed("cassette")
     def cassette(self, sandbox: str) -> bytes:
         live = self._live("read", sandbox)
+        require_rules(live.handle.spec)
         return live.handle.able(CASSETTE, "record what is asked in").cassette()
 
     @observed("play_cassette")
@@ -44,6 +45,7 @@ class DaemonNetwork(Noun):
 
         live = self._live("create", sandbox)
         live.require_running("play a cassette to it")
+        require_rules(live.handle.spec)
         wall = live.handle.able(CASSETTE, "replay what is asked in")
         spec = live.handle.spec
         rules = {"net": spec.net, "egress": list(spec.egress)}
