@@ -21,7 +21,7 @@ _EXAMPLES = """\
 To decide takes the scope approve, and never on one's own request. What nobody decides on in
 time is refused.
 """
-_SHOWN = 60  # characters of what was asked, in a line of the list
+_SHOWN = 60  # characters of parameters, in a line of the list
 
 
 def main(words: list[str]) -> int:
@@ -30,6 +30,10 @@ def main(words: list[str]) -> int:
         raise InvalidInput("a note is for a decision", remediation="drop --note")
     with remote.service(options) as service:
         if options.action == "ls":
+            if options.id:
+                raise InvalidInput(
+                    "ls takes no approval", remediation=f"agentd approval show {options.id}"
+                )
             return _list(options, service.approvals)
         if not options.id:
             raise InvalidInput("no approval given", remediation="agentd approval ls has their ids")
@@ -46,7 +50,7 @@ def _list(options: argparse.Namespace, approvals: "Approvals") -> int:
             view.state,
             view.principal,
             table.until(view.expires) if view.state == "pending" else "-",
-            _json(view)[:_SHOWN],
+            what(view),
         )
         for view in found
     ]
@@ -70,7 +74,7 @@ def _show(options: argparse.Namespace, approvals: "Approvals") -> int:
             ("note", view.note or "-"),
         ]
     )
-    for line in _json(view, indent=2).splitlines():
+    for line in _json(view.asked, indent=2).splitlines():
         print(remote.safe(line))
     return 0
 
@@ -84,10 +88,29 @@ def _change(options: argparse.Namespace, approvals: "Approvals") -> int:
     return remote.tell(options, view, f"{remote.safe(view.id)} {view.state}")
 
 
-def _json(view: "ApprovalView", indent: int = 0) -> str:
+def what(view: "ApprovalView") -> str:
+    """Return in a few words what was asked for: a connection's host and port, a call's parameters
+    as far as they fit."""
+    asked = view.asked
+    parameters = asked.get("parameters", asked)
+    words = where(view) or _json(parameters)[:_SHOWN]
+    sandbox = f"in {asked['sandbox']}" if asked.get("sandbox") else ""
+    return " ".join(filter(None, (asked.get("capability", ""), words, sandbox)))
+
+
+def where(view: "ApprovalView") -> str:
+    """Return the host and port of a connection that waits, or "" for anything else."""
+    if view.asked.get("capability") != "network.connect":
+        return ""
+    host, port = (view.asked["parameters"][name] for name in ("host", "port"))
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _json(value: object, indent: int = -1) -> str:
+    """On one line, unless it is indented."""
     import msgspec
 
-    return msgspec.json.format(msgspec.json.encode(view.asked), indent=indent).decode()
+    return msgspec.json.format(msgspec.json.encode(value), indent=indent).decode()
 
 
 def _parser() -> Parser:

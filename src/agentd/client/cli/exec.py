@@ -39,7 +39,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interrupts) -> int:
-    from agentd.client.cli import output
+    from agentd.client.cli import output, waiting
     from agentd.client.cli.follow import Follow
 
     with remote.service(options) as service:
@@ -49,7 +49,14 @@ def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interr
             view = service.commands.start(options.id, wire.exec_body(request, wait=False))
             return remote.tell(options, view, view.id)
         with service.commands.begin(options.id, request, capture=options.json) as running:
-            follow = Follow(running, interrupts, stdin=options.stdin, tty=options.tty, leaves=True)
+            follow = Follow(
+                running,
+                interrupts,
+                stdin=options.stdin,
+                tty=options.tty,
+                leaves=True,
+                ticks=waiting.ticks(service, options, options.name),
+            )
             if not follow.run():
                 running.detach()
                 output.say(f"process {running.id} goes on", options.name)
@@ -61,7 +68,8 @@ def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interr
         output.explain(result.cause, options.name, truncated=result.truncated)
         denied = getattr(result.usage.network, "denied", 0)  # there is none without rules
         if result.status != "ok" and denied:
-            told = f"the network has refused this sandbox {denied} names or connections so far"
+            many = "1 name or connection" if denied == 1 else f"{denied} names or connections"
+            told = f"the network has refused this sandbox {many} so far"
             output.say(f"{told}; agentd net ls {options.id} lists them", options.name)
     return output.exit_code(result)
 

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,8 @@ DETACH = b"\x10\x11"  # Ctrl-P Ctrl-Q, as others have it
 
 
 class Follow:
-    """``stand_still`` is what a stop of ours does to the sandbox; ``tick`` is called every
-    ``every`` seconds. ``leaves``: Ctrl-P Ctrl-Q lets go of the command."""
+    """``stand_still`` is what a stop of ours does to the sandbox; each of ``ticks`` is called every
+    so many seconds. ``leaves``: Ctrl-P Ctrl-Q lets go of the command."""
 
     def __init__(
         self,
@@ -33,8 +33,7 @@ class Follow:
         silent: bool = False,
         leaves: bool = False,
         stand_still: Callable[[], None] | None = None,
-        tick: Callable[[], object] | None = None,
-        every: float = 0.0,
+        ticks: Mapping[Callable[[], object], float] | None = None,
     ) -> None:
         self._running = running
         self._interrupts = interrupts
@@ -43,9 +42,8 @@ class Follow:
         self._silent = silent
         self._leaves = leaves and tty
         self._stand_still = stand_still
-        self._tick = tick
-        self._every = every
-        self._due = 0.0
+        self._ticks = ticks or {}
+        self._due = dict.fromkeys(self._ticks, 0.0)  # of time.monotonic()
         # On one terminal a piece of the other stream would come between the bytes of a character.
         shared = not tty and os.isatty(1) and os.isatty(2)
         self._whole = Whole() if shared else None
@@ -72,7 +70,8 @@ class Follow:
         return data if self._whole is None else self._whole.feed(name, data)
 
     def _loop(self) -> None:
-        self._due = time.monotonic() + self._every
+        for tick in self._ticks:
+            self._put_off(tick)
         for chunks, ready in drive(self._running, self._waiting, self._until_tick):
             for name, data in chunks:
                 if not self._silent:
@@ -83,12 +82,17 @@ class Follow:
                 self._feed()
             if self._left:
                 return
-            if self._tick is not None and time.monotonic() >= self._due:
-                self._tick()
-                self._due = time.monotonic() + self._every
+            for tick, due in self._due.items():
+                if time.monotonic() >= due:
+                    tick()
+                    self._put_off(tick)
+
+    def _put_off(self, tick: Callable[[], object]) -> None:
+        self._due[tick] = time.monotonic() + self._ticks[tick]
 
     def _until_tick(self) -> float | None:
-        return None if self._tick is None else max(0.0, self._due - time.monotonic())
+        first = min(self._due.values(), default=None)
+        return None if first is None else max(0.0, first - time.monotonic())
 
     def _waiting(self) -> list[int]:
         waiting = [self._interrupts.wake] if self._tty or self._stand_still else []

@@ -127,6 +127,7 @@ def _execute(
     asked: "ExecRequest",
     interrupts: Interrupts,
 ) -> "Result":
+    from agentd.client.cli import waiting
     from agentd.client.cli.follow import Follow
 
     def stand_still() -> None:
@@ -136,7 +137,10 @@ def _execute(
 
     # A daemon's goes on when we stop, as do its other sandboxes.
     pauses = service.url is None and "pause" in view.abilities and not options.tty
-    lease = None if view.deadline is None else max(view.deadline - view.created, 1.0)
+    ticks = waiting.ticks(service, options, "run", view)
+    if view.deadline is not None:
+        lease = max(view.deadline - view.created, 1.0)
+        ticks[lambda: service.sandboxes.renew(view.id, lease)] = lease / 3
     with service.commands.begin(view.id, asked, capture=options.json) as running:
         Follow(
             running,
@@ -144,8 +148,7 @@ def _execute(
             stdin=options.stdin,
             tty=options.tty,
             stand_still=stand_still if pauses else None,
-            tick=None if lease is None else lambda: service.sandboxes.renew(view.id, lease),
-            every=(lease or 0.0) / 3,
+            ticks=ticks,
         ).run()
         return running.finish()
 

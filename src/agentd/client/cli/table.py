@@ -152,7 +152,7 @@ def _draw(
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=headed)
     for heading in headings:
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "ID")  # it is copied
     for row in rows:
         table.add_row(*(Text(cell.text, cell.style) for cell in row))
     console(file).print(table)

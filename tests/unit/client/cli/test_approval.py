@@ -1,8 +1,13 @@
 """Over a socket, to the HTTP side with a made-up service behind it."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
 import time
 
+import msgspec
 import pytest
 from tests.unit.ingest.conftest import running
 from tests.unit.ingest.harness import Running
@@ -42,6 +47,28 @@ def test_what_waits_is_listed(
     assert json.loads(capfdbinary.readouterr().out)[0]["id"] == "apr-1"
 
 
+def test_of_a_connection_its_host_is_told_and_the_id_can_be_copied(
+    asked: ApprovalView, running: Running
+) -> None:
+    """On a terminal of 80 columns, too."""
+    id_ = f"apr-{'0123456789' * 3}"[:28]
+    named = {"host": "api.example.com", "port": 443, "rule": "ask public"}
+    what = {"capability": "network.connect", "parameters": named, "sandbox": "sbx-abcdefghijkl"}
+    running.service.asked = {id_: msgspec.structs.replace(asked, id=id_, asked=what)}
+    theirs, ours = pty.openpty()
+    argv = [sys.executable, "-m", "agentd", "approval", "ls"]
+    with open(theirs, "rb", buffering=0) as terminal:
+        env = {**os.environ, "COLUMNS": "80", "NO_COLOR": "1", "TERM": "xterm"}
+        done = subprocess.run(argv, env=env, stdout=ours, check=False)
+        said = terminal.read(1 << 16).decode()
+        os.close(ours)
+    assert done.returncode == 0
+    assert said.splitlines()[1].startswith(id_)
+    assert "network.connect api.example.com:443 in sbx-abcdefghijkl" in " ".join(
+        line[len(id_) :].split("10m")[-1].strip() for line in said.splitlines()[1:]
+    )
+
+
 def test_one_is_shown_whole(asked: ApprovalView, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     assert cli.main(["approval", "show", "apr-1"]) == 0
     out = capfdbinary.readouterr().out.decode()
@@ -72,6 +99,7 @@ def test_one_is_decided_on(
         (["show"], "no approval given (agentd approval ls has their ids)"),
         (["approve"], "no approval given"),
         (["ls", "--note", "x"], "a note is for a decision"),
+        (["ls", "apr-1"], "ls takes no approval (agentd approval show apr-1)"),
         (["forget", "apr-1"], "invalid choice"),
     ],
 )

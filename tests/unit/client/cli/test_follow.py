@@ -111,5 +111,5 @@ def test_it_ticks():
             running.exit = "ended"
 
     with Interrupts() as interrupts:
-        assert Follow(running, interrupts, tick=tick, every=0.01).run() is True
+        assert Follow(running, interrupts, ticks={tick: 0.01}).run() is True
     assert len(ticks) == 3
