@@ -84,9 +84,8 @@ def lines(tape: Path) -> list[dict[str, Any]]:
 
 
 PAGE = (Path(__file__).parents[2] / "docs/cassettes.md").read_text()
-SHELL, PYTHON = (
-    "".join(re.findall(rf"^```{kind}\n(.*?)^```", PAGE, re.M | re.S)) for kind in ("sh", "python")
-)
+SHELL = "".join(re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S))
+PYTHON, TEST = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
 JOB = [
     (f"https://{HOST}/v1/models?a=b",),
     ("-d", '{"n": 1}', "-H", "Content-Type: application/json", f"https://{HOST}/v1/x"),
@@ -420,6 +419,26 @@ def test_the_pages_examples_do_what_it_says(
     example = "".join(re.findall(r"^```json\n(.*?)^```", PAGE, re.M | re.S))
     (exchange,) = parse(example.encode()).exchanges
     assert exchange.answer.text == "{}"
+
+
+@pytest.mark.needs("curl")
+def test_the_pages_test_replays_what_it_recorded(
+    daemon: Daemon, barred: Daemon, tmp_path: Path
+) -> None:
+    test = tmp_path / "test_models.py"
+    pytest_ = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test.name]
+
+    def ran(where: Daemon, text: str = TEST, **more: str) -> tuple[int, str]:
+        test.write_text(text)
+        env = {**os.environ, "AGENTD_URL": where.url, **more}
+        done = subprocess.run(pytest_, cwd=tmp_path, env=env, capture_output=True, check=False)
+        return done.returncode, done.stdout.decode()
+
+    assert ran(daemon, RECORD="1")[0] == 0
+    assert lines(tmp_path / "test_models_are_listed.jsonl")[0]["target"] == "/v1/models"
+    assert ran(barred)[0] == 0  # which reaches nothing
+    code, said = ran(barred, TEST.replace("/v1/models", "/v1/other").replace("-fsS", "-sS"))
+    assert code == 1 and "1 passed, 1 error" in said and "the cassette has no GET" in said
 
 
 def test_the_page_has_every_bound_and_field() -> None:
