@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import image_cache, remote, table
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 
 if TYPE_CHECKING:
     from agentd.client.embedded import Snapshot
@@ -100,7 +100,11 @@ def _parser() -> Parser:
     )
     parser.action(_ACTIONS)
     parser.add_argument(
-        "what", metavar="WHAT", nargs="?", help="a sandbox to take, a snapshot's id, or its path"
+        "what",
+        metavar="WHAT",
+        nargs="?",
+        type=named,  # "" would be the folder that one stands in
+        help="a sandbox to take, a snapshot's id, or its path",
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help="the archive that export writes")
     remote.daemon_options(parser)

@@ -96,6 +96,13 @@ def test_rm_deletes_snapshots_only(tmp_path):
     assert tmp_path.exists()
 
 
+def test_an_empty_name_is_not_the_folder_that_one_stands_in(kept, monkeypatch):
+    monkeypatch.chdir(kept)
+    with pytest.raises(InvalidInput, match="it is empty, and names nothing"):
+        snapshot.main(["rm", ""])
+    assert os.listdir(kept)
+
+
 def test_a_stop_pauses_the_sandbox_and_us(machines, tmp_path, monkeypatch):
     flag = tmp_path / "started"
     states = []
