@@ -43,6 +43,7 @@ class Parser(argparse.ArgumentParser):
         for name in (None, "store"):
             self.register("action", name, Once)
         self.is_action = False
+        self._intermixed = False
         self._actions_here: Mapping[str, str] = {}
         # ``--timeout -1s``: a value that is wrong, and no option.
         self._negative_number_matcher = re.compile(r"-\.?\d")
@@ -52,9 +53,12 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """As argparse does, where an option stands before an optional word, too: ``show --json
         NAME``. Before Python 3.13 it gave the word up at the option."""
-        if any(action.nargs == "?" for action in self._get_positional_actions()):
+        if self._has_optional_word():
             return self.parse_intermixed_args(args, namespace)
         return super().parse_args(args, namespace)
+
+    def _has_optional_word(self) -> bool:
+        return any(action.nargs == "?" for action in self._get_positional_actions())
 
     def run(self, words: Sequence[str]) -> int:
         """Run the action that ``words`` name, with their options; return its exit code."""
@@ -64,9 +68,17 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # argparse's overloads are for other namespaces
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse does, where an action's own error tells of what it does not know."""
-        found, unknown = super().parse_known_args(args, namespace)
-        if unknown and self.is_action:
+        """As argparse does, where an action's own error tells of what it does not know, and where
+        an option stands before an action's optional word, as in ``parse_args``."""
+        if self.is_action and not self._intermixed and self._has_optional_word():
+            self._intermixed = True  # it calls us for the options, and again for the words
+            try:
+                found, unknown = self.parse_known_intermixed_args(args, namespace)
+            finally:
+                self._intermixed = False
+        else:
+            found, unknown = super().parse_known_args(args, namespace)
+        if unknown and self.is_action and not self._intermixed:
             self.error(_UNKNOWN + " ".join(unknown))
         return found, unknown
 

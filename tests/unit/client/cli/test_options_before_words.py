@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentd.client.cli import capability, config, key, snapshot
+from agentd.client.cli import capability, config, key, net, snapshot
 
 
 @pytest.mark.parametrize("order", [("--json", "word"), ("word", "--json")])
@@ -19,3 +19,11 @@ from agentd.client.cli import capability, config, key, snapshot
 def test_it_is_that_word(command: object, action: str, name: str, order: tuple[str, str]) -> None:
     options = command._parser().parse_args([action, *order])  # type: ignore[attr-defined]
     assert (options.json, getattr(options, name)) == (True, "word")
+
+
+@pytest.mark.parametrize("order", [("--json", "word"), ("word", "--json")])
+@pytest.mark.parametrize("option", [(), ("--url", "unix:/nowhere")])
+def test_of_an_action_too(order: tuple[str, str], option: tuple[str, ...]) -> None:
+    options = net._parser().parse_args(["explain", "https://pypi.org", *option, *order])
+    assert (options.json, options.target, options.id) == (True, "https://pypi.org", "word")
+    assert options.run is net._explain
