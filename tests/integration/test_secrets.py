@@ -302,6 +302,8 @@ def test_the_command_line_never_takes_a_value_as_an_argument(daemon: Daemon) -> 
     unset = ran("set", "B", "--from-env", "NOT_SET")
     assert unset.returncode == 2
     assert "NOT_SET is not set" in unset.stderr
+    unnamed = ran("set", "B", "--from-env", "")
+    assert "secret B: its environment variable has no name (is a" in unnamed.stderr
     told = ran("set", "A", VALUE)
     assert (told.returncode, VALUE in told.stderr) == (2, False)
     assert "secret A is not taken from an argument" in told.stderr

@@ -57,6 +57,11 @@ def _text(name: str, source: str) -> str:
 
 def from_env(name: str, variable: str) -> str:
     """Raises InvalidInput where it is not set."""
+    if not variable:
+        raise InvalidInput(
+            f"secret {name}: its environment variable has no name",
+            remediation="is a variable of yours unset?",
+        )
     value = os.environ.get(variable)
     if value is None:
         raise InvalidInput(

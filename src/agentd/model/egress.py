@@ -279,6 +279,10 @@ def _preset(text: str, name: str, sign: str) -> EgressRule:
         return EgressRule(name)
     if name in NETS:
         _wrong(text, "is a network of its own", f"ask for {name} alone, or for rules, as pypi")
+    if name == ASK:
+        _wrong(text, "says not what about", f"write {ASK} api.example.com, or {ASK_PUBLIC}")
+    if name == PUBLIC:
+        _wrong(text, "is no rule", f"write {ASK_PUBLIC}, or name what is needed, as pypi")
     if name in (*RESERVED, LEARN, RECORD, REPLAY):
         _wrong(text, "is no rule", "name what is needed, as pypi or api.example.com")
     if not _PRESET.fullmatch(name):

@@ -51,7 +51,7 @@ def test_a_rule_has_one_spelling_which_says_the_same(text: str, canonical: str) 
     ("text", "told"),
     [
         ("", "write a preset"),
-        ("ask ", "as ask.example.com"),
+        ("ask ", "write ask api.example.com, or ask public"),
         ("ask *", "--net host"),
         ("ask 10.1.2.3", "write it as 10.1.2.3:443"),
         ("ask !example.com", "write !example.com, or leave ! out"),
@@ -62,7 +62,7 @@ def test_a_rule_has_one_spelling_which_says_the_same(text: str, canonical: str) 
         ("ask ask example.com", "write ask public"),
         ("ask learn", "write ask public"),
         ("ask private", "name what is needed"),
-        ("public", "name what is needed"),
+        ("public", "write ask public, or name what is needed"),
         ("!", "write a preset"),
         ("*", "--net host"),
         ("*:443", "--net host"),
