@@ -74,10 +74,14 @@ def dial(address: Address, context: ssl.SSLContext | None = None) -> socket.sock
         plain = _Socket(found.family, found.type, found.proto, fileno=found.detach())
         return _tuned(plain, address, context)
     except (OSError, ssl.SSLError) as error:
+        fix = "start one with agentd serve, or correct the address"
+        if address.path and isinstance(error, PermissionError):
+            fix = "start one of your own with agentd serve, or have its operator let you reach "
+            fix += "the socket: group and mode of its [[listen]]"
         raise Unreachable(
             f"no daemon answers at {address}",
             cause=error.strerror or str(error),
-            remediation="start one with agentd serve, or correct the address",
+            remediation=fix,
         ) from error
 
 

@@ -1,3 +1,6 @@
+import os
+import socket
+
 import msgspec
 import pytest
 
@@ -74,6 +77,24 @@ def test_nobody_is_asked_twice_where_nobody_is(tmp_path, monkeypatch):
     client = clients.HttpClient(address.parse(f"unix:{tmp_path}/none"))
     with pytest.raises(Unreachable, match="no daemon answers"):
         client.call("GET", "/")
+
+
+def test_of_a_socket_that_is_anothers_it_is_told_who_lets_one_reach_it(tmp_path):
+    path = f"{tmp_path}/s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        os.chmod(path, 0)
+        tmp_path.chmod(0o755)
+        me = os.geteuid()
+        os.seteuid(me or 65534)  # root may reach all
+        try:
+            with pytest.raises(Unreachable) as caught:
+                clients.HttpClient(address.parse(f"unix:{path}")).call("GET", "/")
+        finally:
+            os.seteuid(me)
+    assert caught.value.cause == "Permission denied"
+    assert "group and mode of its [[listen]]" in caught.value.remediation
 
 
 def test_an_answer_that_is_cut_off_is_asked_for_again(daemon, client):
