@@ -375,9 +375,12 @@ def test_a_name_that_was_refused_has_no_port_in_the_list(daemon: Daemon) -> None
     made = daemon.ask("POST", "/v1/sandboxes", {"net": "pypi"}).json["id"]
     with Sandbox.connect(made, url=daemon.url) as sandbox:
         sandbox.run(["getent", "ahosts", "no.such.example"])
+        sandbox.run(["bash", "-c", "</dev/tcp/pypi.org/22"])
     rows = [row.split() for row in _cli(daemon, "net", "ls", made).stdout.splitlines()]
     (told,) = {tuple(row[:4]) for row in rows if row[0] == "no.such.example"}
     assert told == ("no.such.example", "-", "dns", "refused")
+    # What a name is answered with is no address of anybody's, and would be told as one.
+    assert {tuple(row[:4]) for row in rows if "22" in row} == {("pypi.org", "-", "22", "refused")}
     assert daemon.ask("DELETE", f"/v1/sandboxes/{made}").status == 204
 
 

@@ -164,7 +164,9 @@ def _row(each: "ConnectionView") -> tuple[object, ...]:
     host = each.name or "-"
     if each.method:
         host, decision = f"{each.method} {host}{each.path}", f"{decision} {each.status}"
-    return host, each.address or "-", port, decision, by, each.sent, each.received, ms
+    # Where a name led is known once it was dialled: before, it has one for this sandbox alone.
+    address = each.address if each.allowed or not each.name else ""
+    return host, address or "-", port, decision, by, each.sent, each.received, ms
 
 
 def _set(options: argparse.Namespace) -> int:
