@@ -135,7 +135,7 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(
     manifest = tmp_path / "kept/manifest.json"
     manifest.write_text(manifest.read_text().replace('"files",', '"memory",'))
     assert main(["snapshot", "export", str(tmp_path / "kept"), str(place / "x.tar")]) == 125
-    assert "is no image's layer" in capfd.readouterr().err
+    assert "the snapshot is no image's layer" in capfd.readouterr().err
     assert os.listdir(place) == ["mine"] and images.left() == []
 
 

@@ -43,13 +43,13 @@ def check(manifest: SnapshotManifest, path: str) -> None:
     InvalidInput where ``write`` could not."""
     if manifest.fidelity != "files" or manifest.backend not in BACKENDS:
         raise Refused(
-            f"snapshot {manifest.id} is no image's layer",
+            "the snapshot is no image's layer",
             cause=f"backend {manifest.backend} keeps {manifest.fidelity} in a form of its own",
             remediation=f"take one of a sandbox behind {', '.join(BACKENDS)}",
         )
     if manifest.spec.packages:
         raise Refused(
-            f"snapshot {manifest.id} is of a sandbox with packages: an image would have none",
+            "the snapshot is of a sandbox with packages: an image would have none",
             remediation="install them in the image: agentd image build",
         )
     push.check_archive(path)
