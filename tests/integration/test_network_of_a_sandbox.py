@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -382,6 +383,21 @@ def test_a_name_that_was_refused_has_no_port_in_the_list(daemon: Daemon) -> None
     # What a name is answered with is no address of anybody's, and would be told as one.
     assert {tuple(row[:4]) for row in rows if "22" in row} == {("pypi.org", "-", "22", "refused")}
     assert daemon.ask("DELETE", f"/v1/sandboxes/{made}").status == 204
+
+
+def test_a_watch_ends_with_its_sandbox(daemon: Daemon) -> None:
+    argv = [sys.executable, "-m", "agentd", "net", "watch", "watched"]
+    env = {**os.environ, "AGENTD_URL": daemon.url}
+    with Sandbox.create(url=daemon.url, name="watched", net=["pypi"]) as made:
+        made.run(["getent", "ahosts", "no.such.example"])
+        watch = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+        )
+        assert watch.stdout is not None
+        assert watch.stdout.readline().split()[:2] == ["refused", "no.such.example"]
+    assert (watch.communicate()[1], watch.returncode) == ("", 0)
+    unknown = _cli(daemon, "net", "watch", "watched")
+    assert unknown.returncode == 125 and "there is no sandbox 'watched'" in unknown.stderr
 
 
 _BREAK_OFF = """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
 from agentd.client.cli.parser import AddedUp, Parser
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
     from agentd.model.network import ConnectionView, NetworkView
@@ -77,7 +77,10 @@ def _parser() -> Parser:
     )
     cassette.add_argument("id", metavar="SANDBOX", help=remote.SANDBOX_HELP)
     cassette.add_argument("--put", metavar="FILE", help="from its beginning, in place of another")
-    about, example = "show connections as they come, until Ctrl-C", "  agentd net watch build\n"
+    about, example = (
+        "show connections as they come, until Ctrl-C or its end",
+        "  agentd net watch build\n",
+    )
     watch = actions.add("watch", about, example, _watch)
     watch.add_argument("id", metavar="SANDBOX", help=remote.SANDBOX_HELP)
     for each in (explain, ls, set_, cassette, watch):
@@ -188,15 +191,17 @@ def _cassette(options: argparse.Namespace) -> int:
 
 
 def _watch(options: argparse.Namespace) -> int:
-    after = 0
     with remote.service(options) as service:
-        while True:  # until it is interrupted, or the sandbox has ended: NotFound
-            page = service.network.connections(options.id, after)
-            after = page.next
+        page = service.network.connections(options.id)
+        while True:
             for each in page.connections:
                 _tell(each, options)
             sys.stdout.flush()
             time.sleep(_LOOK_SECONDS)
+            try:
+                page = service.network.connections(options.id, page.next)
+            except NotFound:
+                return 0
 
 
 def _tell(each: "ConnectionView", options: argparse.Namespace) -> None:
