@@ -329,6 +329,8 @@ def test_the_sdk_has_the_noun(daemon: Daemon) -> None:
             client.secrets.delete("TOKEN")
         with pytest.raises(InvalidInput):
             client.secrets.set("TOKEN", "short")
+        with pytest.raises(InvalidInput, match="secret TOKEN has a value that is no text"):
+            client.secrets.set("TOKEN", 5)  # type: ignore[arg-type]
 
 
 def test_without_a_daemon_values_are_of_the_environment_files_and_commands(

@@ -22,6 +22,8 @@ _CREATE: list[tuple[dict[str, Any], str]] = [
     ({"timeout": [1]}, r"timeout \[1\] is not a time"),
     ({"api_key": 5}, "api_?key|API key"),
     ({"url": 5}, "5 is not the address of a daemon"),
+    ({"net": 5}, "net is of type int, and takes text, or a list of rules"),
+    ({"snapshot": 5}, "snapshot is of type int, and takes an id, a path or a Snapshot"),
 ]
 # On a sandbox ``s``: each is a call, and what is said of it.
 _ASKED: list[tuple[Callable[[Any], Any], str]] = [
@@ -43,6 +45,7 @@ _ASKED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda s: s.snapshot(5), "path is of type int, and takes text or a path"),
     (lambda s: s.fork("2"), "count is of type str, and takes a whole number"),
     (lambda s: s.run_code(5), "code is"),
+    (lambda s: s.network.play(5), "cassette is of type int, and takes text or a path"),
     (lambda s: s.files.read(5), "path is of type int, and takes text or a path"),
     (lambda s: s.files.read(None), "path is None, and takes text or a path"),
     (lambda s: s.files.read(b"/a"), "path is of type bytes"),

@@ -1,8 +1,10 @@
 """The caller's own side of cassettes: their files, which ``net`` names, and no daemon has."""
 
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
+from agentd.client import arguments
 from agentd.linux.replacing import replacing
 from agentd.model.cassette import MAX_CASSETTE, Cassette, parse
 from agentd.model.egress import RECORD, REPLAY, Net
@@ -39,6 +41,8 @@ def taken(net: Net) -> tuple[Net, CassetteFiles]:
     ``record``, and ``replay:FILE`` ``replay`` and its cassette's hosts. Raises InvalidInput."""
     if net is None:
         return net, CassetteFiles()
+    if not isinstance(net, Iterable):
+        raise arguments.wrong("net", net, "text, or a list of rules", 'write it as ["pypi"]')
     texts = [text.strip() for text in net.split(",")] if isinstance(net, str) else list(net)
     files, rules = CassetteFiles(), []
     for text in texts:
@@ -63,16 +67,17 @@ def taken(net: Net) -> tuple[Net, CassetteFiles]:
 
 def read(path: str | os.PathLike[str]) -> bytes:
     """Return the bytes of a cassette. Raises InvalidInput for what is none."""
+    path = arguments.host_path(path, "cassette")
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_CASSETTE + 1)
     except OSError as error:
         raise InvalidInput(
-            f"cannot read the cassette {os.fspath(path) or 'of no name'}",
+            f"cannot read the cassette {path or 'of no name'}",
             cause=error.strerror or "",
             remediation="name a file that --net record:FILE,... has written",
         ) from None
-    _parsed(os.fspath(path), data)
+    _parsed(path, data)
     return data
 
 

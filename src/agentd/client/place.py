@@ -5,6 +5,7 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from agentd.client import arguments
 from agentd.client.http import address
 from agentd.model.errors import AgentdError, InvalidInput
 
@@ -61,6 +62,8 @@ def state(snapshot: "Snapshot | str | os.PathLike[str] | None", *, of_daemon: bo
     """A snapshot's name where it is kept: at a daemon its id, here its path. May raise."""
     if snapshot is None or isinstance(snapshot, str):
         return snapshot
+    if not isinstance(snapshot, os.PathLike) and not hasattr(snapshot, "path"):
+        raise arguments.wrong("snapshot", snapshot, "an id, a path or a Snapshot")
     path = snapshot if isinstance(snapshot, os.PathLike) else snapshot.path
     if of_daemon and path is not None:
         raise InvalidInput(

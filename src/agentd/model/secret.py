@@ -225,6 +225,8 @@ def parse_secret(text: str) -> AskedSecret:
 
 def check_value(name: str, value: str) -> SecretValue:
     """Return it as it may go into a request's head. Raises InvalidInput, without the value."""
+    if not isinstance(value, str):
+        _wrong(name, "has a value that is no text", "give one line of ASCII")
     if len(value) > MAX_VALUE:
         _wrong(name, f"has a value of more than {MAX_VALUE} bytes", "give what the API asks for")
     if len(value) < MIN_VALUE:
