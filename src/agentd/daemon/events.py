@@ -72,7 +72,9 @@ class EventFeed:
         Raises InvalidInput.
         """
         if not 1 <= limit <= MAX_PAGE:
-            raise InvalidInput(f"limit {limit} is not from 1 to {MAX_PAGE}")
+            raise InvalidInput(
+                f"limit {limit} is out of range", remediation=f"give 1 to {MAX_PAGE}"
+            )
         life, number = self._place(after)
         with self._lock:
             ours = not after or life == self._life

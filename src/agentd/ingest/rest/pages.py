@@ -24,7 +24,7 @@ def page(
 ) -> Reply:
     """Raises InvalidInput."""
     if not 1 <= limit <= MAX_PAGE:
-        raise InvalidInput(f"limit {limit} is not from 1 to {MAX_PAGE}")
+        raise InvalidInput(f"limit {limit} is out of range", remediation=f"give 1 to {MAX_PAGE}")
     after = _parse(cursor) if cursor else None
     rest = sorted((i for i in items if after is None or place(i) > after), key=place)
     shown = rest[:limit]

@@ -9,6 +9,11 @@ import msgspec
 from agentd.model.errors import InvalidInput
 
 _MOST = 64
+_TAKES: Mapping[type | str, str] = {
+    int: "a whole number, in decimal",
+    bool: "true or false",
+    "mode": "an octal number, as 644",
+}
 
 
 class Parameter(msgspec.Struct, frozen=True):
@@ -74,8 +79,8 @@ def _convert(parameter: Parameter, text: str) -> Any:
         if "\0" in text:
             raise InvalidInput(f"the query parameter {parameter.name!r} has a zero byte in it")
         return text
-    name = kind if isinstance(kind, str) else kind.__name__
-    raise InvalidInput(f"{parameter.name}={text[:64]!r} is not of the kind {name}")
+    told = f"the query parameter {parameter.name}={text[:64]!r} cannot be read"
+    raise InvalidInput(told, remediation=f"give {_TAKES[kind]}")
 
 
 def labels(pairs: Sequence[str]) -> Mapping[str, str]:

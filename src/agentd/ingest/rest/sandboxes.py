@@ -38,7 +38,7 @@ def _list(service: DoorService, a: Arguments) -> SandboxPage:
     """List one's sandboxes, a page at a time."""
     limit = a.query["limit"]
     if not 1 <= limit <= _MOST:
-        raise InvalidInput(f"limit {limit} is not from 1 to {_MOST}")
+        raise InvalidInput(f"limit {limit} is out of range", remediation=f"give 1 to {_MOST}")
     found = service.sandboxes.list(
         labels=labels(a.query["label"]),
         state=a.query["state"] or None,

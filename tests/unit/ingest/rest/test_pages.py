@@ -76,3 +76,24 @@ def test_the_document_tells_what_may_be_said() -> None:
     assert {"get", "post"} == set(made["paths"]["/v1/sandboxes/{id}/exec"])
     assert "101" in made["paths"]["/v1/sandboxes/{id}/processes/{proc}/attach"]["get"]["responses"]
     assert "put" in made["paths"]["/v1/sandboxes/{id}/ports/{port}/{path}"]
+
+
+@pytest.mark.parametrize(
+    ("query", "message", "fix"),
+    [
+        ("sandboxes?limit=0", "limit 0 is out of range", "give 1 to 500"),
+        ("approvals?limit=0", "limit 0 is out of range", "give 1 to 1000"),
+        ("keys?limit=1001", "limit 1001 is out of range", "give 1 to 1000"),
+        ("approvals?limit=x", "limit='x' cannot be read", "give a whole number"),
+        (
+            "sandboxes/x/files/watch?path=/a&recursive=maybe",
+            "recursive='maybe' cannot",
+            "true or false",
+        ),
+    ],
+)
+def test_a_parameter_that_is_wrong_says_what_it_takes(
+    running: Running, query: str, message: str, fix: str
+) -> None:
+    told = running.ask("GET", f"/v1/{query}").json
+    assert message in told["message"] and fix in told["remediation"]
