@@ -30,7 +30,7 @@ PLACES = (
     "/etc/pki/ca-trust/extracted/pem/tls-ca-bundle.pem",
     "/usr/lib/ssl/cert.pem",
 )
-_MAX_BYTES = 8 << 20
+_MAX_BYTES = 8 << 20  # of a file; a store that is made of one has at most 13 << 20
 _KERNELS = ("/proc/", "/sys/", "/dev/")  # where an image may have a link lead to
 _FLAGS = abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC
 
@@ -40,7 +40,7 @@ def show(authority: str, kernel: Kernel, top: str = "") -> None:
     OSError."""
     found, folder = places(top), top + CERTIFICATES
     made = contents([read(covered) for covered in found.values()], authority)
-    kernel.mount("tmpfs", folder, "tmpfs", _FLAGS, "mode=0755,size=20m,nr_inodes=8")
+    kernel.mount("tmpfs", folder, "tmpfs", _FLAGS, "mode=0755,size=32m,nr_inodes=8")
     for name, content in made.items():
         write(top + name, content)
     kernel.mount_setattr(abi.AT_FDCWD, folder, 0, set_=abi.MOUNT_ATTR_RDONLY)

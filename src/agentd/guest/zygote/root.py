@@ -177,7 +177,5 @@ def skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:
 def write(path: str, data: bytes) -> None:
     """Make a file, readable to everybody. Raises OSError."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(fd, data)
-    finally:
-        os.close(fd)
+    with open(fd, "wb") as file:  # all of it: a write of one's own may be of a part
+        file.write(data)
