@@ -319,6 +319,9 @@ def test_without_a_host_nothing_is_reached_and_what_is_missing_is_told(
     ):
         wrong = agentd(daemon, "run", "--net", net, "--", "true")
         assert wrong.returncode == 2 and said in wrong.stderr, wrong.stderr
+    # In words that hold in Python, too, where there is no --net.
+    with pytest.raises(InvalidInput, match="name one that a sandbox with the rule record:FILE"):
+        Sandbox.create(url=daemon.url, net=["replay:/nowhere"])
     with Sandbox.create(url=daemon.url) as plain:
         for more in ([], ["--put", tape]):
             none = agentd(daemon, "net", "cassette", plain.id, *more)

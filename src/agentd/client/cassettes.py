@@ -75,7 +75,7 @@ def read(path: str | os.PathLike[str]) -> bytes:
         raise InvalidInput(
             f"cannot read the cassette {path or 'of no name'}",
             cause=error.strerror or "",
-            remediation="name a file that --net record:FILE,... has written",
+            remediation="name one that a sandbox with the rule record:FILE has written",
         ) from None
     _parsed(path, data)
     return data

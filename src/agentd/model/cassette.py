@@ -27,7 +27,7 @@ MAX_CASSETTE, MAX_BODY, MAX_EXCHANGES = 64 << 20, 4 << 20, 10_000
 #: What stands for the value of a header that is for credentials.
 REDACTED = b"redacted"
 
-_AGAIN = "record it anew, with --net record:FILE,..."
+_AGAIN = "record it anew, with the rule record:FILE"
 # What would be spelled at length in JSON.
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
