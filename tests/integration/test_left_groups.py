@@ -15,6 +15,7 @@ ANOTHER = 4242
 # Root of a user namespace: the group's files are its own, the process in it is not.
 NAMESPACE = ["unshare", "--user", "--map-current-user", "--keep-caps"]
 NO_PID = 4194304  # above PID_MAX_LIMIT
+TRIES = 20
 
 
 @pytest.fixture
@@ -22,15 +23,26 @@ def left() -> Iterator[cgroup.Group]:
     hierarchy = cgroup.detect()
     if hierarchy is None or hierarchy.blockers():
         pytest.skip("no group can be made here")
-    name = f"sbx-{NO_PID}-1-{os.urandom(4).hex()}"
-    group = hierarchy.create(name, pids=10)
-    try:
-        with subprocess.Popen(["sleep", "600"], user=ANOTHER) as process:
-            group.attach(process.pid)
+    with subprocess.Popen(["sleep", "600"], user=ANOTHER) as process:
+        try:
+            group = _holding(hierarchy, process.pid)
             yield group
+        finally:
             process.kill()
-    finally:
-        group.remove()
+    group.remove()
+
+
+def _holding(hierarchy: cgroup.Hierarchy, pid: int) -> cgroup.Group:
+    """Another agentd beside us may find it, as that of a dead one, before the process is in it."""
+    for _ in range(TRIES):
+        group = hierarchy.create(f"sbx-{NO_PID}-1-{os.urandom(4).hex()}", pids=10)
+        try:
+            group.attach(pid)
+        except FileNotFoundError:
+            group.remove()
+        else:
+            return group
+    pytest.fail(f"the group was taken away {TRIES} times")
 
 
 @pytest.mark.root

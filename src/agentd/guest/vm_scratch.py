@@ -87,9 +87,7 @@ def place(contents: Mapping[str, str], backing: str, kernel: Kernel = KERNEL) ->
 def write(path: str, data: bytes) -> None:
     """Have a file hold this, readable to everybody; one that is there stays the same one. Raises
     OSError."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    try:
-        os.write(fd, data)
-        os.fchmod(fd, 0o644)
-    finally:
-        os.close(fd)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o644), "wb") as file:  # all of it, or an error
+        file.write(data)
+        os.fchmod(file.fileno(), 0o644)
