@@ -62,8 +62,10 @@ def test_who_writes_for_ever_is_cut_and_that_is_told(
     while not (found := way(sandbox, FLOOD))[2]:
         assert found == (0, CauseCode.EXITED, False, b"hi\n"), "it wrote, and was not told of"
         assert time.monotonic() < deadline, "it never wrote in time"
-    *end, output = found
-    assert end == [0, CauseCode.EXITED, True]
+    code, cause, truncated, output = found
+    assert (code, truncated) == (0, True)
+    # A fast machine has written the limit's bytes by then.
+    assert cause in (CauseCode.EXITED, CauseCode.OUTPUT_LIMIT)
     assert b"hi\n" in output
 
 
