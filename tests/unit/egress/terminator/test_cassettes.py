@@ -466,3 +466,23 @@ def test_what_is_wrong_in_one_is_told(first: bytes | None, told: str) -> None:
         data = data.replace(b'"version":1', b'"version":1,' + first)
     with pytest.raises(InvalidInput, match=told):
         playable(data)
+
+
+def test_what_is_played_is_changed_by_nobody() -> None:
+    with cassettes.holding(b"a tape") as file:
+        for change in (
+            lambda: os.pwrite(file.fileno(), b"a lie", 0),
+            lambda: os.ftruncate(file.fileno(), 0),
+            lambda: os.ftruncate(file.fileno(), 100),
+        ):
+            with pytest.raises(PermissionError):
+                change()
+        assert os.pread(file.fileno(), 100, 0) == b"a tape"
+
+
+def test_a_cassette_takes_so_many_bytes_and_no_more(tmp_path: Path) -> None:
+    with io.FileIO(tmp_path / "tape", "w") as file:
+        writer = CassetteWriter(file, (0, 0), CassetteRoom())
+        assert not writer.take(cassette.MAX_CASSETTE)
+        assert writer.take(cassette.MAX_CASSETTE // 2)
+        assert not writer.take(cassette.MAX_CASSETTE // 2)
