@@ -2,14 +2,18 @@
 stand-ins, and the sandbox, the pipeline and the wall are the real ones.
 """
 
+import itertools
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.security.test_streams_of_a_guest import closed
 
 from agentd.client import build
 from agentd.client.embedded_service import EmbeddedService
@@ -142,6 +146,53 @@ def test_a_command_on_a_stream_that_died_without_a_sign_is_sent_again(create: Cr
         result = run(sandbox, ["sh", "-c", script], stdin=b"x" * 100_000)
         assert len(result.stdout) == 100_000, result.cause
         assert (path / "ran").read_text() == "once\n"
+
+
+@pytest.fixture
+def waiting(create: Create) -> Iterator[tuple[Sandbox, socket.socket, Any, Any]]:
+    """A sandbox, who listens where it can be dialled, and what waits at one: a tunnel, a client."""
+    with create() as sandbox, socket.create_server(("127.0.0.1", 0)) as server:
+        number = server.getsockname()[1]
+        with (
+            sandbox.ports.open(number) as tunnel,
+            sandbox.ports.forward(number) as forward,
+            socket.create_connection(forward.address, timeout=60) as client,
+        ):
+            yield sandbox, server, tunnel, client
+
+
+def test_who_waits_at_a_port_over_a_snapshot_is_told_of_its_end(waiting: Any) -> None:
+    """The machine alone hears that the connections are no more."""
+    sandbox, server, tunnel, client = waiting
+    peers = [server.accept()[0] for _ in range(2)]
+    with sandbox.snapshot():
+        pass
+    with pytest.raises(BackendLost):
+        tunnel.recv(60)
+    assert closed(client)
+    for peer in peers:
+        assert closed(peer)
+        peer.close()
+    with sandbox.ports.open(server.getsockname()[1]) as again:
+        server.accept()[0].close()
+        assert again.recv(60) == b""
+
+
+def test_who_watches_over_a_snapshot_is_told_of_its_end(create: Create, place: Path) -> None:
+    path = tempfile.mkdtemp(dir=place)
+    os.chmod(path, 0o777)  # noqa: S103
+    with ThreadPoolExecutor(1) as threads, create() as sandbox:
+        changes = sandbox.files.watch(path)
+        first = threads.submit(next, changes)
+        for number in itertools.count():  # it begins when it is first asked
+            sandbox.files.write(f"{path}/{number}", b"")
+            if wait([first], timeout=0.1).done:
+                break
+        with sandbox.snapshot():
+            pass
+        rest = threads.submit(list, changes)
+        with pytest.raises(BackendLost):
+            rest.result(60)
 
 
 # --- a snapshot's file counts as its monitor's memory ---
