@@ -165,7 +165,10 @@ def test_a_sandbox_is_held_to_its_memory_and_goes_on(answer: Answer) -> None:
     assert found["enforcement"]["memory"] == [
         "64M",
         True,
-        "cgroup controller memory, sockets' buffers too; not counted: file locks",
+        (
+            "cgroup controller memory, sockets' buffers too; "
+            "not counted: file locks, listings of overlays"
+        ),
     ]
     assert found["true"].items() >= EXITED.items()
     assert found["before"]["oom"] == 0

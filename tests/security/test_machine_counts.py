@@ -1,5 +1,5 @@
 """Threat: using up what the kernel has a fixed number of, for the whole machine: events of native
-AIO, huge pages, terminals. What a group or a user has of them is not counted.
+AIO, huge pages, flow labels, terminals. What a group or a user has of them is not counted.
 
 Controls: seccomp, with the answers of a kernel that has none; a bound of each sandbox's devpts.
 """
@@ -7,6 +7,8 @@ Controls: seccomp, with the answers of a kernel that has none; a bound of each s
 import os
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 TAKE = """
 MAP_PRIVATE, MAP_ANONYMOUS, MAP_NORESERVE, MAP_HUGETLB = 2, 0x20, 0x4000, 0x40000
@@ -26,6 +28,12 @@ said("small file", memory(0))
 SHARED = """
 said("huge", call("shmget", 0, 4 << 20, 0o1600 | 0o4000))
 said("small", call("shmget", 0, 4096, 0o1600) != "ENOSYS")
+"""
+LABEL = """
+with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:  # IPV6_FLOWLABEL_MGR
+    label = socket.inet_pton(socket.AF_INET6, "::1") + struct.pack(">I", os.getpid() + 77)
+    wanted = label + struct.pack("=BBHHHI", 0, 255, 1, 6, 6, 0)
+    said("label", tried(sock.setsockopt, socket.IPPROTO_IPV6, 32, wanted))
 """
 TERMINALS = """
 held = []
@@ -57,6 +65,17 @@ def test_off_they_are_taken(sandbox: Callable[..., Any], walled: str) -> None:
 
 def test_nor_huge_pages_as_shared_memory(sandbox: Callable[..., Any]) -> None:
     assert sandbox("linux").attack(SHARED) == {"huge": "ENOSYS", "small": "True"}
+
+
+@pytest.mark.parametrize("spec", [{}, {"user": "root"}, {"net": "host"}], ids=str)
+@pytest.mark.parametrize("wall", ["linux", "oci"])
+def test_nor_flow_labels(sandbox: Callable[..., Any], wall: str, spec: dict[str, str]) -> None:
+    assert sandbox(wall, **spec).attack(LABEL) == {"label": "EPERM"}
+
+
+def test_off_they_have_flow_labels(sandbox: Callable[..., Any]) -> None:
+    said = sandbox("linux", without={"seccomp"}).attack(LABEL)
+    assert said["label"] in {"None", "ENOBUFS"}  # the machine's others may have them all
 
 
 def test_one_sandbox_has_a_part_of_the_terminals(sandbox: Callable[..., Any]) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from agentd._version import __version__
-from agentd.guest import late, spawn, system, tracing, wire
+from agentd.guest import late, questions, spawn, system, wire
 from agentd.guest.attach import attach
 from agentd.guest.connection import HostConnection, guarded, report
 from agentd.guest.exec import CommandOperations
@@ -245,10 +245,10 @@ class Ready:
             self._loop.close()
             raise
 
-    def answer_tracers(self, fd: int) -> None:
+    def answer_asked(self, fd: int) -> None:
         """Answer what the filter around us asks at ``fd``, which is -1 where it asks nothing."""
         if fd >= 0:
-            self._loop.watch(fd, READ, lambda _: tracing.answer(fd))
+            self._loop.watch(fd, READ, lambda _: questions.answer(fd))
 
     def import_late(self) -> None:
         """Import what nobody has asked for in quiet moments, once it serves."""

@@ -6,19 +6,11 @@ one that another process traces is not told as ended to us before that process a
 """
 
 import contextlib
-import errno
-import fcntl
 import os
 import signal
-import struct
 
 from agentd.linux.kernel import KERNEL
 
-# linux/seccomp.h: SECCOMP_IOCTL_NOTIF_RECV, _SEND, and SECCOMP_USER_NOTIF_FLAG_CONTINUE
-_RECEIVE, _SEND, _CONTINUE = 0xC0502100, 0xC0182101, 1
-# struct seccomp_notif: the id, the caller, flags, then struct seccomp_data with six arguments
-_ASKED = struct.Struct("=QI4xi4xQ6Q")
-_ANSWER = struct.Struct("=QqiI")
 # A chain of processes, each of which is the next one's parent or tracer.
 _MAX_CHAIN = 4096
 # Of those that ask: each step is a read of /proc, and they may ask again and again.
@@ -32,23 +24,13 @@ def let_go(pid: int, number: int) -> None:
         KERNEL.stop_tracing(pid, 0 if number == signal.SIGTRAP else number)
 
 
-def answer(listener: int) -> None:
-    """Let whoever asks to see a process's exit do so where that one descends from it, and nobody
-    else: a tracer that is older than its tracee can be in no circle, in which none would be gone.
+def may_see_exit(caller: int, tracee: int) -> bool:
+    """Whoever asks to see a process's exit may where that one descends from it, and nobody else: a
+    tracer that is older than its tracee can be in no circle, in which none would be gone.
 
     The number may be taken anew before the call goes on, but only by what is younger still.
     """
-    asked = bytearray(_ASKED.size)
-    try:
-        fcntl.ioctl(listener, _RECEIVE, asked)
-    except OSError:
-        return  # it has been killed meanwhile
-    id_, caller, _call, _address, *arguments = _ASKED.unpack(asked)
-    tracee = arguments[1] & 0xFFFFFFFF  # as the kernel cuts it
-    may = caller > 0 and descends(tracee, caller, _MAX_ASKED_CHAIN)
-    said = _ANSWER.pack(id_, 0, 0 if may else -errno.EPERM, _CONTINUE if may else 0)
-    with contextlib.suppress(OSError):
-        fcntl.ioctl(listener, _SEND, said)
+    return caller > 0 and descends(tracee, caller, _MAX_ASKED_CHAIN)
 
 
 def descends(thread: int, from_: int, most: int = _MAX_CHAIN) -> bool:

@@ -25,6 +25,7 @@ class _Common:
 class _X86_64(_Common):
     rt_sigaction = 13
     ptrace = 101
+    socket = 41
     gettid = 186
     clone = 56
     prctl = 157
@@ -47,6 +48,7 @@ class _X86_64(_Common):
 class _AArch64(_Common):
     rt_sigaction = 134
     ptrace = 117
+    socket = 198
     gettid = 178
     clone = 220
     prctl = 167

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agentd.guest import tracing
+from agentd.guest import questions
 from agentd.linux import abi, filtering
 from agentd.linux.seccomp import bpf, filter, process_rules, rules
 from agentd.linux.seccomp import socket_rules as sockets
@@ -20,8 +20,8 @@ from agentd.linux.seccomp import trace_rules as trace
 from agentd.linux.seccomp.tables import MACHINES
 
 HEADERS = (
-    "audit bpf_common btrfs fcntl fs fscrypt fsverity if ioprio landlock memfd mman mount netlink "
-    "personality pidfd prctl ptrace resource sched seccomp shm sockios stat tcp udp"
+    "audit bpf_common btrfs fcntl fs fscrypt fsverity if in in6 ioprio landlock memfd mman mount "
+    "netlink personality pidfd prctl ptrace resource sched seccomp shm sockios stat tcp udp"
 )
 ASM = {"x86_64": "/usr/lib/linux/uapi/x86", "aarch64": "/usr/lib/linux/uapi/arm64"}
 # Of the C library, or newer than many a header.
@@ -36,6 +36,7 @@ _NAMES = (
     ),
     (rules, "_SHM_HUGETLB _PRIO_USER _IOPRIO_WHO_USER _F_SETLEASE _F_NOTIFY _F_SETPIPE_SZ"),
     (rules, "_F_SETDELEG _SOL_SOCKET _TCP_ULP _UDP_ENCAP _SECCOMP_FILTER_FLAG_NEW_LISTENER"),
+    (rules, "_IPPROTO_IPV6 _IPV6_FLOWLABEL_MGR"),
     (sockets, "_NETLINK_ROUTE"),
     (trace, "_PTRACE_SETOPTIONS _PTRACE_SEIZE _PTRACE_O_TRACEEXIT _PTRACE_OLDSETOPTIONS"),
     (
@@ -73,11 +74,11 @@ _WORDS = {
     "BPF_JMP | BPF_JGE | BPF_K": bpf.JMP_JGE_K,
     "BPF_RET | BPF_K": bpf.RET_K,
     "BPF_MAXINSNS": bpf.MAX_INSTRUCTIONS,
-    "SECCOMP_IOCTL_NOTIF_RECV": tracing._RECEIVE,
-    "SECCOMP_IOCTL_NOTIF_SEND": tracing._SEND,
-    "SECCOMP_USER_NOTIF_FLAG_CONTINUE": tracing._CONTINUE,
-    "sizeof(struct seccomp_notif)": tracing._ASKED.size,
-    "sizeof(struct seccomp_notif_resp)": tracing._ANSWER.size,
+    "SECCOMP_IOCTL_NOTIF_RECV": questions._RECEIVE,
+    "SECCOMP_IOCTL_NOTIF_SEND": questions._SEND,
+    "SECCOMP_USER_NOTIF_FLAG_CONTINUE": questions._CONTINUE,
+    "sizeof(struct seccomp_notif)": questions._ASKED.size,
+    "sizeof(struct seccomp_notif_resp)": questions._ANSWER.size,
     "__builtin_offsetof(struct seccomp_notif, pid)": struct.calcsize("=Q"),
     "__builtin_offsetof(struct seccomp_notif, data.args)": struct.calcsize("=QI4xi4xQ"),
 }

@@ -171,6 +171,7 @@ def _network(box: Request, sockets: list[int], kernel: WallKernel) -> None:
     """A loopback; of a restricted network all else arrives at ``sockets``, which the host gets."""
     if box["net"] != "host":
         net.loopback_up(kernel.ioctl)
+        net.bound_options(kernel.write)
     if box["net"] == "restricted":
         sockets += kernel.capture()
 

@@ -78,4 +78,4 @@ def _landlock(request: Request) -> bool:
 
 
 def _seccomp(request: Request, ready: agent.Ready) -> None:
-    ready.answer_tracers(filtering.install_and_listen(bytes.fromhex(str(request["filter"]))))
+    ready.answer_asked(filtering.install_and_listen(bytes.fromhex(str(request["filter"]))))

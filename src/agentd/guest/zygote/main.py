@@ -347,7 +347,7 @@ def _box(
             filter_,
             prepared=prepared,
             enter=lambda: enter_group(listener),
-            asked=ready.answer_tracers,
+            asked=ready.answer_asked,
         )
         env = request["env"]
         # Its disk, of which the host takes snapshots, and its network: nothing untrusted has run

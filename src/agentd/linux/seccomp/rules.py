@@ -2,6 +2,7 @@
 
 import errno
 
+from agentd.linux.seccomp.memory_rules import UNCOUNTED
 from agentd.linux.seccomp.process_rules import PROCESS, SAME_UID
 from agentd.linux.seccomp.rule import ArgumentMatch, Rule, greater, not_zero
 from agentd.linux.seccomp.set_id_rules import SET_ID
@@ -30,6 +31,7 @@ _SOL_SOCKET, _SO_ATTACH = 1, (26, 50, 51, 52)
 _SOL_TCP, _TCP_ULP = 6, 31
 # A UDP socket takes SOL_UDPLITE for its own level, too (udp_setsockopt() in the kernel).
 _SOL_UDP, _SOL_UDPLITE, _UDP_ENCAP = 17, 136, 100
+_IPPROTO_IPV6, _IPV6_FLOWLABEL_MGR = 41, 32  # linux/in.h, linux/in6.h
 
 # linux/fscrypt.h: FS_IOC_ADD_ENCRYPTION_KEY, _REMOVE_ENCRYPTION_KEY, _REMOVE_..._KEY_ALL_USERS
 _FSCRYPT_KEYS = (0xC0506617, 0xC0406618, 0xC0406619)
@@ -119,6 +121,16 @@ _COMMON = (
         "its events are counted for the whole machine (fs.aio-max-nr), and one sandbox could have "
         "all of them; ENOSYS as on a kernel built without it, and databases do without",
         code=errno.ENOSYS,
+    ),
+    Rule(
+        "machine's counts",
+        "setsockopt",
+        "the machine has 4096 flow labels of IPv6, and one sandbox could have half of them, after "
+        "which nobody gets one; few programs ask for them",
+        (
+            ArgumentMatch(1, "level", (_IPPROTO_IPV6,)),
+            ArgumentMatch(2, "optname", (_IPV6_FLOWLABEL_MGR,)),
+        ),
     ),
     Rule(
         "machine's counts",
@@ -263,9 +275,9 @@ _COMMON = (
 )
 
 _SHARED = (*_COMMON, _NO_CHROOT, *NO_TRACING, *SOCKETS)
-_OWN_NET_ROOT = _COMMON + TRACING + SOCKETS_AND_ROUTES
+_OWN_NET_ROOT = _COMMON + UNCOUNTED + TRACING + SOCKETS_AND_ROUTES
 _OWN_NET = (*_OWN_NET_ROOT, _NO_CHROOT)
-_HOST_NET_ROOT = _COMMON + TRACING + SOCKETS
+_HOST_NET_ROOT = _COMMON + UNCOUNTED + TRACING + SOCKETS
 _HOST_NET = (*_HOST_NET_ROOT, _NO_CHROOT)
 
 #: sandbox: behind namespaces of its own, the network's among them. -host-net: shares the host's

@@ -2,7 +2,7 @@
 
 import errno
 
-from agentd.linux.seccomp.rule import ArgumentMatch, Rule
+from agentd.linux.seccomp.rule import ASK, ArgumentMatch, Rule
 
 _AF_UNIX, _AF_INET, _AF_INET6, _AF_NETLINK = 1, 2, 10, 16
 _LOCAL_AND_INET = (_AF_UNIX, _AF_INET, _AF_INET6)
@@ -73,6 +73,14 @@ SOCKETS_AND_ROUTES = (
             ArgumentMatch(2, "protocol", (_NETLINK_ROUTE,), inside=False),
         ),
         errno.EPROTONOSUPPORT,
+    ),
+    Rule(
+        "sockets",
+        "socket",
+        "answers that nobody reads stay in memory that no control group counts, up to 8 MiB a "
+        "socket: the agent lets a sandbox have a few at a time",
+        (ArgumentMatch(0, "family", (_AF_NETLINK,)),),
+        ASK,
     ),
     Rule(
         "sockets",

@@ -18,6 +18,7 @@ MOST_FILES = (1 << 63) - 1
 # With fewer no interpreter of today's gets far; below, a machine has too little for a default.
 _LEAST_FILES = 256
 _LEAST_PIDS = 64
+_UNCOUNTED = "file locks, listings of overlays"
 
 
 def with_defaults(limits: Limits) -> Limits:
@@ -129,7 +130,7 @@ def _beside(group: Group, memory: int) -> str:
     """Return what the kernel does not count as the group's memory."""
     apart = group.sockets_apart(memory)
     if apart == 0:
-        return ", sockets' buffers too; not counted: file locks"
+        return f", sockets' buffers too; not counted: {_UNCOUNTED}"
     if apart is None:
-        return "; not counted: sockets' buffers, file locks"
-    return f"; sockets' buffers beside it, at most {format_size(apart)}; not counted: file locks"
+        return f"; not counted: sockets' buffers, {_UNCOUNTED}"
+    return f"; sockets' buffers beside it, at most {format_size(apart)}; not counted: {_UNCOUNTED}"

@@ -37,10 +37,7 @@ DENIED = {
         _E,
     ),
     _P: (
-        (
-            "setxattr lsetxattr fsetxattr setxattrat removexattr lremovexattr fremovexattr "
-            "removexattrat"
-        ),
+        ("setxattr lsetxattr fsetxattr removexattr lremovexattr fremovexattr removexattrat"),
         _NONE,
     ),
     "process: tracing": ("ptrace process_vm_readv process_vm_writev pidfd_getfd kcmp", _E),
@@ -86,9 +83,9 @@ BY_ARGUMENTS: list[tuple[str, str, Args, int]] = [
     )],
     # The mode is where the kernel reads it, and nowhere else.
     *[("sandbox-rw", name, at(i, 0o100644, 0o106000), 0) for name, i in _BY_BITS],
-    *[("sandbox", "socket", (16, kind, protocol), 0 if protocol == 0 else errno.EPROTONOSUPPORT)
+    *[("sandbox", "socket", (16, kind, protocol), ASK if protocol == 0 else errno.EPROTONOSUPPORT)
       for kind in (2, 3, 0x80003) for protocol in (0, 4, 6, 9, 12, 16, HIGH | 9)],
-    ("sandbox", "socket", (16 | HIGH, 3, HIGH), 0),
+    ("sandbox", "socket", (16 | HIGH, 3, HIGH), ASK),
     *[("sandbox", "socketpair", (16, 3, protocol), errno.EAFNOSUPPORT) for protocol in (0, 9)],
     *[(profile, "socket", (16, kind, protocol), errno.EOPNOTSUPP)
       for profile in (_H, "monitor", _P, _U) for kind in (2, 3) for protocol in (0, 9)],
@@ -111,6 +108,14 @@ BY_ARGUMENTS: list[tuple[str, str, Args, int]] = [
     *[("sandbox", name, (1, 1, protocol), errno.EPROTONOSUPPORT)
       for name in ("socket", "socketpair") for protocol in (2, 132, 256, 262)],
     *[("sandbox", "setsockopt", (3, level, 100), 0) for level in (0, 1, 6, 41)],
+    *[(profile, "setsockopt", (3, 41, 32), _E) for profile in ("sandbox", _H, "monitor", _P)],
+    *[("sandbox", "setsockopt", (3, 41, name), 0) for name in (6, 20, 31, 33)],
+    *[(profile, name, (1, 2, 3, size), errno.ENOSPC if size % HIGH > 1024 else 0)
+      for profile in ("sandbox", _H) for name in ("setxattr", "lsetxattr", "fsetxattr")
+      for size in (0, 1, 1024, 1025, 65536, HIGH | 1024)],
+    *[(profile, "setxattrat", (1, 2, 3, 4, 5, 16), code)
+      for profile, code in (("sandbox", errno.ENOSYS), (_H, errno.ENOSYS), (_P, _NONE),
+                            ("unpack", 0))],
     *[(_P, "socket", (1, kind, 0), _E) for kind in (1, 2, 5)],
     *[(_P, "socket", (family, 1, 0), 0) for family in (2, 10)],
     (_P, "socket", (2, 1 | 0x80000, 1), 0),

@@ -125,6 +125,7 @@ def _network(kind: str, *, device: bool) -> list[int]:
     else:
         KERNEL.unshare(abi.CLONE_NEWNET)
         net.loopback_up()
+        net.bound_options(KERNEL.write)
         sockets = anyip.capture() if kind == "restricted" else []
     root.write(NETWORK, b"")
     KERNEL.mount("/proc/self/ns/net", NETWORK, None, abi.MS_BIND)

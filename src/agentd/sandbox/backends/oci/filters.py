@@ -13,6 +13,7 @@ from functools import cache
 from agentd.linux import abi
 from agentd.linux.seccomp.rule import ASK, WORD, ArgumentMatch, Rule
 from agentd.linux.seccomp.rules import PROFILES
+from agentd.linux.seccomp.trace_rules import TRACING
 
 _ARCHITECTURES = {"x86_64": "SCMP_ARCH_X86_64", "aarch64": "SCMP_ARCH_AARCH64"}
 # Values that a set leaves out, at most: a longer list is told bit by bit.
@@ -24,14 +25,15 @@ Comparison = dict[str, object]
 @cache
 def of_profile(profile: str, *, becomes_another: bool = False, image: bool = False) -> object:
     """``linux.seccomp`` of a bundle. ``becomes_another``: the agent makes a user namespace first.
-    With an ``image``, whose code may run before the agent's filter, what that would ask is refused.
+    With an ``image``, whose code may run before the agent's filter, what that would ask about
+    tracers is refused.
     """
     entries: list[object] = []
     seen: set[str] = set()
     # What the agent calls itself before its own filter forbids it.
     agents = ("seccomp", "unshare") if becomes_another else ("seccomp",)
     for rule in PROFILES[profile]:
-        if rule.code == ASK and not image:
+        if rule.code == ASK and not (image and rule in TRACING):
             continue
         names = [name for name in rule.calls if name not in agents]
         code = errno.ENOSYS if rule.code == ASK else rule.code
