@@ -145,7 +145,7 @@ class Chain:
         if rotated:
             self._rotate(positions[0].seq)
         self._put(data, synced=synced)
-        self._advance(positions[-1])
+        self._last = positions[-1].seq, positions[-1].hash.encode()
         if rotated:
             lines += self._retire()
         if synced:
@@ -307,9 +307,6 @@ class Chain:
             self._unsynced = b""
             raise
 
-    def _advance(self, last: Position) -> None:
-        self._last = last.seq, last.hash.encode()
-
     def _undo(self) -> None:
         if self._dirty:
             os.ftruncate(self._fd, self._size)
@@ -333,7 +330,7 @@ class Chain:
             event = Event(kind=Kind.RETIRED, fields=about)
             lines, positions = self._sealed([entry(event, self._clock()).body])
             self._put(lines[0])
-            self._advance(positions[0])
+            self._last = positions[0].seq, positions[0].hash.encode()
             self._names, self._stamp = self._names[len(doomed) :], ()
             self._tell()  # first: one that is there yet is not missed
             for file in doomed:

@@ -87,10 +87,9 @@ class AuditLog:
         ``secrets`` are values that are hidden wherever they appear in ``fields``; a LogEntry is
         taken as it is. Raises AuditBusy, AuditError: then it is not in the log, and counts as lost.
         """
-        body = self._body(event, secrets)
-        self._check()
+        made = event if isinstance(event, LogEntry) else entry(event, self._clock(), secrets)
         try:
-            return self._commits.do(body, size=len(body), synced=synced)
+            return self._commits.do(made.body, size=len(made.body), synced=synced)
         except NotTaken as why:
             raise self._not_taken(why) from None
 
@@ -99,11 +98,13 @@ class AuditLog:
     ) -> "Future[Position]":
         """As ``append``, without waiting; ``lazily``: begun ``LAZY_SECONDS`` later at the latest,
         and before what comes after it, with that it may not be synced. Raises AuditBusy."""
-        body = self._body(event, secrets)
-        delay = LAZY_SECONDS if lazily else 0.0
-        self._check()
+        made = event if isinstance(event, LogEntry) else entry(event, self._clock(), secrets)
+        # Nobody waits for it: that it cannot be written must be known before it is done.
+        if self.damage or not self._chain.may_be_there():
+            self._require_whole()
+        size, delay = len(made.body), LAZY_SECONDS if lazily else 0.0
         try:
-            return self._commits.submit(body, size=len(body), synced=not lazily, lazily=delay)
+            return self._commits.submit(made.body, size=size, synced=not lazily, lazily=delay)
         except NotTaken as why:
             raise self._not_taken(why) from None
 
@@ -148,15 +149,6 @@ class AuditLog:
         self._closed = True
         self._commits.close()
 
-    def _body(self, event: Event | LogEntry, secrets: Iterable[str]) -> bytes:
-        made = event if isinstance(event, LogEntry) else entry(event, self._clock(), secrets)
-        return made.body
-
-    def _check(self) -> None:
-        # Nobody waits for what is lazy: that it cannot be written must be known before it is done.
-        if self.damage or not self._chain.may_be_there():
-            self._require_whole()
-
     def _not_taken(self, why: NotTaken) -> AuditError:
         if not why.waiting:
             return AuditError("the audit log is closed")
@@ -184,17 +176,17 @@ class AuditLog:
             self._chain.close()
             self._lock.close()
 
-    def _commit(self, batch: Sequence[Job[bytes, Position]], is_thread: bool) -> None:
+    def _commit(
+        self, batch: Sequence[Job[bytes, Position]], is_thread: bool
+    ) -> Sequence[Position | AuditError]:
         try:
             synced = is_thread or True in [job.synced for job in batch]
-            written = self._write([job.work for job in batch], synced=synced)
-            for job, position in zip(batch, written, strict=True):
-                job.succeed(position)
+            return self._write([job.work for job in batch], synced=synced)
         except (OSError, AuditError) as error:
-            self._fail(batch, error)
+            return self._failed(len(batch), error)
         except Exception as error:  # no memory, say
             self._stale = True
-            self._fail(batch, OSError(repr(error)))
+            return self._failed(len(batch), OSError(repr(error)))
 
     def _write(self, bodies: Sequence[bytes], *, synced: bool) -> list[Position]:
         """Write those, behind a record of what was lost before. Raises OSError, AuditError."""
@@ -249,13 +241,13 @@ class AuditLog:
         self._stale, self.damage = False, ""
         return owed
 
-    def _fail(self, batch: Sequence[Job[bytes, Position]], error: OSError | AuditError) -> None:
-        if batch:
-            self._losses.add(len(batch), _reason(error))
+    def _failed(self, count: int, error: OSError | AuditError) -> list[AuditError]:
+        """Count a failure; return what each of so many is told."""
+        if count:
+            self._losses.add(count, _reason(error))
         counts = self._counts
         self._counts = msgspec.structs.replace(counts, failures=counts.failures + 1)
-        for job in batch:
-            job.fail(_refused(error))
+        return [_refused(error) for _ in range(count)]
 
     def _write_own(self, events: Sequence[Event]) -> None:
         try:

@@ -16,7 +16,7 @@ from agentd.audit import dsse
 from agentd.audit.errors import AuditError, ReceiptInvalid
 from agentd.audit.execution import Execution, clean, slim
 from agentd.audit.keypair import KeyPair, PublicKey
-from agentd.audit.record import LogEntry, is_cut, plain
+from agentd.audit.record import LogEntry, plain
 from agentd.model import typed
 from agentd.model.audit import Event, Kind, Position, Record
 
@@ -62,7 +62,7 @@ def chain(log: ReceiptLog, execution: Execution, secrets: Iterable[str] = ()) ->
     """
     known = clean(execution, secrets)
     made = plain(_event(known), time.time())
-    if is_cut(made):
+    if made.is_cut:
         known = slim(known)
         made = plain(_event(known), time.time())
     position = log.append(made)

@@ -33,8 +33,8 @@ BEGIN = re.compile(rb'\{"seq":([1-9][0-9]{0,18}),"prev":"([0-9a-f]{64})","kind":
 class LogEntry(NamedTuple):
     """An event as it will stand in the log: nothing secret in it, bounded."""
 
-    event: Event
     body: bytes  # the line without ``{"seq":N,"prev":"HASH",`` and what follows the fields
+    is_cut: bool = False  # whether its fields were too many
 
 
 class RecordSeal(NamedTuple):
@@ -81,13 +81,21 @@ def known(event: Event, fields: Mapping[str, Any], now: float) -> LogEntry:
 
 def plain(clean: Event, now: float) -> LogEntry:
     """Make the entry of an event that is known to hold nothing secret; cut too many fields."""
-    body = _body(clean, now)
-    if len(body) > _MAX_BODY:
-        digest = sha256(_encode(clean.fields)).hexdigest()
-        cut = {"cut": f"{len(body)} bytes were too many", "sha256": digest}
-        clean = msgspec.structs.replace(clean, fields=cut)
-        body = _body(clean, now)
-    return LogEntry(clean, body)
+    made = _Body(
+        clean.kind,
+        datetime.fromtimestamp(now, UTC),
+        clean.principal,
+        clean.request,
+        clean.sandbox,
+        clean.capability,
+        clean.fields,
+    )
+    body = _encode(made)[1:-1]
+    if len(body) <= _MAX_BODY:
+        return LogEntry(body)
+    digest = sha256(_encode(clean.fields)).hexdigest()
+    made.fields = {"cut": f"{len(body)} bytes were too many", "sha256": digest}
+    return LogEntry(_encode(made)[1:-1], is_cut=True)
 
 
 def seal(seq: int, prev: bytes, body: bytes) -> tuple[bytes, bytes]:
@@ -107,11 +115,6 @@ def unseal(line: bytes) -> RecordSeal | None:
     return RecordSeal(int(head[1]), head[2], digest) if rest == _HASH + digest else None
 
 
-def is_cut(made: LogEntry) -> bool:
-    """Return whether its fields were too many."""
-    return made.event.fields.keys() == {"cut", "sha256"}
-
-
 def decode(line: bytes) -> Record:
     """Raises AuditError."""
     try:
@@ -128,17 +131,3 @@ def decode(line: bytes) -> Record:
 def _name(words: str) -> str:
     """Return a name as it may stand in a record; the same few come in one after another."""
     return text(words)[:_MAX_NAME]
-
-
-def _body(event: Event, now: float) -> bytes:
-    body = _Body(
-        event.kind,
-        datetime.fromtimestamp(now, UTC),
-        event.principal,
-        event.request,
-        event.sandbox,
-        event.capability,
-        event.fields,
-    )
-    encoded = _encode(body)
-    return encoded[1:-1]

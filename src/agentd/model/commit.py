@@ -58,14 +58,13 @@ class Job(Generic[W, V]):
         self.value: V | None = None
         self.error: BaseException | None = None
 
-    def succeed(self, value: V) -> None:
-        self.value, self.done = value, True
-
-    def fail(self, error: BaseException) -> None:
-        self.error, self.done = error, True
-
-    def tell(self) -> None:
-        """Wakes who waits. A leader does not wait."""
+    def settle(self, came: "V | BaseException") -> None:
+        """Take what it came to, and wake who waits. A leader does not wait."""
+        if isinstance(came, BaseException):
+            self.error = came
+        else:
+            self.value = came
+        self.done = True
         if self.future is None:
             if not self.leads:
                 self.ready.release()
@@ -78,14 +77,14 @@ class Job(Generic[W, V]):
 
 class GroupCommit(Generic[W, V]):
     """Thread-safe. ``commit`` gets a batch, in the order of its coming, and whether it is the
-    thread that leads; it runs alone, in whichever thread leads, and settles each job by
-    ``succeed`` or ``fail``. ``ended`` is the last thing that the thread does.
+    thread that leads; it runs alone, in whichever thread leads, and returns what each job came to,
+    a value or an error. ``ended`` is the last thing that the thread does.
     """
 
     def __init__(
         self,
         name: str,
-        commit: Callable[[Sequence[Job[W, V]], bool], None],
+        commit: Callable[[Sequence[Job[W, V]], bool], Sequence[V | BaseException]],
         ended: Callable[[], None],
     ) -> None:
         self._commit = commit
@@ -194,18 +193,17 @@ class GroupCommit(Generic[W, V]):
 
     def _commit_batch(self, is_thread: bool) -> None:
         batch: list[Job[W, V]] = []
+        came: Sequence[V | BaseException] = ()
         lost: BaseException = RuntimeError("the commit settled nothing")
         try:
             with contextlib.suppress(MemoryError):  # what was taken until then is committed
                 self._take_queued(batch)
-            self._commit(batch, is_thread)
+            came = self._commit(batch, is_thread)
         except Exception as error:  # no caller may wait for ever
             lost = error
         finally:
-            for job in batch:
-                if not job.done:
-                    job.fail(lost)
-                job.tell()
+            for at, job in enumerate(batch):
+                job.settle(came[at] if at < len(came) else lost)
 
     def _take_queued(self, batch: list[Job[W, V]]) -> None:
         """Into ``batch``, which the caller has even where this is interrupted."""

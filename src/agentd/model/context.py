@@ -30,6 +30,16 @@ def trace_headers() -> Mapping[str, str]:
     return _trace.get()
 
 
+def begin(gone: "Gone", trace: Mapping[str, str]) -> str:
+    """Begin a request, to which this task, and so this context, belongs to its end; return its
+    id."""
+    id_ = new_id()
+    _request.set(id_)
+    _trace.set(trace)
+    _gone.set(gone)
+    return id_
+
+
 @contextmanager
 def request(id_: str, trace: Mapping[str, str] = _NO_HEADERS) -> Iterator[str]:
     """Until the end of the block, what this thread or task does is done for the request ``id_``."""
@@ -125,7 +135,7 @@ def client() -> Gone:
 def waiting_client() -> Gone:
     """Enter the context of a request that ends when its client has gone. One with an
     Idempotency-Key is not: who sends it again gets its answer."""
-    return NEVER if recorded() is not None else client()
+    return NEVER if _recorded.get() is not None else _gone.get() or NEVER
 
 
 @contextmanager

@@ -38,11 +38,13 @@ def spelled(text: str, spell: Spell, more: frozenset[str] = frozenset()) -> str:
         said = spell(name, value if name in _CHOICES else "")
         return said if name in _CHOICES or not value else f"{said} {value}"
 
-    return _OPTION.sub(each, text) if "--" in text else text
+    return _OPTION.sub(each, text)
 
 
 def in_json(text: str) -> str:
     """``drop --backend linux`` is ``drop "backend": "linux"``."""
+    if "--" not in text:
+        return text
     return spelled(text, lambda name, value: f'"{name}": "{value}"' if value else f'"{name}"')
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agentd.model import commit
 from agentd.model.commit import GroupCommit, Job, NotTaken
 
-Commit = Callable[[Sequence[Job[Any, Any]], bool], None]
+Commit = Callable[[Sequence[Job[Any, Any]], bool], Sequence[Any]]
 
 
 class Disk:
@@ -26,15 +26,14 @@ class Disk:
         self._broken = broken
         self._alone = threading.Lock()
 
-    def commit(self, batch: Sequence[Job[Any, Any]], is_thread: bool) -> None:
+    def commit(self, batch: Sequence[Job[Any, Any]], is_thread: bool) -> list[Any]:
         assert self._alone.acquire(blocking=False), "two commit at once"
         try:
             self.batches.append(len(batch))
             if any(self._broken(job.work) for job in batch):
                 raise OSError("no space left")
-            for job in batch:
-                self.written.append(job.work)
-                job.succeed(job.work)
+            self.written += [job.work for job in batch]
+            return [job.work for job in batch]
         finally:
             self._alone.release()
 
@@ -54,10 +53,9 @@ def group(commit: Commit) -> Iterator[GroupCommit[Any, Any]]:
 def test_alone_its_own_thread_commits_and_nobody_is_woken() -> None:
     seen: list[int] = []
 
-    def commit(batch: Sequence[Job[Any, Any]], is_thread: bool) -> None:
+    def commit(batch: Sequence[Job[Any, Any]], is_thread: bool) -> list[Any]:
         seen.append(threading.get_ident())
-        for job in batch:
-            job.succeed(is_thread)
+        return [is_thread for _ in batch]
 
     with group(commit) as commits, ThreadPoolExecutor(1) as pool:
         mine = pool.submit(threading.get_ident).result()
@@ -122,7 +120,7 @@ def test_what_fails_is_told_to_all_of_its_batch_and_the_next_works() -> None:
 
 
 def test_a_commit_that_settles_nothing_leaves_nobody_waiting() -> None:
-    with group(lambda batch, is_thread: None) as commits, ThreadPoolExecutor(1) as pool:
+    with group(lambda batch, is_thread: ()) as commits, ThreadPoolExecutor(1) as pool:
         with pytest.raises(RuntimeError, match="settled nothing"):
             commits.do("a")
         with pytest.raises(RuntimeError, match="settled nothing"):
@@ -139,10 +137,10 @@ def test_too_much_that_waits_is_refused_with_its_number(
     monkeypatch.setattr(commit, "MAX_WAITING_BYTES", bytes_)
     disk, begun, goes_on = Disk(), threading.Event(), threading.Event()
 
-    def slow(batch: Sequence[Job[Any, Any]], is_thread: bool) -> None:
+    def slow(batch: Sequence[Job[Any, Any]], is_thread: bool) -> list[Any]:
         begun.set()
         assert goes_on.wait(60)
-        disk.commit(batch, is_thread)
+        return disk.commit(batch, is_thread)
 
     with group(slow) as commits:
         taken = [commits.submit(0, size=10)]
@@ -218,13 +216,13 @@ def test_the_thread_comes_when_it_is_due_without_any_work() -> None:
     came = threading.Event()
     disk = Disk()
 
-    def commit(batch: Sequence[Job[Any, Any]], is_thread: bool) -> None:
-        disk.commit(batch, is_thread)
+    def commit(batch: Sequence[Job[Any, Any]], is_thread: bool) -> list[Any]:
         if batch:
             commits.due = 1e-9  # long ago
         else:
             commits.due = 0.0
             came.set()
+        return disk.commit(batch, is_thread)
 
     with group(commit) as commits, ThreadPoolExecutor(1) as pool:
         pool.submit(commits.do, "a").result(60)

@@ -56,9 +56,10 @@ class StoreWriter:
     def close(self) -> None:
         self._commits.close()
 
-    def _commit(self, batch: Sequence[Job[Work, Any]], is_thread: bool) -> None:
+    def _commit(self, batch: Sequence[Job[Work, Any]], is_thread: bool) -> list[Any]:
+        """Return the value of each, or the error that it was refused with."""
         if not batch:
-            return
+            return []
         try:
             self._sync(True in [job.synced for job in batch])
             self._connection.execute("BEGIN IMMEDIATE")
@@ -67,16 +68,10 @@ class StoreWriter:
         except BaseException as error:  # no memory, say: nobody may wait for ever
             self._roll_back()
             self.counts = self.counts._replace(failures=self.counts.failures + 1)
-            for job in batch:
-                job.fail(failed("the store cannot be written", error))
-            return
+            return [failed("the store cannot be written", error) for _ in batch]
         commits, writes, failures = self.counts
         self.counts = WriteCounts(commits + 1, writes + len(batch), failures)
-        for job, (value, refused) in zip(batch, done, strict=True):
-            if refused is None:
-                job.succeed(value)
-            else:
-                job.fail(refused)
+        return done
 
     def _sync(self, wanted: bool) -> None:
         """Set whether commits reach the disk. In WAL mode the next that does takes earlier ones
@@ -85,21 +80,21 @@ class StoreWriter:
             self._connection.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
             self._synced = wanted
 
-    def _do(self, work: Work) -> tuple[Any, BaseException | None]:
+    def _do(self, work: Work) -> Any:
         """Return its value, or what it raised, which undoes it alone: it has its own savepoint."""
-        outcome: tuple[Any, BaseException | None]
+        came: Any
         self._connection.execute("SAVEPOINT job")
         try:
-            outcome = (work(self._view), None)
+            came = work(self._view)
         except BaseException as error:
             # Some errors, a full disk among them, end the transaction (lang_transaction.html).
             if not self._connection.in_transaction:
                 raise sqlite3.OperationalError(f"the transaction ended: {error}") from error
             self._connection.execute("ROLLBACK TO job")
-            wrapped = failed("the store refused a write", error)
-            outcome = (None, wrapped if isinstance(error, sqlite3.Error) else error)
+            is_its = not isinstance(error, sqlite3.Error)
+            came = error if is_its else failed("the store refused a write", error)
         self._connection.execute("RELEASE job")
-        return outcome
+        return came
 
     def _roll_back(self) -> None:
         with contextlib.suppress(sqlite3.Error):

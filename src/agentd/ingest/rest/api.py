@@ -1,7 +1,6 @@
 """What all of the REST API works with."""
 
-from agentd.ingest.rest.respond import encode, error_answer
-from agentd.ingest.rest.worded import error_in_json
+from agentd.ingest.rest.respond import encode, error_answer, error_in_json
 from agentd.ingest.web import exchange, websocket
 from agentd.ingest.web.door import Door
 from agentd.model.answer import Answer

@@ -29,7 +29,7 @@ async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
         await exchange.start(200, _headers(entry.size if entry.type == "file" else 0))
         await exchange.end()
         return
-    asked = _range(exchange.header(b"range"))
+    asked = _range(exchange.headers.get("range"))
     offset, most = asked or (0, None)
     found = await exchange.web.threads.transfers.run(files.read, id_, path, offset, most)
     size, length = found.size or 0, None
@@ -97,14 +97,14 @@ async def download(
     room, pieces = exchange.web.threads.transfers, _Pieces(read)
     piece = await room.run(pieces.take)
     pieces.check()  # while nothing has been answered yet
-    task: asyncio.Task[bytes] | None = None
+    task: asyncio.Future[bytes] | None = None
     try:
         await exchange.start(status, headers)
         while piece:
             if length is not None:
                 piece = piece[:length]
                 length -= len(piece)
-            task = asyncio.create_task(room.run(pieces.take))
+            task = room.run(pieces.take)
             if piece:
                 await exchange.write(piece)
             if pieces.is_broken:

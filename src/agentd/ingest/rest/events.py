@@ -71,8 +71,8 @@ async def _events(exchange: Exchange, query: dict[str, Any]) -> None:
     """Tell what happens to one's sandboxes: a page, or server-sent events as it happens."""
     wait = wait_seconds(query["wait"])
     service = await exchange.authenticate()
-    streams = EVENTS in (exchange.header(b"accept") or "").lower()
-    after = (exchange.header(b"last-event-id") if streams else None) or query["after"]
+    streams = EVENTS in (exchange.headers.get("accept") or "").lower()
+    after = (exchange.headers.get("last-event-id") if streams else None) or query["after"]
     reader = _Reader(after, query["limit"])
     async with reader.listening(exchange, service) as caller:
         if not streams:

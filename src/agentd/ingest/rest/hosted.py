@@ -133,14 +133,14 @@ async def _service(request: Exchange | Socket, target: HostTarget) -> DoorServic
 
 def _shows_pages(exchange: Exchange) -> bool:
     """Return whether a browser asks for a page, and not a program for something."""
-    accepts = exchange.header(b"accept") or ""
+    accepts = exchange.headers.get("accept") or ""
     return exchange.scope["method"] in ("GET", "HEAD") and "text/html" in accepts
 
 
 def _sent_on(exchange: Exchange, target: HostTarget) -> Answer:
     """The same without the token, which from then on is in a cookie."""
     scheme = "https" if target.secure else "http"
-    where = f"{scheme}://{exchange.header(b'host')}{target.target.decode('latin-1')}"
+    where = f"{scheme}://{exchange.headers.get('host')}{target.target.decode('latin-1')}"
     cookie = f"{target.cookie_name.decode()}={target.token}; Path=/; HttpOnly; SameSite=Lax"
     headers = {
         "location": where,

@@ -78,7 +78,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     async def handle(self, exchange: Exchange) -> None:
         query = parse(exchange.scope["query_string"], self.query)
         check_encoding(exchange)
-        if self.keyless and exchange.header(b"idempotency-key") is not None:
+        if self.keyless and exchange.headers.get("idempotency-key") is not None:
             raise InvalidInput(
                 f"{self.method} {self.path} takes no Idempotency-Key", remediation=self.keyless
             )
@@ -87,7 +87,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
             return
         limit = exchange.web.limits.body
         length = exchange.length
-        key = exchange.header(b"idempotency-key") if self.once else None
+        key = exchange.headers.get("idempotency-key") if self.once else None
         if length is not None and length > limit:
             await exchange.body(limit, LARGE)  # raises TooLarge
         service = await exchange.authenticate()
@@ -154,7 +154,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 def decode(exchange: Exchange, kind: Any, raw: bytes) -> Any:
     """Raises InvalidInput. No body at all is an empty object."""
-    media = (exchange.header(b"content-type") or "").partition(";")[0].strip().lower()
+    media = (exchange.headers.get("content-type") or "").partition(";")[0].strip().lower()
     # A form of another site's page can send every type but this one without asking first.
     if raw and media != "application/json":
         raise InvalidInput(
@@ -200,7 +200,7 @@ _each_once = json.JSONDecoder(object_pairs_hook=_pairs_once, parse_int=float, st
 
 def check_encoding(exchange: Exchange) -> None:
     """Bodies are taken as they come. Raises UnsupportedMediaType."""
-    coding = exchange.header(b"content-encoding")
+    coding = exchange.headers.get("content-encoding")
     if coding is not None and coding.strip().lower() not in ("", "identity"):
         raise UnsupportedMediaType(
             f"the body is encoded as {coding[:64]!r}",

@@ -10,9 +10,8 @@ import msgspec
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.follower import Follower, Stopped
 from agentd.ingest.rest.query import Parameter
-from agentd.ingest.rest.respond import encode
+from agentd.ingest.rest.respond import encode, error_in_json
 from agentd.ingest.rest.table import OperationTable
-from agentd.ingest.rest.worded import error_in_json
 from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.standing import Standing, standing
 from agentd.ingest.web.status import status_of
@@ -41,7 +40,7 @@ _QUERY = (
 )
 async def _output(exchange: Exchange, query: dict[str, Any]) -> None:
     """Tell what it wrote and writes; as server-sent events, or one stream's raw bytes."""
-    accept = exchange.header(b"accept") or ""
+    accept = exchange.headers.get("accept") or ""
     is_events = EVENTS in accept.lower()
     streams = (query["stream"],) if query["stream"] else STREAMS
     if any(name not in STREAMS for name in streams):
@@ -54,7 +53,7 @@ async def _output(exchange: Exchange, query: dict[str, Any]) -> None:
     if query["from"] > _MAX_CURSOR:
         raise InvalidInput(f"from={query['from']} is no cursor")
     cursors = dict.fromkeys(streams, query["from"])
-    if is_events and (last := exchange.header(b"last-event-id")):
+    if is_events and (last := exchange.headers.get("last-event-id")):
         cursors.update(parse_event_id(last))
     follower = Follower(exchange.door, exchange.link)
     try:

@@ -29,8 +29,8 @@ class Parameter(msgspec.Struct, frozen=True):
 
 def parse(query: bytes, declared: Sequence[Parameter]) -> dict[str, Any]:
     """Raises InvalidInput."""
-    if not query and all(p.default is not msgspec.UNSET for p in declared):
-        return {p.name: p.default for p in declared}
+    if not query:
+        return {p.name: _value(p, None) for p in declared}
     try:
         pairs = parse_qsl(
             query.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST, errors="strict"

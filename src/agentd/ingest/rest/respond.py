@@ -1,11 +1,15 @@
-"""Values and errors to answers: JSON by msgspec, the status by the error's code."""
+"""Values and errors to answers: JSON by msgspec, the status by the error's code.
+
+In REST's own words: JSON's keys, where messages name options.
+"""
 
 import msgspec
 
-from agentd.ingest.rest import worded
 from agentd.ingest.web.status import headers_of, status_of
 from agentd.model.answer import Answer
+from agentd.model.api import CallView, ErrorView, ProcessView, ResultView
 from agentd.model.errors import AgentdError
+from agentd.model.words import call, cause, in_json
 
 JSON = "application/json"
 _encode = msgspec.json.Encoder().encode
@@ -30,11 +34,31 @@ def answer(value: object, status: int = 200) -> Answer:
 
 def encode(value: object) -> bytes:
     """JSON, in its own words. A lone surrogate (a file name that is not UTF-8) becomes U+FFFD."""
-    value = worded.value_in_json(value)
+    value = value_in_json(value)
     try:
         return _encode(value)
     except UnicodeEncodeError:
         return _encode(_printable(msgspec.to_builtins(value)))
+
+
+def error_in_json(error: AgentdError) -> ErrorView:
+    texts = (error.message, error.cause, error.remediation)
+    return ErrorView(error.code, *map(in_json, texts))
+
+
+def value_in_json(value: object) -> object:
+    """Return what REST answers, its causes in JSON's words."""
+    if isinstance(value, ResultView):
+        told = cause(value.cause, in_json)
+        return value if told is value.cause else msgspec.structs.replace(value, cause=told)
+    if isinstance(value, ProcessView) and value.result is not None:
+        return msgspec.structs.replace(value, result=value_in_json(value.result))
+    if isinstance(value, CallView):
+        return call(value, in_json)
+    # Of one kind, so that the first tells: listings of files are long.
+    if isinstance(value, list | tuple) and value and isinstance(value[0], ProcessView):
+        return [value_in_json(item) for item in value]
+    return value
 
 
 def _printable(value: object) -> object:
@@ -49,7 +73,7 @@ def _printable(value: object) -> object:
 
 def error_answer(error: AgentdError) -> Answer:
     headers = {"content-type": JSON, **headers_of(error)}
-    return Answer(status_of(error), encode(worded.error_in_json(error)), headers)
+    return Answer(status_of(error), encode(error_in_json(error)), headers)
 
 
 def as_sent(answer: Answer) -> Answer:

@@ -32,7 +32,7 @@ async def _put(
     exchange: Exchange, repeats: Repeats, path: str, write: Callable[[Iterable[bytes]], Answer]
 ) -> None:
     repeat = Repeat(None, exchange.path["id"], path)
-    key = exchange.header(b"idempotency-key")
+    key = exchange.headers.get("idempotency-key")
     if key is None:
         await exchange.answer(await _upload(exchange, write))
         return
@@ -59,7 +59,7 @@ async def _put_once(
         work = recordable(lambda: write((head,)))
         request = fingerprint(exchange, head)
         return await repeats.once(key, request, work, carry, authorise=authorise)
-    digest = exchange.header(b"content-digest") or ""
+    digest = exchange.headers.get("content-digest") or ""
     stands_for = head + f"{length} {digest}".encode()
     async with _feeding(_after(head, chunks)) as (feed, filling):
         work = recordable(lambda: write(feed))

@@ -17,7 +17,13 @@ _READ = frozenset((b"authorization", b"x-api-key", b"origin", b"host"))
 
 def credential_of(link: Link, headers: Iterable[tuple[bytes, bytes]]) -> Credential:
     """Raises InvalidInput for a credential that is there twice, Forbidden for another site's."""
-    found = _once(headers)
+    found: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if name in _READ:
+            # Two servers in a row could each believe another one of them.
+            if name in found:
+                raise InvalidInput(f"the header {name.decode()} is there twice")
+            found[name] = value
     authorization, api_key = found.get(b"authorization"), found.get(b"x-api-key")
     if authorization is None and api_key is None:
         is_plain_tcp = not link.is_unix and link.credential.certificate is None
@@ -42,17 +48,6 @@ def is_quick(credential: Credential) -> bool:
 
 def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("latin-1")
-
-
-def _once(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    found: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if name in _READ:
-            # Two servers in a row could each believe another one of them.
-            if name in found:
-                raise InvalidInput(f"the header {name.decode()} is there twice")
-            found[name] = value
-    return found
 
 
 def _check_site(found: dict[bytes, bytes], *, is_plain_tcp: bool) -> None:

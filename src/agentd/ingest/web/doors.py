@@ -7,7 +7,6 @@ from typing import Any
 from agentd.ingest.web.door import Application, Mount
 from agentd.ingest.web.errors import Draining, internal
 from agentd.ingest.web.exchange import Exchange
-from agentd.ingest.web.link import link_of
 from agentd.ingest.web.web import Web
 from agentd.ingest.web.websocket import Socket
 from agentd.model import context
@@ -41,46 +40,46 @@ class Doors:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         mount = self._first if self._is_one else self._mount(scope["path"])
-        trace = {
-            name.decode(): value.decode("latin-1")
-            for name, value in scope["headers"]
-            if name in _TRACE and len(value) <= _MAX_HEADER
-        }
-        gone, link = context.Gone(), link_of(scope)
+        host, trace = "", {}
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value.decode("latin-1")
+            elif name in _TRACE and len(value) <= _MAX_HEADER:
+                trace[name.decode()] = value.decode("latin-1")
+        gone, link = context.Gone(), scope["state"]["link"]
+        header = (b"x-request-id", context.begin(gone, trace).encode())
+        started = False
+
+        async def tell(message: Any) -> None:
+            nonlocal started
+            started = True
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], header]}
+            await send(message)
+
+        hosted = self._at_host(host)
+        always = () if hosted is not None else mount.always
         link.on_lost(gone.set)
         try:
-            with context.of_client(gone), context.request(context.new_id(), trace) as id_:
-                header = (b"x-request-id", id_.encode())
-                started = False
-
-                async def tell(message: Any) -> None:
-                    nonlocal started
-                    started = True
-                    if message["type"] == "http.response.start":
-                        message = {**message, "headers": [*message["headers"], header]}
-                    await send(message)
-
-                hosted = self._at_host(scope)
-                always = () if hosted is not None else mount.always
-                if self._web.draining and scope["path"] not in always:
-                    await _refuse(mount, _draining(), scope, receive, tell)
-                    return
-                try:
-                    await (hosted or mount.application)(scope, receive, tell)
-                except Exception as error:  # of an application that is no ``Routes``
-                    failure = internal(error, f"the request {scope['path'][:200]!r}")
-                    if started:
-                        link.cut()
-                    else:
-                        await _refuse(mount, failure, scope, receive, tell)
+            if self._web.draining and scope["path"] not in always:
+                await _refuse(mount, _draining(), scope, receive, tell)
+            else:
+                await (hosted or mount.application)(scope, receive, tell)
+        except Exception as error:  # of an application that is no ``Routes``
+            failure = internal(error, f"the request {scope['path'][:200]!r}")
+            if started:
+                link.cut()
+            else:
+                await _refuse(mount, failure, scope, receive, tell)
         finally:
             link.forget(gone.set)
 
-    def _at_host(self, scope: Any) -> Application | None:
-        """Return what answers at the request's host, where that is none of the doors' own."""
-        host = next((value for name, value in scope["headers"] if name == b"host"), b"")
-        found = (look(host.decode("latin-1")) for look in self._hosts)
-        return next((application for application in found if application is not None), None)
+    def _at_host(self, host: str) -> Application | None:
+        """Return what answers at a host, where that is none of the doors' own."""
+        for look in self._hosts:
+            if (application := look(host)) is not None:
+                return application
+        return None
 
     def _mount(self, path: str) -> Mount:
         for claimed, mount in self._paths:

@@ -33,22 +33,14 @@ class Exchange(WebRequest[D]):
     started = False
     head_only = False
 
-    def header(self, name: bytes) -> str | None:
-        """The first of that name, which is lower case."""
-        for found, value in self.scope["headers"]:
-            if found == name:
-                text: str = value.decode("latin-1")
-                return text
-        return None
-
     # -- the request's body --
 
     @cached_property
     def length(self) -> int | None:
         """The body's; None where it comes in chunks. The parser has made sure of the number."""
-        if self.header(b"transfer-encoding") is not None:
+        if self.headers.get("transfer-encoding") is not None:
             return None
-        return int(self.header(b"content-length") or 0)
+        return int(self.headers.get("content-length") or 0)
 
     async def chunks(self, *, whole: bool = False) -> AsyncIterator[bytes]:
         """``whole``: all of it is to come in body_seconds. Raises Disconnected, RequestTimeout."""

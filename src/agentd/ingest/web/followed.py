@@ -28,7 +28,7 @@ class Followed(Generic[T, R]):
 
     def start(self, room: Room) -> None:
         """Raises Full where the room has no place for it; else it runs, followed or not."""
-        room.begin(self._run).add_done_callback(self._settled)
+        room.run(self._run).add_done_callback(self._settled)
         self._started = True
 
     async def pieces(self, beat: float) -> AsyncIterator[list[T]]:

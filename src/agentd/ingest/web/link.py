@@ -83,9 +83,10 @@ class Link:
 
     def identify(self, principal: str) -> None:
         """Raises Full where the principal has too many connections."""
-        if not self.is_lost:  # else it has no seat to give back any more
-            self._seats.identify(self, principal)
-        self.principal = principal
+        if principal != self.principal:
+            if not self.is_lost:  # else it has no seat to give back any more
+                self._seats.identify(self, principal)
+            self.principal = principal
 
     def cut(self) -> None:
         self.transport.abort()
@@ -110,11 +111,6 @@ class Link:
     @property
     def is_lost(self) -> bool:
         return self._callbacks is None
-
-
-def link_of(scope: Any) -> Link:
-    link: Link = scope["state"]["link"]
-    return link
 
 
 def _address(connection: socket.socket) -> str:

@@ -35,7 +35,7 @@ class Pipe:
 
     async def open(self, room: Room, tunnel: Callable[[], Port]) -> None:
         """Raises what ``tunnel`` does, and Full. To be closed whatever it raises."""
-        self._call = room.begin(self._run, tunnel)
+        self._call = room.run(self._run, tunnel)
         self._call.add_done_callback(lambda _: self._change.set())
         await self._change.wait()
         if not self._opened:

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from agentd.ingest.web.credential import credential_of, is_quick
 from agentd.ingest.web.door import Door
-from agentd.ingest.web.link import link_of
 from agentd.ingest.web.threads import caller
 from agentd.model.credential import Credential
 from agentd.model.door import DoorService
+
+if TYPE_CHECKING:
+    from agentd.ingest.web.link import Link
 
 D = TypeVar("D", bound=Door)
 
@@ -21,7 +23,12 @@ class WebRequest(Generic[D]):
         self.door = door
         self.web = door.web
         self.scope = scope
-        self.link = link_of(scope)
+        self.link: Link = scope["state"]["link"]
+        # By their names in lower case; of several of one name the first.
+        self.headers: Mapping[str, str] = {
+            name.decode("latin-1"): value.decode("latin-1")
+            for name, value in reversed(scope["headers"])
+        }
         self.path: Mapping[str, str] = scope.get("path_params", {})  # the parameters in it
         self.quick = True  # whether it takes no time to ask who asks
         self._receive = receive

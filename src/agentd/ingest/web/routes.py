@@ -49,8 +49,8 @@ class Routes(Generic[D]):
     def add_socket(self, path: str, handler: "SocketHandler[D]") -> None:
         self._append(WebSocketRoute(path, _SocketResource(self._door, handler)))
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self._router(scope, receive, send)
+    def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
+        return self._router(scope, receive, send)
 
     def _append(self, route: Any) -> None:
         # Starlette's ``$`` also matches before a line feed: /metrics%0A would be /metrics, but not

@@ -52,12 +52,11 @@ class Room:
         self._of: Counter[str] = Counter()  # the same, by caller
         self._waiting: dict[str, deque[_Work]] = {}
 
-    async def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """A caller that is cancelled leaves its call running: it holds its place to its end."""
-        return await self.begin(call, *args, **kwargs)
+    def run(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
+        """Start a call; what this returns is awaited for its end. Raises Full.
 
-    def begin(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
-        """Start a call, and return without waiting for its end. Raises Full."""
+        A caller that is cancelled leaves its call running: it holds its place to its end.
+        """
         work = _Work(call, args, kwargs)
         if self._has_room(work.caller):
             self._begin(work)

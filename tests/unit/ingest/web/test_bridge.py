@@ -149,7 +149,7 @@ def test_a_call_is_followed_to_its_result_or_its_error() -> None:
 def test_a_call_that_finds_no_room_is_refused_before_it_begins() -> None:
     async def work() -> None:
         room, go = Room("x", 2), threading.Event()
-        first = room.begin(go.wait, 60)
+        first = room.run(go.wait, 60)
         refused = Followed(MOST, lambda bridge, wake: None)
         with pytest.raises(Full):
             refused.start(room)
