@@ -1,6 +1,6 @@
 import asyncio
 import threading
-from collections.abc import Awaitable
+from collections.abc import Callable
 
 import pytest
 from tests.unit.ingest.fake import until
@@ -12,6 +12,10 @@ from agentd.model.errors import Full
 
 def _names() -> list[str]:
     return [t.name for t in threading.enumerate() if t.name.startswith("http-")]
+
+
+async def _run(room: Room, call: Callable[..., object], *args: object) -> object:
+    return await room.run(call, *args)
 
 
 def test_a_value_and_an_error_come_back() -> None:
@@ -31,7 +35,7 @@ def test_one_more_is_refused_and_a_cancelled_one_still_counts() -> None:
     async def main() -> None:
         room = Room("test", 1)
         go_on = threading.Event()
-        task = asyncio.create_task(room.run(go_on.wait))
+        task = asyncio.create_task(_run(room, go_on.wait))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -79,7 +83,7 @@ def test_each_caller_has_a_share_and_the_next_one_finds_room() -> None:
         tasks, refused = [], {}
         for name in ("hog", "second", "third"):
             threads.caller.set(name)
-            mine = [asyncio.create_task(room.run(go_on.wait)) for _ in range(8)]
+            mine = [asyncio.create_task(_run(room, go_on.wait)) for _ in range(8)]
             await asyncio.sleep(0)
             refused[name] = sum(task.done() for task in mine)
             tasks += mine
@@ -96,18 +100,18 @@ def test_each_caller_has_a_share_and_the_next_one_finds_room() -> None:
 def test_a_queue_goes_round_its_callers() -> None:
     async def main() -> None:
         room, go_on, order = Room("test", 2, queue=True), threading.Event(), list[str]()
-        hog = [asyncio.create_task(_as("hog", room.run(go_on.wait)))]
-        hog += [asyncio.create_task(_as("hog", room.run(order.append, "hog"))) for _ in range(20)]
+        hog = [asyncio.create_task(_as("hog", room, go_on.wait))]
+        hog += [asyncio.create_task(_as("hog", room, order.append, "hog")) for _ in range(20)]
         await asyncio.sleep(0)
-        await asyncio.create_task(_as("other", room.run(order.append, "other")))
+        await asyncio.create_task(_as("other", room, order.append, "other"))
         assert order == ["other"]
         go_on.set()
         await asyncio.gather(*hog)
         room.close()
 
-    async def _as(name: str, work: Awaitable[object]) -> None:
+    async def _as(name: str, room: Room, call: Callable[..., object], *args: object) -> None:
         threads.caller.set(name)
-        await work
+        await room.run(call, *args)
 
     asyncio.run(main())
 
@@ -121,7 +125,7 @@ def test_those_who_wait_are_let_in_by_turns() -> None:
         for name, call in (("hog", go_on.wait), *((n, order.append) for n in "aaabbc")):
             threads.caller.set(name)
             args = (name,) if call == order.append else ()
-            tasks.append(asyncio.create_task(room.run(call, *args)))
+            tasks.append(asyncio.create_task(_run(room, call, *args)))
         await asyncio.sleep(0)
         go_on.set()
         await asyncio.gather(*tasks)
@@ -150,7 +154,7 @@ def test_a_call_that_outlives_its_loop_harms_nobody() -> None:
 
     async def main() -> Room:
         room = Room("test", 1)
-        task = asyncio.create_task(room.run(go_on.wait))
+        task = asyncio.create_task(_run(room, go_on.wait))
         await asyncio.sleep(0)
         task.cancel()
         return room
