@@ -71,7 +71,9 @@ def _text(value: Any, left: int) -> str:
     if kind is list or kind is tuple:
         if not left:
             raise _too_deep()
-        return f"[{','.join([_text(item, left - 1) for item in value])}]"
+        # Most values are texts, here and below: they are written without a call of ours for each.
+        items = [_quoted(v) if type(v) is str else _text(v, left - 1) for v in value]
+        return f"[{','.join(items)}]"
     if kind is float:
         return number(value)
     raise InvalidInput(f"a {kind.__name__} is no JSON value")
@@ -89,7 +91,6 @@ def _object(value: dict[Any, Any], left: int) -> str:
         raise _surrogate(error) from None
     except TypeError:
         raise InvalidInput("a JSON object has texts as keys, and this one has others") from None
-    # Most values are texts, which are written without a call of ours for each.
     members = [
         f"{_quoted(key)}:{_quoted(v) if type(v := value[key]) is str else _text(v, left - 1)}"
         for key in keys

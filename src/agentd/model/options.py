@@ -197,7 +197,7 @@ def exec_request(
     """A command; a plain string is run by ``sh -c``. Raises InvalidInput."""
     _check_names(options, ExecOptions)
     argv = ("sh", "-c", cmd) if isinstance(cmd, str) else _words(cmd)
-    if not argv or not argv[0] or any(not isinstance(a, str) or "\0" in a for a in argv):
+    if not argv or not argv[0] or [a for a in argv if not isinstance(a, str) or "\0" in a]:
         raise InvalidInput(
             f"command {cmd!r} cannot be run",
             remediation="give a program and its arguments, all text without NUL",

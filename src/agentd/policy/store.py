@@ -2,18 +2,17 @@
 
 import threading
 
-from agentd.model.decision import Asked, Decision
 from agentd.model.errors import Refused
 from agentd.policy import source
 from agentd.policy.build import Built, Cache
-from agentd.policy.engine import SECONDS, Explanation, PolicyEngine
+from agentd.policy.engine import SECONDS, PolicyEngine
 
 
 class PinMismatch(Refused):
     code = "policy_pin"
 
 
-class PolicyStore:
+class PolicyStore(PolicyEngine):
     """``where`` is a folder, or "permissive", "strict" or "paranoid"; ``sha256`` the digest that
     it must have ("sha256:..." or its hexadecimal digits); ``cache`` a folder to keep what was
     compiled. Raises BundleError, PinMismatch, InvalidInput. Thread-safe. To be closed."""
@@ -34,25 +33,15 @@ class PolicyStore:
         self._cache = Cache(cache)
         try:
             built = self._built()
-            self._engine = PolicyEngine(built, workers=workers, seconds=seconds, remember=remember)
+            super().__init__(built, workers=workers, seconds=seconds, remember=remember)
             try:
-                self._engine.use(built)
+                self.use(built)
             except BaseException:
-                self._engine.close()
+                super().close()
                 raise
         except BaseException:
             self._cache.close()
             raise
-
-    @property
-    def digest(self) -> str:
-        return self._engine.digest
-
-    def decide(self, asked: Asked) -> Decision:
-        return self._engine.decide(asked)
-
-    def explain(self, asked: Asked) -> Explanation:
-        return self._engine.explain(asked)
 
     def reload(self, where: str | None = None, sha256: str | None = None) -> str:
         """Takes what lies there now, or at ``where`` with that pin; its digest.
@@ -64,15 +53,15 @@ class PolicyStore:
             if where is not None:
                 self._where, self._sha256 = where, sha256
             try:
-                self._engine.use(self._built())
+                self.use(self._built())
             except BaseException:
                 self._where, self._sha256 = had
                 raise
-            return self._engine.digest
+            return self.digest
 
     def close(self) -> None:
         """Waits for the decisions that are being made; later ones are refused."""
-        self._engine.close()
+        super().close()
         self._cache.close()
 
     def _built(self) -> Built:

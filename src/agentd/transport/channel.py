@@ -21,14 +21,10 @@ Frame = tuple[int, int, bytes]
 def encode_request(kind: int, channel: int, fields: dict[str, Any]) -> bytes:
     """A JSON frame. Raises InvalidInput where it is over the limit of a frame."""
     try:
-        payload = msgspec.json.encode(fields)
+        frame = wire.encode(kind, channel, msgspec.json.encode(fields))
     except UnicodeEncodeError:
         # A file name that is not UTF-8 has lone surrogates in it; json escapes them.
-        return _bounded(wire.encode_json(kind, channel, fields))
-    return _bounded(wire.encode(kind, channel, payload))
-
-
-def _bounded(frame: bytes) -> bytes:
+        frame = wire.encode_json(kind, channel, fields)
     size = len(frame) - wire.HEADER.size
     if size > wire.MAX_PAYLOAD:
         raise InvalidInput(

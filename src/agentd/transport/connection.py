@@ -130,7 +130,8 @@ class V2Connection:
             self._begin_again(_closed())
             return []
         self._early = b""
-        self.settle()
+        if self._again is not None:
+            self.settle()
         if len(data) == READ:
             self._read = WIDE_READ
         try:
@@ -194,7 +195,9 @@ class V2Connection:
         """Return whether it can serve another request: nothing unasked for came, and it is open."""
         if self._early or self._number >= _LAST_CHANNEL:
             return False
-        if not ready(self.fileno(), select.POLLIN, 0.0):
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        if not poller.poll(0):
             return True
         try:
             return bool(self._told) and not self.receive() and self.idle()

@@ -354,7 +354,7 @@ def _hold(hold: bool) -> dict[str, Any]:
 def exec_fields(request: ExecRequest, *, stdin: bool, fds: Sequence[str] = ()) -> dict[str, Any]:
     """The ``exec`` request; passed descriptors take the place of in-band streams."""
     fields: dict[str, Any] = {"op": "exec", "argv": request.argv}
-    limits = _limit_fields(request.limits)
+    limits = {} if request.limits is None else _limit_fields(request.limits)
     if request.cwd is not None:
         fields["cwd"] = request.cwd
     if request.env:
@@ -376,9 +376,7 @@ def exec_fields(request: ExecRequest, *, stdin: bool, fds: Sequence[str] = ()) -
     return fields
 
 
-def _limit_fields(limits: ExecLimits | None) -> dict[str, int]:
-    if limits is None:
-        return {}
+def _limit_fields(limits: ExecLimits) -> dict[str, int]:
     fields = msgspec.structs.asdict(limits)
     fields["cpu_s"] = fields.pop("cpu")
     return {name: value for name, value in fields.items() if value is not None}

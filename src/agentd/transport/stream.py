@@ -217,7 +217,7 @@ class StreamCommand(Stepped):
         The ``started`` of a short command comes with its end. To be woken by its pipes before that
         would only keep the agent from a core; ``_all_read`` takes what is in them.
         """
-        return self.pid is not None and (self._capture or self._queued < MAX_QUEUE)
+        return self._command.pid is not None and (self._capture or self._queued < MAX_QUEUE)
 
     def _serve(self, ready: list[int]) -> None:
         connection, pipes = self._connection, self._pipes
@@ -308,8 +308,9 @@ class StreamCommand(Stepped):
             self._late = late = Late(pipes)
             if end.cause.code in _ENDED:
                 late.stop()
-            pipes.close_stdin()
-            self._feed.clear()
+            if pipes.stdin is not None:
+                pipes.close_stdin()
+                self._feed.clear()
             self._take_all(late.first())
         if not late.over():
             return False

@@ -77,7 +77,7 @@ decision := {{"allow": true}} if {{
 """
     opened = store(bundle(rules), seconds=0.4)
     assert opened.decide(example("x.v1", {"slow": False})).allow
-    with opened._engine._pool.borrow(1) as process:
+    with opened._pool.borrow(1) as process:
         pid = process._child.pid
     before = _computed(pid)
     with ThreadPoolExecutor(1) as pool:
@@ -98,7 +98,7 @@ def _computed(pid: int) -> int:
 def test_a_worker_that_is_killed_is_replaced(bundle, store):
     opened = store(bundle(_allow("input.parameters.n >= 0")))
     assert opened.decide(example("x.v1", {"n": 1})).allow
-    with opened._engine._pool.borrow(1) as process:
+    with opened._pool.borrow(1) as process:
         os.kill(process._child.pid, signal.SIGKILL)
     lost = opened.decide(example("x.v1", {"n": 2}))
     assert not lost.allow and "signal 9" in lost.undecided
@@ -109,7 +109,7 @@ def test_a_worker_has_no_environment(bundle, store, monkeypatch):
     monkeypatch.setenv("SECRET", "agentd-secret")
     opened = store(bundle(ALLOW))
     opened.decide(example("x.v1", {"text": "a"}))
-    with opened._engine._pool.borrow(1) as process:
+    with opened._pool.borrow(1) as process:
         environment = Path(f"/proc/{process._child.pid}/environ").read_bytes()
     assert b"agentd-secret" not in environment
 
@@ -340,7 +340,7 @@ def test_workers_end_with_their_owner():
         "import sys, time\n"
         "from agentd.policy.store import PolicyStore\n"
         "store = PolicyStore('permissive', workers=1)\n"
-        "with store._engine._pool.borrow(1) as process:\n"
+        "with store._pool.borrow(1) as process:\n"
         "    print(process._child.pid, flush=True)\n"
         "time.sleep(60)\n"
     )

@@ -69,7 +69,7 @@ def test_what_is_asked_again_is_not_asked_of_the_engine(bundle, store):
     opened = store(bundle('decision := {"allow": input.capability.name == "shell.exec.v1"}'))
     first = opened.decide(CALL)
     assert first.allow
-    opened._engine._pool.close()  # nobody is left who could decide
+    opened._pool.close()  # nobody is left who could decide
     assert opened.decide(CALL) is first
     other = opened.decide(example("fs.read.v1", {}))
     assert not other.allow and other.undecided == "the policy engine is closed"
@@ -80,7 +80,7 @@ def test_what_differs_in_a_member_that_is_read_is_asked_anew(bundle, store):
     assert opened.decide(example("x.v1", {"a": 1})).allow
     assert not opened.decide(example("x.v1", {"a": 2})).allow
     assert opened.decide(example("x.v1", {"a": 1, "b": 2})).allow
-    assert len(opened._engine._now.answers) == 2
+    assert len(opened._now.answers) == 2
 
 
 def test_what_is_remembered_is_bounded(bundle, store, monkeypatch):
@@ -88,10 +88,10 @@ def test_what_is_remembered_is_bounded(bundle, store, monkeypatch):
     opened = store(bundle('decision := {"allow": input.parameters.a > 0}'))
     for a in range(8):
         opened.decide(example("x.v1", {"a": a}))
-        assert len(opened._engine._now.answers) <= 3
+        assert len(opened._now.answers) <= 3
     assert MAX_REMEMBERED == 1024
     opened.decide(example("x.v1", {"a": "a" * 5000}))
-    assert all(len(document) < 5000 for document in opened._engine._now.answers)
+    assert all(len(document) < 5000 for document in opened._now.answers)
 
 
 def test_threads_have_their_own_answers(bundle, store):
@@ -119,7 +119,7 @@ def test_threads_have_their_own_answers(bundle, store):
 def test_what_a_policy_reads_is_bounded_and_what_it_does_not_read_is_nothing_to_it(bundle, store):
     large = example("x.v1", {"content": "a" * (10 << 20)})
     opened = store(bundle('decision := {"allow": true} if input.parameters.content != ""'))
-    opened._engine._pool.close()  # it is not even asked
+    opened._pool.close()  # it is not even asked
     decision = opened.decide(large)
     assert not decision.allow
     assert decision.undecided == (

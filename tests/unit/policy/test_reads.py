@@ -94,7 +94,7 @@ def test_pruning_keeps_what_is_read():
 
 def test_the_shipped_ones_do_not_read_contents(store):
     for name in ("permissive", "strict", "paranoid"):
-        read = store(name)._engine._now.built.reads
+        read = store(name)._now.built.reads
         assert read is not None
         assert "request" not in read
         assert not {"content", "command", "args", "env", "code"} & read["parameters"].keys()

@@ -49,7 +49,7 @@ def test_a_reload_may_be_of_another_place(bundle, store):
 
 def test_every_worker_takes_the_new_one(bundle, store):
     opened = store(bundle(YES), workers=2, remember=False)
-    pool = opened._engine._pool
+    pool = opened._pool
     with pool.borrow(1):
         assert opened.decide(CALL).allow
     assert opened.decide(CALL).allow
@@ -113,7 +113,7 @@ def test_nothing_is_left_behind(bundle, store, tmp_path, monkeypatch):
     (tmp_path / "temporary").mkdir()
     opened = store(bundle(YES))
     opened.decide(CALL)
-    with opened._engine._pool.borrow(1) as process:
+    with opened._pool.borrow(1) as process:
         child = process._child
     opened.close()
     assert child.returncode is not None

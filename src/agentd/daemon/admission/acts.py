@@ -3,7 +3,7 @@
 A policy says "shell.exec.v1", and means a command however it was asked for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -67,15 +67,15 @@ def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Ac
     return _act(who, CREATE, parameters, Place.new(spec, labels))
 
 
-def fetching(act: Act) -> Act | None:
-    """Return the making of the sandbox that fetches the packages of one that is to be made: it has
-    a network, whatever that one has. None where there is none to be made, or without packages."""
+def beside(act: Act, also: Sequence[Act]) -> Sequence[Act]:
+    """Add to what is done beside ``act`` the making of the sandbox that fetches the packages of one
+    that is to be made: it has a network, whatever that one has."""
     place, asked = act.place, act.place.spec
     if place.id or not asked.packages:
-        return None
+        return also
     spec = SandboxSpec(net=RESTRICTED, egress=asked.index_egress, packages=asked.packages)
     made = creation(act.who, spec, place.labels)
-    return msgspec.structs.replace(made, request=act.request, via=act.via)
+    return (*also, msgspec.structs.replace(made, request=act.request, via=act.via))
 
 
 def operation(

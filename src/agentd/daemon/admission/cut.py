@@ -17,7 +17,7 @@ _MAX_DEPTH = 64
 def cut(value: Any, depth: int = _MAX_DEPTH) -> Any:
     """``value`` with texts of at most MAX_TEXT; one that has none is given back as it is."""
     if isinstance(value, str):
-        return _cut_text(value)
+        return value if len(value) * 4 <= MAX_TEXT else _cut_text(value)
     if not depth:
         return value  # too deep for a policy, which will say so
     if isinstance(value, Mapping):
@@ -28,8 +28,6 @@ def cut(value: Any, depth: int = _MAX_DEPTH) -> Any:
 
 
 def _cut_text(text: str) -> Any:
-    if len(text) * 4 <= MAX_TEXT:
-        return text
     data = text.encode("utf-8", "surrogatepass")
     if len(data) <= MAX_TEXT:
         return text

@@ -76,13 +76,14 @@ class Gate:
 
         Raises PolicyDenied, Undecided, AuditError, and what an approval ends with.
         """
-        now, also = time.time(), _beside(act, also)
+        now, also = time.time(), acts.beside(act, also)
         decision, others = self._decide(act, now), [self._decide(one, now) for one in also]
         whole = _of_all(decision, others) if others else decision
         self._records.admitted(act, whole, lasting=lasting)
-        for one, decided in _each(act, decision, also, others):
-            if decided.obligations.approve:
-                self._ask_for_approval(one, decided, cancel)
+        if whole.obligations.approve:
+            for one, decided in _each(act, decision, also, others):
+                if decided.obligations.approve:
+                    self._ask_for_approval(one, decided, cancel)
         return Admission(self._records, act, whole, now)
 
     def would(self, act: Act) -> Decision:
@@ -95,7 +96,7 @@ class Gate:
     ) -> Admission:
         """``open`` for a repeat that gets a recorded answer: nothing is done. What somebody
         ``approved`` for the first request they approved for its repeats; None is all."""
-        now, also = time.time(), _beside(act, also)
+        now, also = time.time(), acts.beside(act, also)
         decision, others = self._decide(act, now), [self._decide(one, now) for one in also]
         for one, decided in _each(act, decision, also, others):
             known = approved is None or one.name in approved
@@ -223,12 +224,6 @@ def _without_policy(act: Act) -> Decision:
 
 def ran(handle: SandboxHandle) -> Ran:
     return Ran(handle.id, handle.backend, handle.level.label, handle.enforcement)
-
-
-def _beside(act: Act, also: Sequence[Act]) -> Sequence[Act]:
-    """Add what fetches the packages of a sandbox that is to be made."""
-    fetching = acts.fetching(act)
-    return also if fetching is None else (*also, fetching)
 
 
 def _each(

@@ -237,7 +237,8 @@ class Command(Stepped):
         admission, self._admission = self._admission, None
         if admission is None or self._digests is None:
             return result
-        admission.unconnected(refused)
+        if refused:
+            admission.unconnected(refused)
         self._digests.take((("stdout", result.stdout), ("stderr", result.stderr)))
         return msgspec.structs.replace(result, receipt=admission.end(result, self._digests.found()))
 

@@ -56,9 +56,9 @@ class Digests:
 
 def completed(request: ExecRequest, handle: "SandboxHandle") -> ExecRequest:
     """Return what the sandbox says where the request says nothing; idempotent."""
-    spec = handle.spec
+    spec, wall = handle.spec, handle.wall
     # Where an image says, which not every wall has.
-    begin = getattr(handle.wall, "workdir", None) or handle.wall.workspace
+    begin = getattr(wall, "workdir", None) or wall.workspace
     return msgspec.structs.replace(
         request,
         # The root of a foreign guest is its workspace; an empty path would be none.

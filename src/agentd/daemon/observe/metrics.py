@@ -255,9 +255,10 @@ def _of_network(found: Mapping[str, int]) -> Iterator[Metric]:
 
 
 def _add(output: "Count[str]", lost: "Count[str]", command: "Command") -> None:
-    for stream, size in command.journal.offsets.items():
+    journal = command.journal
+    for stream, size in journal.offsets.items():
         output[stream] += size
-    for gap in command.journal.losses:
+    for gap in journal.losses:
         lost[gap.reason] += gap.length
 
 

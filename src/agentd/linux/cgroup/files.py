@@ -36,24 +36,20 @@ def read(directory: str, name: str) -> str:
     try:
         # Not open(): this is on the way of every command, and that costs three times as much.
         fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        parts: list[bytes] = []
         try:
-            return _read_all(fd).decode("ascii", "replace")
+            # The kernel gives whole lines of at most a page a read: a short one is not the last.
+            while len(parts) * _PAGE < _MAX_BYTES and (data := os.read(fd, _PAGE)):
+                parts.append(data)
         finally:
             os.close(fd)
+        return b"".join(parts).decode("ascii", "replace")
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
         if error.errno == errno.ENODEV:  # the group was removed while its file was open
             return ""
         raise
-
-
-def _read_all(fd: int) -> bytes:
-    parts: list[bytes] = []
-    # The kernel gives whole lines of at most a page a read: a short one is not the last.
-    while len(parts) * _PAGE < _MAX_BYTES and (data := os.read(fd, _PAGE)):
-        parts.append(data)
-    return b"".join(parts)
 
 
 def read_int(directory: str, name: str) -> int | None:

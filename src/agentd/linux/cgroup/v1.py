@@ -26,6 +26,10 @@ _LEAST_SOCKET_BYTES = 2 << 20
 _WITH_SWAP = "memory.memsw.limit_in_bytes"
 _FILES = ("total_inactive_file", "total_active_file")
 _NO_LIMIT = 1 << 60
+_COUNTERS = (
+    ("oom", "memory", "memory.oom_control", "oom_kill"),
+    ("pids", "pids", "pids.events", "max"),
+)
 
 
 class V1Hierarchy(Hierarchy):
@@ -106,18 +110,22 @@ class V1Group(Group):
         return socket_bytes(memory) if there else None
 
     def counters(self) -> dict[str, int]:
-        return _known(
-            oom=self._field("memory", "memory.oom_control", "oom_kill"),
-            pids=self._field("pids", "pids.events", "max"),
-        )
+        found: dict[str, int] = {}
+        for name, controller, file, field in _COUNTERS:
+            if (directory := self._of.get(controller)) is not None:
+                number = files.read_field(directory, file, field)
+                if number is not None:
+                    found[name] = number
+        return found
 
     def usage(self) -> dict[str, int]:
         nanoseconds = self._number("cpuacct", "cpuacct.usage")
-        return _known(
-            memory_bytes=self._number("memory", "memory.usage_in_bytes"),
-            peak_memory_bytes=self._number("memory", "memory.max_usage_in_bytes"),
-            cpu_usec=None if nanoseconds is None else nanoseconds // 1000,
-        )
+        numbers = {
+            "memory_bytes": self._number("memory", "memory.usage_in_bytes"),
+            "peak_memory_bytes": self._number("memory", "memory.max_usage_in_bytes"),
+            "cpu_usec": None if nanoseconds is None else nanoseconds // 1000,
+        }
+        return {name: value for name, value in numbers.items() if value is not None}
 
     def limit_memory(self, limit: int) -> None:
         directory = self._of["memory"]
@@ -196,10 +204,6 @@ class V1Group(Group):
                 except ProcessLookupError:
                     continue
 
-    def _field(self, controller: str, file: str, field: str) -> int | None:
-        directory = self._of.get(controller)
-        return None if directory is None else files.read_field(directory, file, field)
-
     def _number(self, controller: str, file: str) -> int | None:
         directory = self._of.get(controller)
         return None if directory is None else files.read_int(directory, file)
@@ -208,10 +212,6 @@ class V1Group(Group):
 def socket_bytes(memory: int) -> int:
     """Return what sockets may hold beside ``memory``: version 1 cannot count both together."""
     return max(memory // 8, _LEAST_SOCKET_BYTES)
-
-
-def _known(**values: int | None) -> dict[str, int]:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def base_of(mount_point: str, mount_root: str, own: str) -> str:

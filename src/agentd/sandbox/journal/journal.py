@@ -5,6 +5,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from agentd.model.errors import InvalidInput, Refused
 from agentd.sandbox.journal import record
@@ -256,7 +257,7 @@ class Journal:
                 waiting.append(follower.notify)
         if not self._dirty:
             self._dirty = True
-            waiting.append(lambda: self._on_dirty(self))
+            waiting.append(partial(self._on_dirty, self))
         return waiting
 
     def _check_open(self) -> None:

@@ -5,6 +5,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
+from functools import partial
 
 from agentd.model.errors import InvalidInput
 from agentd.sandbox import guard
@@ -110,7 +111,7 @@ class Journals:
             os.path.join(self.folder, name),
             memory=self._memory,
             max_bytes=self._max_bytes,
-            on_dirty=self._on_dirty,
+            on_dirty=partial(self._on_dirty, name),
             fresh=fresh,
         )
         with self._guard:
@@ -121,9 +122,9 @@ class Journals:
                 self._shelve(name, journal)
         return journal
 
-    def _on_dirty(self, journal: Journal) -> None:
+    def _on_dirty(self, name: str, journal: Journal) -> None:
         with self._guard:
-            self._dirty[self._name(journal)] = journal
+            self._dirty[name] = journal
         self._wake.set()
 
     def _run(self) -> None:
@@ -133,11 +134,11 @@ class Journals:
             self._wake.clear()
             with self._guard:
                 dirty, self._dirty = self._dirty, {}
-            refused = [journal for journal in dirty.values() if not self._flushed(journal)]
+            refused = [each for each in dirty.items() if not self._flushed(*each)]
             if refused:
                 self._closing.wait(_RETRY)
-                for journal in refused:
-                    self._on_dirty(journal)
+                for each in refused:
+                    self._on_dirty(*each)
             if self._since > self._total_bytes // 16:
                 self._since = 0
                 try:
@@ -145,20 +146,20 @@ class Journals:
                 except Exception as error:
                     guard.tell(error)
 
-    def _flushed(self, journal: Journal) -> bool:
+    def _flushed(self, name: str, journal: Journal) -> bool:
         try:
-            return self._flush(journal)
+            return self._flush(name, journal)
         except Exception as error:  # the output of all others goes through this thread, too
             guard.tell(error)
             return False
 
-    def _flush(self, journal: Journal) -> bool:
+    def _flush(self, name: str, journal: Journal) -> bool:
         if not journal.flush():
             return False
         if journal.info is not None:
             with self._guard:
                 self._since += journal.files.size
-                self._shelve(self._name(journal), journal)
+                self._shelve(name, journal)
         return True
 
     def _shelve(self, name: str, journal: Journal) -> None:
@@ -168,9 +169,6 @@ class Journals:
             self._finished[name] = journal
             if len(self._finished) > _KEPT:
                 self._finished.popitem(last=False)
-
-    def _name(self, journal: Journal) -> str:
-        return os.path.relpath(journal.files.prefix, self.folder)
 
     def _files(self) -> list[tuple[float, int, str]]:
         found = []
