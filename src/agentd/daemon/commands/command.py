@@ -215,8 +215,7 @@ class Command(Stepped):
         if not end.ok and not self._lost:
             self._handle.counters = dict(self._handle.wall.counters())
             refined = refine(end, self._before, self._handle.counters)
-        why = self._ended_for() if end.signal is not None else None
-        if why is not None:
+        if end.signal is not None and (why := self._ended_for()) is not None:
             refined = msgspec.structs.replace(end, cause=why)
         network, refused = (msgspec.UNSET, []) if self._lost else used(self._handle)
         result = Result(
