@@ -41,6 +41,7 @@ WITHOUT = {
     "import Tenant; relay.MAX_CONNECTIONS = relay.MAX_DIALLING = synthetic.MAX_WILD = 9999; "
     "relay._SHARE = 1; "
     "Tenant.may_ask = lambda self, now: True",
+    "rate": "from agentd.egress.relay import tenant; tenant.NAMES_A_SECOND = 0.0",
     "few": "from agentd.egress.relay import synthetic; synthetic.MAX_WILD = 20",
 }
 
@@ -177,18 +178,14 @@ def test_a_host_behind_an_allowed_one_is_not_reached_by_its_name(port: int, with
 def test_a_wildcard_carries_only_so_many_names(without: str) -> None:
     """DNS tunnelling. By: names a second, and different names, that one sandbox may ask for."""
     with (
-        relay(without, evil_example=["203.0.113.9"]) as (keeper, names),
+        # Without those that come anew meanwhile: a busy machine takes its time.
+        relay(without or "rate", evil_example=["203.0.113.9"]) as (keeper, names),
         sandbox(keeper, "*.evil.example") as (inside, _),
     ):
-        begun = time.monotonic()
         codes = inside.ask("[resolve(f'data{at}.evil.example')[0] for at in range(400)]")
-        took = time.monotonic() - begun
         leaked = len({name for name, _ in names.asked})
-        if without:
-            assert leaked == 400
-        else:
-            assert leaked <= 200 + 50 * took + 1
-            assert codes.count(2) == 400 - leaked  # SERVFAIL
+        assert leaked == (400 if without else 200)
+        assert codes.count(2) == 400 - leaked  # SERVFAIL
         long = ".".join(["d" * 60] * 3) + ".evil.example"
         assert inside.ask(f"resolve({long!r})") == [3, ""]
         assert inside.ask("[resolve(f'data{at}.other.example')[0] for at in range(50)]") == [3] * 50
@@ -211,23 +208,24 @@ def test_names_that_do_not_exist_tell_no_more_than_those_that_do() -> None:
 @pytest.mark.parametrize("without", ["", "bounds"])
 def test_a_flood_of_connections_is_bounded_and_starves_nobody(without: str) -> None:
     """By: the connections that one sandbox may have."""
+    count = 1200 if without else 10_000
     with (
         server() as host,
         relay(without) as (keeper, _),
         sandbox(keeper, "db.internal:1", db_internal=host.port) as (flood, admitted),
         sandbox(keeper, "db.internal:1", db_internal=host.port) as (other, _),
     ):
-        flood.ask("__import__('resource').setrlimit(7, (4096, 4096))")
+        flood.ask("__import__('resource').setrlimit(7, (12000, 12000))")
         address = flood.ask("resolve('db.internal')")[1]
-        flood.begin(f"len([attempt(keep, '{address}', 1) for _ in range(1200)])")
+        flood.begin(f"len([attempt(keep, '{address}', 1) for _ in range({count})])")
         assert other.ask("talk('db.internal', 1, b'mine')") == "mine"
-        assert flood.answer() == 1200
+        assert flood.answer() == count
         alive = "sum(s.send(b'x') == 1 and s.recv(1) == b'x' for s in kept)"
         if without:
             assert flood.ask(alive) == 1200
             return
         assert other.ask("talk('db.internal', 1, b'mine')") == "mine"
-        eventually(lambda: admitted.connections().totals["denied"] >= 1200 - 512)
+        eventually(lambda: admitted.connections().totals["denied"] >= count - 512)
 
 
 FEW_FILES = (

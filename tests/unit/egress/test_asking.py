@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.captured import Captured, Names, Served, echo, eventually, relayed
+from tests.security.test_egress_bounds import patient
 from tests.unit.egress.relay.test_hello import client_hello
 
 from agentd.egress.admitted import Admitted
@@ -169,3 +170,16 @@ def test_answers_hold_as_long_as_they_say(host: tuple[RelayKeeper, Names]) -> No
     assert admitted.connections().totals["allowed"] == 0
     admitted.close()
     inside.close()
+
+
+def test_nobody_is_waited_for_for_longer_than_it_may_take() -> None:
+    """Whatever becomes of whom the host asks."""
+    soon = "from agentd.egress.relay import asking; asking.ASK_SECONDS = 0.3"
+    with patient(soon), relayed() as (keeper, _), contextlib.closing(Captured()) as inside:
+        admitted = keeper.admit(inside.sockets, compile_table(["ask far.example:443"]))
+        asked = Asked(admitted)
+        assert inside.ask("attempt(talk, 'far.example', 443)") == RESET
+        (row,) = _rows(admitted)
+        assert row["reason"] == "nobody has said within 0 s whether it is allowed"
+        assert (row["allowed"], row["asked"], len(asked)) == (False, True, 1)
+        admitted.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.captured import Captured, Names, eventually
+from tests.security.test_egress_bounds import patient
 
 from agentd.egress.compile import compile_table
 from agentd.egress.hostnames import HostFiles, HostNames
@@ -87,6 +88,16 @@ def test_the_next_server_is_asked_where_one_fails_or_is_not_there(inside, starte
 def test_where_all_fail_it_is_said_and_not_that_there_is_no_such_name(inside, started) -> None:
     with_network = started(Files()).admit(inside.sockets, TABLE)
     assert inside.ask("resolve('far.example')") == [dns.SERVFAIL, ""]
+    with_network.close()
+
+
+def test_of_the_hosts_servers_three_are_asked(inside, started, named) -> None:
+    """As resolv.conf(5) has it."""
+    failing = named(lambda _, message: dns.answer(dns.parse_query(message), dns.SERVFAIL))
+    good = named(**ONE)
+    with_network = started(Files(*[failing.port] * 3, good.port)).admit(inside.sockets, TABLE)
+    assert inside.ask("resolve('far.example')") == [dns.SERVFAIL, ""]
+    assert good.asked == []
     with_network.close()
 
 
@@ -195,8 +206,11 @@ def test_files_of_the_host(tmp_path: Path) -> None:
 def test_a_changed_file_is_told_to_the_relay(inside, started, named, monkeypatch) -> None:
     monkeypatch.setattr("agentd.egress.keeper._LOOK_SECONDS", 0.05)
     first, second = named(**ONE), named(far_example=[])
+    first.ttl = 3600
     files = Files(first.port)
-    with_network = started(files).admit(inside.sockets, TABLE)
+    # What the server before said holds for as long as it said otherwise.
+    with patient("from agentd.egress.relay import resolver; resolver.MAX_TTL = 3600"):
+        with_network = started(files).admit(inside.sockets, TABLE)
     assert inside.ask("resolve('far.example')")[1]
     files.names = Files(second.port).names
     changes = [True]

@@ -162,7 +162,7 @@ class NameServer:
                 self._deny(tenant, asked.name, self._finder.hindrance(resolved.addresses[0]))
             return dns.NOERROR, b"", 0
         seconds = int(resolved.until - self._resolver.loop.now)
-        return self._published(tenant, asked, min(max(seconds, MIN_TTL), MAX_TTL))
+        return self._published(tenant, asked, max(seconds, MIN_TTL))
 
     def _usable(self, resolved: Resolved) -> bool:
         return not all(self._finder.hindrance(address) for address in resolved.addresses)
