@@ -100,6 +100,27 @@ def test_rules_hold_and_change_and_what_was_done_is_told(daemon: Daemon, wall: s
         assert _dials(sandbox) == "hello"
 
 
+_AS_THE_MACHINE_HAS_IT = """
+import socket
+for family in (socket.AF_INET, socket.AF_UNSPEC):
+    found = socket.getaddrinfo("db.internal", 1, family, 1, 0, socket.AI_ADDRCONFIG)
+    print(*{each[4][0] for each in found})
+"""
+
+
+@pytest.mark.parametrize(
+    "wall", ["linux", pytest.param("oci", marks=pytest.mark.needs("runc")), _GVISOR]
+)
+def test_names_have_addresses_for_who_wants_those_that_the_machine_has(
+    daemon: Daemon, wall: str
+) -> None:
+    """AI_ADDRCONFIG, which many clients set, of IPv4 alone as well: of 127.0.0.1 it thinks
+    nothing."""
+    with Sandbox.create(url=daemon.url, backend=wall, net=["db.internal:5432"]) as sandbox:
+        found = sandbox.run(["python3", "-c", _AS_THE_MACHINE_HAS_IT], check=True).text.split()
+        assert found[0].startswith("198.18.") and found[0] in found[1:]
+
+
 def test_by_rest_and_the_command_line_it_is_the_same(daemon: Daemon) -> None:
     made = daemon.ask("POST", "/v1/sandboxes", {"net": "db.internal:5432, pypi"})
     assert made.status == 201

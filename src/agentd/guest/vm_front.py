@@ -18,10 +18,10 @@ from typing import NoReturn
 from agentd.guest.init import say
 from agentd.guest.loop import READ, Loop
 from agentd.guest.vm_streams import Front, dial_host
-from agentd.linux import process
+from agentd.linux import anyip, process
 from agentd.linux.title import set_title
 
-RESOLVER = "nameserver 127.0.0.53\n"
+RESOLVER = f"nameserver {anyip.NAMESERVER}\n"
 _AGAIN_SECONDS = 0.5
 
 

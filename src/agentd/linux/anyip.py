@@ -20,6 +20,10 @@ from collections.abc import Iterable, Mapping, Sequence
 #: ordinary user wants it.
 PORT = 1019
 DNS_PORT = 53
+#: What programs are told to ask: any address is answered. It is one of ``lo``'s: where there is
+#: none but 127.0.0.1, C libraries find no name for whoever wants IPv4 as far as the machine has it
+#: (AI_ADDRCONFIG).
+NAMESERVER = "127.0.0.53"
 _BACKLOG = 1024
 _SECONDS = 10  # that the kernel may take to answer; it may load a module meanwhile
 #: What the redirect takes of a kernel, by the names of its modules.
@@ -30,7 +34,8 @@ _HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 _NLMSG_ERROR = 2
 _REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
 _NESTED = 0x8000
-_RTM_NEWROUTE = 24
+_RTM_NEWADDR, _RTM_NEWROUTE = 20, 24
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_F_NODAD = 1, 2, 0x02
 _RT_TABLE_LOCAL, _RTPROT_BOOT, _RT_SCOPE_HOST, _RTN_LOCAL = 255, 3, 254, 2
 _RTA_OIF = 4
 _LOOPBACK = 1  # the index of lo: it is the first device of every namespace
@@ -103,6 +108,9 @@ def capture(arriving: Mapping[int, str] | None = None) -> list[socket.socket]:
     over = arriving is not None
     try:
         made += _of(_V4, over)
+        if not over:
+            with contextlib.suppress(FileExistsError):  # of somebody before us, who is gone
+                add_address(socket.AF_INET, _LOOPBACK, NAMESERVER, 8, _RT_SCOPE_HOST)
         try:
             made += _of(_V6, over)
             _redirect((_V4, _V6), arriving)
@@ -306,6 +314,14 @@ def _nest(kind: int, *attributes: bytes) -> bytes:
 def request(kind: int, body: bytes) -> None:
     """Have the kernel make what a message of rtnetlink says. Raises OSError."""
     _exchange(socket.NETLINK_ROUTE, _message(kind, _REQUEST | _ACK | _CREATE, 1, body), 1)
+
+
+def add_address(family: int, device: int, address: str, bits: int, scope: int = 0) -> None:
+    """Give a device, by its index, one address more. Raises OSError."""
+    packed = socket.inet_pton(family, address)
+    body = struct.pack("=4BI", family, bits, _IFA_F_NODAD, scope, device)
+    body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
+    request(_RTM_NEWADDR, body)
 
 
 def attribute(kind: int, data: bytes) -> bytes:

@@ -34,11 +34,10 @@ _UP_SECONDS = 5.0
 _MODULE = "veth"
 
 # linux/rtnetlink.h, if_link.h, if_addr.h, veth.h
-_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 18, 20, 24
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_NEWROUTE = 16, 18, 24
 _IFLA_IFNAME, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 3, 16, 18, 28
 _IF_OPER_UP = 6
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_F_NODAD = 1, 2, 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN, _RT_TABLE_LOCAL, _RTPROT_BOOT, _RTN_UNICAST = 254, 255, 3, 1
 _SCOPE_ALL, _SCOPE_LINK = 0, 253
@@ -178,11 +177,7 @@ def _lead(family: socket.AddressFamily) -> None:
 
 
 def _address(family: int, device: str, address: str, bits: int) -> None:
-    packed = socket.inet_pton(family, address)
-    index = socket.if_nametoindex(device)
-    body = struct.pack("=4BI", family, bits, _IFA_F_NODAD, _SCOPE_ALL, index)
-    body += anyip.attribute(_IFA_LOCAL, packed) + anyip.attribute(_IFA_ADDRESS, packed)
-    anyip.request(_RTM_NEWADDR, body)
+    anyip.add_address(family, socket.if_nametoindex(device), address, bits)
 
 
 def _route(family: int, device: str, table: int, scope: int, to: tuple[int, str]) -> None:

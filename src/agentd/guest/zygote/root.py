@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import cache
 
 from agentd.guest.zygote import cgroup_view, var
-from agentd.linux import abi, mounts
+from agentd.linux import abi, anyip, mounts
 from agentd.linux.kernel import KERNEL, Kernel
 
 SANDBOX_HOME = "/home/sandbox"
@@ -46,9 +46,6 @@ ETC_MADE = {
     "/etc/profile": "PS1='$ '\n",
 }
 _RESOLVER = "/etc/resolv.conf"
-# Any address is answered at port 53 there (``linux.anyip``). What is asked between two relays waits
-# for the next one, for as long as the C libraries wait unless they are told otherwise: 10 seconds.
-_NAMESERVER = "127.0.0.53"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 _DEV_LINKS = {
     "fd": "/proc/self/fd",
@@ -115,12 +112,14 @@ def masks() -> tuple[tuple[str, str], ...]:
 
 
 def read_etc(
-    net: str, hidden: Sequence[str] = (), nameserver: str = _NAMESERVER
+    net: str, hidden: Sequence[str] = (), nameserver: str = anyip.NAMESERVER
 ) -> dict[str, bytes]:
     """Contents of the small files of /etc. Of the "host" network its resolv.conf too; of a
     "restricted" one names are asked at ``nameserver``."""
     files = {path: text.encode() for path, text in ETC_MADE.items()}
     if net == "restricted":
+        # What is asked between two relays waits for the next one, for as long as the C libraries
+        # wait unless they are told otherwise: 10 seconds.
         files[_RESOLVER] = f"nameserver {nameserver}\n".encode()
     for path in (*ETC_FILES, *((_RESOLVER,) if net == "host" else ())):
         if path in hidden:
