@@ -86,7 +86,7 @@ class Resolver:
     def finish(self, exchange: "_Exchange", code: int, addresses: Sequence[str], ttl: int) -> None:
         key = exchange.asked, exchange.kind
         self._pending.pop(key, None)
-        seconds = min(max(ttl, MIN_TTL), MAX_TTL) if addresses else NEGATIVE_TTL
+        seconds = max(ttl, MIN_TTL) if addresses else NEGATIVE_TTL
         found = Resolved(code, tuple(addresses), self.loop.now + seconds)
         if code != dns.SERVFAIL:
             self._cache.pop(key, None)
