@@ -115,9 +115,9 @@ def test_of_what_one_connection_says_so_much_is_moved_in_a_turn(served: Served) 
         assert inside.ask("kept[0].send(b'x') and kept[0].recv(1)") == "x"
         with stopped(keeper):
             assert inside.ask("kept[0].send(b'x' * 100)") == 100
-        assert inside.ask("len(kept[0].recv(100, socket.MSG_WAITALL))") == 100
+        assert inside.ask("sum(len(kept[0].recv(1)) for _ in range(100))") == 100
         assert inside.ask(_TELL)
-        assert _told(keeper)["pieces"] == 16
+        assert 16 <= _told(keeper)["pieces"] <= 32  # both ways, where its echo is there already
 
 
 def test_of_what_a_guest_asks_so_much_is_read_in_a_turn(served: Served, tmp_path: Path) -> None:
