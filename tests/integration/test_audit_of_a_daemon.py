@@ -1,5 +1,7 @@
 """The audit log by the doors of a daemon: its command line, its REST, and what lies on its disk."""
 
+import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -91,6 +93,79 @@ def test_files_removed_while_it_runs_stop_it_and_are_told(daemon: Daemon, takes:
     assert daemon.ask("GET", f"/v1/sandboxes/{box}/files?path=/workspace/done").status == 404
     told = daemon.cli("audit", "verify")
     assert told.returncode == 0 and b"loss" in told.stdout and b"accepted" in told.stdout
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("how", ["moved", "full"])
+def test_what_is_kept_changes_only_once_that_is_written_down(tmp_path: Path, how: str) -> None:
+    daemon = Daemon(tmp_path)
+    libc = ctypes.CDLL(None, use_errno=True)
+    daemon.state.mkdir(0o700)
+    place = daemon.state / "audit"
+    place.mkdir(0o700)
+    if libc.mount(b"none", os.fsencode(place), b"tmpfs", 0, b"size=4m,mode=700"):
+        pytest.skip(f"no tmpfs can be mounted: {os.strerror(ctypes.get_errno())}")
+    try:
+        daemon.start()
+        box = daemon.sandbox()
+        kept = daemon.ask("POST", f"/v1/sandboxes/{box}/snapshot").json["id"]
+        key = daemon.ask("POST", "/v1/keys", {"name": "k", "scopes": ["read"]}).json["id"]
+        assert daemon.ask("POST", "/v1/volumes", {"name": "v"}).status == 201
+        assert daemon.ask("PUT", "/v1/secrets/A", {"value": "a" * 40}).status == 200
+        before = _kept(daemon)
+        (file,) = place.glob("audit-*.jsonl")
+        if how == "moved":
+            aside = file.rename(place / "aside")
+        else:
+            filler = _fill(place)
+            labels = f"/v1/sandboxes/{box}", {"labels": {}}
+            until(lambda: daemon.ask("PATCH", *labels).status == 503)  # its last page is full
+        for method, path, body in (
+            ("PUT", "/v1/secrets/B", {"value": "b" * 40}),
+            ("PUT", "/v1/secrets/A", {"value": "c" * 40}),
+            ("DELETE", "/v1/secrets/A", None),
+            ("POST", "/v1/volumes", {"name": "w"}),
+            ("POST", "/v1/volumes/v/snapshot", {"name": "w"}),
+            ("DELETE", "/v1/volumes/v", None),
+            ("POST", "/v1/keys", {"name": "l", "scopes": ["read"]}),
+            ("DELETE", f"/v1/keys/{key}", None),
+            ("POST", f"/v1/sandboxes/{box}/snapshot", None),
+            ("GET", f"/v1/snapshots/{kept}/export", None),
+            ("DELETE", f"/v1/snapshots/{kept}", None),
+            ("PATCH", f"/v1/sandboxes/{box}", {"labels": {"a": "b"}}),
+        ):
+            refused = daemon.ask(method, path, body)
+            assert (refused.status, refused.code) == (503, "audit_error"), (path, refused.body)
+        if how == "moved":
+            aside.rename(file)
+        else:
+            filler.unlink()
+        until(lambda: daemon.ask("GET", "/readyz").status == 200)
+        assert _kept(daemon) == before
+        for path in ("/v1/secrets/A", f"/v1/keys/{key}", "/v1/volumes/v", f"/v1/snapshots/{kept}"):
+            assert daemon.ask("DELETE", path).status == 204
+        told = [str(record.kind) for record in daemon.records()]
+        changes = {kind: told.count(kind) for kind in set(told) if "_" in kind}
+        for kind in ("secret_set", "secret_removed", "volume_created", "volume_deleted"):
+            assert changes[kind] == 1, told
+        for kind in ("key_created", "key_revoked", "snapshot_deleted"):
+            assert changes[kind] == 1, told
+    finally:
+        daemon.end()
+        assert libc.umount2(os.fsencode(place), 2) == 0
+
+
+def _kept(daemon: Daemon) -> list[object]:
+    nouns = ("secrets", "volumes", "keys", "snapshots", "sandboxes")
+    return [daemon.ask("GET", f"/v1/{noun}").json for noun in nouns]
+
+
+def _fill(folder: Path) -> Path:
+    path = folder / "filler"
+    with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    return path
 
 
 def test_a_log_that_cannot_be_read_is_told_and_goes_on_once_it_can(daemon: Daemon) -> None:

@@ -2,6 +2,8 @@
 
 from tests.security.daemons import Daemon, fixture, running
 
+from agentd.auth.keys import MAX_KEYS_OF_ONE
+
 daemon = fixture()
 
 
@@ -38,6 +40,21 @@ def test_a_second_key_of_a_principal_is_an_admins_to_make(daemon: Daemon) -> Non
     made = daemon.cli("key", "create", "--name", "e3", "--principal", "erin", "--scopes", "read")
     assert made.returncode == 0 and b"erin" in made.stdout
     assert b"ACTS AS" in daemon.cli("key", "ls").stdout
+
+
+def test_keys_that_have_ended_lock_nobody_out(daemon: Daemon) -> None:
+    frank = daemon.key("frank", "keys", "read")
+    for _ in range(MAX_KEYS_OF_ONE + 2):
+        made = daemon.ask("POST", "/v1/keys", {"name": "k", "scopes": ["read"]}, key=frank)
+        assert made.status == 201, made.body
+        assert daemon.ask("DELETE", f"/v1/keys/{made.json['id']}", key=frank).status == 204
+    views = daemon.ask("GET", "/v1/keys", key=frank).json
+    assert len(views) == MAX_KEYS_OF_ONE and not views[0]["revoked"]
+    for _ in range(MAX_KEYS_OF_ONE - 1):
+        made = daemon.ask("POST", "/v1/keys", {"name": "k", "scopes": ["read"]}, key=frank)
+        assert made.status == 201, made.body
+    refused = daemon.ask("POST", "/v1/keys", {"name": "k", "scopes": ["read"]}, key=frank)
+    assert (refused.status, refused.code) == (429, "quota_exceeded"), refused.body
 
 
 def test_labels_change(daemon: Daemon) -> None:

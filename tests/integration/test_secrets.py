@@ -14,6 +14,7 @@ from tests.security.daemons import Daemon, Later, running, until
 
 from agentd import Client, InvalidInput, NotFound, Sandbox
 from agentd.client.cli.main import main
+from agentd.daemon.secrets import MAX_FILE
 
 VALUE = "sk-ant-api03-OnlyTheTestsOwnKey0123456789"
 OTHER = "ghp_AnotherOneOfTheTests9876543210"
@@ -121,6 +122,32 @@ def test_there_are_so_many_of_a_principal(daemon: Daemon) -> None:
         assert made.status == 200
     full = daemon.ask("PUT", "/v1/secrets/ONE_MORE", {"value": VALUE}, key=large)
     assert full.status == 429
+
+
+def test_there_are_no_more_than_can_be_read_at_a_start() -> None:
+    value = "v" * (MAX_FILE - 200)
+    many = {"version": 1, "secrets": [_kept_by("bob", "A", value)]}
+    with running() as daemon:
+        daemon.stop()
+        path = daemon.state / "secrets.json"
+        path.write_text(json.dumps(many))
+        path.chmod(0o600)
+        daemon.start()
+        refused = daemon.ask("PUT", "/v1/secrets/B", {"value": "b" * 400})
+        assert (refused.status, refused.code) == (429, "full"), refused.body
+        daemon.stop()
+        daemon.start()
+        assert daemon.is_up, daemon.log[-2000:]
+
+
+def _kept_by(principal: str, name: str, value: str) -> dict[str, object]:
+    return {
+        "principal": principal,
+        "name": name,
+        "value": {"text": value},
+        "created": 0.0,
+        "changed": 0.0,
+    }
 
 
 def test_a_sandbox_has_a_placeholder_and_its_report_and_rules_say_so(

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tests.conftest import OrdinaryUser
 from tests.security.daemons import Daemon, Later, fixture, running
 
 from agentd import Refused, Sandbox, SandboxError
+from agentd.daemon.sandboxes.snapshots import MAX_OF_ONE
 
 daemon = fixture()
 FILL = """
@@ -153,6 +155,23 @@ def test_over_rest(daemon: Daemon) -> None:
         assert ran["stdout"] == "kept\n", ran
     assert daemon.ask("DELETE", path, key=alice).status == 204
     assert daemon.ask("GET", "/v1/snapshots", key=alice).json == []
+
+
+def test_one_principal_has_so_many(daemon: Daemon) -> None:
+    erin = daemon.key("erin")
+    where = f"/v1/sandboxes/{daemon.sandbox(erin)}/snapshot"
+    folder = daemon.state / "snapshots"
+    about = {"sandbox": "sbx-gone", "principal": "erin", "created": 0.0}
+    for number in range(MAX_OF_ONE):
+        (folder / f"snp-{number}").mkdir(0o700)
+        (folder / f"snp-{number}" / "about.json").write_text(json.dumps(about))
+    refused = daemon.ask("POST", where, key=erin)
+    assert (refused.status, refused.code) == (429, "quota_exceeded"), refused.body
+    assert daemon.ask("DELETE", "/v1/snapshots/snp-0", key=erin).status == 204  # damaged as it is
+    assert daemon.ask("POST", where, key=erin).status == 201
+    assert daemon.ask("POST", where, key=erin).code == "quota_exceeded"
+    for number in range(1, MAX_OF_ONE):
+        shutil.rmtree(folder / f"snp-{number}")
 
 
 @pytest.mark.parametrize(

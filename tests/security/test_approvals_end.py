@@ -1,21 +1,32 @@
 """Threat: what was asked for runs although whoever asked has gone, or has thought better of it.
 
 Control: an approval dies with its asker, with its sandbox, and when it is withdrawn; then nobody
-can decide on it any more.
+can decide on it any more. Nobody is refused one for what they asked before, and while one is waited
+for others go on.
 """
 
 import http.client
 import json
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 
 import pytest
 from tests.security.daemons import Daemon, Later, running, until
+
+from agentd.daemon.admission.approvals import MAX_KEPT_OF_ONE
+from agentd.daemon.store.records import ApprovalRecord
+from agentd.daemon.store.sqlite import SqliteStore
+from agentd.daemon.store.view import Transaction
 
 POLICY = """
 default decision := {"allow": true}
 
 decision := {"allow": true, "obligations": {"approve": true}} if asked
+
+asked if input.sandbox.labels.slow
 
 asked if {
 	some word in input.parameters.args
@@ -30,9 +41,60 @@ def daemon() -> Iterator[Daemon]:
         yield made
 
 
+def test_nobody_is_locked_out_by_what_they_asked_before() -> None:
+    with running(policy=POLICY) as daemon:
+        alice = daemon.key("alice")
+        box = daemon.sandbox(alice)
+        daemon.stop()
+        store, now = SqliteStore(str(daemon.state)), time.time()
+        for number in range(MAX_KEPT_OF_ONE):
+            past = ApprovalRecord(
+                id=f"apr-{int(now * 1000) - MAX_KEPT_OF_ONE + number:012x}{number:012x}",
+                principal="alice",
+                request="",
+                asked={},
+                state="denied",
+                created=now - MAX_KEPT_OF_ONE + number,
+                expires=now + 600,
+            )
+            store.submit(partial(_put, record=past), urgent=False)
+        store.close()
+        daemon.start()
+        path = f"/v1/sandboxes/{box}/exec"
+        later = Later(lambda: daemon.ask("POST", path, {"cmd": ["echo", "ghost"]}, key=alice))
+        until(lambda: bool(_pending(daemon)) or later.is_over)
+        assert not later.is_over, later.answer().body
+        decide = f"/v1/approvals/{_pending(daemon)[0]}/decide"
+        assert daemon.ask("POST", decide, {"allow": True}).status == 200
+        assert later.answer().status == 200
+        with closing(sqlite3.connect(f"file:{daemon.state}/store.db?mode=ro", uri=True)) as rows:
+            assert rows.execute("SELECT COUNT(*) FROM approvals").fetchone() == (MAX_KEPT_OF_ONE,)
+
+
+def _put(transaction: Transaction, record: ApprovalRecord) -> None:
+    transaction.put(record)
+
+
 def _pending(daemon: Daemon) -> list[str]:
     found = daemon.ask("GET", "/v1/approvals").json
     return [view["id"] for view in found if view["state"] == "pending"]
+
+
+def test_labels_that_wait_for_an_approval_hold_up_nobodys(daemon: Daemon) -> None:
+    alice, bob = daemon.key("alice"), daemon.key("bob")
+    his, hers = (f"/v1/sandboxes/{daemon.sandbox(who)}" for who in (bob, alice))
+    later = Later(lambda: daemon.ask("PATCH", his, {"labels": {"slow": "1"}}, key=bob))
+    waiting = _one_pending(daemon)
+    assert daemon.ask("PATCH", hers, {"labels": {"a": "1"}}, key=alice).status == 200
+    # What its owner changes meanwhile is not lost: it is judged anew with that.
+    assert daemon.ask("PATCH", his, {"labels": {"b": "2"}}, key=bob).status == 200
+    assert not later.is_over
+    for _ in range(2):
+        path = f"/v1/approvals/{waiting}/decide"
+        assert daemon.ask("POST", path, {"allow": True}).status == 200
+        until(lambda: later.is_over or bool(_pending(daemon)))
+        waiting = "".join(_pending(daemon))
+    assert later.answer().json["labels"] == {"slow": "1", "b": "2"}
 
 
 def _one_pending(daemon: Daemon) -> str:

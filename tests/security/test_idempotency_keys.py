@@ -116,6 +116,28 @@ def test_a_narrower_key_of_the_same_principal_gets_no_answer_by_repeating(
     assert answers[1].headers["idempotency-replayed"] == "true"
 
 
+@pytest.mark.parametrize("run", [False, True])
+def test_a_repeat_takes_the_scope_of_the_secrets_that_it_names(run: bool) -> None:
+    with running('\n[egress]\nallow = ["example.org"]\n') as daemon:
+        scopes = "run", "create", "egress"
+        alice, narrow = daemon.key("alice", *scopes, "secrets"), daemon.key("alice", *scopes)
+        value = {"value": "0123456789abcdef0123456789abcdef"}
+        assert daemon.ask("PUT", "/v1/secrets/TOKEN", value, key=alice).status == 200
+        own = {"name": "OWN", "hosts": ["example.org"], "value": value["value"]}
+        for secrets, status in (([{"name": "TOKEN", "hosts": ["example.org"]}], 403), ([own], 200)):
+            body: Any = {"net": ["example.org"], "secrets": secrets}
+            where = "/v1/sandboxes"
+            if run:
+                where, body = "/v1/run", {"sandbox": body, "exec": {"cmd": "true"}}
+            key = f"of-{status}"
+            first = daemon.ask("POST", where, body, key=alice, Idempotency_Key=key)
+            assert first.status in (200, 201), first.body
+            again = daemon.ask("POST", where, body, key=narrow, Idempotency_Key=key)
+            assert (again.status == 403) == (status == 403), again.body
+            whole = daemon.ask("POST", where, body, key=alice, Idempotency_Key=key)
+            assert whole.body == first.body
+
+
 @pytest.mark.parametrize("name", ["exec", "call", "upload"])
 def test_a_repeat_after_the_sandbox_has_gone_is_judged_by_what_is_known_of_it(
     daemon: Daemon, name: str

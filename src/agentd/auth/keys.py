@@ -13,12 +13,20 @@ import msgspec
 
 from agentd.auth.credential import bearer
 from agentd.model.credential import Credential
-from agentd.model.errors import Forbidden, InvalidInput, NotFound, Refused, Unauthenticated
+from agentd.model.errors import (
+    Forbidden,
+    Full,
+    InvalidInput,
+    NotFound,
+    QuotaExceeded,
+    Unauthenticated,
+)
 from agentd.model.principal import ADMIN, SCOPES, Principal
 from agentd.model.units import format_duration
 
 PREFIX = "agd_"
-MAX_KEYS = 10_000  # dead ones too, until the store forgets them
+# Ended ones too: of these the one that ended first goes for a new key.
+MAX_KEYS = 10_000
 MAX_KEYS_OF_ONE = 200  # principal, so that none fills the store
 MAX_DEPTH = 8  # keys made with keys made with keys
 # A store that wrote on every request would be the slowest part of it.
@@ -46,13 +54,16 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class KeyStore(Protocol):
-    """Durable when ``add`` and ``revoke`` return. Thread-safe."""
+    """Durable when ``add``, ``revoke`` and ``remove`` return. Thread-safe."""
 
     def add(self, record: KeyRecord) -> None: ...
     def get(self, key_id: str) -> KeyRecord | None: ...
     def list(self) -> Iterable[KeyRecord]: ...
     def revoke(self, key_id: str, when: float) -> None:
         """Sets ``revoked`` where it is None."""
+
+    def remove(self, key_id: str) -> None:
+        """Forgets one that has ended."""
 
     def touch(self, key_id: str, when: float) -> None:
         """Sets ``last_used``; may be lost."""
@@ -124,17 +135,19 @@ class KeyService:
         *,
         ttl: float | None = None,
         principal: str | None = None,
+        note: Callable[[KeyRecord], object] = lambda _: None,
     ) -> NewKey:
         """A key named ``name`` that acts as ``principal``: an admin's choice, by default ``name``.
 
         Anybody else's key acts as themselves, with no scope that they lack. A key that is made
-        with a key ends no later than that one. Raises Forbidden, InvalidInput.
+        with a key ends no later than that one. ``note`` writes down that there will be one; what
+        it raises leaves it unmade. Raises Forbidden, InvalidInput, QuotaExceeded, Full.
         """
         asker.require("keys")
         granted = _granted(asker, scopes)
         acts_as = _acts_as(asker, _checked_name(name), principal)
-        self._check_room(acts_as)
         now = self._clock()
+        gone = self._room(acts_as, now)
         parent = self._parent(asker, now)
         key_id = _random_text(8)[:12]
         key = f"{PREFIX}{key_id}_{_random_text(32)}"
@@ -149,6 +162,9 @@ class KeyService:
             parent=parent.id if parent else None,
             expires=self._expiry(now, ttl, parent),
         )
+        note(record)
+        if gone is not None:
+            self._store.remove(gone)
         self._store.add(record)
         return NewKey(key, record)
 
@@ -171,26 +187,41 @@ class KeyService:
             for r in sorted(found, key=lambda r: (r.created, r.id))
         ]
 
-    def revoke(self, asker: Principal, key_id: str) -> list[str]:
-        """Revoke it for good, with every key that was made with it; return their ids.
+    def revoke(
+        self, asker: Principal, key_id: str, note: Callable[[], object] = lambda: None
+    ) -> list[str]:
+        """Revoke it for good, with every key that was made with it; return their ids. ``note``
+        writes that down first.
 
         Raises NotFound for a key that the asker does not have.
         """
         self.get(asker, key_id)
         now = self._clock()
         family = _family(key_id, self._store.list())
+        note()
         for member in family:
             self._store.revoke(member, now)
         return family
 
-    def _check_room(self, principal: str) -> None:
-        owners = [record.principal for record in self._store.list()]
-        for count, bound in ((len(owners), MAX_KEYS), (owners.count(principal), MAX_KEYS_OF_ONE)):
-            if count >= bound:
-                raise Refused(
-                    f"there are {count} keys already",
-                    remediation="use one of them; ended keys count until they are forgotten",
+    def _room(self, principal: str, now: float) -> str | None:
+        """Return the ended key that one more takes the place of; None where there is room.
+
+        Nobody is refused for keys that they had. Raises QuotaExceeded, Full.
+        """
+        every = list(self._store.list())
+        own = [record for record in every if record.principal == principal]
+        if len(own) >= MAX_KEYS_OF_ONE:
+            gone = _first_ended(own, now)
+            if gone is None:
+                raise QuotaExceeded(
+                    f"{principal} has {len(own)} keys already",
+                    remediation="use one of them, or revoke some: agentd key ls",
                 )
+            return gone
+        gone = _first_ended(every, now) if len(every) >= MAX_KEYS else None
+        if gone is None and len(every) >= MAX_KEYS:
+            raise Full(f"there are {len(every)} keys already", remediation="revoke some")
+        return gone
 
     def _parent(self, asker: Principal, now: float) -> KeyRecord | None:
         if asker.via != "key":
@@ -219,6 +250,16 @@ class KeyService:
         if parent is not None and parent.expires is not None:
             ends.append(parent.expires)
         return min(ends, default=None)
+
+
+def _first_ended(records: Iterable[KeyRecord], now: float) -> str | None:
+    ended = [
+        (moment, record.id)
+        for record in records
+        for moment in (record.revoked, record.expires)
+        if moment is not None and moment <= now
+    ]
+    return min(ended)[1] if ended else None
 
 
 def digest(key: str) -> bytes:

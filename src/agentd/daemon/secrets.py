@@ -8,20 +8,23 @@ import os
 import stat
 import threading
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from agentd.linux import paths
 from agentd.linux.replacing import replacing
 from agentd.model import typed
-from agentd.model.errors import NotFound, QuotaExceeded, SandboxError
+from agentd.model.errors import Full, NotFound, QuotaExceeded, SandboxError
 from agentd.model.kept_secret import SecretView
 from agentd.model.secret import SecretValue, check_secret_name, check_value
 from agentd.model.system import os_errors_as
+from agentd.model.units import readable_size
 
 MAX_SECRETS = 128  # of one principal
 MAX_BYTES = 256 << 10  # of the values of one principal
-_MAX_FILE = 64 << 20
+MAX_FILE = 64 << 20  # of all, as they are written
+Record = Callable[[], object]
 
 
 class KeptSecret(msgspec.Struct, frozen=True):
@@ -40,7 +43,10 @@ class _SecretFile(msgspec.Struct, frozen=True):
 
 
 class SecretStore:
-    """Thread-safe. Nobody is told of another's: neither a value nor that there is one."""
+    """Thread-safe. Nobody is told of another's: neither a value nor that there is one.
+
+    ``record`` is called once nothing but the disk can refuse a change; where it raises, none is
+    made."""
 
     def __init__(self, path: str) -> None:
         """Raises SandboxError for a file that others could have read or written, or that is none
@@ -49,9 +55,11 @@ class SecretStore:
         self._lock = threading.Lock()
         self._kept = {(each.principal, each.name): each for each in _read(path)}
 
-    def set(self, principal: str, name: str, value: str) -> SecretView:
+    def set(
+        self, principal: str, name: str, value: str, record: Record = lambda: None
+    ) -> SecretView:
         """Keep it in place of one that was there; it is on disk when this returns. Raises
-        InvalidInput, QuotaExceeded, SandboxError."""
+        InvalidInput, QuotaExceeded, Full, SandboxError."""
         checked = check_value(check_secret_name(name), value)
         now = time.time()
         with self._lock:
@@ -59,7 +67,7 @@ class SecretStore:
             self._check_room(principal, name, checked)
             created = now if before is None else before.created
             kept = KeptSecret(principal, name, checked, created, now)
-            self._write({**self._kept, (principal, name): kept})
+            self._write({**self._kept, (principal, name): kept}, record)
         return _view(kept)
 
     def all(self, principal: str) -> list[SecretView]:
@@ -80,11 +88,12 @@ class SecretStore:
                 )
                 raise
 
-    def remove(self, principal: str, name: str) -> None:
+    def remove(self, principal: str, name: str, record: Record = lambda: None) -> None:
         """Forget it; sandboxes that have it keep it. Raises NotFound, SandboxError."""
         with self._lock:
             self._found(principal, name)
-            self._write({key: k for key, k in self._kept.items() if key != (principal, name)})
+            rest = {key: k for key, k in self._kept.items() if key != (principal, name)}
+            self._write(rest, record)
 
     def _found(self, principal: str, name: str) -> KeptSecret:
         kept = self._kept.get((principal, name))
@@ -106,11 +115,18 @@ class SecretStore:
                 remediation="remove some",
             )
 
-    def _write(self, kept: dict[tuple[str, str], KeptSecret]) -> None:
+    def _write(self, kept: dict[tuple[str, str], KeptSecret], record: Record) -> None:
         data = msgspec.json.encode(_SecretFile(1, list(kept.values())))
+        if len(data) > MAX_FILE:
+            raise Full(
+                f"the secrets of all callers take {readable_size(MAX_FILE)}, which is the most",
+                remediation="remove some",
+            )
         with os_errors_as(SandboxError, "cannot write the daemon's secrets", "make room for them"):
             with replacing(self._path, 0o600, alone=True, synced=True) as file:
                 file.write(data)
+                file.flush()
+                record()
             self._kept = kept
             paths.sync(os.path.dirname(self._path))
 
@@ -124,7 +140,7 @@ def _read(path: str) -> list[KeptSecret]:
             return []
         with open(fd, "rb") as file:
             found = os.fstat(file.fileno())
-            data = file.read(_MAX_FILE)
+            data = file.read(MAX_FILE)
     if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
         raise SandboxError(
             f"{path} is not this user's alone", remediation=f"chmod 600 {path}, or {fix}"

@@ -17,6 +17,8 @@ class Kind(StrEnum):
     END = "end"
     KEY_CREATED = "key_created"
     KEY_REVOKED = "key_revoked"
+    SNAPSHOT_EXPORTED = "snapshot_exported"
+    SNAPSHOT_DELETED = "snapshot_deleted"
     VOLUME_CREATED = "volume_created"
     VOLUME_DELETED = "volume_deleted"
     SECRET_SET = "secret_set"  # noqa: S105  (a kind, and no password)

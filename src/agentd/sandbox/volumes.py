@@ -51,6 +51,7 @@ _END_SECONDS, _END_POLL = 5.0, 0.02
 
 #: Whether a sandbox, by its id, is known to live.
 Lives = Callable[[str], bool]
+Record = Callable[[], object]
 
 
 def _unknown(_: str) -> bool:
@@ -63,13 +64,22 @@ class _Entry(NamedTuple):
 
 
 class VolumeStore:
-    """Thread-safe, and safe beside other processes. Nothing is made before the first volume is."""
+    """Thread-safe, and safe beside other processes. Nothing is made before the first volume is.
+
+    ``record`` is called right before a volume is there, or is gone; where it raises, neither is.
+    """
 
     def __init__(self, folder: str) -> None:
         # Backends follow no link on the way to what they mount.
         self.folder = os.path.realpath(folder)
 
-    def create(self, owner: str, name: str, size: str | int | None = None) -> Volume:
+    def create(
+        self,
+        owner: str,
+        name: str,
+        size: str | int | None = None,
+        record: Record = lambda: None,
+    ) -> Volume:
         """Make an empty one. Raises InvalidInput, Refused where no ``size`` can be enforced,
         Conflict, QuotaExceeded, SandboxError."""
         check_volume(name)
@@ -78,7 +88,8 @@ class VolumeStore:
         # The first block of the usual range is never a sandbox's (``identity``).
         first = identity.configured().start if identity.available() else None
         about = VolumeAbout(name, owner, time.time(), first, bound)
-        with self._errors(f"volume {name} cannot be made"), self._making(about) as (made, _):
+        cannot = f"volume {name} cannot be made"
+        with self._errors(cannot), self._making(about, record) as (made, _):
             os.mkdir(os.path.join(made, DATA))
             os.chmod(os.path.join(made, DATA), 0o755)  # noqa: S103  (FOLDER is its owner's alone)
             if bound is not None and first is not None:
@@ -100,7 +111,9 @@ class VolumeStore:
         with self._errors(f"volume {name} cannot be read"), self._turn():
             return self._get(owner, name)
 
-    def remove(self, owner: str, name: str, lives: Lives = _unknown) -> None:
+    def remove(
+        self, owner: str, name: str, lives: Lives = _unknown, record: Record = lambda: None
+    ) -> None:
         """Remove it and all that is in it. Raises NotFound, and Conflict while it is in use.
 
         A sandbox that was ended may have it for a moment more. So those are waited for of which
@@ -114,12 +127,20 @@ class VolumeStore:
                 volume = self._get(owner, name)
                 if volume.users:
                     raise in_use(volume)
+                record()
                 busy = locks.take(os.path.join(volume.path, _BUSY))
                 gone = os.path.join(self.folder, _GONE + os.urandom(8).hex())
                 os.rename(volume.path, gone)
             self._discard(gone, busy)
 
-    def snapshot(self, owner: str, name: str, new: str, lives: Lives = _unknown) -> Volume:
+    def snapshot(
+        self,
+        owner: str,
+        name: str,
+        new: str,
+        lives: Lives = _unknown,
+        record: Record = lambda: None,
+    ) -> Volume:
         """Make another that has what this one has now: no sandbox may write to it meanwhile. Those
         that were ended are waited for as ``remove`` does.
 
@@ -137,7 +158,7 @@ class VolumeStore:
             lease = VolumeLease(None, entry, lock)
             kept = volume.about
             about = VolumeAbout(new, owner, time.time(), kept.first_id, kept.size)
-            with contextlib.closing(lease), self._making(about) as (made, busy):
+            with contextlib.closing(lease), self._making(about, record) as (made, busy):
                 copy_tree(volume.data, made, (busy, lock))
                 if volume.image:
                     copy_tree(volume.image, made, (busy, lock), whole=True)
@@ -291,7 +312,7 @@ class VolumeStore:
         return os.path.join(self._home(owner), name)
 
     @contextlib.contextmanager
-    def _making(self, about: VolumeAbout) -> Iterator[tuple[str, int]]:
+    def _making(self, about: VolumeAbout, record: Record) -> Iterator[tuple[str, int]]:
         """A folder that becomes the volume at the block's end, or is gone where it fails; and its
         lock, which keeps others from removing it."""
         made = os.path.join(self.folder, _NEW + os.urandom(8).hex())
@@ -309,6 +330,7 @@ class VolumeStore:
             with self._turn():
                 self._check_room(about)
                 os.makedirs(self._home(about.principal), 0o700, exist_ok=True)
+                record()
                 os.unlink(os.path.join(made, _BUSY))
                 os.rename(made, self._path(about.principal, about.name))
                 paths.sync(self._home(about.principal))

@@ -36,6 +36,9 @@ class Memory:
         if record.revoked is None:
             self.records[key_id] = msgspec.structs.replace(record, revoked=when)
 
+    def remove(self, key_id):
+        del self.records[key_id]
+
     def touch(self, key_id, when):
         self.touched.append((key_id, when))
         self.records[key_id] = msgspec.structs.replace(self.records[key_id], last_used=when)
@@ -287,9 +290,20 @@ def test_nobody_fills_the_store(place, monkeypatch, bound):
     monkeypatch.setattr(keys, bound, 2)
     service = place.service()
     for _ in range(2):
-        service.revoke(TEAM, service.create(TEAM, "k", ["run"]).record.id)
+        service.create(TEAM, "k", ["run"])
     with pytest.raises(Refused, match="2 keys already"):
         service.create(TEAM, "k", ["run"])
+
+
+@pytest.mark.parametrize("bound", ["MAX_KEYS", "MAX_KEYS_OF_ONE"])
+def test_what_ended_first_goes_for_a_new_one(place, monkeypatch, bound):
+    monkeypatch.setattr(keys, bound, 2)
+    service = place.service()
+    kept = service.create(TEAM, "k", ["run"]).record.id
+    for _ in range(4):
+        place.now += 1
+        service.revoke(TEAM, last := service.create(TEAM, "k", ["run"]).record.id)
+    assert set(place.store.records) == {kept, last}
 
 
 def test_the_last_use_is_written_seldom(place):

@@ -35,7 +35,8 @@ PENDING = "pending"
 MAX_ASKED = 64 << 10  # bytes of JSON: somebody is to read it
 MAX_NOTE = 500
 MAX_OF_ONE = 100  # that wait, of one principal
-MAX_KEPT_OF_ONE = 1000  # ended ones too, so that none fills the store
+# Ended ones too, so that none fills the store: the oldest that have ended go for new ones.
+MAX_KEPT_OF_ONE = 1000
 MAX_KEPT = 20_000
 KEPT_SECONDS = 86400.0
 LISTED_SECONDS = 3600.0  # ended ones are listed for so long
@@ -318,16 +319,20 @@ def _require_seeing(who: Principal) -> None:
 
 
 def _keep(t: Transaction, record: ApprovalRecord) -> None:
-    mine = t.measure(ApprovalRecord, "created", principal=record.principal).rows
-    if mine >= MAX_KEPT_OF_ONE:
-        raise QuotaExceeded(
-            f"{record.principal} has asked for {mine} approvals in a day",
-            remediation="come back later",
-            retry_after=600.0,
-        )
-    if t.measure(ApprovalRecord, "created").rows >= MAX_KEPT:
-        raise Full(f"{MAX_KEPT} approvals are kept", remediation="come back later")
+    if t.measure(ApprovalRecord, "created", principal=record.principal).rows >= MAX_KEPT_OF_ONE:
+        _forget_oldest(t, record.principal)
+    elif t.measure(ApprovalRecord, "created").rows >= MAX_KEPT:
+        # Whoever has the most is who fills it.
+        _forget_oldest(t, str(t.heaviest(ApprovalRecord, "principal")))
     t.put(record)
+
+
+def _forget_oldest(t: Transaction, principal: str) -> None:
+    """Forget the oldest that has ended. There is one: fewer wait than are kept."""
+    oldest = t.least(ApprovalRecord, "created", MAX_OF_ONE + 1, principal=principal)
+    ended = next((one.id for one in oldest if one.state != PENDING), None)
+    if ended is not None:
+        t.delete(ApprovalRecord, ended)
 
 
 def _pending(store: SqliteStore) -> list[str]:

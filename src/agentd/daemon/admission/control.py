@@ -103,6 +103,12 @@ class AdmissionControl:
         )
         self.log.submit(event, lazily=lazily)
 
+    def record(self, kind: Kind, principal: str, **fields: object) -> None:
+        """Write down what a caller is about to have done: it is on disk when this returns. Raises
+        AuditError, and then it must not be done."""
+        request = context.current()
+        self.log.append(Event(kind=kind, principal=principal, request=request, fields=fields))
+
     def reload(self, policy: schema.PolicySettings) -> None:
         """Raises BundleError, PinMismatch; then the old policy holds."""
         before = self.policy.digest if self.policy is not None else "none"

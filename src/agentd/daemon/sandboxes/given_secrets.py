@@ -52,6 +52,12 @@ def stored_values(spec: SandboxSpec, stored: Stored) -> dict[str, SecretValue]:
     return {b.name: stored(b.name) for b in spec.secrets if not b.source}
 
 
+def takes_stored(spec: SandboxSpec, secrets: SecretOption) -> bool:
+    """Return whether ``given`` looks for one that is kept."""
+    came = {asked.binding.name for asked in asked_secrets(secrets) if asked.value is not None}
+    return any(not b.source and b.name not in came for b in spec.secrets)
+
+
 def _value(binding: SecretBinding, asked: AskedSecret | None, stored: Stored) -> SecretValue:
     if asked is not None and asked.source:
         raise InvalidInput(

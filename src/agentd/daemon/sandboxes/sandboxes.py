@@ -24,12 +24,12 @@ from agentd.daemon.sandboxes.names import Names, recalled
 from agentd.daemon.sandboxes.pauses import Pauses, agents, tell_agent
 from agentd.daemon.sandboxes.pools import Pools
 from agentd.daemon.sandboxes.starting import built
-from agentd.daemon.service.quotas import Ledger
+from agentd.daemon.service.quotas import Ledger, about_to_end
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context
 from agentd.model.api import SandboxView
-from agentd.model.errors import AgentdError, BackendLost, Full, InvalidInput, NotFound
+from agentd.model.errors import AgentdError, BackendLost, InvalidInput, NotFound
 from agentd.model.events import EventKind
 from agentd.model.idle import NEVER, IdleRule
 from agentd.model.principal import Principal
@@ -279,14 +279,18 @@ class Sandboxes(Pauses, Adoption):
         self._publish(EventKind.RENEWED, record.principal, record.id, deadline=record.deadline)
 
     def relabel(self, who: Principal, live: Live, changes: Mapping[str, str | None]) -> None:
-        """Judged as a new one with those labels is. Raises InvalidInput, and what refuses it."""
-        with self._relabelling:
-            labels = {**live.record.labels, **changes}
+        """Judged as a new one with those labels is, anew where others changed them meanwhile.
+        Raises InvalidInput, and what refuses it."""
+        gate = self._pipeline.gate
+        while True:
+            before = live.record.labels
+            labels = {**before, **changes}
             kept = check_labels({k: v for k, v in labels.items() if v is not None})
-            gate = self._pipeline.gate
             if gate is not None:
                 gate.sandbox(who, live.record.spec, kept)
-            self._change(live, labels=kept)
+            with self._relabelling:
+                if live.record.labels == before:  # whoever waits for an approval holds up nobody
+                    return self._change(live, labels=kept)
 
     def restrict(self, live: Live, wall: Networked, spec: SandboxSpec) -> None:
         """Let the rules of ``spec`` hold from now on."""
@@ -382,11 +386,7 @@ class Sandboxes(Pauses, Adoption):
 
     def _admit(self) -> None:
         if self.draining:
-            raise Full(
-                "the daemon is about to end",
-                remediation="come back when it has been started again",
-                retry_after=5.0,
-            )
+            raise about_to_end()
 
     def _ttl(self, ttl: float | None) -> float:
         leases = self._config().leases

@@ -1,18 +1,23 @@
 """Snapshots that principals have taken: files of the daemon's, found again after a restart."""
 
+import contextlib
 import os
 import shutil
+import threading
+from collections import Counter
+from collections.abc import Iterator
 
 import msgspec
 
 from agentd.linux.replacing import replacing
 from agentd.model import typed
 from agentd.model.api import SnapshotView
-from agentd.model.errors import AgentdError, NotFound
+from agentd.model.errors import AgentdError, NotFound, QuotaExceeded
 from agentd.model.principal import Principal
 from agentd.sandbox import snapshots
 from agentd.sandbox.snapshots import Snapshot
 
+MAX_OF_ONE = 256  # snapshots of one principal
 _ABOUT = "about.json"
 
 
@@ -23,11 +28,43 @@ class SnapshotOwner(msgspec.Struct, frozen=True):
 
 
 class Snapshots:
-    """Keeps each snapshot in a folder, and beside it who took it of which sandbox."""
+    """Keeps each snapshot in a folder, and beside it who took it of which sandbox. Thread-safe."""
 
     def __init__(self, folder: str) -> None:
         os.makedirs(folder, 0o700, exist_ok=True)
         self._folder = folder
+        self._lock = threading.Lock()
+        self._making: Counter[str] = Counter()
+
+    @contextlib.contextmanager
+    def making(self, principal: str) -> Iterator[str]:
+        """Yields the id of one that is to be taken; what is there of it goes where the block fails.
+        Raises QuotaExceeded."""
+        id_ = f"snp-{os.urandom(8).hex()}"
+        with self._room(principal):
+            try:
+                os.mkdir(os.path.join(self._folder, id_), 0o700)
+                yield id_
+            except BaseException:
+                self.discard(id_)
+                raise
+
+    @contextlib.contextmanager
+    def _room(self, principal: str) -> Iterator[None]:
+        with self._lock:
+            abouts = map(self._about, os.listdir(self._folder))
+            kept = sum(about is not None and about.principal == principal for about in abouts)
+            if kept + self._making[principal] >= MAX_OF_ONE:
+                raise QuotaExceeded(
+                    f"{principal} has {MAX_OF_ONE} snapshots already",
+                    remediation="remove some: agentd snapshot ls lists them",
+                )
+            self._making[principal] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._making[principal] -= 1
 
     def place(self, id_: str) -> str:
         return os.path.join(self._folder, id_, "snapshot")
@@ -39,12 +76,16 @@ class Snapshots:
 
     def get(self, who: Principal, id_: str) -> Snapshot:
         """Raises NotFound, also for another principal's."""
+        self.check(who, id_)
+        return snapshots.load(self.place(id_))
+
+    def check(self, who: Principal, id_: str) -> None:
+        """As ``get``, without reading it: it may be damaged."""
         about = self._about(id_)
         if about is None or not who.owns(about.principal):
             raise NotFound(
                 f"there is no snapshot {id_[:64]!r}", remediation="agentd snapshot ls lists yours"
             )
-        return snapshots.load(self.place(id_))
 
     def all(self, who: Principal) -> list[SnapshotView]:
         return [v for id_ in sorted(os.listdir(self._folder)) if (v := self.view(who, id_))]
@@ -59,11 +100,10 @@ class Snapshots:
             return None
         return SnapshotView(id_, about.sandbox, kept.fidelity, about.created, kept.size)
 
-    def remove(self, who: Principal, id_: str) -> None:
-        self.get(who, id_)
-        self.discard(id_)
-
     def discard(self, id_: str) -> None:
+        # Without that it is one that was not finished, should we die before the rest is gone.
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(self._folder, id_, _ABOUT))
         shutil.rmtree(os.path.join(self._folder, id_), ignore_errors=True)
 
     def sweep(self) -> None:

@@ -1,6 +1,7 @@
-"""API keys, as callers see them; each that is made or revoked stands in the audit log."""
+"""API keys, as callers see them; each that is made or revoked stands in the audit log first."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agentd.daemon.observe.observed import observed
@@ -28,16 +29,12 @@ class DaemonKeys(Noun):
     ) -> KeyView:
         seconds = None if ttl is None else parse_duration(ttl, "ttl")
         made = self._parts.keys().create(
-            self._who, name, tuple(scopes), ttl=seconds, principal=principal
-        )
-        record = made.record
-        self._parts.control.note(
-            Kind.KEY_CREATED,
-            self._who.name,
-            id=record.id,
-            name=record.name,
-            scopes=record.scopes,
-            acts_as=record.principal,
+            self._who,
+            name,
+            tuple(scopes),
+            ttl=seconds,
+            principal=principal,
+            note=self._note_new,
         )
         return _view(made.record, made.key)
 
@@ -51,8 +48,18 @@ class DaemonKeys(Noun):
 
     @observed("revoke_key")
     def revoke(self, id: str) -> None:
-        self._parts.keys().revoke(self._who, id)
-        self._parts.control.note(Kind.KEY_REVOKED, self._who.name, id=id)
+        record = partial(self._parts.control.record, Kind.KEY_REVOKED, self._who.name, id=id)
+        self._parts.keys().revoke(self._who, id, record)
+
+    def _note_new(self, record: "KeyRecord") -> None:
+        self._parts.control.record(
+            Kind.KEY_CREATED,
+            self._who.name,
+            id=record.id,
+            name=record.name,
+            scopes=record.scopes,
+            acts_as=record.principal,
+        )
 
 
 def _view(record: "KeyRecord", secret: str | None = None) -> KeyView:

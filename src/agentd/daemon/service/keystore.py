@@ -20,7 +20,7 @@ def key_service(config: Config, store: KeyStore) -> KeyService:
 
 
 class StoredKeys:
-    """Durable when ``add`` and ``revoke`` return; thread-safe."""
+    """Durable when ``add``, ``revoke`` and ``remove`` return; thread-safe."""
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
@@ -54,20 +54,19 @@ class StoredKeys:
         """Delete those that ended long ago: how many."""
         gone = [record.id for record in self.list() if _ended(record, now) > _KEPT]
         for key_id in gone:
-            self._delete(key_id)
-        with self._lock:
-            for key_id in gone:
-                self._keys.pop(key_id, None)
+            self.remove(key_id)
         return len(gone)
+
+    def remove(self, key_id: str) -> None:
+        self._store.write(lambda transaction: transaction.delete(ApiKeyRecord, key_id))
+        with self._lock:
+            self._keys.pop(key_id, None)
 
     def _put(self, record: KeyRecord) -> None:
         row = _to_row(record)
         self._store.write(lambda transaction: transaction.put(row))
         with self._lock:
             self._keys[record.id] = record
-
-    def _delete(self, key_id: str) -> None:
-        self._store.write(lambda transaction: transaction.delete(ApiKeyRecord, key_id))
 
 
 def _ended(record: KeyRecord, now: float) -> float:

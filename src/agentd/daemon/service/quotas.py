@@ -149,7 +149,7 @@ class Ledger:
 
     def _line_up(self, name: str, use: _Use, turn: _Turn) -> None:
         if self._closed:
-            raise _about_to_end()
+            raise about_to_end()
         if len(use.turns) >= MAX_WAITING_OF_ONE or self._waiting >= MAX_WAITING:
             raise Full(
                 f"{self._waiting} requests wait for room, {len(use.turns)} of them {name}'s",
@@ -175,7 +175,7 @@ class Ledger:
         if turn.granted:
             return
         if self._closed:
-            raise _about_to_end()
+            raise about_to_end()
         raise QuotaExceeded(
             f"{name} has no room for another sandbox",
             cause=f"it was waited for {wait:g} s",
@@ -284,7 +284,7 @@ def _fits(name: str, use: _Use, turn: _Turn, quota: Quota) -> bool:
     return True
 
 
-def _about_to_end() -> Full:
+def about_to_end() -> Full:
     return Full(
         "the daemon is about to end",
         remediation="come back when it has been started again",

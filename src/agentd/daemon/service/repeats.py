@@ -14,7 +14,7 @@ from agentd.daemon.calls.calls import Calls
 from agentd.daemon.commands.ends import completed
 from agentd.daemon.commands.requests import request_of
 from agentd.daemon.config.schema import Config
-from agentd.daemon.sandboxes import bodies
+from agentd.daemon.sandboxes import bodies, given_secrets
 from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.daemon.sandboxes.snapshots import Snapshots
@@ -78,6 +78,8 @@ class Repeats:
         else:
             kept = self._snapshots.get(who, body.snapshot)
             spec = bodies.restored_spec(who, kept.spec, body, self._config())
+        if given_secrets.takes_stored(spec, body.secrets):
+            who.require("secrets")
         act = acts.creation(who, spec, check_labels(body.labels))
         with self._gate.reopen(act, approved).obliging() as obligations:
             return oblige.new_sandbox(spec, obligations)

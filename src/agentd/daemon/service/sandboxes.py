@@ -1,7 +1,6 @@
 """A caller's sandboxes and their snapshots."""
 
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -16,6 +15,7 @@ from agentd.daemon.sandboxes.names import taken
 from agentd.daemon.sandboxes.snapshots import SnapshotOwner
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import SandboxBody, SandboxView, SnapshotView
+from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, InvalidInput, NotFound
 from agentd.model.idle import idle_rule
 from agentd.model.image import ImageView
@@ -111,17 +111,11 @@ class DaemonSandboxes(Noun):
     @observed("snapshot")
     def snapshot(self, id: str) -> SnapshotView:
         live, _ = self._open(id, acts.SNAPSHOT, "take a snapshot of it")
-        new = "snp-" + os.urandom(8).hex()
-        snapshots = self._parts.snapshots
-        place = snapshots.place(new)
-        try:
-            os.mkdir(os.path.dirname(place), 0o700)
-            kept = self._parts.pipeline.manager.snapshot(live.handle, place)
-            about = SnapshotOwner(sandbox=live.id, principal=self._who.name, created=time.time())
+        snapshots, owner = self._parts.snapshots, self._who.name
+        with snapshots.making(owner) as new:
+            kept = self._parts.pipeline.manager.snapshot(live.handle, snapshots.place(new))
+            about = SnapshotOwner(sandbox=live.id, principal=owner, created=time.time())
             snapshots.write_down(new, about)
-        except BaseException:
-            snapshots.discard(new)
-            raise
         return SnapshotView(new, live.id, kept.fidelity, about.created, kept.size)
 
     @observed("fork")
@@ -216,9 +210,13 @@ class DaemonSnapshots(Noun):
         from agentd.sandbox import exports  # late: few need it
 
         self._who.require(ADMIN)  # no policy is asked about the files that are in it
-        return exports.pieces(self._parts.snapshots.get(self._who, id).export)
+        kept = self._parts.snapshots.get(self._who, id)
+        self._parts.control.record(Kind.SNAPSHOT_EXPORTED, self._who.name, id=id)
+        return exports.pieces(kept.export)
 
     @observed("delete_snapshot")
     def delete(self, id: str) -> None:
         self._who.require("snapshot")
-        self._parts.snapshots.remove(self._who, id)
+        self._parts.snapshots.check(self._who, id)
+        self._parts.control.record(Kind.SNAPSHOT_DELETED, self._who.name, id=id)
+        self._parts.snapshots.discard(id)

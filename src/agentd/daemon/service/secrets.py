@@ -1,5 +1,6 @@
-"""A caller's secrets; each that is set or removed stands in the audit log, by its name."""
+"""A caller's secrets; each that is set or removed stands in the audit log first, by its name."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agentd.daemon.observe.observed import observed
@@ -16,9 +17,8 @@ class DaemonSecrets(Noun):
 
     @observed("set_secret")
     def set(self, name: str, value: str) -> SecretView:
-        made = self._store.set(self._who.name, name, value)
-        self._parts.control.note(Kind.SECRET_SET, self._who.name, name=name)
-        return made
+        record = partial(self._parts.control.record, Kind.SECRET_SET, self._who.name, name=name)
+        return self._store.set(self._who.name, name, value, record)
 
     @observed("secrets")
     def list(self) -> tuple[SecretView, ...]:
@@ -26,8 +26,8 @@ class DaemonSecrets(Noun):
 
     @observed("delete_secret")
     def delete(self, name: str) -> None:
-        self._store.remove(self._who.name, name)
-        self._parts.control.note(Kind.SECRET_REMOVED, self._who.name, name=name)
+        record = partial(self._parts.control.record, Kind.SECRET_REMOVED, self._who.name, name=name)
+        self._store.remove(self._who.name, name, record)
 
     @property
     def _store(self) -> "SecretStore":

@@ -1,5 +1,6 @@
-"""A caller's named volumes; each that is made or deleted stands in the audit log."""
+"""A caller's named volumes; each that is made or deleted stands in the audit log first."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agentd.daemon.observe.observed import observed
@@ -17,9 +18,8 @@ class DaemonVolumes(Noun):
 
     @observed("create_volume")
     def create(self, name: str, size: str | int | None = None) -> VolumeView:
-        made = self._store.create(self._who.name, name, size)
-        self._parts.control.note(Kind.VOLUME_CREATED, self._who.name, name=name)
-        return view(made)
+        record = partial(self._parts.control.record, Kind.VOLUME_CREATED, self._who.name, name=name)
+        return view(self._store.create(self._who.name, name, size, record))
 
     @observed("volumes")
     def list(self) -> tuple[VolumeView, ...]:
@@ -31,14 +31,15 @@ class DaemonVolumes(Noun):
 
     @observed("snapshot_volume")
     def snapshot(self, name: str, new: str) -> VolumeView:
-        made = self._store.snapshot(self._who.name, name, new, self._lives)
-        self._parts.control.note(Kind.VOLUME_CREATED, self._who.name, name=new, of=name)
-        return view(made)
+        record = partial(
+            self._parts.control.record, Kind.VOLUME_CREATED, self._who.name, name=new, of=name
+        )
+        return view(self._store.snapshot(self._who.name, name, new, self._lives, record))
 
     @observed("delete_volume")
     def delete(self, name: str) -> None:
-        self._store.remove(self._who.name, name, self._lives)
-        self._parts.control.note(Kind.VOLUME_DELETED, self._who.name, name=name)
+        record = partial(self._parts.control.record, Kind.VOLUME_DELETED, self._who.name, name=name)
+        self._store.remove(self._who.name, name, self._lives, record)
 
     def _lives(self, sandbox: str) -> bool:
         live = self._parts.sandboxes.find(sandbox)

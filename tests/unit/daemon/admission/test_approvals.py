@@ -208,17 +208,26 @@ def test_what_is_kept_is_bounded(store, clock, monkeypatch):
     monkeypatch.setattr(module, "MAX_KEPT_OF_ONE", 2)
     monkeypatch.setattr(module, "MAX_KEPT", 3)
     approvals = Approvals(store, Settings, clock, clock)
-    for _ in range(2):
-        approvals.withdraw(approvals.ask(ASKED, ALICE, "r").id)
-    with pytest.raises(QuotaExceeded, match="alice has asked for 2"):
-        approvals.ask(ASKED, ALICE, "r")
-    approvals.withdraw(approvals.ask(ASKED, CAROL, "r").id)
-    with pytest.raises(Full):
-        approvals.ask(ASKED, BOTH, "r")
+    waits = approvals.ask(ASKED, ALICE, "r").id
+    ended = []
+    for _ in range(3):
+        clock.now += 1
+        ended.append(approvals.ask(ASKED, ALICE, "r").id)
+        approvals.withdraw(ended[-1])
+    assert _kept(store) == {waits, ended[-1]}
+    other = approvals.ask(ASKED, CAROL, "r").id
+    third = approvals.ask(ASKED, BOTH, "r").id  # the one that has the most gives up its oldest
+    assert _kept(store) == {waits, other, third}
+    for id_ in (waits, other, third):
+        approvals.withdraw(id_)
     assert approvals.sweep(clock.now) == 0
     clock.now += KEPT_SECONDS + 601
     assert approvals.sweep(clock.now) == 3
     assert approvals.ask(ASKED, ALICE, "r")
+
+
+def _kept(store):
+    return {record.id for record in store.find(ApprovalRecord)}
 
 
 def test_a_place_is_given_back_where_the_store_refuses(approvals, store, monkeypatch):
