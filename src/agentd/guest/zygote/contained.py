@@ -5,6 +5,7 @@ anything here runs: this adds what no runtime can, and serves. Standard library 
 """
 
 import os
+import resource
 
 from agentd.guest import agent
 from agentd.guest.zygote import limits, maps, served
@@ -26,7 +27,7 @@ def confine(request: Request, ready: agent.Ready) -> list[str]:
     """The names of the controls that now hold. Raises OSError."""
     steps = (
         ("identity", lambda: _become(request["becomes"])),
-        ("rlimits", limits.no_core),
+        ("rlimits", lambda: _rlimits(request)),
         ("no_new_privs", process.set_no_new_privs),
         ("capabilities", lambda: _capabilities(request)),
         ("dumpable", lambda: process.set_dumpable(False)),
@@ -50,6 +51,13 @@ def _become(uid: object) -> bool:
     KERNEL.unshare(abi.CLONE_NEWUSER)
     maps.map_itself(uid, 0)
     return True
+
+
+def _rlimits(request: Request) -> None:
+    limits.no_core()
+    files = request.get("open_files")  # one of a supervisor of before has it of its runtime
+    if isinstance(files, int):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 
 
 def _capabilities(request: Request) -> None:

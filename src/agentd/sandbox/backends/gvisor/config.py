@@ -37,7 +37,14 @@ def of_plan(
     process["env"] = []
     if plan.uid != 0:  # the agent's own at first, to give /dev away
         process["capabilities"] = _with(process["capabilities"], "CAP_CHOWN")
-    process["rlimits"] = [*_others(process["rlimits"]), *_processes(plan)]
+    # Held by gVisor's kernel, whose processes are none of this one's.
+    counted = (
+        (resource.RLIMIT_NOFILE, plan.limits.open_files),
+        (resource.RLIMIT_NPROC, plan.limits.pids),
+    )
+    process["rlimits"] = _others(process["rlimits"])
+    for number, most in counted:
+        process["rlimits"] += config.rlimit(number, most)
     return made
 
 
@@ -68,13 +75,3 @@ def _with(sets: Mapping[str, list[str]], name: str) -> Json:
 
 def _others(limits: list[dict[str, object]]) -> list[dict[str, object]]:
     return [limit for limit in limits if limit["type"] != _NPROC]
-
-
-def _processes(plan: LinuxPlan) -> list[dict[str, object]]:
-    """Held by gVisor's kernel: its processes are none of this one's."""
-    most = plan.limits.pids
-    if most is None:
-        return []
-    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    return [{"type": _NPROC, "soft": most, "hard": most}]

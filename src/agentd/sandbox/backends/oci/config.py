@@ -201,14 +201,22 @@ def _capabilities(
 
 
 def _rlimits(plan: LinuxPlan) -> list[Json]:
+    """All but that of open files, which is the agent's to set: crun sets these for itself before it
+    passes mounts on, and of a user's processes the kernel refuses that to those that may have fewer
+    files open than the user has on the way."""
     found = {resource.RLIMIT_CORE: min(resource.getrlimit(resource.RLIMIT_CORE)[1] % (1 << 64), 1)}
     found |= dict(shared.user_rlimits())
-    pids = cgroups.process_rlimit(plan.limits.pids)
-    for number, wanted in (
-        (resource.RLIMIT_NOFILE, plan.limits.open_files),
-        (resource.RLIMIT_NPROC, pids),
-    ):
-        if wanted is not None:
-            hard = resource.getrlimit(number)[1]
-            found[number] = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    return [{"type": _LIMITS[number], "soft": most, "hard": most} for number, most in found.items()]
+    limits = [_rlimit(number, most) for number, most in found.items()]
+    return [*limits, *rlimit(resource.RLIMIT_NPROC, cgroups.process_rlimit(plan.limits.pids))]
+
+
+def rlimit(number: int, wanted: int | None) -> list[Json]:
+    """What bounds a resource to ``wanted``, if anything, or to what we ourselves may have."""
+    if wanted is None:
+        return []
+    hard = resource.getrlimit(number)[1]
+    return [_rlimit(number, wanted if hard == resource.RLIM_INFINITY else min(wanted, hard))]
+
+
+def _rlimit(number: int, most: int) -> Json:
+    return {"type": _LIMITS[number], "soft": most, "hard": most}

@@ -292,6 +292,7 @@ class ContainerBackend(NamespaceBackend):
             "uid": plan.uid,
             "image": has_image(plan),
             "landlock_abi": landlock.abi_version(),
+            "open_files": plan.limits.open_files,
             "filter": seccomp.build(config.profile(plan)).hex(),
             "rw": plan.rw,
             "without": sorted(self._without),
