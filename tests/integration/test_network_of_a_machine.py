@@ -84,9 +84,15 @@ class Served(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        while True:
-            client, _ = self._server.accept()
-            threading.Thread(target=self._one, args=(client,), daemon=True).start()
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                threading.Thread(target=self._one, args=(client,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown(socket.SHUT_RDWR)
+        self.join()
+        self._server.close()
 
     @staticmethod
     def _one(client: socket.socket) -> None:
@@ -101,8 +107,9 @@ class Served(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def served() -> Served:
-    return Served()
+def served() -> Iterator[Served]:
+    with contextlib.closing(Served()) as found:
+        yield found
 
 
 @pytest.fixture
