@@ -211,6 +211,16 @@ def test_a_line_without_end_is_bounded(client: Lines) -> None:
     assert client.reply()["stdout"] == b"\n"
 
 
+def test_a_line_of_millions_of_values_does_not_take_the_machines_memory(client: Lines) -> None:
+    """Made of it, they took more than the machine has, and its kernel panicked."""
+    client.send(b'{"command":"true","x":[')
+    for _ in range(14):
+        client.send(b"{}," * (MIB // 3))
+    client.send(b"0]}\n")
+    assert client.reply()["error"].startswith("Invalid request: it has over ")
+    assert client.sh("echo on") == "on\n"
+
+
 def test_a_time_limit_takes_the_process_group(client: Lines) -> None:
     reply = client.run("sh", "-c", "sleep 86402 & sleep 86402", timeout_ms=500)
     assert (reply["exit_code"], reply["error"]) == (-1, "time limit of 500 ms exceeded")

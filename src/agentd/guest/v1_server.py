@@ -151,7 +151,7 @@ class V1Server:
                 self.on_lost()
                 self._stream.restart(_HELLO + b"\n")
             elif line.startswith(b"{") or not v1.is_blank(line):
-                self._run(v1.parse_request(line), len(line))
+                self._run(v1.parse_request(line, self._budget.values), len(line))
         except v1.InvalidRequest as error:
             self._answer(-1, f"Invalid request: {error}")
         except v1.NotText:

@@ -240,6 +240,39 @@ def test_a_longer_line_than_32_mib_is_refused_and_its_rest_dropped(path: str) ->
     assert second == SAYS_HI
 
 
+@pytest.mark.parametrize("value", ["{}", '"ab"', '"":{"":[]}'])
+def test_a_request_of_millions_of_values_is_refused_before_they_are_made(
+    tmp_path: Path, value: str
+) -> None:
+    """They took up to 1.8 GB of the agent, which no OOM killer ends, and a minute."""
+    within = "{%s}" if value.startswith('"":') else "[%s]"
+    many = ",".join([value] * ((30 << 20) // (len(value) + 1)))
+    line = f'{{"command":"true","x":{within % many}}}\n'.encode()
+    path = tmp_path / "s"
+    with small(path, 64 << 20) as process:
+        assert b"listening" in process.stderr.readline()
+        first, second = exchange(str(path), line + ECHO.encode()).splitlines(keepends=True)
+        peak = Path(f"/proc/{process.pid}/status").read_text().partition("VmHWM:")[2].split()[0]
+    assert b"Invalid request: it has over 1048576 values: give fewer" in first
+    assert second == SAYS_HI
+    assert int(peak) < 256 << 10  # KiB
+
+
+def test_what_texts_hold_are_no_values(path: str) -> None:
+    table = '1,{2},[3],"4",\\\n' * (200 << 10)
+    assert run(path, "cat", stdin=table)["stdout"] == table.encode()
+    # Its texts never end, and hold as many quotes as they can.
+    for open_end in ('{"x":"' + '\\"' * (8 << 20), '["' + "\\" * (8 << 20), "[" + ",[" * (8 << 20)):
+        found = exchange(path, open_end.encode() + b"\n")
+        assert found.startswith(b'{"exit_code":-1,"stdout":"","stderr":"","error":"Invalid request')
+
+
+def test_as_many_arguments_as_a_program_can_be_given_and_more(path: str) -> None:
+    assert run(path, "true", *["x"] * 10_000)["error"] is None
+    error = "Failed to spawn process: Argument list too long (os error 7)"
+    assert run(path, "true", *["x"] * 1_000_000)["error"] == error
+
+
 @contextlib.contextmanager
 def small(path: Path, size: int, name: str = "agentd-guest", *arguments: str) -> Iterator[Any]:
     command = [sys.executable, "-c", SMALL, name, str(path), str(size), *arguments]
