@@ -20,19 +20,28 @@ for name in {names}; do
             mkdir -p $up $work
             mount -t overlay -o lowerdir=$dir,upperdir=$up,workdir=$work none $dir
         }}
-        rm $file
+        rm -f $file
     done
 done
-exec "$@"
+"""
+
+
+# A container's read-only root, with nothing mounted in it: what follows is hidden before that.
+_READ_ONLY = """
+for dir in / /tmp /var/tmp /dev/shm {room}; do
+    ! mountpoint -q $dir || mount -o remount,bind,ro $dir
+done
+cd /
 """
 
 
 class Hidden:
     """Runs agentd where libraries are not to be found."""
 
-    def __init__(self, folder: Path, *names: str) -> None:
+    def __init__(self, folder: Path, *names: str, read_only: bool = False) -> None:
         self._folder = folder
         self._names = names
+        self._then = _READ_ONLY if read_only else ""
 
     def run(self, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
         return self.python("-m", "agentd", *words, env=env)
@@ -40,7 +49,8 @@ class Hidden:
     def python(self, *words: str, env: dict[str, str] | None = None) -> tuple[int, str, str]:
         # As a user, a namespace of one's own makes the mount possible.
         unshare = ["unshare", "-m"] if os.getuid() == 0 else ["unshare", "-rm"]
-        hide = _HIDE.format(names=" ".join(self._names), room=self._folder)
+        script = _HIDE + self._then + 'exec "$@"\n'
+        hide = script.format(names=" ".join(self._names), room=self._folder)
         done = subprocess.run(
             [*unshare, "sh", "-c", hide, "sh", sys.executable, *words],
             capture_output=True,
@@ -129,3 +139,15 @@ def test_what_is_missing_for_the_engine_is_told_by_name(tmp_path: Path) -> None:
     # What asks no policy needs no engine.
     code, out, err = bare.run("call", "fs.list.v1", env={"AGENTD_POLICY": "none"})
     assert code == 0, err
+
+
+def test_where_nothing_can_be_written_either_that_is_told(tmp_path: Path) -> None:
+    bare = Hidden(tmp_path, "libatomic.so.1", read_only=True)
+    code, out, err = bare.run("doctor", "--json")
+    assert code == 0, err
+    assert "nothing could be put in its place" in policies(out)["blockers"][0]["what"]
+    for words in (("policy", "check", "strict"), ("selftest", "--backend", "linux")):
+        code, out, err = bare.run(*words)
+        told = f"agentd {words[0]}: there is no folder for temporary files (set TMPDIR to one "
+        assert (code, err.count("\n")) == (125, 1), err
+        assert err.startswith(told)

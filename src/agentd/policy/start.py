@@ -75,7 +75,11 @@ def _start_again(error: Exception) -> EngineMissing:
 
 def sweep(pid: int) -> None:
     """Removes what a worker that was killed as it started has left; it is gone already."""
-    for folder in glob.glob(glob.escape(os.path.join(tempfile.gettempdir(), _prefix(pid))) + "*"):
+    try:
+        base = tempfile.gettempdir()
+    except FileNotFoundError:  # nothing can be written here, and nothing was
+        return
+    for folder in glob.glob(glob.escape(os.path.join(base, _prefix(pid))) + "*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 

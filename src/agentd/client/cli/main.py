@@ -154,6 +154,12 @@ def _guarded(name: str, words: list[str]) -> int:
             return _unwritten(error, name)
         if os.environ.get("AGENTD_DEBUG") == "1":
             raise
+        if isinstance(error, FileNotFoundError) and "No usable temporary dir" in str(error):
+            _say(
+                f"agentd {name}: there is no folder for temporary files "
+                "(set TMPDIR to one you may write to)"
+            )
+            return OWN_FAILURE
         if isinstance(error, RuntimeError) and "start new thread" in str(error):
             _say(
                 f"agentd {name}: no thread can be started (raise the limit of processes: "
