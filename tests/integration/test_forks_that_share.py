@@ -1,5 +1,6 @@
 """Forks of namespace sandboxes with much in them: nothing is copied, and nobody sees the other."""
 
+import contextlib
 import inspect
 import json
 import os
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from tests.conftest import OrdinaryUser
 from tests.oci import Images, Layout, busybox
-from tests.security.daemons import Daemon, fixture
+from tests.security.daemons import Daemon, fixture, until
 
 from agentd import Sandbox
 
@@ -35,9 +36,23 @@ rm -r sub; mkdir sub; echo $0 > ~/h; echo $0 > /tmp/$0; rm /var/tmp/v /run/r; ec
 OWN = "df -k --output=used /workspace | tail -1"
 
 
+LINUX = {"backend": "linux"}
+RUNC, CRUN = ({"backend": "oci", "runtime": name} for name in ("runc", "crun"))
+
+
+def of_runtimes(*walls: dict[str, str]) -> list[Any]:
+    """Parameters of a test: the linux wall, then others, each where its runtime is installed."""
+    marked = [
+        pytest.param(w, id=w["runtime"], marks=pytest.mark.needs(w["runtime"])) for w in walls
+    ]
+    return [pytest.param(LINUX, id="linux"), *marked]
+
+
 @pytest.fixture
-def source() -> Iterator[Sandbox]:
-    with Sandbox.create(backend="linux", disk="200M", embedded=True) as sandbox:
+def source(request: pytest.FixtureRequest) -> Iterator[Sandbox]:
+    """Of the wall that the test's parameter says."""
+    wall = getattr(request, "param", LINUX)
+    with Sandbox.create(disk="200M", embedded=True, **wall) as sandbox:
         sandbox.run(FILL, check=True)
         yield sandbox
 
@@ -50,9 +65,9 @@ def _own_kilobytes(sandbox: Sandbox) -> int:
     return int(sandbox.run(OWN, check=True).text)
 
 
-def _story() -> dict[str, Any]:
+def _story(wall: dict[str, str]) -> dict[str, Any]:
     """What the original and its forks have, as each changes what is its own."""
-    with Sandbox.create(backend="linux", disk="200M", embedded=True) as source:
+    with Sandbox.create(disk="200M", embedded=True, **wall) as source:
         source.run(FILL, check=True)
         before = source.run(TELL, check=True).text
         first, second = source.fork(2)
@@ -89,8 +104,9 @@ def _check(found: dict[str, Any]) -> None:
     assert found["deeper"] == found["changed"][0]
 
 
-def test_nothing_is_copied_and_nobody_sees_what_another_changes() -> None:
-    _check(_story())
+@pytest.mark.parametrize("wall", of_runtimes(RUNC, CRUN))
+def test_nothing_is_copied_and_nobody_sees_what_another_changes(wall: dict[str, str]) -> None:
+    _check(_story(wall))
 
 
 def _file_systems(sandbox: Sandbox) -> dict[str, tuple[str, str]]:
@@ -99,29 +115,34 @@ def _file_systems(sandbox: Sandbox) -> dict[str, tuple[str, str]]:
     return {f[2]: (f[4], f[-1].split(",")[0]) for f in map(str.split, lines)}
 
 
+@pytest.mark.parametrize("source", of_runtimes(RUNC), indirect=True)
 def test_what_they_share_can_be_written_by_no_way(source: Sandbox) -> None:
     """Not by a mount that others cover, nor by a file that somebody has open."""
-    (disk,) = (d for d, found in _file_systems(source).items() if found == ("/workspace", "rw"))
+    lines = source.run("cat /proc/self/mountinfo", check=True).text.splitlines()
+    (disk,) = {f[2] for f in map(str.split, lines) if f[4] == "/workspace"}
+    assert _file_systems(source)[disk][1] == "rw"
     (fork,) = source.fork()
     with fork:
-        for one in (source, fork):
-            assert _file_systems(one)[disk][1] == "ro"
+        assert _file_systems(source)[disk][1] == "ro"
+        _, how = _file_systems(fork).get(disk, ("", "ro"))  # a container's fork sees it nowhere
+        assert how == "ro"
 
 
-def test_an_ordinary_users_share_too(as_user: OrdinaryUser) -> None:
+@pytest.mark.parametrize("wall", of_runtimes(RUNC))
+def test_an_ordinary_users_share_too(as_user: OrdinaryUser, wall: dict[str, str]) -> None:
     parts = {"FILL": FILL, "TELL": TELL, "CHANGE": CHANGE, "OWN": OWN}
     names = "\n".join(f"{name} = {text!r}" for name, text in parts.items())
     script = "import json\nfrom typing import Any\nfrom agentd import Sandbox\n" + names
-    script += f"\n{inspect.getsource(_story)}\nprint(json.dumps(_story()))"
+    script += f"\n{inspect.getsource(_story)}\nprint(json.dumps(_story({wall})))"
     ran = as_user.python("-c", script)
     assert ran.returncode == 0, ran.stderr
     _check(json.loads(ran.stdout))
 
 
 @pytest.mark.parametrize("user", [None, "root"])
-def test_all_places_can_be_written_and_no_other(source: Sandbox, user: str | None) -> None:
-    wanted: Any = {"backend": "linux", "disk": "200M", "embedded": True, "user": user}
-    with Sandbox.create(**wanted) as sandbox:
+@pytest.mark.parametrize("wall", of_runtimes(RUNC))
+def test_all_places_can_be_written_and_no_other(wall: dict[str, str], user: str | None) -> None:
+    with Sandbox.create(disk="200M", embedded=True, user=user, **wall) as sandbox:
         sandbox.run(FILL, check=True)
         (fork,) = sandbox.fork()
         with fork:
@@ -145,9 +166,9 @@ def test_all_places_can_be_written_and_no_other(source: Sandbox, user: str | Non
                     assert owned.text == "33:44\n33:44\n0:0\n", owned.stderr
 
 
-def test_owners_are_kept_in_another_block_of_ids() -> None:
-    wanted: Any = {"backend": "linux", "disk": "200M", "user": "root", "embedded": True}
-    with Sandbox.create(**wanted) as sandbox:
+@pytest.mark.parametrize("wall", of_runtimes(RUNC))
+def test_owners_are_kept_in_another_block_of_ids(wall: dict[str, str]) -> None:
+    with Sandbox.create(disk="200M", embedded=True, user="root", **wall) as sandbox:
         sandbox.run(FILL, check=True)
         own = (
             sandbox.run(
@@ -176,6 +197,7 @@ def test_owners_are_kept_in_another_block_of_ids() -> None:
         "exec 3< large; exec sleep 1000",
     ],
 )
+@pytest.mark.parametrize("source", of_runtimes(RUNC), indirect=True)
 def test_what_runs_goes_on_undisturbed(source: Sandbox, program: str) -> None:
     source.run(f"(setsid sh -c '{program}' >/dev/null 2>&1 &)", check=True)
     look = "for p in /proc/[0-9]*; do grep -l sleep $p/comm; done 2>/dev/null | cut -d/ -f3"
@@ -190,6 +212,7 @@ def test_what_runs_goes_on_undisturbed(source: Sandbox, program: str) -> None:
         assert "fork" not in told and "new" in told
 
 
+@pytest.mark.parametrize("source", of_runtimes(RUNC, CRUN), indirect=True)
 def test_one_outlives_the_other(source: Sandbox) -> None:
     first, second = source.fork(2)
     source.close()
@@ -214,6 +237,7 @@ def test_what_an_overlay_is_not_is_as_the_page_says(source: Sandbox) -> None:
         assert source.run("cat a hard; ls sub").text == "one\none\ndeep\n"
 
 
+@pytest.mark.parametrize("source", of_runtimes(RUNC), indirect=True)
 def test_the_disk_limit_counts_what_is_shared(source: Sandbox) -> None:
     (fork,) = source.fork()
     with fork:
@@ -225,12 +249,15 @@ def test_the_disk_limit_counts_what_is_shared(source: Sandbox) -> None:
 
 
 @pytest.mark.needs("skopeo", "umoci")
-def test_those_of_an_image_share_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wall", of_runtimes(RUNC))
+def test_those_of_an_image_share_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wall: dict[str, str]
+) -> None:
     images, layout = Images(tmp_path), Layout(tmp_path / "layout")
     monkeypatch.setenv("XDG_CACHE_HOME", str(images.cache))
     images.run("pull", layout.add([busybox()], {"User": "77"}, tag="mine"), "--name", "mine")
     fill = "head -c 48M /dev/zero | tr '\\0' x > large; echo one > /tmp/a; echo one > a"
-    with Sandbox.create(image="mine", disk="200M", embedded=True) as sandbox:
+    with Sandbox.create(image="mine", disk="200M", embedded=True, **wall) as sandbox:
         sandbox.run(fill, check=True)
         (fork,) = sandbox.fork()
         with fork:
@@ -270,3 +297,24 @@ def test_a_daemons_share_and_outlive_each_other(daemon: Daemon) -> None:
     assert told(ids[0], TELL) == before
     assert daemon.ask("DELETE", f"/v1/sandboxes/{made}", key=key).status == 204
     assert told(ids[1], TELL) == before
+
+
+@pytest.mark.parametrize("source", of_runtimes(RUNC), indirect=True)
+def test_nothing_of_one_stays_behind(source: Sandbox) -> None:
+    """No namespace of mounts, which would keep a layer in memory."""
+    own = ["that in which its disk is", "that which holds the layer"]
+    for fork in source.fork(2):
+        fork.run("echo more >> a", check=True)
+        fork.fork()[0].close()
+        fork.close()
+    until(lambda: _held_namespaces() == len(own))
+    source.close()
+    until(lambda: _held_namespaces() == 0)
+
+
+def _held_namespaces() -> int:
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the folder itself
+            found += os.readlink(f"/proc/self/fd/{fd}").startswith("mnt:")
+    return found

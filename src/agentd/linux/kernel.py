@@ -135,6 +135,10 @@ class Kernel:
         finally:
             os.close(picked)
 
+    def open_mount_namespace(self) -> int:
+        """A descriptor of this process's own."""
+        return os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+
     def setns(self, fd: int, kind: int) -> None:
         self.syscall(abi.SYS.setns, fd, kind)
 

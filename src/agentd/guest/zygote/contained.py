@@ -6,9 +6,11 @@ anything here runs: this adds what no runtime can, and serves. Standard library 
 
 import os
 import resource
+import stat
 
 from agentd.guest import agent
 from agentd.guest.zygote import limits, maps, served
+from agentd.guest.zygote.messages import COMING_FD, close_all
 from agentd.guest.zygote.served import Request
 from agentd.linux import abi, caps, filtering, landlock, process
 from agentd.linux.kernel import KERNEL
@@ -16,6 +18,7 @@ from agentd.linux.kernel import KERNEL
 _ALL = landlock.READ | landlock.EXEC | landlock.WRITE
 _EVERYWHERE = landlock.READ | landlock.EXEC
 _QUEUES = "/dev/mqueue"
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def main() -> None:
@@ -25,22 +28,36 @@ def main() -> None:
 
 def confine(request: Request, ready: agent.Ready) -> list[str]:
     """The names of the controls that now hold. Raises OSError."""
+    coming = _coming(request.get("coming"))
     steps = (
         ("identity", lambda: _become(request["becomes"])),
         ("rlimits", lambda: _rlimits(request)),
         ("no_new_privs", process.set_no_new_privs),
         ("capabilities", lambda: _capabilities(request)),
         ("dumpable", lambda: process.set_dumpable(False)),
-        ("landlock", lambda: _landlock(request)),
+        ("landlock", lambda: _landlock(request, coming)),
         ("seccomp", lambda: _seccomp(request, ready)),
     )
     done = served.in_force(request, steps)
+    close_all(coming)
     if request["image"] is True:
         from agentd.guest.zygote import image_root
 
         agent.preload()
         image_root.import_nothing()
     return done
+
+
+def _coming(places: object) -> list[int]:
+    """Descriptors of what a fork will show at these ``places``, for Landlock's rules."""
+    if not isinstance(places, list):  # a supervisor of before passes nothing along
+        return []
+    try:
+        if not stat.S_ISDIR(os.fstat(COMING_FD).st_mode):  # the kernel has no overlay for us
+            return []
+        return [os.open(str(name), _FOLDER, dir_fd=COMING_FD) for name in places]
+    finally:
+        os.close(COMING_FD)
 
 
 def _become(uid: object) -> bool:
@@ -68,7 +85,7 @@ def _capabilities(request: Request) -> None:
         caps.drop_all()
 
 
-def _landlock(request: Request) -> bool:
+def _landlock(request: Request, coming: list[int]) -> bool:
     """Defence in depth behind the read-only mounts, as the namespace wall has it."""
     version = request["landlock_abi"]
     if not isinstance(version, int) or not version:
@@ -79,6 +96,8 @@ def _landlock(request: Request) -> bool:
         rules.allow_path("/dev", landlock.WRITE | landlock.IOCTL_DEV)
         for path in places if isinstance(places, list) else []:
             rules.allow_path(str(path), _ALL | landlock.IOCTL_DEV)
+        for fd in coming:
+            rules.allow_path(fd, _ALL | landlock.IOCTL_DEV)
         if os.path.isdir(_QUEUES):
             rules.allow_path(_QUEUES, landlock.READ | landlock.WRITE)
         rules.restrict()

@@ -28,6 +28,7 @@ from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
 from agentd.guest.zygote import entry, image_root, immortal, restack, root, var
 from agentd.guest.zygote.ahead import Ahead, maps_of, prepare
+from agentd.guest.zygote.disk import WORKSPACE
 from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.layer import Layer
@@ -132,7 +133,7 @@ class _Zygote:
             if self._served == _BUSY:
                 self._season()
             if "layer" in request:
-                restack.answer(self._control, request, fds)
+                restack.answer(self._control, request, fds, WORKSPACE)
             elif "next" in request:
                 self._ahead.add(request, fds)
             else:

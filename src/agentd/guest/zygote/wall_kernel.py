@@ -42,10 +42,6 @@ class WallKernel(Kernel):
         path = "/" if self._dry else path
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
 
-    def open_mount_namespace(self) -> int:
-        """A descriptor of this process's own."""
-        return os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
-
     def setrlimit(self, number: int, limit: int) -> None:
         """Both the soft and the hard one."""
         if not self._dry:

@@ -106,7 +106,8 @@ def disk_of(
         return SandboxDisk(fd, wanted)
     first = born.block.id if born.block is not None and born.copied else plan.uid
     ids = FileIds(first, identity.SIZE if plan.uid == 0 else 1)
-    return SandboxDisk(fd, wanted, coming=Coming(namespace, nursery, ids))
+    coming = Coming((namespace,), nursery, ids, foreign=nursery.subids is not None)
+    return SandboxDisk(fd, wanted, coming=coming)
 
 
 def has_range(plan: LinuxPlan, nursery: Nursery) -> bool:

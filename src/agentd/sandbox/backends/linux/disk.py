@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from agentd.guest.zygote import stack
-from agentd.sandbox.backends.linux.nursery import Nursery
+from agentd.sandbox.backends.linux.layers import LayerMaker
 from agentd.sandbox.backends.linux.saving import SavedDisk
 from agentd.sandbox.backends.linux.shared_layer import FileIds, SharedLayer, Taken
 
@@ -19,33 +19,40 @@ _LEAST_LEFT = 8
 
 
 class Coming(NamedTuple):
-    """What a layer to come takes: a descriptor of the sandbox's namespace of mounts, its zygote,
-    and how the file system below calls its ids."""
+    """What a layer to come takes: descriptors of the namespace of mounts in which the disk is and,
+    where another, of the process that sees it; who makes it, and how the file system below calls
+    its ids. ``foreign``: we may not read all that is there."""
 
-    namespace: int
-    nursery: Nursery
+    namespaces: tuple[int, ...]
+    maker: LayerMaker
     ids: FileIds
+    foreign: bool = False
 
 
 class SandboxDisk:
     """``fd`` is the tmpfs as the sandbox had it before anything ran in it, ``room`` what there may
-    be in all, ``shared`` what lies below. ``coming`` is None where there is no layer to come. Owns
-    all descriptors. Not thread-safe.
+    be in all, ``shared`` what lies below. ``coming`` is None where there is no layer to come;
+    ``held`` keeps mounted what is mounted on the tmpfs. Owns all descriptors. Not thread-safe.
     """
 
     def __init__(
-        self, fd: int, room: Taken, shared: SharedLayer | None = None, coming: Coming | None = None
+        self,
+        fd: int,
+        room: Taken,
+        shared: SharedLayer | None = None,
+        coming: Coming | None = None,
+        held: tuple[int, ...] = (),
     ) -> None:
         self.fd = fd
         self.shared = shared
         self._room = room
         self._coming = coming
+        self._held = held if coming is None else coming.namespaces
         self._stacked = False
 
     def close(self) -> None:
-        os.close(self.fd)
-        if self._coming is not None:
-            os.close(self._coming.namespace)
+        for fd in (self.fd, *self._held):
+            os.close(fd)
         if self.shared is not None:
             self.shared.close()
 
@@ -81,8 +88,7 @@ class SandboxDisk:
             for total, some in zip(self._room, taken, strict=True)
         )
         large = taken.size > _LARGE.size or taken.files > _LARGE.files
-        large |= self._coming.nursery.subids is not None  # we may not read what is another's
-        return large and all(left)
+        return (large or self._coming.foreign) and all(left)
 
     def stack(self) -> None:
         """Make what it has a layer, and put an empty one on top. Nothing but its agent runs.
@@ -91,11 +97,11 @@ class SandboxDisk:
         as it was.
         """
         assert self._coming is not None  # noqa: S101  (``can_stack``)
-        namespace, nursery, ids = self._coming
+        maker, ids = self._coming.maker, self._coming.ids
         taken = _taken(self.fd)
         left = Taken(self._room.size - taken.size, self._room.files - taken.files)
-        held, lent = nursery.stack(namespace, self.fd, left.size, left.files)
-        self.shared = SharedLayer(nursery, held, ids, taken, lent)
+        held, lent = maker.stack(self._coming.namespaces, self.fd, left.size, left.files)
+        self.shared = SharedLayer(maker, held, ids, taken, lent)
         self._stacked = True
 
 

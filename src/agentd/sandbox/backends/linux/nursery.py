@@ -4,7 +4,7 @@ import contextlib
 import errno
 import select
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import privileges
@@ -13,8 +13,8 @@ from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, SandboxError
 from agentd.sandbox.backends import configuration, identity
 from agentd.sandbox.backends.child import Starved, receive, send, unsent
-from agentd.sandbox.backends.helper import Helper
 from agentd.sandbox.backends.identity import SIZE, Block
+from agentd.sandbox.backends.linux.layers import LayerMaker
 from agentd.sandbox.backends.linux.spares import AskedSpare, Spare, SpareKind, Spares
 from agentd.sandbox.backends.linux.subid_range import SubidRange
 
@@ -25,7 +25,7 @@ _ROOMY = 64
 Prepare = Callable[[socket.socket, Block | None], None]
 
 
-class Nursery(Helper):
+class Nursery(LayerMaker):
     """A zygote. Thread-safe. Closing it ends every sandbox of it: the kernel sees to that."""
 
     who = "zygote"
@@ -181,36 +181,6 @@ class Nursery(Helper):
             send(self._mounts, request, [], "zygote", MAX_MESSAGE)
             answer, fds = self._receive(self._mounts, number)
         return self._mounted(answer, fds, path, source)
-
-    def stack(
-        self, namespace: int, disk: int, size: int, inodes: int
-    ) -> tuple[tuple[int, int], int]:
-        """Put the layer to come on a sandbox's disk (``guest/zygote/restack.py``): ``size`` bytes
-        and ``inodes`` are left for it.
-
-        Returns a namespace and a tree that hold what was there, and what ``lend`` would of those;
-        all the caller's to close. Raises OSError, SandboxError.
-        """
-        request: dict[str, object] = {"layer": "freeze", "size": size, "inodes": inodes}
-        namespace, tree, lent = self._ask_of_layer(request, (namespace, disk))
-        return (namespace, tree), lent
-
-    def lend(self, held: tuple[int, int]) -> int:
-        """A detached mount of what ``stack`` returned, the caller's to close. Raises OSError,
-        SandboxError."""
-        (lent,) = self._ask_of_layer({"layer": "lend"}, held)
-        return lent
-
-    def _ask_of_layer(self, request: dict[str, object], fds: Sequence[int]) -> list[int]:
-        with self._lock:
-            self._wait_ready()
-            number = self._next_number()
-            self._send({"n": number, **request}, fds)
-            answer, got = self._receive(self._control, number)
-        if "error" in answer:
-            code = answer.get("errno")
-            raise OSError(code if isinstance(code, int) else errno.EIO, str(answer["error"]))
-        return got
 
     def alive(self) -> bool:
         # A killed zygote closes its socket before it can be reaped (do_exit, kernel/exit.c).

@@ -13,7 +13,7 @@ from agentd.linux.kernel import KERNEL
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import kept
-from agentd.sandbox.backends.linux.nursery import Nursery
+from agentd.sandbox.backends.linux.layers import LayerMaker
 
 
 class FileIds(NamedTuple):
@@ -34,12 +34,12 @@ class SharedLayer:
     """One sandbox's hold on it, and its to close. ``taken`` is what it has."""
 
     def __init__(
-        self, nursery: Nursery, held: tuple[int, int], ids: FileIds, taken: Taken, lent: int = -1
+        self, maker: LayerMaker, held: tuple[int, int], ids: FileIds, taken: Taken, lent: int = -1
     ) -> None:
         """``held`` is a mount namespace and a tree in it. ``lent`` is a detached mount for whoever
         wants one first, owned as it is."""
         self.taken = taken
-        self._nursery, self._held, self._ids, self._lent = nursery, held, ids, lent
+        self._maker, self._held, self._ids, self._lent = maker, held, ids, lent
 
     def duplicate(self) -> "SharedLayer":
         """Raises OSError. What is lent already goes with the first."""
@@ -50,14 +50,14 @@ class SharedLayer:
             os.close(namespace)
             raise
         lent, self._lent = self._lent, -1
-        return SharedLayer(self._nursery, (namespace, tree), self._ids, self.taken, lent)
+        return SharedLayer(self._maker, (namespace, tree), self._ids, self.taken, lent)
 
     def lend(self, block: Block | None) -> int:
         """A detached mount, which belongs to the ids of a sandbox of ``block``; the caller's to
         close. Raises OSError, SandboxError."""
         fd, self._lent = self._lent, -1
         if fd < 0:
-            fd = self._nursery.lend(self._held)
+            fd = self._maker.lend(self._held)
         try:
             self._give(fd, block)
         except BaseException:

@@ -7,7 +7,7 @@ from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.oci import config, report
 from agentd.sandbox.backends.oci.container import ContainerBackend
-from agentd.sandbox.backends.oci.request import Lent, has_image
+from agentd.sandbox.backends.oci.request import Lent, has_image, stacked
 from agentd.sandbox.backends.oci.runtimes import RUNTIMES
 from agentd.sandbox.backends.oci.starting import Contained
 
@@ -39,9 +39,14 @@ class OciBackend(ContainerBackend):
             own_users=block is not None,
             argv=argv,
             shown=lent.shown(plan),
+            shared=lent.shared is not None,
             without=self._without,
         )
-        return {"config": made, "agent": files}
+        return {"config": made, "agent": files, "stack": stacked(plan, lent)}
+
+    def _agent_request(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
+        asked = super()._agent_request(plan, lent, block)
+        return asked | {"coming": stacked(plan, lent)}
 
     def _enforcement(
         self, plan: LinuxPlan, controls: list[str], born: Contained, lent: Lent, runtime: str

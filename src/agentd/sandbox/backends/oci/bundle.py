@@ -9,12 +9,15 @@ bound the scratch tmpfs; ``folders`` are ``[name, mode]`` of its directories, wh
 ``mounts`` are ``[name, is_dir, passed]``, each attached at ``STAGE/m/name`` where it is passed
 along. With ``cow`` the first of them is the workspace, below an overlay, and ``cow_copies`` are
 what the host has put on the scratch tmpfs to lie over it. With ``lend`` the host gets that first.
+``stack`` are the directories that forks may share, ``shared``: this is one, and what it shares is
+passed along (``guest/zygote/stack.py``).
 With ``device`` a restricted network has one, for a kernel that writes packets. ``authority`` is
 whose certificates its programs trust beside those that they have.
 ``filter`` is a seccomp program in hexadecimal, or none, that holds the runtime and all it starts.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -26,15 +29,17 @@ from typing import NoReturn
 from agentd.guest.zygote import certificates, cgroup_view, root, stack, var
 from agentd.guest.zygote.asked import Request, number, strings
 from agentd.guest.zygote.group import enter_group
-from agentd.guest.zygote.messages import refuse, send
+from agentd.guest.zygote.messages import COMING_FD, close_all, refuse, send
+from agentd.guest.zygote.wall_kernel import KERNEL
 from agentd.linux import abi, anyip, mounts, net, overlay, process, seccomp, veth
-from agentd.linux.kernel import KERNEL
 from agentd.sandbox.backends.oci import roots
 
 #: Covers what the host has there once all that comes from the host is open.
 STAGE = "/tmp"
 ROOT = f"{STAGE}/root"
 SCRATCH = f"{STAGE}/scratch"
+#: Of a fork that shares: all that it has, as the scratch tmpfs of others.
+MERGED = f"{SCRATCH}/{stack.MERGED}"
 MOUNTS = f"{STAGE}/m"
 BUNDLE = f"{STAGE}/bundle"
 STATE = f"{STAGE}/state"
@@ -60,6 +65,8 @@ _ENVIRONMENT = {
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _LOG_BYTES = 4 << 10
 _END_SECONDS = 5.0
+# No descriptor of a runtime's has such a number.
+_ABOVE = 10
 
 
 def clone_trees(request: Request) -> list[root.Tree]:
@@ -74,7 +81,8 @@ def clone_trees(request: Request) -> list[root.Tree]:
 def build(request: Request, fds: list[int], trees: list[root.Tree]) -> NoReturn:
     """Make the bundle and have the runtime start it; answer, and end.
 
-    ``fds``: the agent's listener, the socket to answer at, mounts in order, the image's at last.
+    ``fds``: the agent's listener, the socket to answer at, mounts in order, the image's and what is
+    shared at last.
     """
     listener, answers = fds[0], socket.socket(fileno=fds[1])
     try:
@@ -85,11 +93,16 @@ def build(request: Request, fds: list[int], trees: list[root.Tree]) -> NoReturn:
             send(answers, {"ok": True}, [disk])
         held = enter_group(answers)
         sockets = _network(str(request["net"]), device=request["device"] is True)
+        if request["shared"] is True:
+            stack.mount_shared(fds.pop(), SCRATCH, KERNEL)
         done = _make(request, fds[2:], trees, held)
+        coming = _coming(request)
         done += _filter(str(request["filter"]))
-        pid = _run(strings(request["argv"]), listener, float(str(request["seconds"])))
-        pidfd = os.pidfd_open(pid)
-        send(answers, {"ok": True, "held": done}, [pidfd, disk, *sockets])
+        pid = _run(strings(request["argv"]), listener, coming, float(str(request["seconds"])))
+        given = [os.pidfd_open(pid), disk, *sockets]
+        if coming or request["shared"] is True:
+            given.append(KERNEL.open_mount_namespace())
+        send(answers, {"ok": True, "held": done, "sockets": len(sockets)}, given)
         os._exit(0)
     except Exception as error:
         # An orphan of the runtime's is ours, as we are a subreaper.
@@ -190,13 +203,14 @@ def _scratch(request: Request, shown: list[str], *, image: bool) -> None:
     found = var.Contents((), ()) if image else var.contents(ROOT)
     folders += [(path.lstrip("/"), mode) for path, mode in found.folders]
     uid = number(request["uid"])
+    top = MERGED if request["shared"] is True else SCRATCH
     for name, mode in folders:
-        if KERNEL.make_folder(f"{SCRATCH}/{name}", mode):
-            os.chown(f"{SCRATCH}/{name}", uid, uid)
+        if KERNEL.make_folder(f"{top}/{name}", mode):
+            os.chown(f"{top}/{name}", uid, uid)
     for path, target in found.links:
         with contextlib.suppress(FileExistsError):
-            os.symlink(target, f"{SCRATCH}{path}")
-            os.chown(f"{SCRATCH}{path}", uid, uid, follow_symlinks=False)
+            os.symlink(target, f"{top}{path}")
+            os.chown(f"{top}{path}", uid, uid, follow_symlinks=False)
     for name in shown:
         _show(name)
 
@@ -209,6 +223,18 @@ def _show(name: str) -> None:
         return
     lower = f"{IMAGE}/i{stack.PLACES[name]}"
     overlay.mount_paths(f"{SHOWN}/{name}", [lower], f"{SCRATCH}/{stack.ABOVE}{name}", KERNEL)
+
+
+def _coming(request: Request) -> list[int]:
+    """A detached mount of the layer to come, for the agent, which sees no other; empty where there
+    is to be none, or the kernel has none."""
+    bounds = f"size={request['disk']},nr_inodes={request['inodes']}"
+    places = strings(request["stack"])
+    found = stack.prepare(SCRATCH, places, bounds, KERNEL) if places else []
+    close_all(found)
+    flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC
+    path = f"{SCRATCH}/{stack.NEXT}/{stack.OVER}"
+    return [KERNEL.open_tree(abi.AT_FDCWD, path, flags)] if found else []
 
 
 def _mounts(request: Request, passed: list[int]) -> None:
@@ -240,14 +266,17 @@ def _filter(program: str) -> list[str]:
     return ["filter"]
 
 
-def _run(argv: list[str], listener: int, seconds: float) -> int:
+def _run(argv: list[str], listener: int, coming: list[int], seconds: float) -> int:
     """The pid of the sandbox's first process. Raises OSError with what the runtime said."""
-    actions = [
+    actions: list[tuple[object, ...]] = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
         (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
         (os.POSIX_SPAWN_DUP2, 1, 2),
-        (os.POSIX_SPAWN_DUP2, listener, LISTENER_FD),
     ]
+    # Where neither is the other's number.
+    given = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (listener, *(coming or [0]))]
+    for fd, target in zip(given, (LISTENER_FD, COMING_FD), strict=True):
+        actions.append((os.POSIX_SPAWN_DUP2, fd, target))
     runtime = os.posix_spawn(argv[0], argv, _ENVIRONMENT, file_actions=actions, setsigdef=_IGNORED)
     ended = os.pidfd_open(runtime)
     try:

@@ -58,15 +58,16 @@ def of_plan(
     own_users: bool,
     argv: Sequence[str],
     shown: Collection[str] = (),
+    shared: bool = False,
     without: Collection[str] = (),
 ) -> Json:
     """The configuration for a runtime that is root of the sandbox's user namespace.
 
     ``mounts`` are ``(source, target, is read-only)`` of what is passed along, the workspace among
     them if it is. ``argv`` starts the agent. ``shown`` are directories of the scratch tmpfs that
-    lie above what an image has there. ``own_users``: the sandbox's ids are its own; without,
-    the caller is 0 in it, and no other. ``without`` names controls to leave out, and those that a
-    runtime itself has not.
+    lie above what an image has there; with ``shared`` all lie above what a fork shares.
+    ``own_users``: the sandbox's ids are its own; without, the caller is 0 in it, and no other.
+    ``without`` names controls to leave out, and those that a runtime itself has not.
     """
     uid = plan.uid if own_users else 0
     becomes_another = not own_users and plan.uid != 0
@@ -84,7 +85,11 @@ def of_plan(
         "ociVersion": _VERSION,
         "hostname": plan.spec.hostname,
         "root": {"path": bundle.ROOT, "readonly": not plan.spec.writable},
-        "mounts": [*_kernels(), *_scratch(plan.spec, mounts, shown), *_given(mounts)],
+        "mounts": [
+            *_kernels(),
+            *_scratch(plan.spec, mounts, shown, shared=shared),
+            *_given(mounts),
+        ],
         "process": {
             "terminal": False,
             "user": {"uid": uid, "gid": uid, "umask": 0o022},
@@ -167,11 +172,14 @@ def _environment() -> list[str]:
     return [f"{name}={os.environ[name]}" for name in LOADER if name in os.environ]
 
 
-def _scratch(spec: SandboxSpec, mounts: Mounts, shown: Collection[str]) -> list[Json]:
+def _scratch(
+    spec: SandboxSpec, mounts: Mounts, shown: Collection[str], *, shared: bool
+) -> list[Json]:
     taken = {target for _, target, _ in mounts}
+    top = bundle.MERGED if shared else bundle.SCRATCH
     flags = ["bind", "rw", "nosuid", "nodev"]
     return [
-        _mount("bind", f"{bundle.SHOWN if name in shown else bundle.SCRATCH}/{name}", target, flags)
+        _mount("bind", f"{bundle.SHOWN if name in shown else top}/{name}", target, flags)
         for name, target, _ in scratch(spec)
         if target not in taken
     ]

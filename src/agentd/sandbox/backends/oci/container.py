@@ -22,13 +22,14 @@ from agentd.sandbox.backends.cgroups import explained, let_in, make_group, own_h
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
-from agentd.sandbox.backends.linux import loans, report
+from agentd.sandbox.backends.linux import loans, report, shared_layer
 from agentd.sandbox.backends.linux.base import NamespaceBackend, furnish
 from agentd.sandbox.backends.linux.born import room
 from agentd.sandbox.backends.linux.cow import OverlayWall
-from agentd.sandbox.backends.linux.disk import SandboxDisk
+from agentd.sandbox.backends.linux.disk import Coming, SandboxDisk
 from agentd.sandbox.backends.linux.network import admitted, rest
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan, with_authority
+from agentd.sandbox.backends.linux.shared_layer import FileIds
 from agentd.sandbox.backends.linux.wall import LinuxWall
 from agentd.sandbox.backends.oci import config, runtimes
 from agentd.sandbox.backends.oci.ahead import (
@@ -129,7 +130,10 @@ class ContainerBackend(NamespaceBackend):
             plan = with_authority(plan if image is None else image.planned(plan))
             taken = leases.take(plan.mounts, undo)
             sources = [loans.open_source(mount, undo) for mount in plan.mounts]
-            lent = lend(plan, sources, taken, launcher, image)
+            layer = None if kept is None else shared_layer.of_fork(kept)
+            if layer is not None:
+                undo.callback(layer.close)
+            lent = lend(plan, sources, taken, launcher, image, layer)
             kind = None
             if kept is None and not self._without:
                 files = None if image is None else image.files()
@@ -201,13 +205,17 @@ class ContainerBackend(NamespaceBackend):
         """Wait until its first process runs."""
         listener, block, group, detail = begun.listener, begun.block, begun.group, begun.detail
         with explained(group, plan.limits), begun.answers:
-            held, fds = await_started(begun.answers, _RUNTIME_SECONDS * 2, called[0].name)
-        pidfd, disk, *others = fds
-        for fd in (pidfd, disk):
+            started = await_started(begun.answers, _RUNTIME_SECONDS * 2, called[0].name)
+        pidfd, disk, *others = started.fds
+        sockets, namespaces = others[: started.sockets], others[started.sockets :]
+        for fd in (pidfd, disk, *namespaces):
             undo.callback(os.close, fd)
-        sockets = [undo.enter_context(socket.socket(fileno=fd)) for fd in others]
+        opened = [undo.enter_context(socket.socket(fileno=fd)) for fd in sockets]
         undo.callback(_kill, pidfd)
-        return Contained(pidfd, disk, listener, block, group, detail, held, sockets)
+        held = started.held
+        return Contained(
+            begun.launcher, pidfd, disk, listener, block, group, detail, held, opened, namespaces
+        )
 
     def _from_ahead(
         self, begun: Begun, plan: LinuxPlan, called: Called, lent: Lent, undo: contextlib.ExitStack
@@ -262,8 +270,7 @@ class ContainerBackend(NamespaceBackend):
             block=born.block,
             workdir=plan.workdir,
         )
-        disk = SandboxDisk(born.disk, room(plan, lent.loans))
-        return furnish(wall, disk, network, lent.image, lent.loans)
+        return furnish(wall, _disk(plan, born, lent), network, lent.image, lent.loans)
 
     # --- what differs ---
 
@@ -354,11 +361,20 @@ def _blockers() -> list[Blocker]:
 
 def _fill(answers: socket.socket, lent: Lent, block: Block | None, kept: str | None) -> None:
     """Put on its disk what it is to begin with; nothing of it runs yet."""
-    _, (disk,) = await_started(answers, _RUNTIME_SECONDS, "the launcher")
+    (disk,) = await_started(answers, _RUNTIME_SECONDS, "the launcher").fds
     try:
         lent.fill(disk, None if block is None else block.id, kept)
     finally:
         os.close(disk)
+
+
+def _disk(plan: LinuxPlan, born: Contained, lent: Lent) -> SandboxDisk:
+    wanted = room(plan, lent.loans)
+    if lent.shared is not None or not born.namespaces:
+        return SandboxDisk(born.disk, wanted, lent.shared, held=tuple(born.namespaces))
+    ids = FileIds(plan.uid, identity.SIZE if plan.uid == 0 else 1)
+    sees = (*born.namespaces, os.dup(born.pidfd))
+    return SandboxDisk(born.disk, wanted, coming=Coming(sees, born.launcher, ids))
 
 
 def _has_ended(pidfd: int) -> bool:

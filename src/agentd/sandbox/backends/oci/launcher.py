@@ -14,6 +14,8 @@ Requests come over a SEQPACKET socket, one JSON object each, descriptors beside 
     ``{"ok"}`` with the pidfd, or ``{"error"}``. See ``bundle`` for the rest of the fields.
 ``{"op":"mount","n":N,"path":..,"ro":bool}``
     A detached mount, made with this user's rights.
+``{"n":N,"layer":..}``
+    What a fork takes (``guest/zygote/restack.py``).
 """
 
 import codecs
@@ -24,7 +26,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from agentd.guest.zygote import root
+from agentd.guest.zygote import restack, root
 from agentd.guest.zygote.maps import Maps
 from agentd.guest.zygote.messages import close_all, receive, refuse, send
 from agentd.guest.zygote.mounting import serve_mount
@@ -120,7 +122,10 @@ class _Launcher:
                 refuse(self._control, None, error)
                 continue
             try:
-                if request.get("op") == "mount":
+                if "layer" in request:
+                    restack.answer(self._control, request, fds, bundle.STAGE)
+                    fds = []
+                elif request.get("op") == "mount":
                     serve_mount(self._control, request)
                 else:
                     self._start(request, fds)

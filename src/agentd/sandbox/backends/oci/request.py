@@ -11,10 +11,11 @@ from agentd.sandbox.backends import configuration, identity, shared
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import kept as keeping
 from agentd.sandbox.backends.linux import loans, restoring
-from agentd.sandbox.backends.linux.born import room
+from agentd.sandbox.backends.linux.born import room, scratch
 from agentd.sandbox.backends.linux.image import LinuxImageRoot
 from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.linux.shared_layer import SharedLayer
 from agentd.sandbox.backends.oci import bundle, config
 from agentd.sandbox.backends.oci.starting import Launcher
 from agentd.sandbox.volume_lease import VolumeLease
@@ -26,6 +27,7 @@ class Lent(msgspec.Struct, frozen=True):
     loans: list[Loan]
     places: list[tuple[str, bool]]  # where each is mounted, then others that an image lacks
     image: LinuxImageRoot | None
+    shared: SharedLayer | None  # of a fork
 
     @property
     def copied(self) -> bool:
@@ -39,6 +41,8 @@ class Lent(msgspec.Struct, frozen=True):
                 yield loans.mount_fd(loan, launcher, block)
         if self.image is not None:
             yield self.image.mount(launcher, block)
+        if self.shared is not None:
+            yield self.shared.lend(block)
 
     def fill(self, disk: int, user: int | None, kept: str | None) -> None:
         """Put there what its sandbox begins with: of a snapshot, ``kept``, and what is copied."""
@@ -69,14 +73,15 @@ def lend(
     leases: Sequence[VolumeLease | None],
     launcher: Launcher,
     image: LinuxImageRoot | None,
+    layer: SharedLayer | None = None,
 ) -> Lent:
     """Raises InvalidInput, Refused for a folder that cannot be lent, SandboxError."""
     found = loans.all_of(
         plan.mounts, sources, leases, launcher, plan.limits.disk or 0, own_user=launcher.own_users
     )
     if image is not None:
-        return Lent(found, image.places(plan.mounts, plan.workdir), image)
-    return Lent(found, [(m.target, os.path.isdir(m.source)) for m in plan.mounts], None)
+        return Lent(found, image.places(plan.mounts, plan.workdir), image, layer)
+    return Lent(found, [(m.target, os.path.isdir(m.source)) for m in plan.mounts], None, layer)
 
 
 def of_plan(
@@ -90,7 +95,7 @@ def of_plan(
 ) -> dict[str, object]:
     """The request, without ``op``, ``config`` and ``agent``. ``argv`` is the runtime's, which may
     take ``seconds``; ``kept``: the host puts files on its disk first."""
-    disk = room(plan, lent.loans)
+    disk = scratch(room(plan, lent.loans), lent.shared)
     image = None
     if lent.image is not None:
         image = lent.image.request(0, plan)
@@ -107,8 +112,9 @@ def of_plan(
         "argv": argv,
         "seconds": seconds,
         "filter": "",
-        "disk": disk.size,
-        "inodes": disk.files,
+        **disk,
+        "stack": [],
+        "shared": lent.shared is not None,
         "uid": plan.uid if block is not None else 0,
         "folders": [(name, mode) for name, _, mode in config.scratch(plan.spec)],
         "user_counts": shared.user_counts(),
@@ -120,6 +126,13 @@ def of_plan(
             for n, loan in enumerate(lent.loans)
         ],
     }
+
+
+def stacked(plan: LinuxPlan, lent: Lent) -> list[str]:
+    """Names of the writable places of which a fork may share what is there: nothing else is over or
+    below it."""
+    special = plan.cow or plan.mounts or plan.spec.writable or lent.shared or lent.shown(plan)
+    return [] if special else [name for name, _, _ in config.scratch(plan.spec)]
 
 
 def maps(uid: int, block: Block | None) -> list[tuple[int, int, int]]:

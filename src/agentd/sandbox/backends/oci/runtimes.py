@@ -16,7 +16,8 @@ _SECONDS = 10.0
 
 
 class Runtime(msgspec.Struct, frozen=True):
-    """``flags`` come before the command, ``passing`` has it hand on descriptor 3."""
+    """``flags`` come before the command, ``passing`` has it hand on descriptor 3, and 4 where there
+    is a use for that."""
 
     name: str
     flags: tuple[str, ...]
@@ -55,7 +56,7 @@ RUNTIMES: dict[str, Runtime] = {
     "runc": Runtime(
         "runc",
         ("--rootless", "true", "--log-format", "text"),
-        ("--preserve-fds", "1"),
+        ("--preserve-fds", "2"),
         {
             "Debian and Ubuntu": "apt install runc",
             "Fedora": "dnf install runc",
@@ -65,7 +66,7 @@ RUNTIMES: dict[str, Runtime] = {
     "crun": Runtime(
         "crun",
         ("--cgroup-manager", "disabled"),
-        ("--preserve-fds", "1"),
+        ("--preserve-fds", "2"),
         {
             "Debian and Ubuntu": "apt install crun",
             "Fedora": "dnf install crun",

@@ -4,13 +4,14 @@ import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from agentd.guest.zygote.asked import number
 from agentd.linux import privileges
 from agentd.linux.cgroup import Group
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.child import Ended, receive
-from agentd.sandbox.backends.helper import Helper
 from agentd.sandbox.backends.identity import Block
+from agentd.sandbox.backends.linux.layers import LayerMaker
 
 _MODULE = "agentd.sandbox.backends.oci.launcher"
 
@@ -18,6 +19,7 @@ _MODULE = "agentd.sandbox.backends.oci.launcher"
 class Contained(NamedTuple):
     """A sandbox whose first process runs, and whose agent was not heard yet."""
 
+    launcher: "Launcher"
     pidfd: int
     disk: int  # of its scratch tmpfs
     listener: socket.socket
@@ -26,9 +28,18 @@ class Contained(NamedTuple):
     detail: str  # why there is no group
     held: list[str]
     sockets: list[socket.socket]  # of a network that is restricted to rules
+    namespaces: list[int]  # of mounts, in which its scratch tmpfs is; none where no fork may share
 
 
-class Launcher(Helper):
+class Started(NamedTuple):
+    """``sockets`` are some of ``fds``, the last but for a namespace of mounts."""
+
+    held: list[str]
+    fds: list[int]
+    sockets: int
+
+
+class Launcher(LayerMaker):
     """Thread-safe. Closing it ends every sandbox that it started: the kernel sees to that."""
 
     who = "launcher"
@@ -76,11 +87,10 @@ class Launcher(Helper):
             self._own.release(ended)
 
 
-def await_started(
-    answers: socket.socket, seconds: float, runtime: str
-) -> tuple[list[str], list[int]]:
+def await_started(answers: socket.socket, seconds: float, runtime: str) -> Started:
     """What is in force by now, and what is passed along: a pidfd of the sandbox's first process,
-    its disk, and the sockets of its network; or its disk alone, before it is started.
+    its disk, the sockets of its network, and the namespace of mounts that its disk is in; or its
+    disk alone, before it is started.
 
     Raises SandboxError with the runtime's own words, Ended where the launcher was killed.
     """
@@ -91,4 +101,5 @@ def await_started(
     if "error" in answer:
         raise SandboxError(f"{runtime} could not build the sandbox", cause=str(answer["error"]))
     held = answer.get("held")
-    return [str(name) for name in held] if isinstance(held, list) else [], fds
+    names = [str(name) for name in held] if isinstance(held, list) else []
+    return Started(names, fds, number(answer.get("sockets", 0)))
