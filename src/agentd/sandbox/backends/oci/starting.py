@@ -31,7 +31,7 @@ class Contained(NamedTuple):
     namespaces: list[int]  # of mounts, in which its scratch tmpfs is; none where no fork may share
 
 
-class Started(NamedTuple):
+class HandedOver(NamedTuple):
     """``sockets`` are some of ``fds``, the last but for a namespace of mounts."""
 
     held: list[str]
@@ -87,7 +87,7 @@ class Launcher(LayerMaker):
             self._own.release(ended)
 
 
-def await_started(answers: socket.socket, seconds: float, runtime: str) -> Started:
+def await_started(answers: socket.socket, seconds: float, runtime: str) -> HandedOver:
     """What is in force by now, and what is passed along: a pidfd of the sandbox's first process,
     its disk, the sockets of its network, and the namespace of mounts that its disk is in; or its
     disk alone, before it is started.
@@ -102,4 +102,4 @@ def await_started(answers: socket.socket, seconds: float, runtime: str) -> Start
         raise SandboxError(f"{runtime} could not build the sandbox", cause=str(answer["error"]))
     held = answer.get("held")
     names = [str(name) for name in held] if isinstance(held, list) else []
-    return Started(names, fds, number(answer.get("sockets", 0)))
+    return HandedOver(names, fds, number(answer.get("sockets", 0)))
