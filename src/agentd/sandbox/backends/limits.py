@@ -55,8 +55,8 @@ def on_this_kernel(limits: Limits) -> Limits:
 
 
 def usual(limits: Limits) -> Limits:
-    """``with_defaults`` for this machine: where nothing was asked, all processes of one sandbox
-    together hold at most a quarter of its table of open files, and none more than we may."""
+    """``with_defaults`` for this machine: where nothing was asked, the descriptors of one sandbox
+    hold at most a quarter of its table of open files, and none more than we may."""
     merged = with_defaults(limits)
     if limits.open_files is not None:
         return merged

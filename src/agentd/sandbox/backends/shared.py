@@ -33,10 +33,11 @@ def user_counts() -> list[tuple[str, int]]:
 @functools.cache
 def user_rlimits(*, own_user: bool | None = None) -> list[tuple[int, int]]:
     """Return what queued signals, message queues and locked memory are bounded to, by resource: a
-    quarter of the caller's, and all of it where nobody else has this user."""
+    quarter of the caller's, and all of it where nobody else has this user. Nobody goes before the
+    host's programs, though the caller may."""
     apart = identity.available() if own_user is None else own_user
     parts = 1 if apart else _PARTS
-    found = []
+    found = [(resource.RLIMIT_RTPRIO, 0), (resource.RLIMIT_NICE, 0)]
     for number, least, most in (
         (resource.RLIMIT_SIGPENDING, 0, _QUEUED_SIGNALS),
         (resource.RLIMIT_MSGQUEUE, 0, resource.RLIM_INFINITY),

@@ -31,6 +31,8 @@ _LIMITS = {
     resource.RLIMIT_SIGPENDING: "RLIMIT_SIGPENDING",
     resource.RLIMIT_MSGQUEUE: "RLIMIT_MSGQUEUE",
     resource.RLIMIT_MEMLOCK: "RLIMIT_MEMLOCK",
+    resource.RLIMIT_NICE: "RLIMIT_NICE",
+    resource.RLIMIT_RTPRIO: "RLIMIT_RTPRIO",
 }
 #: Directories of the scratch tmpfs: name, where it is mounted, mode.
 SCRATCH = (
