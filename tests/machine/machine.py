@@ -27,6 +27,7 @@ from tests.vm.debian import Unavailable
 from agentd.image import cpio
 from agentd.image.modules import Modules
 from agentd.image.tree import ImageTree
+from agentd.linux import anyip
 
 QEMU = "qemu-system-x86_64"
 UNAVAILABLE = 77  # exit status: what automake's tests have for "skipped"
@@ -42,6 +43,7 @@ _MODULES = (
     *("virtio_blk", "virtio_console", "crc32c_generic", "crc32c_cryptoapi", "ext4"),
     *("netfs", "fscache", "9pnet", "9pnet_virtio", "9p", "overlay", "fuse"),
     *("irqbypass", "kvm", "ccp", "kvm_amd", "tun"),
+    *anyip.MODULES,  # of a network of rules
 )
 # Folders that a program in there is told of.
 _PASSED = ("XDG_CACHE_HOME", "FIRECRACKER")
