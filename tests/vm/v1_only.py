@@ -5,6 +5,7 @@ line a request, nothing beyond the fields of the contract. Runs inside; imports 
 """
 
 import base64
+import contextlib
 import json
 import socket
 import subprocess
@@ -22,13 +23,10 @@ def main(port: int) -> None:
 def serve(listener: socket.socket) -> NoReturn:
     while True:
         connection, _ = listener.accept()
-        with connection, connection.makefile("rwb") as stream:
-            try:
-                for line in stream:
-                    stream.write(json.dumps(answer(line), separators=(",", ":")).encode() + b"\n")
-                    stream.flush()
-            except OSError:
-                continue
+        with contextlib.suppress(OSError), connection, connection.makefile("rwb") as stream:
+            for line in stream:
+                stream.write(json.dumps(answer(line), separators=(",", ":")).encode() + b"\n")
+                stream.flush()
 
 
 def answer(line: bytes) -> dict[str, object]:

@@ -39,7 +39,7 @@ def make_plan(spec: SandboxSpec) -> FirecrackerPlan:
     if spec.mounts:
         raise Refused(
             f"backend firecracker cannot mount {spec.mounts[0].source}",
-            remediation="leave the mount out and copy files in, or use --backend linux",
+            remediation="leave the mount out and copy files in, or use --backend qemu",
         )
     return FirecrackerPlan(spec, limits, memory, vcpus, network.table(spec))
 

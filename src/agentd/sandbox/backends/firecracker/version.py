@@ -11,6 +11,7 @@ from agentd.model.errors import Refused
 
 _TEXT = re.compile(r"\bv?(\d{1,4})\.(\d{1,4})\.(\d{1,4})(?:-([0-9A-Za-z.-]+))?")
 _PREFERRED = "use Firecracker 1.16.1 or newer, or 1.15.1 or 1.14.4"
+_FAULTLESS = _PREFERRED.replace("1.16.1", "1.17.0")
 
 
 class Version(NamedTuple):
@@ -84,23 +85,23 @@ def _restore_why(version: Version) -> str:
 
 def _pause_why(version: Version) -> str:
     if version in (Version(1, 16, 0), Version(1, 16, 1)):
-        return f"after pause and resume no new vsock connection works in {version} (#6074)"
+        why = f"after pause and resume no new vsock connection works in {version} (#6074)"
+        return f"{why}: {_FAULTLESS}"  # the pause around a snapshot is no bare one, and works
     return ""
+
+
+def lacks(found: Quirks) -> dict[str, str]:
+    """Return the abilities that no machine of the release has, and why: of a snapshot that could
+    not be used there is none."""
+    kept = dict.fromkeys(("snapshot", "fork", "branch"), found.restore_why)
+    return {name: why for name, why in ({"pause": found.pause_why} | kept).items() if why}
 
 
 def check_restore(found: Quirks) -> None:
     """Raises Refused where a restored machine could not be reached."""
-    _check(found.restore_why, f"Firecracker {found.version} cannot restore a snapshot")
-
-
-def check_pause(found: Quirks) -> None:
-    """Raises Refused where a machine could not be reached after a bare pause and resume.
-
-    The one around a snapshot is no bare one, and works.
-    """
-    _check(found.pause_why, f"Firecracker {found.version} cannot pause a machine")
-
-
-def _check(why: str, what: str) -> None:
-    if why:
-        raise Refused(what, cause=why, remediation=_PREFERRED.replace("1.16.1", "1.17.0"))
+    if found.restore_why:
+        raise Refused(
+            f"Firecracker {found.version} cannot restore a snapshot",
+            cause=found.restore_why,
+            remediation=_FAULTLESS,
+        )

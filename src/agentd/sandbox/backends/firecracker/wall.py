@@ -13,7 +13,7 @@ from agentd.sandbox.backends.firecracker import config, snapshot
 from agentd.sandbox.backends.firecracker.plan import PORT, ceiling
 from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.firecracker.snapshot import SavedMachine
-from agentd.sandbox.backends.firecracker.version import Quirks, check_pause
+from agentd.sandbox.backends.firecracker.version import Quirks, lacks
 from agentd.sandbox.backends.vm import streams
 from agentd.sandbox.backends.vm.foreign import Foreign
 from agentd.sandbox.backends.vm.machine import STREAM_SECONDS, MachineWall
@@ -59,8 +59,8 @@ class FirecrackerWall(MachineWall[FirecrackerProcess]):
             ceiling=ceiling(about.memory),
         )
         self.id = monitor.jail.id
+        self.lacks = lacks(quirks)
         self._about = about
-        self._quirks = quirks
         self._giving = threading.Lock()  # of a stream; guards ``_given``
         self._given: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
@@ -78,8 +78,6 @@ class FirecrackerWall(MachineWall[FirecrackerProcess]):
         return {"jail": self._process.jail.folder, "group": group}
 
     def pause(self) -> None:
-        """Raises Refused for a release whose vsock would not survive it."""
-        check_pause(self._quirks)
         with self._changing:
             self._process.request(config.state("Paused"))
             self._paused = True

@@ -58,7 +58,7 @@ class Foreign:
 
     def _tell(self, *operations: str) -> None:
         if operations != ("sys.clock",):
-            raise SandboxError(
+            raise Refused(
                 "a machine whose agent is not ours cannot be snapshotted",
                 remediation="build an image with our agent: agentd image build",
             )

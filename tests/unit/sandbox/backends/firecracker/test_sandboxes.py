@@ -23,6 +23,7 @@ from agentd.linux import cgroup
 from agentd.model.cause import CauseCode
 from agentd.model.errors import BackendLost, Refused, SandboxError, Unsupported
 from agentd.model.principal import local
+from agentd.sandbox import abilities
 from agentd.sandbox.backends.vm import ceiling
 from agentd.sandbox.manager import Manager
 
@@ -95,7 +96,7 @@ def test_what_a_guest_of_the_original_agents_does_not_do_is_told(theirs: Create)
         for name in ("identity", "memory", "pids", "disk", "open_files"):
             assert not said[name].enforced, name
         assert said["identity"].detail == "as the image has it: its agent is not ours"
-        with pytest.raises(SandboxError, match="not ours"):
+        with pytest.raises(Refused, match="not ours"):
             sandbox.snapshot()
         with pytest.raises((Refused, Unsupported), match="v1"):
             sandbox.start(["sleep", "1"]).signal(signal.SIGTERM)
@@ -193,6 +194,30 @@ def test_who_watches_over_a_snapshot_is_told_of_its_end(create: Create, place: P
         rest = threads.submit(list, changes)
         with pytest.raises(BackendLost):
             rest.result(60)
+
+
+# --- what a release cannot is no ability of its sandboxes ---
+
+
+@pytest.mark.parametrize(
+    ("version", "uses", "words"),
+    [
+        ("1.16.1", ["pause"], r"no new vsock connection works in 1\.16\.1 \(#6074\).* 1\.15\.1 or"),
+        ("1.16.0", ["pause"], r"#6074"),
+        ("1.16.0", ["snapshot", "fork"], r"vsock can be dead after a restore in 1\.16\.0 \(#5958"),
+    ],
+)
+def test_what_its_release_cannot_is_refused_before_anything_happens(
+    create: Create, version: str, uses: list[str], words: str
+) -> None:
+    with create(version) as sandbox:
+        wall = sandbox._service.handle(sandbox.id).wall  # type: ignore[attr-defined]
+        for use in uses:
+            with pytest.raises(Unsupported, match=f"cannot {use} a sandbox: .*{words}") as caught:
+                getattr(sandbox, use)()
+            assert "qemu" in caught.value.remediation
+            assert use not in abilities.names(wall)
+        assert run(sandbox, ["echo", "on"]).text == "on\n"
 
 
 # --- a snapshot's file counts as its monitor's memory ---
