@@ -501,8 +501,11 @@ def test_a_flood_on_the_console_fills_nothing(make: Make) -> None:
     assert box.sh("echo on") == "on\n"
 
 
-def test_an_agent_that_never_answers_is_given_up(make: Make) -> None:
+def test_an_agent_that_never_answers_is_given_up(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     box = make()
+    monkeypatch.setattr("agentd.sandbox.backends.qemu.wall.STREAM_SECONDS", 1.0)
     guest = Guest(box.wall.open_stream, passes_descriptors=False, handshake_timeout=0.5)
     box.wall._process.execute("stop")
     try:
