@@ -1,11 +1,20 @@
-"""Sizes and times as people write them: ``128M``, ``1.5G``, ``2s``, ``250ms``, ``10m``."""
+"""Sizes and times as people write them: ``128M``, ``1.5G``, ``2s``, ``250ms``, ``1h30m``."""
 
+import math
 import re
 
 from agentd.model.errors import InvalidInput
 
 _SIZE = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _TIME = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+# Other words for units of time, each with an s too.
+_WORDS = {
+    **{"msec": "ms", "millisecond": "ms", "sec": "s", "second": "s"},
+    **{"min": "m", "minute": "m", "hr": "h", "hour": "h", "day": "d"},
+}
+_PART = r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*"
+_PARTS = re.compile(rf"\A(?:{_PART})+\Z", re.ASCII)
+_EACH_PART = re.compile(_PART, re.ASCII)
 _NUMBER = re.compile(r"\A(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z", re.ASCII)
 MAX_COUNT = 1 << 31
 
@@ -44,18 +53,36 @@ def parse_count(text: str | int, what: str = "count", least: int = 1, most: int 
 
 
 def parse_duration(text: str | float, what: str = "duration") -> float:
-    """Read seconds from ``250ms``, ``2s``, ``10m``, ``1h`` or a bare number of seconds.
+    """Read seconds from ``250ms``, ``2s``, ``10 min``, ``1h30m`` or a bare number of seconds.
 
     Raises InvalidInput for anything else, for zero, and for more than a year.
     """
-    match = _NUMBER.match(str(text).strip())
-    if match is None or match[2].lower() not in _TIME:
+    value = _seconds(str(text).strip())
+    if value is None:
         raise InvalidInput(
-            f"{what} {text!r} is not a time", remediation="write it as 250ms, 2s, 10m or 1h"
+            f"{what} {text!r} is not a time", remediation="write it as 250ms, 2s, 10m or 1h30m"
         )
-    value = float(match[1]) * _TIME[match[2].lower()]
     if not 0 < value <= 366 * 86400:
         raise InvalidInput(f"{what} {text!r} is out of range", remediation="between 1ms and 366d")
+    return value
+
+
+def _seconds(text: str) -> float | None:
+    """None for what is no time. Of several units the larger comes first, and each once."""
+    if match := _NUMBER.match(text):
+        parts = [(match[1], match[2])]
+    elif _PARTS.match(text):
+        parts = _EACH_PART.findall(text)
+    else:
+        return None
+    value, last = 0.0, math.inf
+    for number, word in parts:
+        unit = word.lower()
+        unit = unit if unit in _TIME else _WORDS.get(unit.removesuffix("s"), unit)
+        size = _TIME.get(unit, math.inf)
+        if size >= last:
+            return None
+        value, last = value + float(number) * size, size
     return value
 
 

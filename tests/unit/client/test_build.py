@@ -105,6 +105,33 @@ def test_wrong_input_says_what_and_how_to_mend_it(options, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        (2.5, 2.5),
+        ("250ms", 0.25),
+        ("1h30m", 5400),
+        ("1h 30m", 5400),
+        ("2d12h", 216000),
+        ("1m30s", 90),
+        ("1 hour 30 minutes", 5400),
+        ("90 sec", 90),
+        ("5 Mins", 300),
+        ("2 days", 172800),
+        (" 1hr ", 3600),
+    ],
+)
+def test_times_are_read_as_people_write_them(text, seconds):
+    assert build.sandbox_spec(timeout=text).limits.timeout == seconds
+
+
+@pytest.mark.parametrize("text", ["1h30", "30m1h", "1h1h", "1h-30m", "h", "1x", "1 mss", "1e3"])
+def test_what_could_be_two_times_is_none(text):
+    with pytest.raises(InvalidInput, match=r"is not a time \(write it as 250ms, 2s, 10m or 1h30m"):
+        build.sandbox_spec(timeout=text)
+
+
 def test_a_string_is_run_by_the_shell_and_a_list_is_not():
     assert build.exec_request("echo $A").argv == ("sh", "-c", "echo $A")
     assert build.exec_request(["echo", "$A"]).argv == ("echo", "$A")
