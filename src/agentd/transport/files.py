@@ -257,7 +257,7 @@ def checked(path: str) -> str:
             f"the path {safe_text(path)!r} {what}", remediation="write it as /workspace/file"
         )
     try:
-        length = len(os.fsencode(path))
+        length = len(path.encode("utf-8", "surrogateescape"))
     except UnicodeEncodeError:
         raise InvalidInput(
             f"the path {safe_text(path)!r} holds a character that no file name has",

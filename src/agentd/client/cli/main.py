@@ -4,6 +4,7 @@ Nothing is imported that the command does not need: Python's start is most of th
 """
 
 import atexit
+import contextlib
 import errno
 import gc
 import os
@@ -95,12 +96,16 @@ _ELSEWHERE = {
     "info": "doctor",
     "version": "--version",
 }
+# An option of Python's, by which a process started again knows what it was given by the first.
+_KEPT = "agentd_printed_as_before"
 BAD_INPUT = 2
 OWN_FAILURE = 125
 
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code. Never raises but SystemExit and KeyboardInterrupt."""
+    if argv is None:
+        _take_names_for_utf8()
     _survive_any_text()
     if argv is None:  # a process of our own, whose end has nothing to look for in what it holds
         atexit.register(gc.freeze)
@@ -111,6 +116,21 @@ def main(argv: list[str] | None = None) -> int:
         raise SystemExit(_written(int(ended.code or 0))) from None
     except OSError as error:  # of --help and --version
         return _unwritten(error)
+
+
+def _take_names_for_utf8() -> None:
+    """Start again where Python takes them for ASCII (PYTHONUTF8=0 in the C locale): a sandbox and a
+    daemon are told names in UTF-8. What is printed stays as it would have been."""
+    if sys._xoptions.pop(_KEPT, None):
+        os.environ.pop("PYTHONIOENCODING", None)  # ours, and not for what we start
+    if sys.flags.utf8_mode or sys.getfilesystemencoding() != "ascii" or not sys.executable:
+        return
+    env, words = dict(os.environ), ["-X", "utf8"]
+    if sys.stdout is not None and "PYTHONIOENCODING" not in env:
+        env["PYTHONIOENCODING"] = f"{sys.stdout.encoding}:{sys.stdout.errors}"
+        words += ["-X", _KEPT]
+    with contextlib.suppress(OSError):  # then it is ASCII
+        os.execve(sys.executable, [sys.executable, *words, *sys.orig_argv[1:]], env)  # noqa: S606
 
 
 def _ran(words: list[str]) -> int:

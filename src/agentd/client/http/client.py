@@ -292,7 +292,7 @@ def segment(name: str) -> str:
             f"there is nothing with the id {name[:64]!r}",
             remediation="no id has a slash in it; agentd ls lists your sandboxes",
         )
-    return quote(os.fsencode(name), safe="").replace(".", "%2E")
+    return quote(_raw(name), safe="").replace(".", "%2E")
 
 
 def as_json(body: object) -> bytes:
@@ -318,7 +318,16 @@ def new_key() -> str:
 
 
 def _quoted(text: str) -> str:
-    return quote(os.fsencode(text), safe="/:")
+    return quote(_raw(text), safe="/:")
+
+
+def _raw(text: str) -> bytes:
+    """In UTF-8 whatever the locale says, and what came as other bytes as those. Raises
+    InvalidInput."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{text[:200]!a} is no Unicode", remediation="send UTF-8") from None
 
 
 def _text(value: object) -> str:
