@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,7 +14,6 @@ import msgspec
 from agentd.audit.chain import Chain, Keep
 from agentd.audit.errors import AuditBusy, AuditError, LogDamaged
 from agentd.audit.lock import Lock
-from agentd.audit.losses import Losses
 from agentd.audit.record import LogEntry, entry
 from agentd.audit.sinks.feeder import Feeder
 from agentd.model.audit import Event, Kind, Position
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 LAZY_SECONDS = 0.005
 _RETRY_SECONDS = 1.0
+_MAX_REASONS = 16  # kinds of errors there are more of than this are "other"
 CLOSE_SECONDS = 5.0  # for what the sinks have not sent yet
 
 
@@ -265,6 +267,63 @@ class AuditLog:
         """Write a feeder's event, which nobody waits for."""
         with contextlib.suppress(AuditError):
             self.submit(event)
+
+
+class Lost(msgspec.Struct, frozen=True):
+    since: float
+    reasons: dict[str, int]
+
+    def event(self) -> Event:
+        about = {
+            "lost": sum(self.reasons.values()),
+            "since": datetime.fromtimestamp(self.since, UTC).isoformat(),
+            "reasons": [f"{reason}: {count}" for reason, count in self.reasons.items()],
+        }
+        return Event(kind=Kind.LOSS, fields=about)
+
+
+class Losses:
+    """Events that could not be written: counted until a record of their own says so.
+    Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._guard = threading.Lock()
+        self._since = 0.0
+        self._reasons: dict[str, int] = {}
+        self.total = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._reasons)
+
+    def add(self, count: int, reason: str) -> None:
+        with self._guard:
+            self.total += count
+            self._add(count, reason, self._clock())
+
+    def taken(self) -> Lost | None:
+        """Return what no record says yet; the caller writes one, or puts it back."""
+        if not self._reasons:
+            return None
+        with self._guard:
+            lost = Lost(self._since, self._reasons)
+            self._reasons = {}
+        return lost
+
+    def put_back(self, lost: Lost | None) -> None:
+        if lost is None:
+            return
+        with self._guard:
+            for reason, count in lost.reasons.items():
+                self._add(count, reason, lost.since)
+            self._since = lost.since
+
+    def _add(self, count: int, reason: str, when: float) -> None:
+        if not self._reasons:
+            self._since = when
+        if reason not in self._reasons and len(self._reasons) >= _MAX_REASONS:
+            reason = "other"
+        self._reasons[reason] = self._reasons.get(reason, 0) + count
 
 
 def _open(directory: str, keep: Keep | None, clock: Callable[[], float]) -> tuple[Lock, Chain]:

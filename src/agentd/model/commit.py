@@ -196,24 +196,19 @@ class GroupCommit(Generic[W, V]):
         came: Sequence[V | BaseException] = ()
         lost: BaseException = RuntimeError("the commit settled nothing")
         try:
-            with contextlib.suppress(MemoryError):  # what was taken until then is committed
-                self._take_queued(batch)
+            size = 0
+            with contextlib.suppress(MemoryError), self._guard:  # what was taken is committed
+                while self._queue and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
+                    batch.append(self._queue[0])
+                    self._queue.popleft()
+                    size += batch[-1].size
+                    self._queued_bytes -= batch[-1].size
             came = self._commit(batch, is_thread)
         except Exception as error:  # no caller may wait for ever
             lost = error
         finally:
             for at, job in enumerate(batch):
                 job.settle(came[at] if at < len(came) else lost)
-
-    def _take_queued(self, batch: list[Job[W, V]]) -> None:
-        """Into ``batch``, which the caller has even where this is interrupted."""
-        size = 0
-        with self._guard:
-            while self._queue and len(batch) < MAX_BATCH and size < MAX_BATCH_BYTES:
-                batch.append(self._queue[0])
-                self._queue.popleft()
-                size += batch[-1].size
-                self._queued_bytes -= batch[-1].size
 
     def _pass_on(self) -> None:
         with self._guard:

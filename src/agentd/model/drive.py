@@ -53,7 +53,7 @@ class TakesInput(Driven, Protocol[R_co]):
 def drive(
     command: Driven,
     waiting: Callable[[], Sequence[int]] = tuple,
-    timeout: Callable[[], float | None] = lambda: None,
+    timeout: Callable[[], float | None] | None = None,
 ) -> Iterator[Round]:
     """Yields each round of ``command.step`` until the command has ended and nothing of its output
     is left.
@@ -68,7 +68,7 @@ def drive(
     while True:
         # After the end nothing but these descriptors would end a round: they are left out.
         fds = waiting() if command.exit is None else ()
-        chunks, ready = command.step(timeout(), fds)
+        chunks, ready = command.step(None if timeout is None else timeout(), fds)
         yield chunks, ready
         if command.exit is not None and not chunks:
             return

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from agentd.daemon.admission.act import Act, Place
+from agentd.daemon.admission.acts import Act, Place
 from agentd.model.decision import Decision, Obligations
 from agentd.model.enforcement import Control
 from agentd.model.isolation import IsolationLevel

@@ -10,7 +10,7 @@ import pytest
 
 from agentd.daemon import config
 from agentd.daemon.admission import acts
-from agentd.daemon.admission.cut import cut
+from agentd.daemon.admission.acts import cut
 from agentd.model.decision import Asked
 from agentd.policy.checking import check
 from agentd.policy.example import example

@@ -1,18 +1,21 @@
-"""Acts without a call: the operations of REST and the SDK, in capabilities' words.
+"""What somebody asks for, whatever way it came in: one value for policy, audit and receipt.
 
-A policy says "shell.exec.v1", and means a command however it was asked for.
+The operations of REST and the SDK are acts in capabilities' words: a policy says "shell.exec.v1",
+and means a command however it was asked for.
 """
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from hashlib import sha256
 from typing import Any
 
 import msgspec
 
-from agentd.daemon.admission.act import Act, Place, wanted
 from agentd.model import context
 from agentd.model.capability import Needs
+from agentd.model.decision import Asked
 from agentd.model.egress import RESTRICTED
+from agentd.model.isolation import IsolationLevel
 from agentd.model.principal import Principal
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
@@ -30,6 +33,57 @@ OPERATIONS = (CREATE, FORK, SNAPSHOT, PORT, NETWORK, CONNECT)
 _BY_DIALLING = "sandbox"  # in place of a way that somebody was authenticated
 READ, WRITE, LIST = "fs.read.v1", "fs.write.v1", "fs.list.v1"
 _WRITES = Needs(writes=True)
+# Texts of a request that are longer are seen by policies as a digest, a length and how they begin.
+MAX_TEXT = 16 << 10  # bytes of UTF-8; a path has 4 KiB at most
+PREFIX = 1 << 10
+_MAX_DEPTH = 64
+
+
+class Place(msgspec.Struct, frozen=True):
+    """The sandbox in which an act is to happen. ``id``, ``level`` and ``backend`` are of a sandbox
+    that is there; of one that is yet to be made ``id`` is "", and ``level`` the least that is asked
+    for."""
+
+    spec: SandboxSpec
+    level: IsolationLevel
+    id: str = ""
+    backend: str = ""
+    labels: Mapping[str, str] = {}
+
+    @classmethod
+    def new(cls, spec: SandboxSpec, labels: Mapping[str, str] | None = None) -> "Place":
+        return cls(spec, spec.isolation, backend=spec.backend or "", labels=labels or {})
+
+    @classmethod
+    def of(cls, handle: SandboxHandle, labels: Mapping[str, str] | None = None) -> "Place":
+        return cls(handle.spec, handle.level, handle.id, handle.backend, labels or {})
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True):
+    """``name`` is a capability's, or that of an operation on sandboxes: ``sandbox.create.v1``.
+
+    ``signer`` is the key that signed the request, ``bundle`` the policy that the caller expects;
+    each "" where there is none. ``executes``: its END is on disk before its caller is told.
+    ``receipt``: it has one; what has none is not synced. ``lasts``: a loss of power does not undo
+    it, and so its admission is on disk before it is done.
+    """
+
+    who: Principal
+    name: str
+    parameters: Mapping[str, Any]
+    place: Place
+    needs: Needs = Needs()
+    request: str = ""
+    signer: str = ""
+    bundle: str = ""
+    via: str = ""
+    executes: bool = False
+    receipt: bool = True
+    lasts: bool = True
+
+    @property
+    def id(self) -> str:
+        return self.request or context.current()
 
 
 def command(
@@ -127,3 +181,83 @@ def _act(
         receipt=name not in (READ, LIST, PORT),
         lasts=name not in (READ, LIST),
     )
+
+
+# --- as policies see it ---
+
+
+def asked(act: Act, now: float) -> Asked:
+    """The document that policies decide on; long texts as ``cut`` has them, and variables of an
+    environment by name only: a policy may be shown to people, and its input logged."""
+    who, place, parameters = act.who, act.place, act.parameters
+    if isinstance(env := parameters.get("env"), Mapping):
+        parameters = {**parameters, "env": sorted(env)}
+    return Asked(
+        principal={"name": who.name, "scopes": sorted(who.scopes), "via": who.via},
+        capability={"name": act.name, "needs": act.needs.told()},
+        parameters=cut(parameters),
+        sandbox=_sandbox(place),
+        request={"id": act.id, "time": now, "signer": act.signer, "via": act.via},
+    )
+
+
+def _sandbox(place: Place) -> dict[str, Any]:
+    spec = place.spec
+    return {
+        "id": place.id,
+        "level": place.level.label,
+        "backend": place.backend,
+        **wanted(spec),
+        "env": sorted(spec.env),
+        "mounts": [
+            {"source": m.named, "target": m.target, "mode": str(m.mode)} for m in spec.mounts
+        ],
+        "limits": msgspec.structs.asdict(spec.limits),
+        "labels": dict(place.labels),
+    }
+
+
+def wanted(spec: SandboxSpec) -> dict[str, Any]:
+    """What is asked of a sandbox, in the words that every document about one has for it."""
+    return {
+        "runtime": spec.runtime,
+        "image": spec.image,
+        "image_digest": spec.image_digest,
+        "template": spec.template,
+        "net": spec.net,
+        "egress": list(spec.egress),
+        "secrets": [secret.told() for secret in spec.secrets],
+        "packages": list(spec.packages),
+        "user": spec.user,
+        "writable": spec.writable,
+    }
+
+
+def cut(value: Any, depth: int = _MAX_DEPTH) -> Any:
+    """``value`` with texts of at most MAX_TEXT; one that has none is given back as it is.
+
+    A policy is asked in a fraction of a second about what may have 8 MiB. What stands in the place
+    of a long text is no text, so that a rule that reads it as one fails, and the request with it:
+    padding hides nothing from a rule that looks for something.
+    """
+    if isinstance(value, str):
+        return value if len(value) * 4 <= MAX_TEXT else _cut_text(value)
+    if not depth:
+        return value  # too deep for a policy, which will say so
+    if isinstance(value, Mapping):
+        return {name: cut(member, depth - 1) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [cut(member, depth - 1) for member in value]
+    return value
+
+
+def _cut_text(text: str) -> Any:
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) <= MAX_TEXT:
+        return text
+    return {
+        "truncated": True,
+        "length": len(data),
+        "sha256": sha256(data).hexdigest(),
+        "prefix": data[:PREFIX].decode("utf-8", "ignore"),
+    }

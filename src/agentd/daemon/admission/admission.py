@@ -25,7 +25,7 @@ from agentd.model.errors import Refused
 
 if TYPE_CHECKING:
     from agentd.audit.execution import Execution
-    from agentd.daemon.admission.act import Act
+    from agentd.daemon.admission.acts import Act
     from agentd.daemon.admission.records import Records
     from agentd.model.decision import Decision, Obligations
     from agentd.model.result import Result

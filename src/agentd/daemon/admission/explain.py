@@ -12,7 +12,7 @@ from agentd.capability import schema
 from agentd.capability.registry import Registry
 from agentd.daemon import config
 from agentd.daemon.admission import acts
-from agentd.daemon.admission.act import Act, Place, asked
+from agentd.daemon.admission.acts import Act, Place, asked
 from agentd.daemon.admission.control import POLICY
 from agentd.daemon.admission.gate import NO_POLICY
 from agentd.daemon.config.schema import ORDINARY

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from agentd.audit.execution import Decided, Execution
-from agentd.daemon.admission.act import Act
+from agentd.daemon.admission.acts import Act
 from agentd.daemon.commands.ends import cause_of
 from agentd.model.canonical import canonical
 from agentd.model.cause import Cause, CauseCode
@@ -17,7 +19,6 @@ from agentd.model.result import Result, SandboxInfo, Usage
 if TYPE_CHECKING:
     from agentd.daemon.admission.admission import Admission
 
-_NO_CONTROLS: Mapping[str, Control] = {}
 Digests = Mapping[str, str]
 NO_OUTPUTS: Digests = {}
 
@@ -63,23 +64,16 @@ def of_error(admission: "Admission", error: BaseException | None) -> Execution:
     return _execution(admission, {}, cause=cause, **admission.where.fields())
 
 
-class Ran:
+class Ran(msgspec.Struct, frozen=True):
     """The sandbox in which an act ran, with its controls."""
 
-    def __init__(
-        self,
-        sandbox: str = "",
-        backend: str = "",
-        level: str = "",
-        enforcement: Mapping[str, Control] = _NO_CONTROLS,
-    ) -> None:
-        self.sandbox = sandbox
-        self.backend = backend
-        self.level = level
-        self.enforcement = enforcement
+    sandbox: str = ""
+    backend: str = ""
+    level: str = ""
+    enforcement: Mapping[str, Control] = {}
 
     def fields(self) -> dict[str, Any]:
-        return dict(vars(self))
+        return msgspec.structs.asdict(self)
 
     def info(self) -> SandboxInfo | None:
         """Return the sandbox; None where there was none."""

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from agentd.daemon.admission import acts, oblige
-from agentd.daemon.admission.act import Act, asked
+from agentd.daemon.admission.acts import Act, asked
 from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.facts import Ran
 from agentd.daemon.admission.records import Records, decision_fields

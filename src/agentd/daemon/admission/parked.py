@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from agentd.daemon.admission.act import Act
+from agentd.daemon.admission.acts import Act
 from agentd.daemon.admission.approvals import SANDBOX_ENDED, Approvals
 from agentd.daemon.admission.records import decision_fields
 from agentd.model import context

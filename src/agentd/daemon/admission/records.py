@@ -9,7 +9,7 @@ import msgspec
 
 from agentd.audit import receipt, record
 from agentd.audit.execution import Execution, clean
-from agentd.daemon.admission.act import Act
+from agentd.daemon.admission.acts import Act
 from agentd.model.audit import Event, Kind
 from agentd.model.decision import Decision
 from agentd.model.redact import Redactor

@@ -15,7 +15,7 @@ from agentd.capability import schema
 from agentd.capability.call import CallContext, perform
 from agentd.capability.registry import Registry
 from agentd.daemon.admission import facts, oblige
-from agentd.daemon.admission.act import Act, Place
+from agentd.daemon.admission.acts import Act, Place
 from agentd.daemon.admission.admission import Admission, outputs_of
 from agentd.daemon.admission.gate import Gate, ran
 from agentd.daemon.calls.inside import HandleInside, Nowhere

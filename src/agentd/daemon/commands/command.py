@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import msgspec
 
-from agentd.daemon.commands import views
 from agentd.daemon.commands.ends import (
     CommandLost,
     Digests,
@@ -24,6 +23,7 @@ from agentd.daemon.commands.ends import (
     status,
     used,
 )
+from agentd.daemon.commands.listed import Listed, of_result
 from agentd.model import context
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
@@ -35,7 +35,6 @@ from agentd.transport.core import Chunk, LostOutput
 if TYPE_CHECKING:
     from agentd.daemon.admission.admission import Admission
     from agentd.daemon.commands.begin import Begin
-    from agentd.daemon.commands.listed import Listed
     from agentd.model.api import ProcessView, ResultView
     from agentd.sandbox.journal.journal import Journal
     from agentd.sandbox.manager import SandboxHandle
@@ -62,7 +61,7 @@ class Command(Stepped):
         handle: "SandboxHandle",
         begin: "Begin",
         admission: "Admission | None" = None,
-        listed: "Listed | None" = None,
+        listed: Listed | None = None,
     ) -> None:
         """Begins it. Where that fails ``admission`` is ended, but for one that is not found again:
         its END is written with those of all that were interrupted."""
@@ -308,7 +307,7 @@ class Command(Stepped):
         listed, fds = self._listed, [] if cancel < 0 else [cancel]
         if listed is not None:
             fds.append(listed.errands.wake)
-        for found, ready in drive(self, lambda: fds):
+        for found, ready in drive(self, fds.copy):
             for stream, data in found:
                 self._take(stream, data, emit)
             if not ready:
@@ -385,7 +384,7 @@ class Command(Stepped):
         listed = self._listed
         if listed is None:
             return None
-        self.result = views.of_result(result, listed.id, bytes(self.stdout), bytes(self.stderr))
+        self.result = of_result(result, listed.id, bytes(self.stdout), bytes(self.stderr))
         listed.conclude(self.result)
         return self.result
 

@@ -1,15 +1,23 @@
-"""What a daemon knows a command by: its id, where its output is kept, who may reach it."""
+"""A command as its daemon lists it: its id, where its output is kept, who may reach it, and what
+others are told of it."""
 
+import contextlib
+import os
+import queue
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from agentd.daemon.commands.ends import INTERRUPTED, CommandLost, ours
-from agentd.daemon.commands.errands import Errands
-from agentd.daemon.commands.views import ENDED, RUNNING, bare, lost_bytes
 from agentd.model.api import ProcessView, ResultView
+from agentd.model.characters import as_texts
 from agentd.model.errors import AgentdError, Conflict
+from agentd.model.like import like
+from agentd.model.result import Result
 from agentd.sandbox import guard
 from agentd.sandbox.journal.events import LIMIT
 from agentd.sandbox.journal.journal import Journal
@@ -17,6 +25,8 @@ from agentd.transport.core import LostOutput
 
 if TYPE_CHECKING:
     from agentd.daemon.sandboxes.live import Live
+
+RUNNING, ENDED = "running", "ended"
 
 
 class Listed:
@@ -90,3 +100,77 @@ class Listed:
             lost=lost_bytes(self.journal),
             result=None if result is None else bare(result),
         )
+
+
+class Errands:
+    """What other threads want of a command, done by the one that drives it: its stream to the
+    agent has one owner. Thread-safe but for ``run``, which belongs to the driving thread."""
+
+    def __init__(self, over: Callable[[], Exception]) -> None:
+        """``over`` makes what is raised once nothing is done any more."""
+        self._over = over
+        self._wanted: queue.SimpleQueue[tuple[Callable[[], object], Future[None]]]
+        self._wanted = queue.SimpleQueue()
+        self._lock = threading.Lock()  # of ``wake``
+        self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def do(self, work: Callable[[], object]) -> None:
+        """Waits until it is done. Raises what it raises, and ``over``."""
+        done: Future[None] = Future()
+        with self._lock:
+            if self.wake < 0:
+                raise self._over()
+            self._put(work, done)
+        done.result()
+
+    def leave(self, work: Callable[[], object]) -> None:
+        """Never waits; after the end it is left out."""
+        with self._lock:
+            if self.wake >= 0:
+                self._put(work, Future())
+
+    def run(self) -> None:
+        """Do all that is wanted now."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self.wake)
+        while True:
+            try:
+                work, done = self._wanted.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                work()
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def close(self) -> None:
+        """Do nothing any more; idempotent."""
+        with self._lock:
+            wake, self.wake = self.wake, -1
+        if wake >= 0:
+            os.close(wake)
+        while not self._wanted.empty():
+            self._wanted.get_nowait()[1].set_exception(self._over())
+
+    def _put(self, work: Callable[[], object], done: "Future[None]") -> None:
+        self._wanted.put((work, done))
+        os.eventfd_write(self.wake, 1)
+
+
+def of_result(result: Result, process: str, stdout: bytes, stderr: bytes) -> ResultView:
+    out, err, encoding = as_texts(stdout, stderr)
+    return like(ResultView, result, stdout=out, stderr=err, encoding=encoding, process=process)
+
+
+def lost_bytes(journal: Journal) -> dict[str, int]:
+    """Count the bytes of each stream that the disk refused."""
+    lost: dict[str, int] = {}
+    for gap in journal.losses:
+        lost[gap.stream] = lost.get(gap.stream, 0) + gap.length
+    return lost
+
+
+def bare(view: ResultView) -> ResultView:
+    return msgspec.structs.replace(view, stdout="", stderr="", encoding="utf-8")

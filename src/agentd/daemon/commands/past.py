@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agentd.daemon.commands.ends import INTERRUPTED, status
-from agentd.daemon.commands.views import ENDED, bare, lost_bytes
+from agentd.daemon.commands.listed import ENDED, bare, lost_bytes
 from agentd.daemon.store.records import ProcessRecord
 from agentd.model import typed
 from agentd.model.api import ProcessView, ResultView

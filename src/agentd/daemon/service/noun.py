@@ -7,7 +7,7 @@ from agentd.model import context
 from agentd.policy.scopes import scope_of
 
 if TYPE_CHECKING:
-    from agentd.daemon.admission.act import Act
+    from agentd.daemon.admission.acts import Act
     from agentd.daemon.admission.admission import Admission
     from agentd.daemon.sandboxes.live import Live
     from agentd.daemon.service.parts import Parts

@@ -7,7 +7,7 @@ Nothing is done. A sandbox that has ended is judged by what the store still know
 from collections.abc import Callable, Sequence
 
 from agentd.daemon.admission import acts, oblige
-from agentd.daemon.admission.act import Act, Place
+from agentd.daemon.admission.acts import Act, Place
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.calls.calls import Calls

@@ -7,17 +7,18 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from agentd.daemon.store.errors import StoreError
+from agentd.daemon.store.errors import StoreBusy, StoreError
 from agentd.daemon.store.lock import OwnerLock
 from agentd.daemon.store.migrations import migrate
 from agentd.daemon.store.view import Transaction, Value, View
-from agentd.daemon.store.writer import StoreWriter, WriteCounts, failed
 from agentd.linux.paths import sync
+from agentd.model.commit import GroupCommit, Job, NotTaken
 from agentd.model.system import os_errors_as
 
 T = TypeVar("T")
+Work = Callable[[Transaction], Any]
 
 FILE, LOCK = "store.db", "store.lock"
 _MAX_IDLE_READERS = 8
@@ -29,6 +30,15 @@ _WRITER = (
     "PRAGMA secure_delete = ON",  # what is forgotten is not left in free pages
 )
 _READER = ("PRAGMA query_only = ON",)
+_LAZY_SECONDS = 1.0  # after which what is not urgent is written by itself
+
+
+class WriteCounts(NamedTuple):
+    """Since it was opened: ``writes`` share ``commits``; ``failures`` the disk refused."""
+
+    commits: int
+    writes: int
+    failures: int
 
 
 class SqliteStore(View):
@@ -52,7 +62,7 @@ class SqliteStore(View):
         self._lock = OwnerLock(os.path.join(self.folder, LOCK))
         try:
             _create(self._path)
-            self._writer = StoreWriter(self._open())
+            self._writer = _Writer(self._open())
         except BaseException:
             self._lock.close()
             raise
@@ -60,11 +70,14 @@ class SqliteStore(View):
     @property
     def works(self) -> bool:
         """Whether what is submitted is written."""
-        return self._writer.works
+        return self._writer.commits.works
 
     def write(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
         """Blocks until it is on disk; ``synced`` as for ``submit``."""
-        value: T = self._writer.write(work, synced=synced)
+        try:
+            value: T = self._writer.commits.do(work, synced=synced)
+        except NotTaken as why:
+            raise _not_taken(why) from None
         return value
 
     def submit(
@@ -75,7 +88,11 @@ class SqliteStore(View):
 
         Without ``synced`` a loss of power may undo it, the death of the daemon does not; the
         next synced write of any caller makes it lasting too."""
-        return self._writer.submit(work, synced=synced, urgent=urgent)
+        lazily = 0.0 if urgent else _LAZY_SECONDS
+        try:
+            return self._writer.commits.submit(work, synced=synced, lazily=lazily)
+        except NotTaken as why:
+            raise _not_taken(why) from None
 
     def counts(self) -> WriteCounts:
         return self._writer.counts
@@ -93,7 +110,7 @@ class SqliteStore(View):
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
-        self._writer.close()
+        self._writer.commits.close()
         self._lock.close()
 
     def _open(self) -> sqlite3.Connection:
@@ -141,6 +158,67 @@ class SqliteStore(View):
             connection.close()
 
 
+class _Writer:
+    """Commits writes: those of many threads share a transaction, as of ``model.commit``.
+
+    Owns ``connection``, which must not begin transactions by itself.
+    """
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._view = Transaction(connection)
+        self._synced = True
+        self.counts = WriteCounts(0, 0, 0)  # set by who commits alone
+        self.commits: GroupCommit[Work, Any]
+        self.commits = GroupCommit("agentd-store", self._commit, connection.close)
+        self.commits.start()
+
+    def _commit(self, batch: Sequence[Job[Work, Any]], is_thread: bool) -> list[Any]:
+        """Return the value of each, or the error that it was refused with."""
+        if not batch:
+            return []
+        try:
+            self._sync(True in [job.synced for job in batch])
+            self._connection.execute("BEGIN IMMEDIATE")
+            done = [self._do(job.work) for job in batch]
+            self._connection.execute("COMMIT")
+        except BaseException as error:  # no memory, say: nobody may wait for ever
+            self._roll_back()
+            self.counts = self.counts._replace(failures=self.counts.failures + 1)
+            return [failed("the store cannot be written", error) for _ in batch]
+        commits, writes, failures = self.counts
+        self.counts = WriteCounts(commits + 1, writes + len(batch), failures)
+        return done
+
+    def _sync(self, wanted: bool) -> None:
+        """Set whether commits reach the disk. In WAL mode the next that does takes earlier ones
+        along (pragma.html#pragma_synchronous)."""
+        if wanted != self._synced:
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if wanted else 'NORMAL'}")
+            self._synced = wanted
+
+    def _do(self, work: Work) -> Any:
+        """Return its value, or what it raised, which undoes it alone: it has its own savepoint."""
+        came: Any
+        self._connection.execute("SAVEPOINT job")
+        try:
+            came = work(self._view)
+        except BaseException as error:
+            # Some errors, a full disk among them, end the transaction (lang_transaction.html).
+            if not self._connection.in_transaction:
+                raise sqlite3.OperationalError(f"the transaction ended: {error}") from error
+            self._connection.execute("ROLLBACK TO job")
+            is_its = not isinstance(error, sqlite3.Error)
+            came = error if is_its else failed("the store refused a write", error)
+        self._connection.execute("RELEASE job")
+        return came
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+
+
 def _connect(path: str, settings: tuple[str, ...]) -> sqlite3.Connection:
     """Connect in autocommit mode; one thread at a time uses it, not always the same."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
@@ -184,3 +262,15 @@ def _unusable(path: str, error: sqlite3.Error) -> StoreError:
         cause=str(error),
         remediation="move the damaged file away; what it knew of sandboxes is lost then",
     )
+
+
+def failed(what: str, error: BaseException) -> StoreError:
+    reason = StoreError(what, cause=str(error), remediation="free space on its disk, or see dmesg")
+    reason.__cause__ = error
+    return reason
+
+
+def _not_taken(why: NotTaken) -> StoreError:
+    if not why.waiting:
+        return StoreError("the store is closed")
+    return StoreBusy(f"{why.waiting} writes wait for the store", remediation="try again later")

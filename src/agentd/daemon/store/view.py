@@ -1,17 +1,107 @@
-"""Reads and writes of an SQLite file, in records."""
+"""Reads and writes of an SQLite file, in records.
+
+Columns are fields of a record; what SQLite has no type for is kept as JSON.
+"""
 
 import math
 import sqlite3
+import types
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from functools import cache
+from typing import Any, Generic, NamedTuple, TypeVar
 
-from agentd.daemon.store import tables
-from agentd.daemon.store.records import StoreRecord
+import msgspec
+
+from agentd.daemon.store.errors import StoreError
+from agentd.daemon.store.records import (
+    ApiKeyRecord,
+    ApprovalRecord,
+    IdempotencyRecord,
+    NonceRecord,
+    ProcessRecord,
+    ReplayMarkRecord,
+    SandboxRecord,
+    StoreRecord,
+)
+from agentd.model import typed
 
 R = TypeVar("R", bound=StoreRecord)
 Value = str | int | float | bytes | None
 MAX_PAGE = 1000
+_PLAIN = (str, int, float, bytes)
+
+
+class Table(Generic[R]):
+    def __init__(self, name: str, kind: type[R], key: tuple[str, ...]) -> None:
+        self.name = name
+        self.kind = kind
+        self.key = key
+        fields = msgspec.structs.fields(kind)
+        self.columns = tuple(field.name for field in fields)
+        self._decoders = tuple(
+            None if _is_plain(field.type) else typed.decoder(field.type) for field in fields
+        )
+        marks = ", ".join("?" * len(self.columns))
+        same_key = " AND ".join(f"{column} = ?" for column in key)
+        listed = ", ".join(self.columns)
+        # Names come from the classes above alone: nothing a caller says becomes SQL.
+        self.select = f"SELECT {listed} FROM {name}"  # noqa: S608
+        self.get = f"{self.select} WHERE {same_key}"
+        self.put = f"INSERT OR REPLACE INTO {name} ({listed}) VALUES ({marks})"  # noqa: S608
+        self.delete = f"DELETE FROM {name} WHERE {same_key}"  # noqa: S608
+
+    def column(self, name: str) -> str:
+        """Raises TypeError for a column that it does not have."""
+        if name not in self.columns:
+            raise TypeError(f"{self.name} has no column {name!r}")
+        return name
+
+    def row(self, record: R) -> list[object]:
+        return [
+            value if decoder is None else msgspec.json.encode(value).decode()
+            for value, decoder in zip(
+                [getattr(record, name) for name in self.columns], self._decoders, strict=True
+            )
+        ]
+
+    def record(self, row: tuple[Any, ...]) -> R:
+        try:
+            values = [
+                value if decoder is None else decoder.decode(value)
+                for value, decoder in zip(row, self._decoders, strict=True)
+            ]
+        except msgspec.DecodeError as error:
+            key = "/".join(str(row[self.columns.index(name)]) for name in self.key)
+            raise StoreError(
+                f"the store's row {self.name} {key} is unreadable", cause=str(error)
+            ) from error
+        return self.kind(**dict(zip(self.columns, values, strict=True)))
+
+
+def _is_plain(annotation: Any) -> bool:
+    """A column type of SQLite, or that or None."""
+    union = isinstance(annotation, types.UnionType)
+    parts = typing.get_args(annotation) if union else (annotation,)
+    return all(part in _PLAIN or part is type(None) for part in parts)
+
+
+@cache
+def table_of(kind: type[R]) -> Table[R]:
+    name, key = _TABLES[kind]
+    return Table(name, kind, key)
+
+
+_TABLES: dict[type[StoreRecord], tuple[str, tuple[str, ...]]] = {
+    SandboxRecord: ("sandboxes", ("id",)),
+    ProcessRecord: ("processes", ("id",)),
+    ApiKeyRecord: ("api_keys", ("id",)),
+    IdempotencyRecord: ("idempotency", ("principal", "key")),
+    NonceRecord: ("nonces", ("key", "nonce")),
+    ReplayMarkRecord: ("replay_marks", ("id",)),
+    ApprovalRecord: ("approvals", ("id",)),
+}
 
 
 class Amount(NamedTuple):
@@ -26,7 +116,7 @@ class View(ABC):
     def _rows(self, sql: str, values: Sequence[Value] = ()) -> list[Any]: ...
 
     def get(self, kind: type[R], *key: Value) -> R | None:
-        table = tables.of(kind)
+        table = table_of(kind)
         rows = self._rows(table.get, key)
         return table.record(rows[0]) if rows else None
 
@@ -43,7 +133,7 @@ class View(ABC):
 
         ``equal`` names columns; ``labels`` must all be among the record's.
         """
-        table = tables.of(kind)
+        table = table_of(kind)
         wanted = [f"{table.column(column)} IS ?" for column in equal]
         values: list[Value] = list(equal.values())
         for label in (labels or {}).items():
@@ -61,7 +151,7 @@ class View(ABC):
 
     def measure(self, kind: type[StoreRecord], column: str, **equal: Value) -> Amount:
         """Return how many rows there are, and the sum of one of their columns."""
-        table = tables.of(kind)
+        table = table_of(kind)
         where = " AND ".join(f"{table.column(name)} IS ?" for name in equal) or "1"
         total = f"COALESCE(SUM({table.column(column)}), 0)"
         sql = f"SELECT COUNT(*), {total} FROM {table.name} WHERE {where}"  # noqa: S608
@@ -72,7 +162,7 @@ class View(ABC):
     ) -> list[R]:
         """Rows with the least values of a column, without those that are infinite; ``positive`` is
         another column, which must be."""
-        table = tables.of(kind)
+        table = table_of(kind)
         column = table.column(column)
         wanted = [f"{table.column(name)} IS ?" for name in equal] + [f"{column} < ?"]
         if positive:
@@ -84,7 +174,7 @@ class View(ABC):
     def heaviest(self, kind: type[StoreRecord], column: str, weight: str = "") -> Value:
         """The value of ``column`` that most rows have, or whose rows weigh the most; None without
         rows."""
-        table = tables.of(kind)
+        table = table_of(kind)
         group = table.column(column)
         by = f"SUM({table.column(weight)})" if weight else "COUNT(*)"
         sql = f"SELECT {group} FROM {table.name} GROUP BY {group} ORDER BY {by} DESC LIMIT 1"  # noqa: S608
@@ -103,12 +193,12 @@ class Transaction(View):
 
     def put(self, record: StoreRecord) -> None:
         """Inserts, or replaces what has its key."""
-        table = tables.of(type(record))
+        table = table_of(type(record))
         self._connection.execute(table.put, table.row(record))
 
     def delete(self, kind: type[StoreRecord], *key: Value) -> bool:
         """Return whether it was there."""
-        return self._connection.execute(tables.of(kind).delete, key).rowcount > 0
+        return self._connection.execute(table_of(kind).delete, key).rowcount > 0
 
     def delete_before(self, kind: type[StoreRecord], column: str, value: float, limit: int) -> int:
         """Deletes rows whose column is less, ``limit`` at most; how many."""
@@ -116,13 +206,13 @@ class Transaction(View):
 
     def take_before(self, kind: type[R], column: str, value: float, limit: int) -> list[R]:
         """Deletes as ``delete_before``, and returns the rows."""
-        table = tables.of(kind)
+        table = table_of(kind)
         sql = f"{_delete_before(kind, column)} RETURNING {', '.join(table.columns)}"
         return [table.record(row) for row in self._rows(sql, (value, limit))]
 
 
 def _delete_before(kind: type[StoreRecord], column: str) -> str:
-    table = tables.of(kind)
+    table = table_of(kind)
     key = ", ".join(table.key)
     old = f"SELECT {key} FROM {table.name} WHERE {table.column(column)} < ? LIMIT ?"  # noqa: S608
     return f"DELETE FROM {table.name} WHERE ({key}) IN ({old})"  # noqa: S608

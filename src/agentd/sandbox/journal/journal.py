@@ -155,6 +155,8 @@ class Journal:
         with self._io:
             with self.lock:
                 self._dirty = False
+                if not self.ring.total and not self.files.segments:
+                    return True  # where there was no output there is no file
             while True:
                 losses, entries, ending = self._next_write()
                 if not losses and not entries and ending is None:
@@ -183,7 +185,6 @@ class Journal:
             losses, self._unwritten = self._unwritten, []
             entries = self.ring.unstored(2 * _BLOCK)
             self._writing = self.ring.stored + len(entries)
-            # Where there was no output there is no file.
             output = losses or entries or self.files.segments
             last = self._writing == self.ring.next and not self._end_written
             return losses, entries, self.info if output and last else None

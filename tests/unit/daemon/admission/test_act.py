@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.daemon.known import ALICE, act, handle_of
 
-from agentd.daemon.admission.act import Place, asked
+from agentd.daemon.admission.acts import Place, asked
 from agentd.model import context
 from agentd.model.capability import Needs
 from agentd.model.isolation import IsolationLevel

@@ -9,7 +9,7 @@ from tests.unit.daemon.known import ALICE, handle_of
 import agentd.policy
 from agentd.capability.registry import BUILTIN, Registry
 from agentd.daemon.admission import acts
-from agentd.daemon.admission.act import asked
+from agentd.daemon.admission.acts import asked
 from agentd.model import context
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits

@@ -6,7 +6,7 @@ import pytest
 from tests.unit.daemon.known import DIGEST, Says, act, allowing
 
 from agentd.audit.errors import AuditError
-from agentd.daemon.admission.act import Place
+from agentd.daemon.admission.acts import Place
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.records import Records, secrets
 from agentd.model.decision import Decision

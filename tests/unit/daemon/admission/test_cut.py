@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentd.daemon.admission.cut import MAX_TEXT, PREFIX, cut
+from agentd.daemon.admission.acts import MAX_TEXT, PREFIX, cut
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=50),

@@ -7,7 +7,7 @@ import pytest
 from tests.unit.daemon.known import act, allowing
 from tests.unit.ingest.fake import until
 
-from agentd.daemon.admission.act import Place
+from agentd.daemon.admission.acts import Place
 from agentd.daemon.admission.approvals import Approvals
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.parked import ApprovalDenied, ApprovalExpired, Parked

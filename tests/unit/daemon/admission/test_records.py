@@ -10,7 +10,7 @@ from agentd.audit.errors import AuditError
 from agentd.audit.receipt import facts_of, issue, verify
 from agentd.audit.verify import verify as verify_log
 from agentd.daemon.admission import facts
-from agentd.daemon.admission.act import Place
+from agentd.daemon.admission.acts import Place
 from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.gate import ran
 from agentd.model.cause import Cause, CauseCode

@@ -10,8 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from agentd.daemon.observe.log import Log
 from agentd.daemon.observe.metrics import PROCESS, TABLE, Metrics
-from agentd.daemon.store.sqlite import SqliteStore
-from agentd.daemon.store.writer import WriteCounts
+from agentd.daemon.store.sqlite import SqliteStore, WriteCounts
 from agentd.model.api import ResultView
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.result import SandboxInfo, Timing, Usage
