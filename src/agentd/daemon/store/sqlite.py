@@ -30,7 +30,7 @@ _WRITER = (
     "PRAGMA secure_delete = ON",  # what is forgotten is not left in free pages
 )
 _READER = ("PRAGMA query_only = ON",)
-_LAZY_SECONDS = 1.0  # after which what is not urgent is written by itself
+LAZY_SECONDS = 1.0  # after which what is not urgent is written by itself
 
 
 class WriteCounts(NamedTuple):
@@ -88,7 +88,7 @@ class SqliteStore(View):
 
         Without ``synced`` a loss of power may undo it, the death of the daemon does not; the
         next synced write of any caller makes it lasting too."""
-        lazily = 0.0 if urgent else _LAZY_SECONDS
+        lazily = 0.0 if urgent else LAZY_SECONDS
         try:
             return self._writer.commits.submit(work, synced=synced, lazily=lazily)
         except NotTaken as why:

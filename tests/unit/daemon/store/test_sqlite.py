@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from agentd.daemon.store import writer
+from agentd.daemon.store import sqlite
 from agentd.daemon.store.errors import StoreBusy, StoreError, StoreLocked
 from agentd.daemon.store.records import (
     ApiKeyRecord,
@@ -227,7 +227,7 @@ def test_close_finishes_what_waits_and_then_refuses(store):
 
 
 def test_what_is_not_urgent_goes_along_with_the_next_write(store, monkeypatch):
-    monkeypatch.setattr(writer, "LAZY_SECONDS", 60.0)
+    monkeypatch.setattr(sqlite, "LAZY_SECONDS", 60.0)
     later = store.submit(put(sandbox("a")), urgent=False)
     time.sleep(0.1)
     assert not later.done() and store.counts().commits == 0
@@ -242,7 +242,7 @@ def test_what_is_not_urgent_goes_along_with_the_next_write(store, monkeypatch):
 
 
 def test_what_is_not_urgent_is_written_though_nothing_follows(store, monkeypatch):
-    monkeypatch.setattr(writer, "LAZY_SECONDS", 0.01)
+    monkeypatch.setattr(sqlite, "LAZY_SECONDS", 0.01)
     store.submit(put(sandbox("a")), urgent=False).result(120)
     assert store.get(SandboxRecord, "a") is not None
 
