@@ -1,5 +1,7 @@
 """What is read out of an attack's words: a script that was cut short proves nothing."""
 
+import time
+
 import pytest
 
 from agentd.model.cause import Cause, CauseCode
@@ -140,6 +142,23 @@ def test_forged_answers_that_were_believed_are_told() -> None:
     assert judge(seen(said, whole))[0] is Verdict.STOPPED
     assert judge(seen(said, result(exit_code=0, out=frames, err=frames)))[0] is Verdict.THROUGH
     assert judge(seen(said, result(exit_code=agent._STATUS, out=frames)))[0] is Verdict.THROUGH
+
+
+@pytest.mark.parametrize(
+    ("took", "verdict"),
+    [("0.02", Verdict.STOPPED), ("0.11", Verdict.STOPPED), ("0.2", Verdict.THROUGH)],
+)
+def test_processors_are_stopped_at_their_limit(took: str, verdict: Verdict) -> None:
+    judge = _named("run on more processors").judge
+    assert judge(seen({"took": took, "end": "reached"}))[0] is verdict
+
+
+@pytest.mark.parametrize("apart", [0.0, 1.0, -1.0, 30.0])
+def test_a_kernel_that_was_booted_with_the_hosts_is_the_hosts(apart: float) -> None:
+    (attack,) = (a for a in ATTACKS if a.name == "have the host's kernel")
+    seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - apart
+    verdict, _ = attack.judge(seen({"seconds": str(seconds), "boot": "x", "end": "reached"}))
+    assert verdict is (Verdict.STOPPED if apart == 30 else Verdict.THROUGH)
 
 
 def test_bombs_are_bounded_by_themselves() -> None:

@@ -1,9 +1,12 @@
 """The kernel's rare and dangerous interfaces. Calls are made with arguments that the kernel
 refuses, so that one that gets there does nothing; its own answer tells it from the filter's."""
 
+import contextlib
 import platform
+import time
 from functools import partial
 
+from agentd.model.isolation import IsolationLevel
 from agentd.selftest.attack import (
     FILTERED,
     Attack,
@@ -131,6 +134,37 @@ said("TIOCSETD", tried(fcntl.ioctl, 0, 0x5423, struct.pack("i", 0)))
 """
 
 
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+_BOOTED = f"""
+import time
+try:
+    with open({_BOOT_ID!r}) as file:
+        said("boot", file.read().strip())
+except OSError:
+    pass
+said("seconds", time.clock_gettime(time.CLOCK_BOOTTIME))
+"""
+_APART = 10.0  # seconds between the starts of two kernels, at least
+
+
+def _just_booted(_: Planted) -> str:
+    seconds = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return "" if seconds > 2 * _APART else "this machine has only just booted"
+
+
+def _judge_booted(seen: AttackOutcome) -> Judged:
+    if (early := unfinished(seen)) is not None:
+        return early
+    here = time.clock_gettime(time.CLOCK_BOOTTIME)
+    with contextlib.suppress(OSError), open(_BOOT_ID, encoding="ascii") as file:
+        if seen.said.get("boot") == file.read().strip():
+            return Verdict.THROUGH, "its kernel has the host's boot id: it is the host's"
+    apart = here - float(seen.said["seconds"])
+    if abs(apart) < _APART:
+        return Verdict.THROUGH, "its kernel was booted when the host's was: it is the host's"
+    return Verdict.STOPPED, f"a kernel that was booted {abs(apart):.0f} s apart from the host's"
+
+
 def _no_i386(_: Planted) -> str:
     machine = platform.machine()
     return "" if machine == "x86_64" else f"{machine} kernels have no such second set of calls"
@@ -148,6 +182,18 @@ def _judge_i386(seen: AttackOutcome) -> Judged:
 
 _attack = partial(Attack, otherwise="it is the machine's own kernel that is reached")
 ATTACKS = (
+    Attack(
+        "have the host's kernel",
+        _BOOTED,
+        {
+            IsolationLevel.NONE: ("isolation",),
+            IsolationLevel.USERSPACE_KERNEL: ("userspace_kernel",),
+            IsolationLevel.MICROVM: ("virtual_machine",),
+        },
+        _judge_booted,
+        otherwise="it shares the host's kernel, as its level says",
+        absent=_just_booted,
+    ),
     _attack("use bpf, perf and userfaultfd", _SURFACE, FILTERED),
     _attack("use io_uring", _IO_URING, FILTERED),
     _attack("use keyrings", _KEYS, FILTERED),

@@ -12,6 +12,10 @@ MEMORY = 64 * MIB
 DISK = 16 * MIB
 OPEN_FILES = 256
 OUTPUT = 1 << 16
+CPUS = 0.1
+_SPINNING = 2
+# A quota is for each tenth of a second, and may be used in the first and the last as a whole.
+_MOST_CPUS = 0.16
 _OVER = 1.2  # times the limit, at most
 # The children end by themselves, and are ended by their parent before that.
 _FORK = f"""
@@ -76,6 +80,28 @@ except OSError as error:
     said("refused", errno.errorcode[error.errno])
 said("took", len(kept))
 """
+# What a process ran is told by the clock, of which it misses what it did not run: kernels in user
+# space and machines may count its time as they like.
+_SPIN = f"""
+import time
+def spin(until):
+    ran, last = 0.0, time.monotonic()
+    while last < until:
+        now = time.monotonic()
+        ran += now - last if now - last < 0.001 else 0
+        last = now
+    return ran
+began = time.monotonic()
+read, write = os.pipe()
+for _ in range({_SPINNING}):
+    if os.fork() == 0:
+        os.write(write, struct.pack("=d", spin(began + 2)))
+        os._exit(0)
+for _ in range({_SPINNING}):
+    os.wait()
+took = sum(struct.unpack("={_SPINNING}d", os.read(read, {8 * _SPINNING})))
+said("took", took / (time.monotonic() - began))
+"""
 _FLOOD = f"""
 for _ in range({(8 << 20) // 65536}):
     os.write(1, b"x" * 65536)
@@ -102,6 +128,16 @@ def _judge_memory(seen: AttackOutcome) -> Judged:
     if seen.result.cause.code is CauseCode.OOM:
         return Verdict.STOPPED, "ended for it, with the cause oom"
     return unfinished(seen) or (Verdict.UNDECIDED, shown(seen.said))
+
+
+def _judge_processors(seen: AttackOutcome) -> Judged:
+    early = unfinished(seen)
+    if early is not None:
+        return early
+    took = float(seen.said["took"])
+    if took > _MOST_CPUS:
+        return Verdict.THROUGH, f"ran on {took:.2f} processors where {CPUS} was the limit"
+    return Verdict.STOPPED, f"ran on {took:.2f} processors of {CPUS}"
 
 
 def _judge_flood(seen: AttackOutcome) -> Judged:
@@ -152,6 +188,15 @@ ATTACKS = (
         "open_files",
         _at_most(OPEN_FILES, "EMFILE"),
         limits=Limits(open_files=OPEN_FILES),
+    ),
+    _bomb(
+        "run on more processors",
+        _SPIN,
+        "cpus",
+        _judge_processors,
+        limits=Limits(cpus=CPUS),
+        thorough=True,
+        fresh=True,
     ),
     _bomb("flood the caller with output", _FLOOD, "output", _judge_flood, output_limit=OUTPUT),
 )
