@@ -174,6 +174,11 @@ def test_the_command_line_pauses_and_resumes(daemon: Daemon) -> None:
             assert b"paused" in refused.stderr and b"resume it first" in refused.stderr
         assert daemon.cli("resume", name).returncode == 0
         assert daemon.cli("exec", name, "true").returncode == 0
+        again = daemon.cli("resume", name)
+        assert again.returncode == 125 and b"it runs" in again.stderr, again.stderr
+        with pytest.raises(Conflict):
+            sandbox.resume()
+        assert daemon.cli("exec", name, "true").returncode == 0
 
 
 # A daemon in a process of its own: the leases behind ours end at once, not seconds later.

@@ -39,6 +39,17 @@ def _exec(daemon: Daemon, box: str, key: str, of: str, *argv: str) -> Answer:
     return daemon.ask("POST", path, {"cmd": argv or ("echo", "hi")}, key=of, Idempotency_Key=key)
 
 
+def test_two_keys_of_one_request_are_none(daemon: Daemon) -> None:
+    connection = daemon.connect()
+    connection.putrequest("POST", "/v1/sandboxes")
+    for name, value in (("Idempotency-Key", "a"), ("Idempotency-Key", "b"), ("Content-Length", 0)):
+        connection.putheader(name, str(value))
+    connection.endheaders()
+    response = connection.getresponse()
+    assert (response.status, json.load(response)["code"]) == (400, "invalid_input")
+    connection.close()
+
+
 def test_nobody_is_locked_out_by_their_own_past(daemon: Daemon) -> None:
     alice, bob = daemon.key("alice"), daemon.key("bob")
     theirs = daemon.sandbox(bob)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.security.daemons import Answer, Daemon, running
+from tests.security.daemons import Answer, Daemon, running, until
 
 from agentd.model.principal import ADMIN, SCOPES
 
@@ -129,6 +129,33 @@ def test_a_websocket_needs_its_scopes_before_it_is_open(
         refused = daemon.ask("GET", path, key=daemon.key("bob", *without(scope)), **SOCKET)
         assert lacking(refused) == scope, refused
     assert not lacking(daemon.ask("GET", path, key=daemon.key("bob", *scopes), **SOCKET))
+
+
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        ("/v1/events", {}),
+        ("/v1/events?wait=1s", {}),
+        ("/v1/events", {"Accept": "text/event-stream"}),
+        ("/metrics", {}),
+        ("/v1/sandboxes/sbx-none/exec", SOCKET),
+        ("/v1/sandboxes/sbx-none/processes/prc-none/attach", SOCKET),
+        ("/v1/sandboxes/sbx-none/tunnels/80", SOCKET),
+        ("/v1/sandboxes/sbx-none/ports/80/", SOCKET),
+        ("/v1/sandboxes/sbx-none/ports/80/", {}),
+        ("/v1/sandboxes/sbx-none/files/tar?path=/", {}),
+    ],
+)
+def test_what_a_door_checks_itself_is_written_down_as_well(
+    daemon: Daemon, path: str, headers: dict[str, str]
+) -> None:
+    before = len(daemon.records(kind="denial", principal="dora"))
+    refused = daemon.ask("GET", path, key=daemon.key("dora", "approve"), **headers)
+    assert lacking(refused), refused
+    until(lambda: len(daemon.records(kind="denial", principal="dora")) == before + 1)
+    record = daemon.records(kind="denial", principal="dora")[-1]
+    assert record.request == refused.headers.get("x-request-id", record.request)
+    assert "lacks the scope" in str(record.fields)
 
 
 def without(*scopes: str) -> list[str]:

@@ -66,6 +66,10 @@ class DoorService(Service, Protocol):
     def events(self) -> DoorEvents: ...
     @property
     def repeats(self) -> Repeats: ...
+    def require(self, op: str, scopes: Sequence[str], sandbox: str = "") -> None:
+        """Check what a door checks itself, as ``op``. Raises Forbidden, which is told and written
+        down as of every operation."""
+
     def reauthorise(self, scopes: Sequence[str], sandbox: str = "") -> "DoorService":
         """Return the service of who asks by the same credential now, for what goes on for long: a
         key may have been revoked, or the sandbox be another's. Counts as no request. May block

@@ -88,7 +88,10 @@ _LATE = (
     LifecycleEvent.NOT_RESUMED,
     LifecycleEvent.SNAPSHOT_OVER,
 )
+_STANDING = (State.READY, State.PAUSED, State.SNAPSHOTTING)
 _REMEDIES = {
+    State.READY: "it runs: leave it out",
+    State.SNAPSHOTTING: "try again once its snapshot is there",
     State.PAUSED: "resume it first",
     State.ENDING: "create a new sandbox",
     State.ENDED: "create a new sandbox",
@@ -100,12 +103,12 @@ def advance(state: State, event: LifecycleEvent) -> Step:
 
     Ending is idempotent, and cuts short whatever goes on: what comes late to a sandbox that is
     ending or has ended changes nothing. For an event that makes no sense in ``state``
-    raises Conflict where the sandbox is paused, else SandboxError.
+    raises Conflict where the sandbox is ready, paused or being copied, else SandboxError.
     """
     step = _TABLE.get((state, event))
     if step is not None:
         return step
     if state in (State.ENDING, State.ENDED) and event in _LATE:
         return Step(state)
-    error = Conflict if state is State.PAUSED else SandboxError
+    error = Conflict if state in _STANDING else SandboxError
     raise error(f"cannot {event} a sandbox that is {state}", remediation=_REMEDIES.get(state, ""))

@@ -348,6 +348,10 @@ class FakeService:
         self.machine = FakeMachine(daemon, caller)
         self.repeats = FakeRepeats(daemon, caller)
 
+    def require(self, op: str, scopes: Sequence[str], sandbox: str = "") -> None:
+        for scope in scopes:
+            self.caller.require(scope)
+
     def reauthorise(self, scopes: Sequence[str], sandbox: str = "") -> "FakeService":
         who = self.again()
         for scope in scopes:

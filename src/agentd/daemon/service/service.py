@@ -1,5 +1,6 @@
 """``model.service.Service`` as a daemon has it: what one caller may ask, by nouns."""
 
+import time
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Generic, TypeVar
@@ -23,7 +24,7 @@ from agentd.daemon.service.volumes import DaemonVolumes
 from agentd.model import context
 from agentd.model.answer import Answer, Authorise, Carry, Work
 from agentd.model.api import Repeat
-from agentd.model.errors import NotFound
+from agentd.model.errors import Forbidden, NotFound
 from agentd.model.principal import Principal
 
 
@@ -95,6 +96,16 @@ class DaemonService:
     def caller(self) -> Principal:
         """Whom it is bound to: no door can set another."""
         return self._caller
+
+    def require(self, op: str, scopes: Sequence[str], sandbox: str = "") -> None:
+        begun = time.perf_counter()
+        try:
+            for scope in scopes:
+                self._caller.require(scope)
+        except Forbidden as error:
+            id_ = sandbox if sandbox.startswith("sbx-") else ""
+            self._parts.observer.over(op, self._caller.name, id_, begun, error)
+            raise
 
     def reauthorise(self, scopes: Sequence[str], sandbox: str = "") -> "DaemonService":
         who = self._caller if self._again is None else self._again()

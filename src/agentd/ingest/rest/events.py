@@ -71,6 +71,7 @@ async def _events(exchange: Exchange, query: dict[str, Any]) -> None:
     """Tell what happens to one's sandboxes: a page, or server-sent events as it happens."""
     wait = wait_seconds(query["wait"])
     service = await exchange.authenticate()
+    service.require("events", ("read",))
     streams = EVENTS in (exchange.headers.get("accept") or "").lower()
     after = (exchange.headers.get("last-event-id") if streams else None) or query["after"]
     reader = _Reader(after, query["limit"])

@@ -69,6 +69,6 @@ async def _metrics(exchange: Exchange, _: dict[str, Any]) -> None:
     if metrics is None:
         raise NotFound("there are no metrics", remediation="set metrics.enabled = true")
     if not metrics.public:
-        (await exchange.authenticate()).caller.require("read")
+        (await exchange.authenticate()).require("metrics", ("read",))
     text = await exchange.web.threads.short.run(metrics.text)
     await exchange.answer(Answer(200, text, _METRICS))

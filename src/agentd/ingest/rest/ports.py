@@ -36,7 +36,7 @@ _OURS = frozenset((b"host", b"expect", b"forwarded", b"via"))
 _SITE = frozenset(
     (
         *(b"date", b"alt-svc", b"clear-site-data", b"strict-transport-security"),
-        *(b"service-worker-allowed", b"public-key-pins", b"set-cookie2"),
+        *(b"service-worker-allowed", b"public-key-pins", b"set-cookie2", b"x-request-id"),
     )
 )
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")

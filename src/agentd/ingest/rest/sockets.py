@@ -23,7 +23,6 @@ from agentd.model.api import ExecBody, ProcessView
 from agentd.model.door import DoorService
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.output import STREAMS, OutputEvent
-from agentd.model.principal import Principal
 from agentd.model.service import Service
 
 _SCOPES = ("run", "read")
@@ -62,7 +61,7 @@ async def attach(socket: Socket) -> None:
     query = parse(socket.scope["query_string"], ATTACH_QUERY)
     service = await socket.authenticate()
     id_, process = socket.path["id"], socket.path["proc"]
-    _require(service.caller)
+    service.require("attach", _SCOPES, id_)  # what runs is fed and signalled, and followed
     view = await socket.web.threads.short.run(service.commands.get, id_, process)
     await _Session(socket, service, id_, view).run(query, accept=True)
 
@@ -72,7 +71,7 @@ async def execute(socket: Socket) -> None:
     web, id_ = socket.web, socket.path["id"]
     parse(socket.scope["query_string"], ())  # it takes none
     service = await socket.authenticate()
-    _require(service.caller)
+    service.require("start", _SCOPES, id_)
     await socket.accept()
     try:
         async with asyncio.timeout(web.limits.first_message):
@@ -82,12 +81,6 @@ async def execute(socket: Socket) -> None:
     body = decode_json(ExecBody, first)
     view = await web.threads.waits.run(service.commands.start, id_, body)
     await _Session(socket, service, id_, view).run({}, accept=False)
-
-
-def _require(who: Principal) -> None:
-    """Raises Forbidden: what runs is fed and signalled, and followed."""
-    for scope in _SCOPES:
-        who.require(scope)
 
 
 class _Session:

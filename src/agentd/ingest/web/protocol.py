@@ -141,6 +141,9 @@ class HttpConnection(HttpToolsProtocol):
         hosts = sum([name == b"host" for name, _ in self.headers])
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise ValueError(f"it has {hosts} Host headers")  # RFC 9112, 3.2
+        bodies = [v for n, v in self.headers if n in (b"content-length", b"transfer-encoding")]
+        if bodies not in ([], [b"0"]) and self.parser.should_upgrade() and self._should_upgrade():
+            raise ValueError("a WebSocket's handshake has no body")
         self._in_head = False
         self.app_state["link"].has_asked = True
         self._unread = True
@@ -199,7 +202,9 @@ class HttpConnection(HttpToolsProtocol):
                 "the request line and headers are too large",
                 cause=f"{self.limits.head} bytes and {self.limits.headers} headers are the most",
             )
-        return InvalidInput("this is no HTTP request", cause=str(error))
+        raised = None if error is None else error.__context__  # in a callback, if it was one
+        why = raised if isinstance(raised, ValueError) else error
+        return InvalidInput("this is no HTTP request", cause=str(why))
 
     def _discard(self, size: int) -> None:
         """Let a client that still sends read its answer first, for a while."""

@@ -1,6 +1,6 @@
 """What a request and a WebSocket have in common: a door, a connection, a path, and who asks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -24,11 +24,12 @@ class WebRequest(Generic[D]):
         self.web = door.web
         self.scope = scope
         self.link: Link = scope["state"]["link"]
-        # By their names in lower case; of several of one name the first.
+        # By their names in lower case.
         self.headers: Mapping[str, str] = {
-            name.decode("latin-1"): value.decode("latin-1")
-            for name, value in reversed(scope["headers"])
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
         }
+        if len(self.headers) < len(scope["headers"]):
+            self.headers = _joined(scope["headers"])
         self.path: Mapping[str, str] = scope.get("path_params", {})  # the parameters in it
         self.quick = True  # whether it takes no time to ask who asks
         self._receive = receive
@@ -57,3 +58,11 @@ class WebRequest(Generic[D]):
         self.link.identify(name)
         caller.set(name)
         return service
+
+
+def _joined(headers: Iterable[tuple[bytes, bytes]]) -> Mapping[str, str]:
+    """Several of one name are one with commas (RFC 9110, 5.2): neither is left out."""
+    found: dict[str, str] = {}
+    for name, value in ((n.decode("latin-1"), v.decode("latin-1")) for n, v in headers):
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found

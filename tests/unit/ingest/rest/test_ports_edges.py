@@ -131,6 +131,13 @@ def test_a_status_that_there_is_not_is_a_502(
     assert not [r for r in caplog.records if r.levelno >= logging.ERROR]
 
 
+def test_the_request_has_the_id_that_we_gave_it_and_no_other(running: Running) -> None:
+    with Inside(OK + b"X-Request-Id: forged\r\n\r\nok") as inside:
+        reply = running.ask("GET", _to(running.sandbox(), inside.port))
+    (told,) = reply.headers.get_all("x-request-id", ())
+    assert reply.status == 200 and told.startswith("req-")
+
+
 def test_two_locations_are_a_502(running: Running) -> None:
     with Inside(OK + b"Location: /a\r\nLocation: /b\r\n\r\nok") as inside:
         assert running.ask("GET", _to(running.sandbox(), inside.port)).status == 502
@@ -166,6 +173,38 @@ def test_trailers_are_bounded(running: Running) -> None:
     many = b"".join(b"X-%d: %b\r\n" % (n, b"y" * 900) for n in range(200))
     said = over_tcp(running, [head + many + b"\r\n"])
     assert b" 400 " in said.partition(b"\r\n")[0], said[:300]
+
+
+@pytest.mark.parametrize(
+    ("twice", "status"),
+    [
+        (b"Content-Encoding: identity\r\nContent-Encoding: gzip\r\n", 415),
+        (b"Content-Type: application/json\r\n", 400),
+        (b"Accept: text/html\r\nAccept: application/json\r\n", 201),
+    ],
+)
+def test_of_two_headers_of_a_name_none_is_left_out(
+    running: Running, twice: bytes, status: int
+) -> None:
+    head = b"POST /v1/sandboxes HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+    rest = b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+    said = running.say(head + twice + rest)
+    assert b" %d " % status in said.partition(b"\r\n")[0], said
+
+
+@pytest.mark.parametrize("proven", [False, True])
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 2\r\n\r\n{}", b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"]
+)
+def test_a_handshake_with_a_body_is_answered(running: Running, body: bytes, proven: bool) -> None:
+    head = (
+        b"GET /v1/sandboxes/sbx-x/exec HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
+        b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    )
+    key = b"X-API-Key: agd_alice\r\n" if proven else b""
+    said = over_tcp(running, [head + key + body])
+    assert b" 400 " in said.partition(b"\r\n")[0] and b"handshake" in said, said
 
 
 def test_a_request_without_a_host_is_none(running: Running) -> None:
