@@ -1,0 +1,254 @@
+"""What keeps packages from taking more, lasting longer, or saying more than they may: each control
+by itself."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.index import NAME, Index, tarball
+from tests.integration.test_packages import (
+    _BUILDS,
+    _PLACE,
+    fails,
+    index,
+    own,
+    packages,
+    said,
+    sets,
+)
+
+from agentd import InvalidInput, Refused, Sandbox, SandboxError, Unavailable
+from agentd.daemon.packages import inside, resolve
+from agentd.model.packages import packages_of
+
+__all__ = ["index", "own"]  # fixtures
+
+_DAY = 86400.0
+_USUAL = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def _made(*names: str) -> list[str]:
+    """What a sandbox with these has, as its report says."""
+    with Sandbox.create(packages=names, embedded=True) as sandbox:
+        detail = sandbox.enforcement["packages"].detail
+        return [each.split("==")[0] for each in detail.split("; ")]
+
+
+def _grow_old(own: Path, seconds: float) -> None:
+    """Have everything that a request became be of so long ago."""
+    for path in own.glob("cache/agentd/packages/requests/*.json"):
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps({**found, "time": time.time() - seconds}))
+
+
+def test_what_a_request_became_holds_for_a_day_and_with_all_versions_for_thirty(
+    index: Index, own: Path
+) -> None:
+    index.add("demo")
+    for name, days, again in (("demo", 2, True), ("demo==1.0", 2, False), ("demo==1.0", 31, True)):
+        assert _made(name) == ["demo"]
+        _grow_old(own, days * _DAY)
+        asked = len(index.asked)
+        assert _made(name) == ["demo"]
+        assert (len(index.asked) > asked) is again, (name, days)
+    # From the future it is no better: a clock was wrong.
+    _grow_old(own, -2 * _DAY)
+    asked = len(index.asked)
+    assert _made("demo==1.0") == ["demo"]
+    assert len(index.asked) > asked
+
+
+def test_what_requests_became_is_forgotten_once_it_is_old_or_gone(index: Index, own: Path) -> None:
+    requests = own / "cache/agentd/packages/requests"
+    for name in ("demo", "second"):
+        index.add(name)
+    with Sandbox.create(packages=["demo"], embedded=True):
+        _grow_old(own, 31 * _DAY)
+        (old,) = requests.iterdir()
+        assert _made("second") == ["second"]
+        assert old.exists() is False
+        packages("prune")  # what no sandbox has goes, and what became of asking for it
+        assert list(requests.iterdir()) == []
+
+
+def test_packages_are_no_larger_than_there_is_room_for(
+    index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "_ROOM", 4 << 20)
+    monkeypatch.setenv("AGENTD_PACKAGES__SIZE", "1M")
+    index.add("demo", files={"demo.py": "", "large.txt": "x" * (16 << 20)})
+    with pytest.raises(InvalidInput, match="larger than there is room for"):
+        _made("demo")
+    assert not sets(own)
+
+
+def test_an_index_that_takes_its_time_is_given_up(
+    index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolve, "SECONDS", 2.0)
+    index.add("demo")
+    index.wait.clear()
+    try:
+        with pytest.raises(Unavailable, match="were not there within 2 s"):
+            _made("demo")
+    finally:
+        index.wait.set()
+    assert not sets(own)
+
+
+def test_what_an_index_says_without_a_digest_is_not_taken(index: Index, own: Path) -> None:
+    index.add("demo")
+    ((file, data),) = index.files.items()
+    digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    page = f'<!DOCTYPE html><a href="/files/{file}#md5={digest}">{file}</a>'.encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "page", lambda _name: page)
+        assert "no wheel with a sha256 of demo" in fails("--with", "demo", "--", "true")
+    assert not sets(own)
+
+
+def test_where_others_could_write_none_are_kept(index: Index, own: Path) -> None:
+    index.add("demo")
+    folder = own / "cache/agentd/packages"
+    folder.mkdir(parents=True)
+    for mode in (0o775, 0o757):
+        folder.chmod(mode)
+        line = fails("--with", "demo", "--", "true")
+        assert "could be written by others" in line and "chmod 755" in line
+    folder.chmod(0o755)
+    assert said("--with", "demo", "--", "python3", "-c", "import demo; print(1)") == "1"
+
+
+@pytest.mark.root
+def test_at_the_process_level_their_path_is_open_or_they_are_refused(
+    index: Index, own: Path
+) -> None:
+    index.add("demo")
+    own.chmod(0o700)
+    with pytest.raises(Refused, match="closed to its commands"):
+        Sandbox.create(packages=["demo"], backend="landlock", embedded=True)
+
+
+def test_a_request_has_so_many_characters() -> None:
+    long = "a" * 500
+    assert packages_of(long) == (long,)
+    for each in ("a" * 513, [f"{'a' * 500}{at}" for at in range(9)]):
+        with pytest.raises(InvalidInput, match=r"is not a name|over 4096 characters"):
+            packages_of(each)
+
+
+def _driven(monkeypatch: pytest.MonkeyPatch, change: Callable[[str], str]) -> None:
+    """Have what runs pip in its sandbox be another program."""
+    text = inside.text
+
+    def other(name: str) -> str:
+        was = text(name)
+        if name == "driver":
+            now = change(was)
+            assert now != was
+            return now
+        return was
+
+    monkeypatch.setattr(inside, "text", other)
+
+
+_PLANT = """
+    import os
+    if "--require-hashes" in sys.argv:
+        os.makedirs("/workspace/site", exist_ok=True)
+        {}
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        'os.symlink("/etc", "/workspace/site/out")',
+        'os.symlink("../../../..", "/workspace/site/out")',
+    ],
+)
+def test_what_a_sandbox_that_was_taken_over_leaves_does_not_lead_elsewhere(
+    plant: str, index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That they are unpacked in. By: what is copied out has no such links, on whatever side."""
+    index.add("demo")
+    main = "def main() -> int:\n"
+    _driven(monkeypatch, lambda was: was.replace(main, main + _PLANT.format(plant)))
+    with pytest.raises(SandboxError, match="may not come out of their sandbox"):
+        _made("demo")
+    assert not sets(own)
+
+
+@pytest.mark.parametrize(
+    ("control", "instead"),
+    [
+        ("    refuse_builds()\n", "    sys.addaudithook(refuse_programs)\n"),
+        ("    sys.addaudithook(refuse_programs)\n", ""),
+    ],
+)
+def test_no_code_of_a_package_runs_by_either_of_two_controls(
+    control: str, instead: str, index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is left out, and the other holds: pip builds nothing, and starts no program."""
+    file = "evil-1.0.tar.gz"
+    index.files[file] = tarball(
+        {
+            "evil-1.0/PKG-INFO": "Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n",
+            "evil-1.0/pyproject.toml": "[build-system]\nrequires = []\n"
+            'build-backend = "backend"\nbackend-path = ["."]\n',
+            "evil-1.0/backend.py": _BUILDS.format(host=NAME, port=index.port),
+        }
+    )
+    index.add("demo", needs=[f"evil @ http://{NAME}:{index.port}/files/{file}"])
+    _driven(monkeypatch, lambda was: was.replace(control, instead))
+    with pytest.raises((InvalidInput, SandboxError)):
+        _made("demo")
+    assert f"/files/{file}" in index.asked
+    assert "/ran" not in index.asked
+    assert not sets(own)
+
+
+_CURIOUS = """#!/bin/sh
+export PATH={usual}
+machine=$(uname -m)
+grep -q nameserver /etc/resolv.conf 2>/dev/null && machine=reached
+test -n "$SAID$TOKEN" && machine=told
+touch /curious/written
+python3 "$@" | sed "s/\\(\\"platform_machine\\": \\)\\"[a-z0-9_]*\\"/\\1\\"$machine\\"/"
+"""
+
+
+def test_a_python_that_is_asked_what_it_is_has_no_network_and_writes_nothing(
+    index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the caller's, and its word decides among wheels. By: the sandbox that it is asked in
+    has of the caller's what leads to it, to be read, and nothing else."""
+    folder = own / "curious"
+    folder.mkdir()
+    program = folder / "python3"
+    program.write_text(_CURIOUS.format(usual=_USUAL))
+    program.chmod(0o755)
+    for kind in ("reached", "told"):
+        index.add(kind)
+    needs = [f'{kind}; platform_machine == "{kind}"' for kind in ("reached", "told")]
+    index.add("demo", needs=needs)
+    monkeypatch.setenv("TOKEN", "a-token-of-some-length-that-is-used")
+    with Sandbox.create(
+        packages="demo",
+        embedded=True,
+        net=[f"{NAME}:{index.port}"],
+        secrets=[f"TOKEN=env:TOKEN@{NAME}:{index.port}"],
+        mounts=[f"{folder}:/curious:rw"],
+        env={"PATH": f"/curious:{_USUAL}", "SAID": "x"},
+    ) as sandbox:
+        detail = sandbox.enforcement["packages"].detail
+        assert "demo==1.0" in detail and "reached" not in detail and "told" not in detail
+        assert os.listdir(folder) == ["python3"]
+        # And in the sandbox itself all of it is had.
+        had = "grep -q nameserver /etc/resolv.conf && test -n $SAID && touch /curious/x && ls "
+        assert "demo.py" in sandbox.run(had + _PLACE, check=True).text
