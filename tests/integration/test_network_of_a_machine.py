@@ -165,7 +165,7 @@ def test_what_rules_name_is_reached_and_nothing_else(machine: Any) -> None:
         "whole('db.internal', 5432, 300_000)",
         f"said('web.internal', 443, {right!r})",
         f"said('web.internal', 443, {wrong!r})",
-        "said('web.internal', 80)",
+        "said('web.internal', 80)[:12]",
         "said('other.internal', 5432)",
         "said('8.8.8.8', 443)",
         "said('2001:db8::1', 443)",
@@ -178,7 +178,7 @@ def test_what_rules_name_is_reached_and_nothing_else(machine: Any) -> None:
     )
     assert found.pop() == "198.18."
     assert found[:3] == ["the host", 300_004, "the host"]
-    assert found[3:5] == ["ECONNRESET"] * 2
+    assert found[3:5] == ["ECONNRESET", "HTTP/1.1 403"]
     assert found[5] == "unknown"
     assert set(found[6:9]) <= {"ECONNRESET", "EPIPE", "closed"}
     assert found[9:] == ["ECONNREFUSED"] * 3 + [["lo"]]

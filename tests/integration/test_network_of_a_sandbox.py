@@ -121,6 +121,20 @@ def test_names_have_addresses_for_who_wants_those_that_the_machine_has(
         assert found[0].startswith("198.18.") and found[0] in found[1:]
 
 
+@pytest.mark.needs("wget")
+@pytest.mark.parametrize(
+    "wall", ["linux", pytest.param("oci", marks=pytest.mark.needs("runc")), _GVISOR]
+)
+def test_wget_takes_a_refusal_at_port_80_for_what_it_is(daemon: Daemon, wall: str) -> None:
+    """A reset it takes for something to be tried 20 times, which takes minutes."""
+    with Sandbox.create(url=daemon.url, backend=wall, net=["db.internal:5432"]) as sandbox:
+        done = sandbox.run(["wget", "-O", "/dev/null", "http://db.internal/x"], timeout=100)
+        assert done.exit_code == 8 and b"ERROR 403: Forbidden" in done.stderr, done
+        (row,) = [each for each in sandbox.network.connections().connections if each.port]
+        assert (row.allowed, row.reason) == (False, "port 80 is not among 5432")
+        assert sandbox.network.connections().totals["denied"] == 1
+
+
 def test_by_rest_and_the_command_line_it_is_the_same(daemon: Daemon) -> None:
     made = daemon.ask("POST", "/v1/sandboxes", {"net": "db.internal:5432, pypi"})
     assert made.status == 201

@@ -9,7 +9,7 @@ from typing import Any
 
 from agentd.egress import addresses, rows
 from agentd.egress.mark import Mark
-from agentd.egress.relay import synthetic
+from agentd.egress.relay import refusal, synthetic
 from agentd.egress.relay.budget import TrafficBudget
 from agentd.egress.relay.closing import close
 from agentd.egress.relay.connection import NEAR_BUFFER, RelayedConnection
@@ -18,6 +18,7 @@ from agentd.egress.relay.loop import IN, EventLoop, Handler
 from agentd.egress.relay.nameserver import NameServer
 from agentd.egress.relay.passing import Passing
 from agentd.egress.relay.records import Reports
+from agentd.egress.relay.refusal import Refusal
 from agentd.egress.relay.resolver import MAX_PENDING, Resolver, Upstream
 from agentd.egress.relay.routes import KernelRoutes
 from agentd.egress.relay.streams import MAX_BESIDE, GuestStream
@@ -164,6 +165,8 @@ class Relay:
             connection.end("the sandbox ended", reset=True)
         for stream in list(tenant.streams):
             stream.close()
+        for refused in list(tenant.told):
+            refused.end(reset=True)
         self.reports.forget(tenant)
         self._drop_table(id_)
 
@@ -228,36 +231,34 @@ class Relay:
 
     def take(
         self, tenant: Tenant, client: socket.socket, address: bytes, port: int
-    ) -> RelayedConnection | None:
-        """Begin a connection to what a program dialled; None where it may not be: ``client``, which
-        is ours from now on, is reset then."""
+    ) -> RelayedConnection | Refusal | None:
+        """Begin a connection to what a program dialled with ``client``, which is ours from now on.
+        Where it may not be, the program is told so, or the connection is reset: None then."""
         number = synthetic.number_of(address)
         name = None if number is None else tenant.synthetic.name(number)
         text = spelled(address)
         if number is not None and name is None:
-            self._deny(tenant, client, ("", text, port), "", "no name has that address")
-            return None
+            return self._deny(tenant, client, ("", text, port), "", "no name has that address")
         if name is not None:
             verdict = tenant.verdict(name, port)
         else:
             verdict = tenant.table.of_address(addresses.parse(text), port)
+        to = name or "", text, port
         if not verdict.allowed:
-            self._deny(tenant, client, (name or "", text, port), verdict.rule, verdict.reason)
-        elif why := (
+            return self._deny(tenant, client, to, verdict.rule, verdict.reason)
+        if why := (
             self._spent(tenant)
             or self._crowded(tenant)
             or (verdict.ask and tenant.questions.hindrance((name or text, port)))
             or ""
         ):
-            self._deny(tenant, client, (name or "", text, port), verdict.rule, why)
-        else:
-            self._count += 1
-            self._open += 1
-            connection = RelayedConnection(self, tenant, client, (name, text, port), self._count)
-            connection.begin(verdict)
-            self._sweep_later()
-            return connection
-        return None
+            return self._deny(tenant, client, to, verdict.rule, why)
+        self._count += 1
+        self._open += 1
+        connection = RelayedConnection(self, tenant, client, (name, text, port), self._count)
+        connection.begin(verdict)
+        self._sweep_later()
+        return connection
 
     def _most(self) -> int:
         """How many connections all sandboxes may have."""
@@ -284,12 +285,12 @@ class Relay:
 
     def _deny(
         self, tenant: Tenant, client: socket.socket, to: tuple[str, str, int], rule: str, why: str
-    ) -> None:
-        close(client, reset=True)
+    ) -> Refusal | None:
         name, address, port = to
         row: dict[str, object] = {"sandbox": tenant.id, "name": name, "address": address}
         row |= {"port": port, "rule": rule, "allowed": False, "reason": why, "ended": True}
         self.reports.denied(tenant, (name or address, port, why), row)
+        return refusal.tell(self, tenant, client, (name, port), rule, why)
 
     # --- the rest ---
 

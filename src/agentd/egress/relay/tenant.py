@@ -11,8 +11,9 @@ from agentd.egress.table import EgressTable, EgressVerdict
 if TYPE_CHECKING:
     from agentd.egress.relay.budget import TrafficBudget
     from agentd.egress.relay.connection import RelayedConnection
-    from agentd.egress.relay.loop import EventLoop
+    from agentd.egress.relay.loop import EventLoop, Later
     from agentd.egress.relay.records import Reports
+    from agentd.egress.relay.refusal import Refusal
     from agentd.egress.relay.streams import GuestStream
 
 MAX_CONNECTIONS = 512
@@ -29,6 +30,7 @@ class Tenant:
         "_allowance", "_clocked", "_resting", "_since", "_verdicts", "_wild", "asking",
         "asking_streams", "budget", "closed", "connections", "denials", "dialling", "has_ipv6",
         "id", "questions", "repeats", "sockets", "streams", "synthetic", "table",
+        "told",
     )  # fmt: skip
 
     def __init__(
@@ -64,6 +66,8 @@ class Tenant:
         #: Of a machine: what its guest has open, and how many of that are for questions of DNS.
         self.streams: dict[GuestStream, None] = {}
         self.asking_streams = 0
+        #: Who is told why it was refused, each with the clock that ends it.
+        self.told: dict[Refusal, Later] = {}
         self._allowance, self._since = NAMES_AT_ONCE, loop.now
 
     def is_wild(self, name: str) -> bool:
