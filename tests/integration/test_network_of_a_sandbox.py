@@ -165,6 +165,21 @@ def test_by_rest_and_the_command_line_it_is_the_same(daemon: Daemon) -> None:
     assert daemon.ask("GET", where).status in (404, 410)
 
 
+def test_what_is_read_for_a_secret_is_explained(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "a-token-of-some-length-that-is-used")
+    secrets = ["TOKEN=env:TOKEN@pypi.org"]
+    with Sandbox.create(url=daemon.url, net=["pypi"], secrets=secrets) as sandbox:
+        for host, told in (
+            ("pypi.org", "GET /x at pypi.org:443 is allowed by pypi, and read for a secret\n"),
+            ("files.pythonhosted.org", "files.pythonhosted.org:443 is allowed by pypi\n"),
+        ):
+            explained = _cli(daemon, "net", "explain", f"https://{host}/x", sandbox.id)
+            assert (explained.returncode, explained.stdout) == (0, told)
+        assert sandbox.network.get().terminated == ("pypi.org",)
+
+
 def test_the_command_line_spells_a_network_of_no_rules(daemon: Daemon) -> None:
     made = _cli(daemon, "create", "--net", "", "--json")
     assert made.returncode == 0, made.stderr

@@ -107,7 +107,13 @@ def test_each_is_listed_by_every_door_without_a_value_of_its_variables(
     assert daemon.ask("GET", "/v1/templates", key=daemon.key("maker", "create")).status == 403
     with Client(daemon.url) as client:
         assert [one.start for one in client.machine.templates()][2] == ("sleep", "1000")
-    assert b"late" in daemon.cli("template", "ls").stdout
+    headings, first, *_ = daemon.cli("template", "ls").stdout.splitlines()
+    assert headings.split()[3] == b"NETWORK" and first.split()[:4] == [
+        b"web",
+        b"default",
+        b"-",
+        b"none",
+    ]
     listed = json.loads(daemon.cli("template", "ls", "--json").stdout)
     (tmp_path / "agentd.toml").write_text(TEMPLATES)
     monkeypatch.setenv("AGENTD_CONFIG", str(tmp_path / "agentd.toml"))

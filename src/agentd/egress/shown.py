@@ -21,7 +21,8 @@ def network(spec: "SandboxSpec") -> NetworkView:
     if spec.net != RESTRICTED:
         return NetworkView(spec.net)
     table = compile_table(spec.egress, spec.egress_bounds, spec.secrets)
-    return NetworkView(spec.net, spec.egress, tuple(table["rules"]))
+    terminated = tuple(table.get("terminated", ()))
+    return NetworkView(spec.net, spec.egress, tuple(table["rules"]), terminated)
 
 
 def connections(wall: TellsConnections, after: int) -> ConnectionPage:

@@ -16,11 +16,13 @@ class NetworkView(msgspec.Struct, frozen=True):
     """``net`` is "none", "host" or "restricted"; ``egress`` has the rules of the last, as they were
     written. ``rules`` are those by which each connection is judged, presets spelled out and those
     of the operator with them: {allow, host or network, ports (null: every one), text, private}, and
-    {http: {methods (null: every one), path}} of one that is about requests."""
+    {http: {methods (null: every one), path}} of one that is about requests. ``terminated`` are the
+    hosts of its secrets, with a port where that is not 443: what goes there is read, too."""
 
     net: str
     egress: tuple[str, ...] = ()
     rules: tuple[dict[str, Any], ...] = ()
+    terminated: tuple[str, ...] = ()
 
 
 class ConnectionView(msgspec.Struct, frozen=True):

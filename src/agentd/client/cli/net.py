@@ -113,8 +113,11 @@ def _explain(options: argparse.Namespace) -> int:
     else:
         view = _rules_of(options)
         wire = {**table_of(view.rules), "cassette": cassette(view.egress)}
-    found = explain(EgressTable(wire), options.target)
-    allowed = f"allowed by {found.rule}{_CASSETTE[found.cassette]}"
+        wire["terminated"] = view.terminated
+    rules = EgressTable(wire)
+    found = explain(rules, options.target)
+    secret = ", and read for a secret" if rules.is_terminated(found.host, found.port) else ""
+    allowed = f"allowed by {found.rule}{secret}{_CASSETTE[found.cassette]}"
     how = allowed if found.allowed else f"refused: {found.reason}"
     how = f"asked about, by {found.rule}" if found.ask else how
     what = f"{found.request} at " if found.request else ""

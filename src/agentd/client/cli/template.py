@@ -39,10 +39,11 @@ def _parser() -> Parser:
 def _ls(options: argparse.Namespace) -> int:
     found = _found(options)
     rows = [
-        (view.name, view.image, _wall(view), shlex.join(view.start) or "-", _ready(view))
+        (view.name, view.image, _wall(view), view.net, shlex.join(view.start) or "-", _ready(view))
         for view in found
     ]
-    return table.tell(options, found, ("TEMPLATE", "IMAGE", "WALL", "STARTS", "READY"), rows)
+    headings = ("TEMPLATE", "IMAGE", "WALL", "NETWORK", "STARTS", "READY")
+    return table.tell(options, found, headings, rows)
 
 
 def _found(options: argparse.Namespace) -> "tuple[TemplateView, ...]":
