@@ -16,6 +16,7 @@ from tests.security.daemons import Daemon, running
 from tests.unit.capability.fetch.authority import Authority
 
 from agentd import InvalidInput, Refused, Sandbox
+from agentd.client.cli.main import main
 from agentd.egress.terminator.recording import MAX_OF_ONE, MAX_TOGETHER
 from agentd.model.cassette import (
     MAX_BODY,
@@ -273,6 +274,19 @@ def test_by_the_command_line(daemon: Daemon, barred: Daemon, tmp_path: Path) -> 
     assert agentd(barred, "net", "cassette", box, "--put", tape).returncode == 0
     assert agentd(barred, "exec", box, "--", *job).stdout == made.stdout
     agentd(barred, "kill", box)
+
+
+def test_a_template_that_has_no_file_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It ran, and what it recorded was gone with its sandbox."""
+    config = tmp_path / "agentd.toml"
+    config.write_text(f'[[template]]\nname = "tape"\nnet = "record,{HOST}"\n')
+    monkeypatch.setenv("AGENTD_CONFIG", str(config))
+    assert main(["run", "--embedded", "--template", "tape", "--", "echo", "ran"]) == 2
+    told = capfd.readouterr()
+    assert "network rule 'record' has no file, and the sandbox ends with" in told.err
+    assert "agentd net cassette" in told.err and "ran" not in told.out
 
 
 @pytest.mark.needs("curl")

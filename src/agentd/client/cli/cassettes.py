@@ -10,6 +10,7 @@ from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
     from agentd.client.cassettes import CassetteFiles
+    from agentd.model.api import SandboxView
     from agentd.model.cassette import Cassette
     from agentd.model.network import Network
 
@@ -31,12 +32,22 @@ def of_a_run(options: argparse.Namespace) -> "CassetteFiles":
     put in what it replays."""
     files = of(options)
     word = cassette(text.strip() for text in (options.net or "").split(","))
+    _check(word, files, f"name one, as {word}:tape.jsonl")
+    return files
+
+
+def check_made(view: "SandboxView", files: "CassetteFiles") -> None:
+    """As ``of_a_run``, of what a template says, or a snapshot. Raises InvalidInput."""
+    fix = "make the sandbox by agentd create, and see agentd net cassette"
+    _check(cassette(view.egress), files, fix)
+
+
+def _check(word: str, files: "CassetteFiles", fix: str) -> None:
     if word and not any(files):
         raise InvalidInput(
             f"network rule {word!r} has no file, and the sandbox ends with the command",
-            remediation=f"name one, as {word}:tape.jsonl",
+            remediation=fix,
         )
-    return files
 
 
 def save(files: "CassetteFiles", network: "Network", sandbox: str) -> None:

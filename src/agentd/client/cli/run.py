@@ -59,6 +59,7 @@ def _run(where: "Address | None", options: argparse.Namespace, interrupts: Inter
         files = cassettes.of_a_run(options)
         view = _create(where, service, options, interrupts)
         try:
+            cassettes.check_made(view, files)
             files.play(service.network, view.id)
             if asked is None:
                 options.command = _of_image(view)
