@@ -24,7 +24,7 @@ _PIECE = 64 << 10
 _MAX_REASON = 500  # characters
 
 
-class Refusal:
+class HttpRefusal:
     """Ends by itself, and with its tenant by ``end``. Made by ``tell``."""
 
     __slots__ = ("_client", "_heard", "_relay", "_tenant")
@@ -65,7 +65,7 @@ def tell(
     to: tuple[str, int],
     rule: str,
     reason: str,
-) -> Refusal | None:
+) -> HttpRefusal | None:
     """Say why what was dialled is refused: ``to`` is a name, or "", and a port. ``client``, which
     does not block and is not watched, is ours from now on."""
     name, port = to
@@ -75,7 +75,7 @@ def tell(
     with contextlib.suppress(OSError):  # it is gone, as the next event tells
         client.send(_answer(name, rule, reason))
         client.shutdown(socket.SHUT_WR)
-    return Refusal(relay, tenant, client)
+    return HttpRefusal(relay, tenant, client)
 
 
 def _answer(name: str, rule: str, reason: str) -> bytes:

@@ -18,7 +18,7 @@ from agentd.egress.relay.loop import IN, EventLoop, Handler
 from agentd.egress.relay.nameserver import NameServer
 from agentd.egress.relay.passing import Passing
 from agentd.egress.relay.records import Reports
-from agentd.egress.relay.refusal import Refusal
+from agentd.egress.relay.refusal import HttpRefusal
 from agentd.egress.relay.resolver import MAX_PENDING, Resolver, Upstream
 from agentd.egress.relay.routes import KernelRoutes
 from agentd.egress.relay.streams import MAX_BESIDE, GuestStream
@@ -231,7 +231,7 @@ class Relay:
 
     def take(
         self, tenant: Tenant, client: socket.socket, address: bytes, port: int
-    ) -> RelayedConnection | Refusal | None:
+    ) -> RelayedConnection | HttpRefusal | None:
         """Begin a connection to what a program dialled with ``client``, which is ours from now on.
         Where it may not be, the program is told so, or the connection is reset: None then."""
         number = synthetic.number_of(address)
@@ -285,7 +285,7 @@ class Relay:
 
     def _deny(
         self, tenant: Tenant, client: socket.socket, to: tuple[str, str, int], rule: str, why: str
-    ) -> Refusal | None:
+    ) -> HttpRefusal | None:
         name, address, port = to
         row: dict[str, object] = {"sandbox": tenant.id, "name": name, "address": address}
         row |= {"port": port, "rule": rule, "allowed": False, "reason": why, "ended": True}

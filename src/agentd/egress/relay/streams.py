@@ -18,7 +18,7 @@ from agentd.linux.dialled import BrokenStream, Shuttle
 
 if TYPE_CHECKING:
     from agentd.egress.relay.connection import RelayedConnection
-    from agentd.egress.relay.refusal import Refusal
+    from agentd.egress.relay.refusal import HttpRefusal
     from agentd.egress.relay.relay import Relay
     from agentd.egress.relay.tenant import Tenant
 
@@ -144,7 +144,7 @@ class _Carried:
         self,
         stream: GuestStream,
         relay: "Relay",
-        connection: "RelayedConnection | Refusal",
+        connection: "RelayedConnection | HttpRefusal",
         near: socket.socket,
         client: ClientEnd,
         shuttle: Shuttle,

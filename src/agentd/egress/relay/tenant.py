@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from agentd.egress.relay.connection import RelayedConnection
     from agentd.egress.relay.loop import EventLoop, Later
     from agentd.egress.relay.records import Reports
-    from agentd.egress.relay.refusal import Refusal
+    from agentd.egress.relay.refusal import HttpRefusal
     from agentd.egress.relay.streams import GuestStream
 
 MAX_CONNECTIONS = 512
@@ -67,7 +67,7 @@ class Tenant:
         self.streams: dict[GuestStream, None] = {}
         self.asking_streams = 0
         #: Who is told why it was refused, each with the clock that ends it.
-        self.told: dict[Refusal, Later] = {}
+        self.told: dict[HttpRefusal, Later] = {}
         self._allowance, self._since = NAMES_AT_ONCE, loop.now
 
     def is_wild(self, name: str) -> bool:
