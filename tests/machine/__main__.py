@@ -3,7 +3,9 @@
 import argparse
 import sys
 import time
+from collections.abc import Callable
 
+from tests.machine import resumed
 from tests.machine.machine import UNAVAILABLE, Lost, Machine, Unavailable
 
 LOST = 125
@@ -20,7 +22,8 @@ def main() -> int:
     machine = Machine(chosen.kernel, chosen.systemd, chosen.memory, chosen.seconds)
     began = time.monotonic()
     try:
-        code = machine.run(chosen.command, _show)
+        with resumed.written_down() as note:
+            code = machine.run(chosen.command, lambda data: _show(data, note))
     except Unavailable as missing:
         print(f"machine: cannot be had here: {missing}", file=sys.stderr)
         return UNAVAILABLE
@@ -31,9 +34,10 @@ def main() -> int:
     return code
 
 
-def _show(data: bytes) -> None:
+def _show(data: bytes, note: Callable[[bytes], None]) -> None:
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
+    note(data)
 
 
 if __name__ == "__main__":

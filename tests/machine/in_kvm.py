@@ -19,7 +19,7 @@ from pathlib import Path
 
 _TESTS = Path("tests")
 # Those plugins alone that these tests need: to import the others takes a minute here.
-_OURS = ("tests.machine.at_once", "tests.machine.patience")
+_OURS = ("tests.machine.at_once", "tests.machine.patience", "tests.machine.resumed")
 _PLUGINS = ("pytest_timeout", "anyio.pytest_plugin", *_OURS, "no:cacheprovider")
 _PYTEST = [sys.executable, "-m", "pytest", "-v", *(f"-p{name}" for name in _PLUGINS)]
 _FAILED, _NONE_CHOSEN = 1, 5  # pytest's exit statuses

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from tests.machine import resumed
 from tests.machine.kernels import Kernel, kernel
 from tests.vm import debian
 from tests.vm.debian import Unavailable
@@ -46,7 +47,7 @@ _MODULES = (
     *anyip.MODULES,  # of a network of rules
 )
 # Folders that a program in there is told of.
-_PASSED = ("XDG_CACHE_HOME", "FIRECRACKER")
+_PASSED = ("XDG_CACHE_HOME", "FIRECRACKER", resumed.FOLDER)
 
 
 class Lost(Exception):
