@@ -6,17 +6,16 @@ One template is booted where the cache has none; each test restores its own mach
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.supervised import supervised
 from tests.vm import boot
 
 import agentd
@@ -40,9 +39,6 @@ from agentd.sandbox.backends.qemu.wall import QemuWall
 from agentd.sandbox.backends.vm import ceiling, folders
 from agentd.sandbox.backends.vm.template import Templates
 from agentd.sandbox.manager import Manager
-from agentd.sandbox.supervisor.client import SupervisorLink
-from agentd.sandbox.supervisor.remote import loader
-from agentd.sandbox.supervisor.server import Supervisor
 from agentd.sandbox.volumes import VolumeStore
 from agentd.transport.guest import Guest
 
@@ -576,16 +572,7 @@ def test_the_end_of_a_machine_is_the_cause_of_its_command(create: Callable[..., 
 
 def test_its_end_is_told_through_a_supervisor_too(own: QemuBackend) -> None:
     """As a daemon's sandboxes are: whether it has seen the end itself by then or not."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    supervisor = Supervisor(lambda _: own)
-    threads = [threading.Thread(target=supervisor.serve, args=(theirs,))]
-    threads.append(threading.Thread(target=supervisor.watch))
-    for thread in threads:
-        thread.start()
-    ended = threading.Event()
-    link = SupervisorLink(ours, lambda *_: ended.set())
-    pipeline = Pipeline(Manager(load=loader(link)))
-    try:
+    with supervised(own) as (pipeline, supervisor, ended):
         spec = build.sandbox_spec(backend="qemu", memory="64M")
         service, handle = EmbeddedService(pipeline), pipeline.open(local("test"), spec)
         with Sandbox(service, service.adopt(handle)) as sandbox:
@@ -594,12 +581,6 @@ def test_its_end_is_told_through_a_supervisor_too(own: QemuBackend) -> None:
             assert cause.message.startswith("the virtual machine ended: it was killed")
             assert ended.wait(SECONDS)
             assert handle.wall.ending() == cause  # type: ignore[attr-defined]
-    finally:
-        pipeline.manager.close()
-        supervisor.close()
-        link.close()
-        for thread in threads:
-            thread.join()
 
 
 # --- what is left ---

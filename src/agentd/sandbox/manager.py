@@ -12,7 +12,7 @@ from agentd.model.errors import AgentdError, Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, lifecycle
-from agentd.sandbox.abilities import BRANCH, ENDS_EARLY, FORK, PAUSE, incapable
+from agentd.sandbox.abilities import BRANCH, ENDS_EARLY, FORK, PAUSE, fidelity, incapable
 from agentd.sandbox.choose import Choice, choose
 from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.handle import SandboxHandle
@@ -333,8 +333,9 @@ class Manager:
             try:
                 _capture(handle, folder, forks)
             finally:
-                if handle._guest is not None:  # whose streams have not survived it
-                    handle._guest.renew()
+                if handle._guest is not None:
+                    # A machine's streams have not survived it, and its monitor may not tell us.
+                    handle._guest.renew(lost=fidelity(handle._wall) == "memory")
             return LifecycleEvent.SNAPSHOT_OVER
         if instruction is Do.FREEZE:
             handle.able(PAUSE, "pause").pause()

@@ -1,6 +1,7 @@
 """One stream to an agent: frames with deadlines, nothing that blocks without one."""
 
 import array
+import contextlib
 import os
 import select
 import socket
@@ -36,6 +37,12 @@ def ready(fd: int, events: int, deadline: float | None, wake: int = -1) -> bool:
     if wake >= 0:
         poller.register(wake, select.POLLIN)
     return fd in [found for found, _ in poller.poll(milliseconds(deadline))]
+
+
+def shut(stream: socket.socket) -> None:
+    """Both ways; quiet where it is closed."""
+    with contextlib.suppress(OSError):
+        stream.shutdown(socket.SHUT_RDWR)
 
 
 class GreetedStream(Protocol):
@@ -203,6 +210,10 @@ class V2Connection:
             return bool(self._told) and not self.receive() and self.idle()
         except (BackendLost, GuestError):
             return False
+
+    def shut(self) -> None:
+        """Have whoever uses it see its end. Of any thread."""
+        shut(self._socket)
 
     def close(self) -> None:
         self._socket.close()

@@ -208,10 +208,10 @@ class Guest:
         """Return whether anything is asked of the agent now, by us."""
         return self._pool.in_use()
 
-    def renew(self) -> None:
+    def renew(self, *, lost: bool = False) -> None:
         """The streams there were may be dead without a sign: let go of those that idle, and of the
-        others once they are given back."""
-        self._pool.renew()
+        others once they are given back; at once where they are ``lost``, which their users see."""
+        self._pool.renew(lost=lost)
 
     def close(self) -> None:
         """Close the idle connections; what is in use closes when it ends."""

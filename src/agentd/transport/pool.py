@@ -62,14 +62,18 @@ class Connections:
         with self._lock:
             return self._opening > 0 or any(one.fileno() >= 0 for one in self._used)
 
-    def renew(self) -> None:
+    def renew(self, *, lost: bool = False) -> None:
         """Use none of the connections there are again: what is behind them may have forgotten
-        them, as a machine has after a snapshot of it."""
+        them. ``lost``: it has, as a machine has after a snapshot of it, and whoever waits at one
+        is told of its end."""
         with self._lock:
             self._generation += 1
             idle, self._idle = self._idle, []
+            used = list(self._used) if lost else []
         for connection in idle:
             connection.close()
+        for connection in used:
+            connection.shut()
 
     def _enter(self, most: int) -> int:
         """The generation of a connection that is taken now."""

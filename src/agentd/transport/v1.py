@@ -16,7 +16,7 @@ from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInp
 from agentd.model.limits import DEFAULTS, MIB
 from agentd.model.result import Exit, Usage
 from agentd.model.spec import ExecRequest
-from agentd.transport.connection import milliseconds, ready
+from agentd.transport.connection import milliseconds, ready, shut
 from agentd.transport.text import safe_text
 
 MAX_REQUEST = 32 * MIB
@@ -103,6 +103,10 @@ class V1Connection:
 
     def idle(self) -> bool:
         return not ready(self.fileno(), select.POLLIN, 0.0)
+
+    def shut(self) -> None:
+        """Have whoever uses it see its end. Of any thread."""
+        shut(self._socket)
 
     def close(self) -> None:
         self._socket.close()

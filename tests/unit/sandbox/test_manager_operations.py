@@ -105,7 +105,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def manager(backend, cache):
-    guest = SimpleNamespace(close=lambda: None, renew=lambda: None)
+    guest = SimpleNamespace(close=lambda: None, renew=lambda *, lost: None)
     manager = Manager(lambda name: backend, lambda wall: guest)
     yield manager
     manager.close()

@@ -2,8 +2,6 @@
 
 import contextlib
 import socket
-import threading
-import weakref
 
 from agentd.linux import process
 from agentd.linux.cgroup import Group
@@ -35,11 +33,8 @@ def open_stream(monitor: FirecrackerProcess, seconds: float) -> socket.socket:
 
 
 class FirecrackerWall(MachineWall[FirecrackerProcess]):
-    """Open connections end with a snapshot: Firecracker resets its vsock device. What listens goes
-    on listening.
-
-    The guest alone is told of that reset: who waits at the host's end would wait for ever, so the
-    wall ends every stream that it has given out.
+    """Open connections end with a snapshot: Firecracker resets its vsock device, and tells the
+    guest alone. What listens goes on listening.
     """
 
     def __init__(
@@ -61,17 +56,12 @@ class FirecrackerWall(MachineWall[FirecrackerProcess]):
         self.id = monitor.jail.id
         self.lacks = lacks(quirks)
         self._about = about
-        self._giving = threading.Lock()  # of a stream; guards ``_given``
-        self._given: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def open_stream(self) -> socket.socket:
         self._check_running()
         if self._gone:
             raise BackendLost(f"sandbox {self.id} is gone")
-        stream = self._own_stream()
-        with self._giving:
-            self._given.add(stream)
-        return stream
+        return self._own_stream()
 
     def save(self) -> dict[str, object]:
         group = self._group.name if self._group else None
@@ -106,14 +96,6 @@ class FirecrackerWall(MachineWall[FirecrackerProcess]):
         finally:
             with contextlib.suppress(OSError):
                 snapshot.discard(self._process.root)
-            self._end_streams()
-
-    def _end_streams(self) -> None:
-        with self._giving:
-            given, self._given = self._given, weakref.WeakSet()
-        for stream in given:
-            with contextlib.suppress(OSError):  # closed already
-                stream.shutdown(socket.SHUT_RDWR)
 
 
 class ForeignFirecrackerWall(Foreign, FirecrackerWall):

@@ -2,6 +2,7 @@
 stand-ins, and the sandbox, the pipeline and the wall are the real ones.
 """
 
+import contextlib
 import itertools
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from tests.security.test_streams_of_a_guest import closed
+from tests.supervised import supervised
 
 from agentd.client import build
 from agentd.client.embedded_service import EmbeddedService
@@ -42,13 +44,17 @@ def create(make_backend: Callable[..., Any]) -> Iterator[Create]:
             backend = make_backend(version, **(programs or {}))
             pipelines.append(Pipeline(Manager(made={"firecracker": backend})))
         usual: dict[str, Any] = {} if "image" in wanted else {"memory": "64M"}
-        spec = build.sandbox_spec(backend="firecracker", **(usual | wanted))
-        service = EmbeddedService(pipelines[0], WHO)
-        return Sandbox(service, service.adopt(pipelines[0].open(WHO, spec)))
+        return opened(pipelines[0], **(usual | wanted))
 
     yield create
     for pipeline in pipelines:
         pipeline.manager.close()
+
+
+def opened(pipeline: Pipeline, **wanted: Any) -> Sandbox:
+    spec = build.sandbox_spec(backend="firecracker", **wanted)
+    service = EmbeddedService(pipeline, WHO)
+    return Sandbox(service, service.adopt(pipeline.open(WHO, spec)))
 
 
 def run(sandbox: Sandbox, argv: list[str], **wanted: Any) -> Any:
@@ -72,9 +78,7 @@ def theirs(create: Create, image: Any, make_backend: Callable[..., Any]) -> Iter
     pipeline = Pipeline(Manager(made={"firecracker": backend}))
 
     def open_one(**wanted: Any) -> Sandbox:
-        spec = build.sandbox_spec(backend="firecracker", image="theirs", **wanted)
-        service = EmbeddedService(pipeline, WHO)
-        return Sandbox(service, service.adopt(pipeline.open(WHO, spec)))
+        return opened(pipeline, image="theirs", **wanted)
 
     yield open_one
     pipeline.manager.close()
@@ -149,17 +153,24 @@ def test_a_command_on_a_stream_that_died_without_a_sign_is_sent_again(create: Cr
         assert (path / "ran").read_text() == "once\n"
 
 
-@pytest.fixture
-def waiting(create: Create) -> Iterator[tuple[Sandbox, socket.socket, Any, Any]]:
+@pytest.fixture(params=["embedded", "supervised"])
+def waiting(
+    request: pytest.FixtureRequest, make_backend: Callable[..., Any]
+) -> Iterator[tuple[Sandbox, socket.socket, Any, Any]]:
     """A sandbox, who listens where it can be dialled, and what waits at one: a tunnel, a client."""
-    with create() as sandbox, socket.create_server(("127.0.0.1", 0)) as server:
+    with contextlib.ExitStack() as stack:
+        backend = make_backend("1.16.1")
+        if request.param == "supervised":
+            pipeline = stack.enter_context(supervised(backend)).pipeline
+        else:
+            pipeline = Pipeline(Manager(made={"firecracker": backend}))
+            stack.callback(pipeline.manager.close)
+        sandbox = stack.enter_context(opened(pipeline, memory="64M"))
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         number = server.getsockname()[1]
-        with (
-            sandbox.ports.open(number) as tunnel,
-            sandbox.ports.forward(number) as forward,
-            socket.create_connection(forward.address, timeout=60) as client,
-        ):
-            yield sandbox, server, tunnel, client
+        tunnel = stack.enter_context(sandbox.ports.open(number))
+        address = stack.enter_context(sandbox.ports.forward(number)).address
+        yield sandbox, server, tunnel, stack.enter_context(socket.create_connection(address, 60))
 
 
 def test_who_waits_at_a_port_over_a_snapshot_is_told_of_its_end(waiting: Any) -> None:
@@ -268,8 +279,6 @@ class TestInMemory:
 
 
 def _never_raised(self: object, size: int) -> Any:
-    import contextlib
-
     return contextlib.nullcontext()
 
 
