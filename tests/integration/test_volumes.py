@@ -131,6 +131,39 @@ def test_nothing_of_its_file_system_outlives_who_is_killed(own: Path) -> None:
     assert main(["volume", "rm", "--embedded", "v"]) == 0
 
 
+# As many containers have it. A folder for it, the nodes that it has; then a command.
+DEV = """
+mount -t tmpfs -o mode=755 dev "$1"
+for name in $2; do cp -a "/dev/$name" "$1/$name"; done
+mount --bind "$1" /dev
+shift 2
+exec "$@"
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("nodes", "words"), [("", "/dev/loop-control"), (" loop-control", "/dev/")]
+)
+def test_a_size_without_a_loop_device_is_refused_by_its_name(
+    own: Path, tmp_path: Path, nodes: str, words: str
+) -> None:
+    if not os.path.exists("/dev/loop-control"):
+        pytest.skip("there is no loop device here")
+    create = [sys.executable, "-m", "agentd", "volume", "create", "--embedded", "v"]
+    ask = ["unshare", "--mount", "sh", "-ec", DEV, "sh", str(tmp_path), f"null urandom{nodes}"]
+    done = subprocess.run([*ask, *create, "--size", "32MiB"], capture_output=True, check=False)
+    said = done.stderr.decode()
+    assert done.returncode == 125
+    assert f"no loop device can be had: {words}" in said, said
+    assert "No such file or directory" in said
+    if not nodes:
+        assert "cannot be enforced here" in said
+        assert "modprobe loop" in said
+    assert main(["volume", "create", "--embedded", "v"]) == 0  # nothing is left of it
+    assert main(["volume", "rm", "--embedded", "v"]) == 0
+
+
 def test_an_ordinary_user_has_them_too(as_user: OrdinaryUser) -> None:
     def run(*words: str, code: int = 0) -> str:
         done = as_user.agentd(*words)

@@ -42,7 +42,7 @@ _END_SECONDS = 20
 _MODULES = (
     *("virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci"),
     *("virtio_blk", "virtio_console", "crc32c_generic", "crc32c_cryptoapi", "ext4"),
-    *("netfs", "fscache", "9pnet", "9pnet_virtio", "9p", "overlay", "fuse"),
+    *("netfs", "fscache", "9pnet", "9pnet_virtio", "9p", "overlay", "fuse", "loop"),
     *("irqbypass", "kvm", "ccp", "kvm_amd", "tun"),
     *anyip.MODULES,  # of a network of rules
 )

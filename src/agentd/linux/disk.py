@@ -86,6 +86,15 @@ def make(image: str, size: int, owner: int) -> None:
         os.close(top)
 
 
+def hindrance() -> str:
+    """Why no file can be mounted here; empty where it can, for all that is known before."""
+    try:
+        os.close(_opened(_CONTROL))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
 def program() -> str | None:
     """Where mke2fs(8) is, which ``make`` needs."""
     return shutil.which("mke2fs", path="/usr/local/sbin:/usr/sbin:/sbin")
@@ -147,11 +156,11 @@ def _backing(fd: int) -> tuple[int, int] | None:
 def _attach(file: int) -> _Device:
     info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, _AUTOCLEAR, b"", b"", b"", 0, 0)
     config = _CONFIG.pack(file, _BLOCK, info, *(0,) * 8)
-    control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    control = _opened(_CONTROL)
     try:
         for _ in range(_ATTEMPTS):
             name = f"loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
-            fd = os.open(f"/dev/{name}", os.O_RDWR | os.O_CLOEXEC)
+            fd = _opened(f"/dev/{name}")
             try:
                 fcntl.ioctl(fd, _LOOP_CONFIGURE, config)
             except OSError as error:
@@ -163,6 +172,15 @@ def _attach(file: int) -> _Device:
     finally:
         os.close(control)
     raise OSError(errno.EBUSY, "no loop device is free")
+
+
+def _opened(device: str) -> int:
+    """Raises OSError, whose text says what is lacking: a container has only what it was given."""
+    try:
+        return os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        why = f"no loop device can be had: {device}: {error.strerror}"
+        raise OSError(error.errno, why) from error
 
 
 def _mounted(device: str) -> int:
