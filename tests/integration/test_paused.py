@@ -186,11 +186,11 @@ _RENEWED = """
 import sys, time
 from agentd.daemon.app import Daemon
 from agentd.daemon.config import load
-from agentd.daemon.sandboxes import pauses, sandboxes
+from agentd.daemon.sandboxes import changes, pauses, sandboxes
 from agentd.model.api import ExecBody, SandboxBody
 from agentd.model.principal import Principal
 
-pauses.GRACE_SECONDS = sandboxes.GRACE_SECONDS = 0.1
+changes.GRACE_SECONDS = pauses.GRACE_SECONDS = sandboxes.GRACE_SECONDS = 0.1
 config = load(None, {}, [(("daemon", "state"), sys.argv[1])])
 daemon = Daemon(config, lambda event, **fields: None)
 service = daemon.of(Principal("me", frozenset({"admin"}), "local"))

@@ -3,9 +3,10 @@
 import ctypes
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.security.daemons import Answer, Daemon, running, until
@@ -75,6 +76,51 @@ def test_a_full_disk_is_told_and_a_daemon_starts_on_it() -> None:
         finally:
             (folder / "filler").unlink(missing_ok=True)
             daemon.end()
+
+
+@pytest.mark.root
+def test_what_the_store_refuses_has_not_changed() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with _small_disk() as folder, _small_disk() as audit:
+        daemon = Daemon(folder, '\n[egress]\nallow = ["*.example.org"]\n')
+        place = daemon.state / "audit"
+        place.mkdir(0o700, parents=True)
+        daemon.state.chmod(0o700)
+        bind = 4096
+        assert not libc.mount(os.fsencode(audit), os.fsencode(place), b"none", bind, None)
+        try:
+            daemon.start()
+            until((daemon.state / "reserve").exists)
+            path = f"/v1/sandboxes/{daemon.sandbox(net=['a.example.org'])}"
+            _fill(folder)
+
+            def refused(method: str, where: str, make: Callable[[int], Any]) -> Any:
+                """What was asked for last, and done, before the store had no room any more."""
+                done, number = None, 0
+                while (answer := daemon.ask(method, where, make(number))).status == 200:
+                    done, number = make(number), number + 1
+                assert (answer.status, answer.code) == (503, "store_error"), answer.body
+                return done
+
+            def told() -> tuple[object, object]:
+                view = daemon.ask("GET", path).json
+                return view["labels"], daemon.ask("GET", f"{path}/network").json["egress"]
+
+            refused("PATCH", path, lambda n: {"labels": {f"l{n}": "x" * 200}})
+            labels, _ = told()
+            net = refused("PUT", f"{path}/network", lambda n: {"net": [f"n{n}.example.org"]})
+            rules = ["a.example.org"] if net is None else net["net"]
+            assert told() == (labels, rules)
+            deadline = daemon.ask("GET", path).json["deadline"]
+            refused("POST", f"{path}/renew", lambda _: {"ttl": "9h"})
+            assert abs(daemon.ask("GET", path).json["deadline"] - deadline) < 1
+            daemon.stop(kill=True)
+            daemon.start()  # the reserve has room for it
+            assert told() == (labels, rules)
+        finally:
+            (folder / "filler").unlink(missing_ok=True)
+            daemon.end()
+            assert libc.umount2(os.fsencode(place), 2) == 0
 
 
 def test_a_socket_that_was_removed_is_bound_anew() -> None:

@@ -67,6 +67,10 @@ class Adoption:
         return adopted, reaped
 
     def _take_over(self, record: SandboxRecord, held: "WallRecord") -> None:
+        if record.spec.egress != held.spec.egress:  # the wall's hold: we died before it had ours
+            spec = msgspec.structs.replace(record.spec, egress=held.spec.egress)
+            record = msgspec.structs.replace(record, spec=spec)
+            self._put(record)
         backend = self._pipeline.manager.backend(record.backend)
         wall = remote.wall_of(self._link, held)
         spec = msgspec.structs.replace(record.spec, env=record.spec.env or held.spec.env)

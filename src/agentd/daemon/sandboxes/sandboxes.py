@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from agentd.daemon import events
 from agentd.daemon.config.schema import Config
 from agentd.daemon.observe import meter, trace
@@ -19,9 +17,10 @@ from agentd.daemon.pipeline import NO_VALUES, Pipeline, SecretValues
 from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS, Adoption, ended, without_env
 from agentd.daemon.sandboxes.bodies import check_labels
+from agentd.daemon.sandboxes.changes import Changing
 from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.sandboxes.names import Names, recalled
-from agentd.daemon.sandboxes.pauses import Pauses, agents, tell_agent
+from agentd.daemon.sandboxes.pauses import Pauses, agents
 from agentd.daemon.sandboxes.pools import Pools
 from agentd.daemon.sandboxes.starting import built
 from agentd.daemon.service.quotas import Ledger, about_to_end
@@ -30,7 +29,6 @@ from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context
 from agentd.model.api import SandboxView
 from agentd.model.errors import AgentdError, BackendLost, InvalidInput, NotFound
-from agentd.model.events import EventKind
 from agentd.model.idle import NEVER, IdleRule
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
@@ -38,7 +36,6 @@ from agentd.model.units import format_duration
 from agentd.sandbox import guard
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State
-from agentd.sandbox.ports import Networked
 from agentd.sandbox.supervisor import remote
 from agentd.sandbox.supervisor.client import SupervisorLink
 
@@ -46,7 +43,7 @@ if TYPE_CHECKING:
     from agentd.sandbox.snapshots import Snapshot
 
 
-class Sandboxes(Pauses, Adoption):
+class Sandboxes(Changing, Pauses, Adoption):
     """Thread-safe. ``on_made(live)`` is called once for each that is ready, and
     ``on_end(live, reason)`` once it has ended."""
 
@@ -269,36 +266,6 @@ class Sandboxes(Pauses, Adoption):
 
     # --- its state ---
 
-    def renew(self, live: Live, ttl: float) -> None:
-        """Let its lease end ``ttl`` seconds from now, not before."""
-        seconds = self._ttl(ttl)
-        self._lease(live, seconds)
-        live.lease(seconds)
-        self._change(live, deadline=time.time() + seconds)
-        record = live.record
-        self._publish(EventKind.RENEWED, record.principal, record.id, deadline=record.deadline)
-
-    def relabel(self, who: Principal, live: Live, changes: Mapping[str, str | None]) -> None:
-        """Judged as a new one with those labels is, anew where others changed them meanwhile.
-        Raises InvalidInput, and what refuses it."""
-        gate = self._pipeline.gate
-        while True:
-            before = live.record.labels
-            labels = {**before, **changes}
-            kept = check_labels({k: v for k, v in labels.items() if v is not None})
-            if gate is not None:
-                gate.sandbox(who, live.record.spec, kept)
-            with self._relabelling:
-                if live.record.labels == before:  # whoever waits for an approval holds up nobody
-                    return self._change(live, labels=kept)
-
-    def restrict(self, live: Live, wall: Networked, spec: SandboxSpec) -> None:
-        """Let the rules of ``spec`` hold from now on."""
-        with live.standing:
-            wall.set_network(spec.egress, spec.network_bounds)
-            live.handle.spec = spec
-            self._change(live, spec=without_env(spec))
-
     def expire(self) -> None:
         """End those whose lease is over; pause or end what has been idle."""
         for live in self.all():
@@ -345,20 +312,6 @@ class Sandboxes(Pauses, Adoption):
         self._keep(live)
         self._on_made(live)
         return live
-
-    def _lease(self, live: Live, seconds: float) -> None:
-        """Ours ends first, then the supervisor's, then the agent's own: each where the one before
-        is in no state to."""
-        live.wall.renew(seconds + GRACE_SECONDS)
-        tell_agent(live, seconds)
-
-    def _change(self, live: Live, **fields: object) -> None:
-        with live.lock:
-            if live.ending:
-                raise NotFound(f"sandbox {live.id} has ended")
-            live.record = msgspec.structs.replace(live.record, **fields)
-            record = live.record
-        self._put(record)
 
     def _put(self, record: SandboxRecord, undo: Callable[[], None] | None = None) -> None:
         """Written, not synced: no sandbox outlives a loss of power. Where the answer is written
