@@ -84,7 +84,8 @@ def say(*frames):
 
 def sandbox(without: str) -> Captured:
     # "sources": what is said of a packet of another's is that it goes on.
-    captured = Captured(device="anyip._DROP = anyip._ACCEPT" if without else "")
+    off = "from agentd.linux import redirect; redirect.DROP = redirect.ACCEPT"
+    captured = Captured(device=off if without else "")
     captured.ask(f"exec({PACKETS!r}, globals())")
     return captured
 

@@ -1,8 +1,9 @@
 """Threat: memory of the kernel's that no control group counts, past the limit of memory: access
-lists of files in memory, netlink's answers that nobody reads, what sockets keep of their options.
+lists of files in memory, netlink's answers that nobody reads, what sockets keep of their options,
+neighbours of IPv6 in a network in which every address is local.
 
 Controls: seccomp, by the size of an attribute and by asking the agent, which lets a sandbox have 32
-netlink sockets; the network namespace's own net.core.optmem_max.
+netlink sockets; the network namespace's own net.core.optmem_max; rules of its packet filter.
 """
 
 from collections.abc import Callable
@@ -99,6 +100,52 @@ for _ in range(3):
 said("passed", len(socket.recv_fds(theirs, 1, 253)[1]))
 """
 pytestmark = pytest.mark.parametrize("wall", ["linux", "oci"])
+NEIGHBOURS = """
+def neighbours():
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:  # RTM_GETNEIGH, all of IPv6
+        head = struct.pack("=IHHII", 28, 30, 0x301, 1, 0)
+        sock.send(head + struct.pack("=BxHiHBB", 10, 0, 0, 0, 0, 0))
+        found = 0
+        while True:
+            told, at = sock.recv(1 << 20), 0
+            while at + 16 <= len(told):
+                length, kind = struct.unpack_from("=IH", told, at)
+                if kind == 3:  # NLMSG_DONE
+                    return found
+                found += kind == 28
+                at += length + 3 & ~3
+def any_address(sock, number):
+    sock.setsockopt(socket.IPPROTO_IPV6, 78, 1)  # IPV6_FREEBIND
+    sock.bind((f"2001:db8:1::{number:x}", 0))
+import contextlib
+six = socket.AF_INET6
+with socket.socket(six, socket.SOCK_DGRAM) as sock:
+    for port in (9, 443, 53):
+        for number in range(200):
+            tried(sock.sendto, b"x", (f"2001:db8:{port}::{number:x}", port))
+    for number in range(1, 100):
+        tried(sock.sendto, b"x", (f"ff02::{number:x}", 9, 0, 1))
+said("by datagrams", neighbours() <= 65)
+def open_once(action):
+    with socket.socket(six) as sock, contextlib.suppress(OSError):
+        sock.settimeout(0.05)
+        action(sock)
+        sock.connect(("::1", 7777))
+for number in range(100):
+    open_once(lambda sock: sock.connect((f"2001:db8:7::{number:x}", 443)))
+with socket.create_server(("::", 7777), family=six), socket.socket(six, 2) as here:
+    here.bind(("::", 7777))
+    for number in range(100):
+        open_once(lambda sock: any_address(sock, number))
+        with socket.socket(six, socket.SOCK_DGRAM) as sock:
+            any_address(sock, number)
+            tried(sock.sendto, b"x", ("::1", 7777))
+            tried(here.sendto, b"y", here.recvfrom(10)[1])
+said("all", neighbours() <= 67)
+with socket.socket(six, socket.SOCK_DGRAM) as sock:
+    sock.sendto(b"x", ("2001:db8:53::1", 53))
+said("asked again", "sent")
+"""
 per_namespace = pytest.mark.skipif(
     not Path("/proc/sys/net/core/txrehash").exists(),
     reason="before Linux 6.8 the machine has one number for all sockets",
@@ -153,6 +200,13 @@ def test_sockets_keep_little_of_their_options(
         "keys": "('ENOMEM', True)",
         "options": "ENOBUFS",
     }
+
+
+def test_few_neighbours_are_kept_of_a_network_of_rules(
+    sandbox: Callable[..., Any], wall: str
+) -> None:
+    said = sandbox(wall, net="pypi").attack(NEIGHBOURS)
+    assert said == {"by datagrams": "True", "all": "True", "asked again": "sent"}
 
 
 def test_descriptors_are_passed_on_all_the_same(sandbox: Callable[..., Any], wall: str) -> None:

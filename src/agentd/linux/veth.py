@@ -16,7 +16,7 @@ import struct
 import time
 from collections.abc import Mapping
 
-from agentd.linux import abi, anyip, net
+from agentd.linux import abi, anyip, net, netlink
 from agentd.linux.kernel import KERNEL
 
 #: Of the device's other end, to which everything is sent: link-local, which no rule can grant. It
@@ -114,14 +114,14 @@ def _set(values: Mapping[str, str]) -> None:
 
 def _make(sandboxes: int) -> None:
     """The two devices, one here, the other in that namespace."""
-    there = anyip.attribute(_IFLA_IFNAME, _DEVICE.encode() + b"\0")
-    there += anyip.attribute(_IFLA_NET_NS_FD, struct.pack("=I", sandboxes))
-    data = anyip.attribute(_VETH_INFO_PEER, _IFINFOMSG + there)
-    kind = anyip.attribute(_IFLA_INFO_KIND, _MODULE.encode() + b"\0")
-    info = anyip.attribute(_IFLA_LINKINFO, kind + anyip.attribute(_IFLA_INFO_DATA, data))
-    here = anyip.attribute(_IFLA_IFNAME, _OTHER.encode() + b"\0")
+    there = netlink.attribute(_IFLA_IFNAME, _DEVICE.encode() + b"\0")
+    there += netlink.attribute(_IFLA_NET_NS_FD, struct.pack("=I", sandboxes))
+    data = netlink.attribute(_VETH_INFO_PEER, _IFINFOMSG + there)
+    kind = netlink.attribute(_IFLA_INFO_KIND, _MODULE.encode() + b"\0")
+    info = netlink.attribute(_IFLA_LINKINFO, kind + netlink.attribute(_IFLA_INFO_DATA, data))
+    here = netlink.attribute(_IFLA_IFNAME, _OTHER.encode() + b"\0")
     try:
-        anyip.request(_RTM_NEWLINK, _IFINFOMSG + here + info)
+        netlink.request(_RTM_NEWLINK, _IFINFOMSG + here + info)
     except OSError as error:
         if error.errno not in _NO_DEVICE:
             raise
@@ -186,6 +186,6 @@ def _route(family: int, device: str, table: int, scope: int, to: tuple[int, str]
     packed = socket.inet_pton(family, address)
     bits = 8 * len(packed) if kind == _RTA_DST else 0
     body = struct.pack(*("=8BI", family, bits, 0, 0, table, _RTPROT_BOOT, scope, _RTN_UNICAST, 0))
-    body += anyip.attribute(kind, packed)
-    body += anyip.attribute(_RTA_OIF, struct.pack("=I", socket.if_nametoindex(device)))
-    anyip.request(_RTM_NEWROUTE, body)
+    body += netlink.attribute(kind, packed)
+    body += netlink.attribute(_RTA_OIF, struct.pack("=I", socket.if_nametoindex(device)))
+    netlink.request(_RTM_NEWROUTE, body)
