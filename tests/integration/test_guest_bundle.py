@@ -70,10 +70,10 @@ def root(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def chrooted(root: Path, *words: str) -> list[str]:
+def chrooted(root: Path, *words: str, program: str = "/agent/agentd-guest") -> list[str]:
     """As root by chroot(1) alone; an ordinary user needs a namespace for that."""
     alone = [] if os.getuid() == 0 else ["unshare", "--user", "--map-root-user"]
-    return ["env", "-i", *alone, "/usr/sbin/chroot", str(root), "/agent/agentd-guest", *words]
+    return ["env", "-i", *alone, "/usr/sbin/chroot", str(root), program, *words]
 
 
 @pytest.fixture
@@ -132,6 +132,28 @@ def test_the_first_protocol_is_spoken_too(root: Path) -> None:
     )
     assert done.stdout == b'{"exit_code":0,"stdout":"Lwo=","stderr":"","error":null}\n', done
     assert re.fullmatch(rb"(agentd-guest: [^\n]+\n)+", done.stderr), done.stderr
+
+
+def test_it_is_called_by_links_and_as_the_first_agent(root: Path) -> None:
+    (root / "sbin").mkdir(exist_ok=True)
+    for name, target in {
+        "agentd-guest": "../agent/agentd-guest",
+        "another": "/sbin/agentd-guest",
+        "fc-guest-agent": "another",
+    }.items():
+        (root / "sbin" / name).symlink_to(target)
+    for name in ("agentd-guest", "another"):
+        words = chrooted(root, "--version", program=f"/sbin/{name}")
+        assert subprocess.check_output(words, timeout=PATIENCE).startswith(b"agentd-guest ")
+    # It looks at no argument.
+    words = chrooted(root, "--version", program="/sbin/fc-guest-agent")
+    with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = [process.stderr.readline() for _ in range(2)]
+        process.terminate()
+    # There may be no vsock here, or somebody at its port.
+    assert said[0] == b"fc-guest-agent: Starting...\n"
+    assert re.match(rb"fc-guest-agent: (Listening on vsock port 5000|no vsock here)", said[1])
 
 
 def test_an_archive_has_the_same_each_time(root: Path, cache: Path, tmp_path: Path) -> None:

@@ -35,13 +35,18 @@ _SECONDS = 300
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 # A Python whose libpython lies outside of the loader's paths does not start without it.
 _ENVIRONMENT = ("LD_LIBRARY_PATH",)
-# dash and others put these into their environment.
+# It may be called by a link, of another name. dash and others put those variables into their
+# environment.
 _LAUNCHER = f"""\
 #!/bin/sh
-case $0 in */*) here=${{0%/*}} ;; *) here=. ;; esac
+case $0 in */*) at=$0 ;; *) at=./$0 ;; esac
+while [ -h "$at" ] && to=$(readlink "$at"); do
+    case $to in /*) at=$to ;; *) at=${{at%/*}}/$to ;; esac
+done
+here=${{at%/*}}
 unset PWD OLDPWD SHLVL _
 exec "$here/{LOADER}" --inhibit-cache --library-path "$here/lib" "$here/{PYTHON}" -I -S -E \\
-    "$here/{START}c" agentd.guest.main "$@"
+    "$here/{START}c" "agentd.guest.main:$0" "$@"
 """
 
 

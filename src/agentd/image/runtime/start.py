@@ -51,9 +51,11 @@ def install(folder: str) -> None:
 
 
 def main() -> None:
-    """Run ``main`` of the module that the first argument names, with the others."""
+    """Run ``main`` of the module that the first argument names, with the others. Behind a colon
+    it may say what the program was called by."""
     install(__file__.rpartition("/")[0])
-    name = sys.argv.pop(1)
+    name, _, called = sys.argv.pop(1).partition(":")
+    sys.argv[0] = called or sys.argv[0]
     __import__(name)
     sys.exit(sys.modules[name].main())
 
