@@ -154,4 +154,4 @@ if not TYPE_CHECKING:  # else any misspelt name would be an object to a type che
         raise AttributeError(f"module 'agentd' has no attribute {name!r}")
 
     def __dir__():
-        return sorted({*globals(), *__all__})
+        return sorted({*globals(), *__all__, "__version__"} - {"TYPE_CHECKING"})

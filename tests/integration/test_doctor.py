@@ -111,6 +111,13 @@ def test_it_fits_a_terminal_and_says_first_what_will_happen(
         assert ("qemu: by the guest's kernel" in " ".join(" ".join(lines).split())) is usable
 
 
+@pytest.mark.parametrize("columns", [50, 120])
+def test_a_table_has_the_width_of_a_terminal_without_colours(tmp_path: Path, columns: int) -> None:
+    env = {"TERM": "dumb", "HOME": str(tmp_path)}
+    told = shown([sys.executable, "-m", "agentd", "net", "presets"], columns=columns, env=env)
+    assert max(map(len, told.splitlines())) == columns
+
+
 def test_a_default_limit_that_does_not_hold_is_told_on_a_terminal(as_user: OrdinaryUser) -> None:
     drop = (
         ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if as_user.is_other else []

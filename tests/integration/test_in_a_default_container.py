@@ -81,6 +81,26 @@ def test_the_refusal_names_the_wall_that_works_and_the_option(
     assert len(done.stderr) < 600 and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("asked", [(), ("--isolation", "process")], ids=["default", "process"])
+def test_no_wall_is_recommended_that_a_capability_does_not_run_in(asked: tuple[str, ...]) -> None:
+    words = ("call", "python.exec.v1", "--params", '{"code":"1"}', *asked, "--embedded")
+    done = _agentd(*words, container="docker")
+    assert done.returncode == 125
+    assert "python.exec.v1 wants isolation namespace, and no backend here gives" in done.stderr
+    assert "--isolation process" not in done.stderr
+    assert "docker run --security-opt" in done.stderr
+    # Of one that does it is.
+    done = _agentd("call", "fs.list.v1", "--embedded")
+    assert done.stderr.count("--isolation process works here") == 1
+
+
+def test_nor_one_that_the_policy_does_not_allow(tmp_path: Path) -> None:
+    words = ("call", "fs.list.v1", "--isolation", "process", "--embedded")
+    done = _agentd(*words, AGENTD_POLICY="strict", XDG_STATE_HOME=str(tmp_path))
+    assert "the policy wants isolation namespace, and no backend here gives" in done.stderr
+    assert "--isolation process" not in done.stderr
+
+
 def test_the_sdk_raises_what_can_be_caught_with_the_fix() -> None:
     done = _run("-c", _SDK)
     code, _, fix = done.stdout.partition("|")

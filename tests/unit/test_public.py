@@ -39,7 +39,8 @@ def test_every_public_name_is_there_and_completed() -> None:
     for name in agentd.__all__:
         assert getattr(agentd, name) is not None
         assert name in shown
-    assert agentd.__version__
+    assert agentd.__version__ and "__version__" in shown
+    assert {name for name in shown if name[0] != "_"} == set(agentd.__all__)
     with pytest.raises(AttributeError, match="Sandbx"):
         agentd.Sandbx  # noqa: B018
 

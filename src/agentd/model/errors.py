@@ -101,8 +101,13 @@ class Undecided(Refused):
 
 
 class Unavailable(Refused):
+    """``wanted`` is the isolation that no wall gives, 0 where that is not why; ``weaker`` how
+    ``remediation`` begins where a wall below it would do."""
+
     code = "unavailable"
     infrastructure = True
+    wanted = 0
+    weaker = ""
 
 
 class Full(Refused):

@@ -126,14 +126,22 @@ def _unavailable(
     lines = lines or [describe(name, blocker) for name, blocker in blockers]
     fixes = list(dict.fromkeys(fix for _, fix in lines if fix))
     more = "; ".join(fixes) or "install a backend for it; agentd doctor lists them"
-    if weaker is not None and weaker.level >= least:
-        more = f"--isolation {weaker.level.label} works here; for more, {more}"
-    elif weaker is not None:
+    recommended = ""
+    if weaker is not None:
         level = weaker.level.label
-        more = f'{level} works here, where sandbox.minimum = "{level}" allows it; for more, {more}'
-    return Unavailable(
-        wanted, cause="; ".join(dict.fromkeys(what for what, _ in lines)), remediation=more
+        recommended = (
+            f"--isolation {level} works here; for more, "
+            if weaker.level >= least
+            else f'{level} works here, where sandbox.minimum = "{level}" allows it; for more, '
+        )
+    error = Unavailable(
+        wanted,
+        cause="; ".join(dict.fromkeys(what for what, _ in lines)),
+        remediation=recommended + more,
     )
+    error.wanted = 0 if spec.backend else spec.isolation
+    error.weaker = recommended
+    return error
 
 
 def _weaker(spec: SandboxSpec, load: Loader, allowed: Collection[str]) -> Backend | None:

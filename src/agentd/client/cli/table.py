@@ -1,6 +1,7 @@
 """Tables: drawn on a terminal, plain columns elsewhere; and instants and times for people."""
 
 import argparse
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -161,10 +162,13 @@ def _draw(
 def console(file: TextIO | None = None) -> "Console":
     """Return a console on standard output, or ``file``; takes long to import. A reader that went
     away is a BrokenPipeError: rich itself would end the process with 1."""
-    from rich.console import Console
+    from rich.console import Console, ConsoleDimensions
 
     class Raising(Console):
         def on_broken_pipe(self) -> None:
             raise  # noqa: PLE0704  (it is called in the handler)
 
-    return Raising(file=file, highlight=False)
+    made = Raising(file=file, highlight=False)
+    if made.is_dumb_terminal:  # rich takes each of those for one of 80 columns
+        made.size = ConsoleDimensions(*shutil.get_terminal_size())
+    return made

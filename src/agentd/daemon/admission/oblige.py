@@ -1,11 +1,13 @@
 """What a policy obliges to, enforced: a spec or a command within it, or a refusal."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import TypeVar
 
 import msgspec
 
 from agentd.model.decision import Obligations
-from agentd.model.errors import PolicyDenied
+from agentd.model.errors import PolicyDenied, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits, said
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -34,6 +36,19 @@ def new_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
     return msgspec.structs.replace(
         spec, isolation=level, limits=within(spec.limits, obligations.limits)
     )
+
+
+@contextlib.contextmanager
+def telling_least(least: IsolationLevel, who: str) -> Iterator[None]:
+    """Where no wall is as strong as ``who`` wants it, the refusal says who that is, and recommends
+    none that is weaker."""
+    try:
+        yield
+    except Unavailable as error:
+        if error.wanted == least > IsolationLevel.PROCESS:
+            error.message = f"{who} wants isolation {least.label}, and {error.message}"
+            error.remediation = error.remediation.removeprefix(error.weaker)
+        raise
 
 
 def existing_sandbox(spec: SandboxSpec, level: IsolationLevel, obligations: Obligations) -> None:

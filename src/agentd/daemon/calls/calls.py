@@ -95,7 +95,7 @@ class Calls:
             about, parameters, request_id=act.id, emit=emit or _nowhere, most=most.timeout
         )
         with ExitStack() as stack:
-            with admission.obliging():
+            with admission.obliging() as obliged, _telling_least(about, obliged):
                 place = stack.enter_context(self._place(who, admission, handle, about))
             if place is not None:
                 admission.where = ran(place)
@@ -244,6 +244,12 @@ def _check_network(about: About, obligations: Obligations) -> None:
 def _strong_enough(spec: SandboxSpec, about: About) -> SandboxSpec:
     """A sandbox that is made for a capability has the wall that it needs."""
     return msgspec.structs.replace(spec, isolation=max(spec.isolation, about.needs.level))
+
+
+def _telling_least(about: About, obliged: Obligations) -> AbstractContextManager[None]:
+    if obliged.level is not None and obliged.level > about.needs.level:
+        return oblige.telling_least(obliged.level, "the policy")
+    return oblige.telling_least(about.needs.level, about.name)
 
 
 def _check_needs(handle: SandboxHandle, about: About) -> None:

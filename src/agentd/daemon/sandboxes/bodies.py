@@ -171,10 +171,13 @@ def _check_level(spec: SandboxSpec, least: IsolationLevel) -> None:
 
 
 @contextlib.contextmanager
-def telling_minimum(spec: SandboxSpec, config: Config) -> Iterator[None]:
-    """Where no wall is as strong as the configuration wants, the refusal says who wants it."""
+def telling_least(spec: SandboxSpec, asked: IsolationLevel, config: Config) -> Iterator[None]:
+    """Where no wall is as strong as the policy or the configuration wants, the refusal says who
+    wants it; ``asked`` is what the caller did."""
+    raised = spec.isolation if spec.isolation > asked else IsolationLevel.NONE
     try:
-        yield
+        with oblige.telling_least(raised, "the policy"):
+            yield
     except Unavailable as error:
         least = config.sandbox.level
         if spec.backend is None and spec.isolation == least > IsolationLevel.PROCESS:

@@ -101,15 +101,15 @@ class Sandboxes(Changing, Pauses, Adoption):
         seconds = self._ttl(ttl)
         checked = check_labels(labels or {})
         self._admit()
-        if not admitted:
-            spec = self._pipeline.admit(principal, spec, checked)
+        asked = spec.isolation
+        spec = spec if admitted else self._pipeline.admit(principal, spec, checked)
         self._ledger.take(principal.name, spec.limits, wait=wait)
         begun = time.monotonic()
         try:
             handle = None if snapshot is not None else self._claim(spec)
             pooled = handle is not None
             if handle is None:
-                with trace.span("sandbox.open"), bodies.telling_minimum(spec, self._config()):
+                with trace.span("sandbox.open"), bodies.telling_least(spec, asked, self._config()):
                     handle = built(self._pipeline, spec, snapshot, self._config(), values)
             try:
                 live = self._write_down(principal.name, handle, checked, seconds, name, idle)
