@@ -95,31 +95,51 @@ def test_files_removed_while_it_runs_stop_it_and_are_told(daemon: Daemon, takes:
     assert told.returncode == 0 and b"loss" in told.stdout and b"accepted" in told.stdout
 
 
-@pytest.mark.root
-@pytest.mark.parametrize("how", ["moved", "full"])
-def test_what_is_kept_changes_only_once_that_is_written_down(tmp_path: Path, how: str) -> None:
-    daemon = Daemon(tmp_path)
-    libc = ctypes.CDLL(None, use_errno=True)
-    daemon.state.mkdir(0o700)
+@contextlib.contextmanager
+def _with_a_small_log(folder: Path) -> Iterator[Daemon]:
+    """A daemon whose log has a disk of its own, of 4 MiB."""
+    daemon, libc = Daemon(folder), ctypes.CDLL(None, use_errno=True)
     place = daemon.state / "audit"
-    place.mkdir(0o700)
+    place.mkdir(0o700, parents=True)
+    daemon.state.chmod(0o700)
     if libc.mount(b"none", os.fsencode(place), b"tmpfs", 0, b"size=4m,mode=700"):
         pytest.skip(f"no tmpfs can be mounted: {os.strerror(ctypes.get_errno())}")
     try:
         daemon.start()
+        yield daemon
+    finally:
+        daemon.end()
+        assert libc.umount2(os.fsencode(place), 2) == 0
+
+
+@pytest.mark.root
+def test_what_could_not_begin_leaves_its_sandbox_idle_and_has_no_end(tmp_path: Path) -> None:
+    with _with_a_small_log(tmp_path) as daemon:
+        path = f"/v1/sandboxes/{daemon.sandbox(idle_timeout='1s')}"
+        filler = _fill(daemon, path)
+        for where in ("files?path=/etc/passwd", "files/tar?path=/etc", "ports/80/"):
+            assert daemon.ask("GET", f"{path}/{where}").code == "audit_error"
+        assert daemon.ask("PUT", f"{path}/files?path=/workspace/a", b"a").code == "audit_error"
+        filler.unlink()
+        until(lambda: daemon.ask("GET", path).json["paused_by"] == "idle")
+        assert not daemon.records(kind="start") and not daemon.records(kind="end")
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("how", ["moved", "full"])
+def test_what_is_kept_changes_only_once_that_is_written_down(tmp_path: Path, how: str) -> None:
+    with _with_a_small_log(tmp_path) as daemon:
         box = daemon.sandbox()
         kept = daemon.ask("POST", f"/v1/sandboxes/{box}/snapshot").json["id"]
         key = daemon.ask("POST", "/v1/keys", {"name": "k", "scopes": ["read"]}).json["id"]
         assert daemon.ask("POST", "/v1/volumes", {"name": "v"}).status == 201
         assert daemon.ask("PUT", "/v1/secrets/A", {"value": "a" * 40}).status == 200
         before = _kept(daemon)
-        (file,) = place.glob("audit-*.jsonl")
+        (file,) = Path(daemon.audit).glob("audit-*.jsonl")
         if how == "moved":
-            aside = file.rename(place / "aside")
+            aside = file.rename(file.parent / "aside")
         else:
-            filler = _fill(place)
-            labels = f"/v1/sandboxes/{box}", {"labels": {}}
-            until(lambda: daemon.ask("PATCH", *labels).status == 503)  # its last page is full
+            filler = _fill(daemon, f"/v1/sandboxes/{box}")
         for method, path, body in (
             ("PUT", "/v1/secrets/B", {"value": "b" * 40}),
             ("PUT", "/v1/secrets/A", {"value": "c" * 40}),
@@ -150,9 +170,6 @@ def test_what_is_kept_changes_only_once_that_is_written_down(tmp_path: Path, how
             assert changes[kind] == 1, told
         for kind in ("key_created", "key_revoked", "snapshot_deleted"):
             assert changes[kind] == 1, told
-    finally:
-        daemon.end()
-        assert libc.umount2(os.fsencode(place), 2) == 0
 
 
 def _kept(daemon: Daemon) -> list[object]:
@@ -160,11 +177,13 @@ def _kept(daemon: Daemon) -> list[object]:
     return [daemon.ask("GET", f"/v1/{noun}").json for noun in nouns]
 
 
-def _fill(folder: Path) -> Path:
-    path = folder / "filler"
+def _fill(daemon: Daemon, sandbox: str) -> Path:
+    """Leave the log no room, its last page neither."""
+    path = Path(daemon.audit) / "filler"
     with open(path, "wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * 4096)
+    until(lambda: daemon.ask("PATCH", sandbox, {"labels": {}}).status == 503)
     return path
 
 

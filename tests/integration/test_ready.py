@@ -28,7 +28,7 @@ def _small_disk() -> Iterator[Path]:
 
 def _fill(folder: Path) -> Path:
     path = folder / "filler"
-    with open(path, "wb", buffering=0) as file:
+    with open(path, "ab", buffering=0) as file:
         size = len(_FULL)
         while size:
             try:
@@ -78,11 +78,12 @@ def test_a_full_disk_is_told_and_a_daemon_starts_on_it() -> None:
             daemon.end()
 
 
-@pytest.mark.root
-def test_what_the_store_refuses_has_not_changed() -> None:
+@contextmanager
+def _with_a_small_store(config: str) -> Iterator[Daemon]:
+    """A daemon whose state has 64 MiB, but for its log, which has as many of its own."""
     libc = ctypes.CDLL(None, use_errno=True)
     with _small_disk() as folder, _small_disk() as audit:
-        daemon = Daemon(folder, '\n[egress]\nallow = ["*.example.org"]\n')
+        daemon = Daemon(folder, config)
         place = daemon.state / "audit"
         place.mkdir(0o700, parents=True)
         daemon.state.chmod(0o700)
@@ -91,36 +92,59 @@ def test_what_the_store_refuses_has_not_changed() -> None:
         try:
             daemon.start()
             until((daemon.state / "reserve").exists)
-            path = f"/v1/sandboxes/{daemon.sandbox(net=['a.example.org'])}"
-            _fill(folder)
-
-            def refused(method: str, where: str, make: Callable[[int], Any]) -> Any:
-                """What was asked for last, and done, before the store had no room any more."""
-                done, number = None, 0
-                while (answer := daemon.ask(method, where, make(number))).status == 200:
-                    done, number = make(number), number + 1
-                assert (answer.status, answer.code) == (503, "store_error"), answer.body
-                return done
-
-            def told() -> tuple[object, object]:
-                view = daemon.ask("GET", path).json
-                return view["labels"], daemon.ask("GET", f"{path}/network").json["egress"]
-
-            refused("PATCH", path, lambda n: {"labels": {f"l{n}": "x" * 200}})
-            labels, _ = told()
-            net = refused("PUT", f"{path}/network", lambda n: {"net": [f"n{n}.example.org"]})
-            rules = ["a.example.org"] if net is None else net["net"]
-            assert told() == (labels, rules)
-            deadline = daemon.ask("GET", path).json["deadline"]
-            refused("POST", f"{path}/renew", lambda _: {"ttl": "9h"})
-            assert abs(daemon.ask("GET", path).json["deadline"] - deadline) < 1
-            daemon.stop(kill=True)
-            daemon.start()  # the reserve has room for it
-            assert told() == (labels, rules)
+            yield daemon
         finally:
             (folder / "filler").unlink(missing_ok=True)
             daemon.end()
             assert libc.umount2(os.fsencode(place), 2) == 0
+
+
+@pytest.mark.root
+def test_forks_of_which_some_cannot_be_written_down_are_none() -> None:
+    most = 8
+    with _with_a_small_store(f"\n[quotas.default]\nsandboxes = {most}\n") as daemon:
+        path, filler = f"/v1/sandboxes/{daemon.sandbox()}", _fill(daemon.folder)
+        for pages in (8, 16, 24):  # of the disk: enough for some of them
+            os.truncate(filler, filler.stat().st_size - pages * 4096)
+            refused = daemon.ask("POST", f"{path}/fork", {"count": most - 1})
+            assert (refused.status, refused.code) == (503, "store_error"), refused.body
+            assert len(daemon.ask("GET", "/v1/sandboxes").json["sandboxes"]) == 1
+            _fill(daemon.folder)
+        filler.unlink()
+        until(lambda: _ready(daemon).status == 200)
+        made = [daemon.ask("POST", "/v1/sandboxes", {}).status for _ in range(most)]
+        assert made == [201] * (most - 1) + [429]
+
+
+@pytest.mark.root
+def test_what_the_store_refuses_has_not_changed() -> None:
+    with _with_a_small_store('\n[egress]\nallow = ["*.example.org"]\n') as daemon:
+        path = f"/v1/sandboxes/{daemon.sandbox(net=['a.example.org'])}"
+        _fill(daemon.folder)
+
+        def refused(method: str, where: str, make: Callable[[int], Any]) -> Any:
+            """What was asked for last, and done, before the store had no room any more."""
+            done, number = None, 0
+            while (answer := daemon.ask(method, where, make(number))).status == 200:
+                done, number = make(number), number + 1
+            assert (answer.status, answer.code) == (503, "store_error"), answer.body
+            return done
+
+        def told() -> tuple[object, object]:
+            view = daemon.ask("GET", path).json
+            return view["labels"], daemon.ask("GET", f"{path}/network").json["egress"]
+
+        refused("PATCH", path, lambda n: {"labels": {f"l{n}": "x" * 200}})
+        labels, _ = told()
+        net = refused("PUT", f"{path}/network", lambda n: {"net": [f"n{n}.example.org"]})
+        rules = ["a.example.org"] if net is None else net["net"]
+        assert told() == (labels, rules)
+        deadline = daemon.ask("GET", path).json["deadline"]
+        refused("POST", f"{path}/renew", lambda _: {"ttl": "9h"})
+        assert abs(daemon.ask("GET", path).json["deadline"] - deadline) < 1
+        daemon.stop(kill=True)
+        daemon.start()  # the reserve has room for it
+        assert told() == (labels, rules)
 
 
 def test_a_socket_that_was_removed_is_bound_anew() -> None:

@@ -99,9 +99,14 @@ class Admission:
         fields: dict[str, object] = {} if process is None else {"process": process}
         if not self.act.receipt:
             fields["receipt"] = False
-        self._records.write(
-            Kind.START, self.act, fields, synced=process is not None, written=written
-        )
+        try:
+            self._records.write(
+                Kind.START, self.act, fields, synced=process is not None, written=written
+            )
+        except BaseException:
+            self._ended = True  # nothing has begun
+            self._end_busy()
+            raise
 
     def unconnected(self, refused: Sequence[tuple[str, bool]]) -> None:
         """Write down what the sandbox's network refused meanwhile, each by itself: as denials of

@@ -143,6 +143,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         self._admit()
         taken = 0
         handles: list[SandboxHandle] = []
+        made: list[Live] = []
         try:
             for _ in range(count):
                 self._ledger.take(principal.name, source.handle.spec.limits)
@@ -150,13 +151,15 @@ class Sandboxes(Changing, Pauses, Adoption):
             labels, idle = source.record.labels, source.idle
             handles = self._pipeline.fork(principal, source.handle, count, labels, spec, values)
             seconds = self._ttl(None)
-            return [
-                self._write_down(principal.name, h, labels, seconds, idle=idle) for h in handles
-            ]
-        except BaseException:
             for handle in handles:
+                made.append(self._write_down(principal.name, handle, labels, seconds, idle=idle))
+            return made
+        except BaseException:
+            for live in made:
+                self.end(live, "not_recorded")
+            for handle in handles[len(made) :]:
                 self._pipeline.close(handle)
-            for _ in range(taken):
+            for _ in range(taken - len(made)):
                 self._ledger.give_back(principal.name, source.handle.spec.limits)
             raise
 
