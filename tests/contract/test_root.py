@@ -98,6 +98,7 @@ def test_all_of_a_writable_root_can_be_written_to(
     own: Sandbox, make: Callable[..., Sandbox]
 ) -> None:
     own.run("mkdir /app /tests /logs && touch /app/x /etc/y", check=True)
+    own.run("touch /opt/f /srv/f /media/f /root/f /mnt/f", check=True)  # as hier(7) has them
     needs(own, "getent", "/usr/bin/env")
     own.run("echo 127.0.0.1 db >> /etc/hosts; mkdir -p /usr/local/bin /opt/x", check=True)
     own.run("printf '#!/bin/sh\\necho hi\\n' > /usr/local/bin/hi && chmod +x /usr/local/bin/hi")

@@ -17,6 +17,7 @@ _SHEBANG = b"#!"
 _ELF = b"\x7fELF"
 _ELF_HEADER = 64
 _PT_INTERP = 3
+_MACHINES = {"x86_64": b"\x3e\0", "aarch64": b"\xb7\0"}  # as they are told of in a header
 
 
 def of_program(name: bytes, path: bytes, folder: bytes, code: int) -> str:
@@ -24,13 +25,15 @@ def of_program(name: bytes, path: bytes, folder: bytes, code: int) -> str:
 
     ``folder`` is the working directory, and ``code`` what the kernel said.
     """
-    if code not in (errno.ENOENT, errno.EACCES, errno.ELOOP, errno.ENOTDIR):
+    if code not in (errno.ENOENT, errno.EACCES, errno.ELOOP, errno.ENOTDIR, errno.ENOEXEC):
         return ""
     for program, _ in places(os.path.join(folder, name) if b"/" in name else name, path).found:
         try:
             mode = os.lstat(program).st_mode
         except (OSError, ValueError):
             continue
+        if code == errno.ENOEXEC:
+            return _of_format(program)
         return _of_file(program, mode) if code != errno.EACCES else _denied(program)
     return ""
 
@@ -51,6 +54,23 @@ def _of_file(program: bytes, mode: int) -> str:
     return f"its {what} {told}"
 
 
+def _of_format(program: bytes) -> str:
+    try:
+        head = _head(program)
+        if head.startswith(_ELF):
+            own = _MACHINES.get(os.uname().machine, head[18:20])
+            other = head[4:6] != b"\2\1" or head[18:20] != own  # 64 bits, the low ones first
+            whole = len(head) > _ELF_HEADER
+            return f"it is {'for another kind of machine' if other and whole else 'damaged'}"
+    except OSError:
+        return ""
+    if not head:
+        return "it is empty"
+    if head.startswith(_SHEBANG):
+        return "its first line names no interpreter"
+    return "it is no program, and its first line names no interpreter"
+
+
 _GONE = "does not exist in the sandbox"
 
 
@@ -69,17 +89,20 @@ def _leads_nowhere(link: bytes) -> str:
 
 def _needs(program: bytes) -> tuple[bytes, str]:
     """The path of what runs a program, and what that is called. Raises OSError, struct.error."""
-    fd = os.open(program, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with open(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return b"", ""
-        head = file.read(_HEAD)
+    head = _head(program)
     if head.startswith(_SHEBANG):
         line = head.split(b"\n", 1)[0][len(_SHEBANG) :].strip(b" \t")
         return line.split(b" ")[0].split(b"\t")[0], "interpreter"
     if head.startswith(_ELF) and len(head) > _ELF_HEADER:
         return _loader(head), "loader"
     return b"", ""
+
+
+def _head(program: bytes) -> bytes:
+    """What a file begins with; b"" of what is none. Raises OSError."""
+    fd = os.open(program, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        return file.read(_HEAD) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
 
 
 def _loader(head: bytes) -> bytes:

@@ -142,6 +142,8 @@ _MAX_DETAIL = 1000
 _GONE = "does not exist in the sandbox"
 _NO_FOLDER = "name a directory of the sandbox as the working directory, or make it first: mkdir -p"
 _MOUNT = "show the folder that has it at its own path: --mount DIR:DIR"
+_INTERPRETER = "name what runs it: sh FILE; or make #!/bin/sh, say, its first line"
+_NO_TERMINAL = "run it without a terminal, or behind a wall that has them: --isolation namespace"
 
 
 def spawn_exit(
@@ -161,6 +163,10 @@ def spawn_exit(
     remediation = REMEDIATION[wanting] if wanting is not None else ""
     if event.stage == "cwd":
         remediation = remediation or _NO_FOLDER
+    if event.stage == "pty" and event.errno in (errno.EACCES, errno.ENOENT):
+        remediation = _NO_TERMINAL
+    if event.stage == "exec" and event.errno == errno.ENOEXEC and "interpreter" in event.detail:
+        remediation = _INTERPRETER
     if event.stage == "exec" and event.errno == errno.ENOENT:
         if _GONE in event.detail:
             remediation = _MOUNT

@@ -106,9 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code. Never raises but SystemExit and KeyboardInterrupt."""
     if argv is None:
         _take_names_for_utf8()
+        _open_streams()
+        atexit.register(gc.freeze)  # at the end of a process of our own what it holds is let be
     _survive_any_text()
-    if argv is None:  # a process of our own, whose end has nothing to look for in what it holds
-        atexit.register(gc.freeze)
     words = sys.argv[1:] if argv is None else argv
     try:
         return _written(_ran(words))
@@ -234,6 +234,16 @@ def _credential() -> str:
 def _say(line: str) -> None:
     # One line whatever the message holds: an argument may contain newlines.
     print(" ".join(line.split("\n")), file=sys.stderr)
+
+
+def _open_streams() -> None:
+    """What was closed at the start is /dev/null: else what is opened next has its number, and is
+    read as the standard input or gets the output."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def _survive_any_text() -> None:

@@ -24,6 +24,8 @@ _OPTIONS = "mode=0755,size=96m,nr_inodes=64k"
 _MOST_FILES = 4096
 _MOST_BYTES = 8 << 20
 _MOST_FOLDERS = 40_000
+# As hier(7) has them: whoever may write to a root installs into these without making them first.
+_EXPECTED = ("/media", "/mnt", "/opt", "/root", "/srv")
 # Of the kernel, or of each sandbox's own.
 _OTHERS = frozenset({"/dev", "/proc", "/sys", "/tmp", var.BEHIND, PLACE})
 
@@ -40,6 +42,8 @@ class Layer:
         KERNEL.mount("tmpfs", PLACE, "tmpfs", abi.MS_NOSUID | abi.MS_NODEV, _OPTIONS)
         try:
             self._copy("/", frozenset(points))
+            for path in _EXPECTED:
+                os.makedirs(PLACE + path, 0o755, exist_ok=True)
             _walk(accounts.PLACE, PLACE, _copy_file)
             for name in ("shadow", "gshadow"):
                 os.chmod(f"{PLACE}/etc/{name}", 0o600)
