@@ -4,7 +4,8 @@ import platform
 import threading
 import time
 from collections import Counter as Count
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prometheus_client import (
@@ -139,37 +140,38 @@ class Metrics(Meter):
         return generate_latest(self._registry)
 
     def request(self, op: str, status: str, seconds: float) -> None:
-        self._requests.labels(op, status).inc()
-        self._seconds.labels(op).observe(seconds)
+        self._requests(op, status).inc()
+        self._seconds(op).observe(seconds)
         if status in _OVER_QUOTA:
-            self._refusals.labels(op, status).inc()
+            self._refusals(op, status).inc()
 
     def sandbox(self, live: "Live", *, pooled: bool, seconds: float) -> None:
         labels = live.record.backend, "pool" if pooled else "cold"
-        self._made.labels(*labels).inc()
-        self._making.labels(*labels).observe(seconds)
+        self._made(*labels).inc()
+        self._making(*labels).observe(seconds)
 
     def sandbox_ended(self, live: "Live", reason: str) -> None:
         known = reason if reason in _REASONS else "lost"
-        self._ends.labels(live.record.backend, known).inc()
+        self._ends(live.record.backend, known).inc()
 
     def command(self, command: "Command") -> None:
         backend = command.listed.live.record.backend
         code = command.result.cause.code if command.result else CauseCode.BACKEND_LOST
-        self._commands.labels(backend, str(code)).inc()
-        self._ran.labels(backend).observe(command.usage.wall_ms / 1000)
-        self._cpu.labels(backend).inc(command.usage.cpu_ms / 1000)
+        self._commands(backend, str(code)).inc()
+        self._ran(backend).observe(command.usage.wall_ms / 1000)
+        self._cpu(backend).inc(command.usage.cpu_ms / 1000)
         self._state.count(command)
 
-    def _counter(self, name: str) -> Counter:
-        row = _ROWS[name]
-        return Counter(name.removesuffix("_total"), row.help, row.labels, registry=self._registry)
+    # The series of each by its labels: to find one takes the client longer than to count.
 
-    def _histogram(self, name: str, buckets: Iterable[float]) -> Histogram:
+    def _counter(self, name: str) -> Callable[..., Counter]:
+        row, short = _ROWS[name], name.removesuffix("_total")
+        return cache(Counter(short, row.help, row.labels, registry=self._registry).labels)
+
+    def _histogram(self, name: str, buckets: Sequence[float]) -> Callable[..., Histogram]:
         row = _ROWS[name]
-        return Histogram(
-            name, row.help, row.labels, registry=self._registry, buckets=tuple(buckets)
-        )
+        made = Histogram(name, row.help, row.labels, registry=self._registry, buckets=buckets)
+        return cache(made.labels)
 
 
 class _State(Collector):
