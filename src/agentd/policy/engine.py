@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -11,13 +12,14 @@ from agentd.policy import answer
 from agentd.policy.build import Built
 from agentd.policy.frames import Load, Query
 from agentd.policy.process import NoAnswer, WorkerPool, WorkerProcess
-from agentd.policy.reads import pruned
+from agentd.policy.reads import Reads
 
 MAX_ASKED = 1 << 20  # bytes of JSON, of what the policy reads
 SECONDS = 0.25  # of one decision; it takes well below a millisecond
 MAX_REMEMBERED = 1024  # answers
 MAX_REMEMBERED_SIZE = 4 << 10  # bytes of a question
 WAIT = 5.0  # seconds, for a worker that is free
+_ABSENT = object()
 _EFFECTS = ("deny", "approve", "grant")
 
 
@@ -133,6 +135,17 @@ class PolicyEngine:
         load = Load(built.path, self._seconds)
         process.work(b"l", msgspec.json.encode(load), "loading the compiled policy")
         process.loaded = built.path
+
+
+def pruned(document: Any, read: Reads) -> Any:
+    """The document without what is not read."""
+    if read is None or type(document) is not dict:
+        return document
+    return {
+        name: value if of is None else pruned(value, of)
+        for name, of in read.items()
+        if (value := document.get(name, _ABSENT)) is not _ABSENT
+    }
 
 
 def _document(asked: Asked, built: Built) -> bytes:

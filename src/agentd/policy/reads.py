@@ -43,20 +43,6 @@ def reads(plan: Any) -> Reads:
     return _shape(nodes[_INPUT], {id(nodes[local]) for local in whole}, times) or {}
 
 
-def pruned(document: Any, read: Reads) -> Any:
-    """The document without what is not read."""
-    if read is None or type(document) is not dict:
-        return document
-    return {
-        name: value if of is None else pruned(value, of)
-        for name, of in read.items()
-        if (value := document.get(name, _ABSENT)) is not _ABSENT
-    }
-
-
-_ABSENT = object()
-
-
 def _shape(node: _Node, whole: set[int], times: Mapping[int, int]) -> Reads:
     if not node or id(node) in whole:
         return None

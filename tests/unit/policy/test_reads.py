@@ -1,8 +1,9 @@
 import pytest
 
+from agentd.policy.engine import pruned
 from agentd.policy.example import example
 from agentd.policy.program import compile_to
-from agentd.policy.reads import pruned, reads
+from agentd.policy.reads import reads
 
 
 @pytest.fixture

@@ -92,8 +92,8 @@ class Admission:
         Its START is synced; should the daemon be killed now, the next one finds it by that.
         ``written``: it is in the file when this returns, where the daemon's own death leaves it.
         """
-        self._end_busy()
         if self.handle is not None:
+            self._end_busy()
             self._busy = self.handle
             self._busy.begin_operation()
         fields: dict[str, object] = {} if process is None else {"process": process}

@@ -85,6 +85,8 @@ def both(one: Obligations, other: Obligations) -> Obligations:
 def command(request: ExecRequest, obligations: Obligations) -> ExecRequest:
     """Return the command with the lower time and output limits."""
     most = obligations.limits
+    if most.timeout is None and most.output is None:
+        return request
     return msgspec.structs.replace(
         request,
         timeout=least(request.timeout, most.timeout),
