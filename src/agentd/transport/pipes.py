@@ -76,6 +76,15 @@ class Pipes:
             os.close(fd)
         return data
 
+    def at_exit(self) -> Iterator[tuple[str, bytes]]:
+        """Name and bytes of what is there at the exit; all of it where nobody holds a pipe."""
+        for fd, name in list(self.outputs.items()):
+            for _ in range(_EXIT_READS):
+                data = self.read(fd)
+                if not data:
+                    break
+                yield name, data
+
     def rest(self) -> Iterator[tuple[str, bytes]]:
         """Name and bytes of what is in them by now: who holds them may write for ever."""
         for fd, name in list(self.outputs.items()):
@@ -117,15 +126,6 @@ class Late:
         self._pipes = pipes
         self._marks: dict[int, int] | None = None
         self.due = time.monotonic() + LATE - LAST
-
-    def first(self) -> Iterator[tuple[str, bytes]]:
-        """Name and bytes of what is there at the exit; all of it where nobody holds a pipe."""
-        for fd, name in list(self._pipes.outputs.items()):
-            for _ in range(_EXIT_READS):
-                data = self._pipes.read(fd)
-                if not data:
-                    break
-                yield name, data
 
     def stop(self) -> None:
         """Wait no longer; nothing counts as cut."""

@@ -46,7 +46,18 @@ class Connections:
     def take(self, *, urgent: bool = False) -> V2Connection | V1Connection:
         """An idle connection that still is one, or a new one. Raises Full where too many are in
         use, BackendLost, GuestError. There are more for what is ``urgent``."""
-        generation = self._enter(MAX_USED + (_RESERVE if urgent else 0))
+        most = MAX_USED + (_RESERVE if urgent else 0)
+        with self._lock:
+            if len(self._used) + self._opening >= most:
+                for old in [one for one in self._used if one.fileno() < 0]:
+                    del self._used[old]
+            if len(self._used) + self._opening >= most:
+                raise Full(
+                    f"{most} commands, transfers, watches and tunnels of this sandbox are the most",
+                    remediation="wait until one of them has ended, or use another sandbox",
+                )
+            self._opening += 1
+            generation = self._generation  # of a connection that is taken now
         connection = None
         try:
             connection = self._found()
@@ -74,20 +85,6 @@ class Connections:
             connection.close()
         for connection in used:
             connection.shut()
-
-    def _enter(self, most: int) -> int:
-        """The generation of a connection that is taken now."""
-        with self._lock:
-            if len(self._used) + self._opening >= most:
-                for connection in [one for one in self._used if one.fileno() < 0]:
-                    del self._used[connection]
-            if len(self._used) + self._opening >= most:
-                raise Full(
-                    f"{most} commands, transfers, watches and tunnels of this sandbox are the most",
-                    remediation="wait until one of them has ended, or use another sandbox",
-                )
-            self._opening += 1
-            return self._generation
 
     def _found(self) -> V2Connection | V1Connection:
         while True:

@@ -305,13 +305,15 @@ class StreamCommand(Stepped):
         if pipes is None:
             return True
         if late is None:
-            self._late = late = Late(pipes)
-            if end.cause.code in _ENDED:
-                late.stop()
             if pipes.stdin is not None:
                 pipes.close_stdin()
                 self._feed.clear()
-            self._take_all(late.first())
+            self._take_all(pipes.at_exit())
+            if not pipes.outputs:
+                return True
+            self._late = late = Late(pipes)
+            if end.cause.code in _ENDED:
+                late.stop()
         if not late.over():
             return False
         if pipes.outputs:

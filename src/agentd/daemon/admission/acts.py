@@ -86,14 +86,8 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
         return self.request or context.current()
 
 
-def command(
-    who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Mapping[str, str]
-) -> Act:
+def command(who: Principal, place: Place, request: ExecRequest) -> Act:
     """``request`` as the sandbox completed it; what it reads is told by its end alone."""
-    return command_at(who, Place.of(handle, labels), request)
-
-
-def command_at(who: Principal, place: Place, request: ExecRequest) -> Act:
     parameters: dict[str, Any] = {"command": request.argv[0], "args": list(request.argv[1:])}
     parameters |= {"cwd": request.cwd, "env": dict(request.env)}
     if request.timeout is not None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import msgspec
 
 from agentd.daemon.admission import acts, oblige
-from agentd.daemon.admission.acts import Act, asked
+from agentd.daemon.admission.acts import Act, Place, asked
 from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.facts import Ran
 from agentd.daemon.admission.records import Records, decision_fields
@@ -117,7 +117,7 @@ class Gate:
         ended: bool,
     ) -> Admission:
         """Return the admission that the daemon before gave a command, as the request ``id_``."""
-        act = msgspec.structs.replace(acts.command(who, handle, request, {}), request=id_)
+        act = msgspec.structs.replace(acts.command(who, Place.of(handle), request), request=id_)
         return Admission(self._records, act, _BEFORE, began, ran(handle), ended=ended)
 
     def sandbox(self, who: Principal, spec: SandboxSpec, labels: Labels) -> SandboxSpec:
@@ -141,7 +141,7 @@ class Gate:
         self, who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Labels
     ) -> tuple[ExecRequest, Admission]:
         """The command as it may run, begun. Raises Refused."""
-        admission = self.open(acts.command(who, handle, request, labels))
+        admission = self.open(acts.command(who, Place.of(handle, labels), request))
         admission.within(handle)
         admission.where = ran(handle)
         # By its tag it is found again when we have gone, and nobody waits for its end here.

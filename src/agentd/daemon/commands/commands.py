@@ -28,6 +28,7 @@ from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.store.records import ProcessRecord
 from agentd.daemon.store.sqlite import SqliteStore
+from agentd.daemon.store.view import Transaction
 from agentd.model import context
 from agentd.model.api import ExecBody, ProcessView, ResultView
 from agentd.model.errors import AgentdError, Full
@@ -184,7 +185,8 @@ class Commands:
                 adopted += 1
             except (AgentdError, OSError):
                 # It ended while nobody looked, and the agent has forgotten it.
-                self._put(msgspec.structs.replace(record, state=ENDED, ended=time.time()))
+                over = msgspec.structs.replace(record, state=ENDED, ended=time.time())
+                self._store.write(partial(Transaction.put, record=over), synced=False)
         return adopted
 
     def list_begun(self, live: Live) -> None:
@@ -361,6 +363,8 @@ class Commands:
             trace.past("guest.command", command.usage.wall_ms / 1000, end)
 
     def _record(self, who: Principal, command: Command, *, wait: bool = True) -> None:
+        """Written, not synced: a loss of power takes along the sandbox that it is found by, and
+        what came of the command is in the audit log, which is synced."""
         view, listed = command.result, command.listed
         if view is not None:
             # The next daemon asks nobody for the output of what has ended: it is on disk first.
@@ -381,11 +385,6 @@ class Commands:
             journal=f"{listed.live.id}/{listed.id}",
             request=command.request_id,
         )
-        self._put(record, wait=wait)
-
-    def _put(self, record: ProcessRecord, *, wait: bool = True) -> None:
-        """Written, not synced: a loss of power takes along the sandbox that it is found by, and
-        what came of the command is in the audit log, which is synced."""
         if wait:
             self._store.write(lambda t: t.put(record), synced=False)
         else:

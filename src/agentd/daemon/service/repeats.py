@@ -89,7 +89,7 @@ class Repeats:
         live = self._sandboxes.find(place.id)
         if live is not None:
             request = completed(request, live.handle)
-        self._existing(acts.command_at(who, place, request), approved)
+        self._existing(acts.command(who, place, request), approved)
 
     def _existing(self, act: Act, approved: Approved, also: Sequence[Act] = ()) -> None:
         with self._gate.reopen(act, approved, also).obliging() as obligations:

@@ -9,7 +9,7 @@ from tests.unit.daemon.known import ALICE, handle_of
 import agentd.policy
 from agentd.capability.registry import BUILTIN, Registry
 from agentd.daemon.admission import acts
-from agentd.daemon.admission.acts import asked
+from agentd.daemon.admission.acts import Place, asked
 from agentd.model import context
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
@@ -24,7 +24,7 @@ def test_a_command_is_a_call_of_shell_exec():
     request = ExecRequest(
         argv=("make", "-j2"), cwd="/workspace/a", env={"TOKEN": "t0psecret"}, timeout=1.5
     )
-    found = acts.command(ALICE, handle_of(), request, {"team": "red"})
+    found = acts.command(ALICE, Place.of(handle_of(), {"team": "red"}), request)
     assert found.name == "shell.exec.v1"
     assert found.parameters == {
         "command": "make",
@@ -40,7 +40,7 @@ def test_a_command_is_a_call_of_shell_exec():
 
 
 def test_one_without_a_time_asks_for_none():
-    found = acts.command(ALICE, handle_of(), ExecRequest(argv=("true",)), {})
+    found = acts.command(ALICE, Place.of(handle_of(), {}), ExecRequest(argv=("true",)))
     assert "timeout_ms" not in found.parameters and found.parameters["args"] == []
 
 
@@ -48,14 +48,14 @@ def test_its_parameters_are_some_that_shell_exec_knows():
     """A policy that reads a parameter of the one finds it in the other."""
     known = Registry().get("shell.exec.v1").about.schema["properties"]
     request = ExecRequest(argv=("make", "x"), env={"A": "1"}, timeout=1.0)
-    assert set(acts.command(ALICE, handle_of(), request, {}).parameters) <= set(known)
+    assert set(acts.command(ALICE, Place.of(handle_of(), {}), request).parameters) <= set(known)
 
 
 def test_the_id_is_the_requests_or_a_new_one_each_time():
     request = ExecRequest(argv=("true",))
     with context.request("req-9"):
-        assert acts.command(ALICE, handle_of(), request, {}).id == "req-9"
-    ids = {acts.command(ALICE, handle_of(), request, {}).id for _ in range(2)}
+        assert acts.command(ALICE, Place.of(handle_of(), {}), request).id == "req-9"
+    ids = {acts.command(ALICE, Place.of(handle_of(), {}), request).id for _ in range(2)}
     assert len(ids) == 2 and "" not in ids
 
 
