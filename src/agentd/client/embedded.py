@@ -166,9 +166,9 @@ def requested(body: "ExecBody") -> "tuple[ExecRequest, bytes]":
 
 def told(result: "Result") -> "ResultView":
     """A result as the contract has it."""
-    from agentd.daemon.commands import listed
+    from agentd.daemon.commands import ends
 
-    return listed.of_result(result, "", result.stdout, result.stderr)
+    return ends.of_result(result, "", result.stdout, result.stderr)
 
 
 def doctor() -> "Checkup":

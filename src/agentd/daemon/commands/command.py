@@ -17,13 +17,13 @@ from agentd.daemon.commands.ends import (
     CommandLost,
     Digests,
     lost,
+    of_result,
     of_wall,
     ours,
     refine,
     status,
     used,
 )
-from agentd.daemon.commands.listed import Listed, of_result
 from agentd.model import context
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
@@ -35,6 +35,7 @@ from agentd.transport.core import Chunk, LostOutput
 if TYPE_CHECKING:
     from agentd.daemon.admission.admission import Admission
     from agentd.daemon.commands.begin import Begin
+    from agentd.daemon.commands.listed import Listed
     from agentd.model.api import ProcessView, ResultView
     from agentd.sandbox.journal.journal import Journal
     from agentd.sandbox.manager import SandboxHandle
@@ -61,7 +62,7 @@ class Command(Stepped):
         handle: "SandboxHandle",
         begin: "Begin",
         admission: "Admission | None" = None,
-        listed: Listed | None = None,
+        listed: "Listed | None" = None,
     ) -> None:
         """Begins it. Where that fails ``admission`` is ended, but for one that is not found again:
         its END is written with those of all that were interrupted."""

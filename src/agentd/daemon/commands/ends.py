@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agentd.model.api import ResultView
 from agentd.model.cause import Cause, CauseCode
+from agentd.model.characters import as_texts
 from agentd.model.egress import RESTRICTED, cassette
 from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxError
+from agentd.model.like import like
 from agentd.model.packages import with_packages
 from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -178,6 +181,12 @@ def lost(request_id: str, handle: "SandboxHandle", error: AgentdError) -> Result
         sandbox=handle.info,
         enforcement=dict(handle.enforcement),
     )
+
+
+def of_result(result: Result, process: str, stdout: bytes, stderr: bytes) -> ResultView:
+    """Return it in the words of the ways in."""
+    out, err, encoding = as_texts(stdout, stderr)
+    return like(ResultView, result, stdout=out, stderr=err, encoding=encoding, process=process)
 
 
 def ours(error: BaseException) -> AgentdError:

@@ -14,10 +14,7 @@ import msgspec
 
 from agentd.daemon.commands.ends import INTERRUPTED, CommandLost, ours
 from agentd.model.api import ProcessView, ResultView
-from agentd.model.characters import as_texts
 from agentd.model.errors import AgentdError, Conflict
-from agentd.model.like import like
-from agentd.model.result import Result
 from agentd.sandbox import guard
 from agentd.sandbox.journal.events import LIMIT
 from agentd.sandbox.journal.journal import Journal
@@ -157,11 +154,6 @@ class Errands:
     def _put(self, work: Callable[[], object], done: "Future[None]") -> None:
         self._wanted.put((work, done))
         os.eventfd_write(self.wake, 1)
-
-
-def of_result(result: Result, process: str, stdout: bytes, stderr: bytes) -> ResultView:
-    out, err, encoding = as_texts(stdout, stderr)
-    return like(ResultView, result, stdout=out, stderr=err, encoding=encoding, process=process)
 
 
 def lost_bytes(journal: Journal) -> dict[str, int]:
