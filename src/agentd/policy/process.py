@@ -183,6 +183,8 @@ class WorkerProcess:
         if code == -signal.SIGPROF:
             return alarm
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        if code == -signal.SIGKILL:
+            how += ", as the kernel ends who has no memory left (free some, or raise its limit)"
         return f"{how}: {words}" if words else how
 
     def _last_words(self) -> str:
