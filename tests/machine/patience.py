@@ -13,9 +13,10 @@ from agentd.testing.patience import SLOWER
 _BACKENDS = "agentd.sandbox.backends"
 _WAITS = {
     "qemu.backend": ("BOOT_SECONDS", "_ANSWER_SECONDS", "_DEVICE_SECONDS"),
-    "qemu.process": ("_START_SECONDS", "_STATE_SECONDS", "_UNPLUG_SECONDS"),
+    "qemu.process": ("_START_SECONDS", "_UNPLUG_SECONDS"),
     "qemu.probe": ("_ANSWER_SECONDS",),
     "qemu.wall": ("STREAM_SECONDS",),
+    "vm.states": ("STATE_SECONDS",),
     "vm.machine": ("STREAM_SECONDS",),
     "vm.supervisor": ("Keeper.answer_seconds",),
 }

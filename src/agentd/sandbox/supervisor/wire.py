@@ -100,9 +100,11 @@ def close_all(fds: Sequence[int]) -> None:
 
 
 def encode_error(error: Exception) -> Message:
-    """An error's class and four fields; one that is not ours becomes a SandboxError."""
+    """An error's class and four fields, the nearest that both sides know; one that is not ours
+    becomes a SandboxError."""
     if isinstance(error, AgentdError):
-        return {"type": type(error).__name__, **error.as_dict()}
+        names = (kind.__name__ for kind in type(error).__mro__)
+        return {"type": next(name for name in names if name in _KINDS), **error.as_dict()}
     text = f"{type(error).__name__}: {error}"
     return {"type": "SandboxError", "code": "sandbox_error", "message": text}
 

@@ -94,9 +94,17 @@ class FirecrackerProcess(MonitorProcess):
             return self.api.request(*request, seconds)
         except (ApiError, BackendLost) as error:
             # A load that fails takes the process with it: the reason is in its status and log.
-            if self.wait(_DYING_SECONDS if isinstance(error, BackendLost) else _REFUSED_SECONDS):
+            lost = isinstance(error, BackendLost)
+            if self.wait(_DYING_SECONDS if lost else _REFUSED_SECONDS):
                 raise self.ended() from error
+            if lost:
+                self._dial_again()
             raise
+
+    def _dial_again(self) -> None:
+        """The connection of a request that got no answer is closed: it could come later."""
+        with contextlib.suppress(SandboxError):
+            self.api = ApiClient(self._connect())
 
     def ending(self) -> Ending:
         with self._looking:

@@ -5,6 +5,7 @@ Its format changes with nearly every release, and it moves between equal CPUs on
 machine lives, so it must not change; it may lose its name.
 """
 
+import contextlib
 import os
 
 import msgspec
@@ -18,6 +19,7 @@ from agentd.sandbox.backends.firecracker.jailer import Root
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
 from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.firecracker.version import Version
+from agentd.sandbox.backends.vm import states
 
 _ABOUT = "firecracker.json"
 _MAX_ABOUT = 64 << 10
@@ -69,13 +71,17 @@ def collect(root: Root, folder: str, about: SavedMachine) -> None:
         raise SandboxError("the snapshot cannot be kept", cause=str(error)) from error
 
 
-def take(monitor: FirecrackerProcess) -> None:
+def take(monitor: FirecrackerProcess, memory: int) -> None:
     """Have Firecracker write both; the machine stands still meanwhile. Raises SandboxError."""
+    seconds = states.seconds(memory)
     monitor.request(config.state("Paused"))
     try:
-        monitor.request(config.snapshot())
-    finally:
-        monitor.request(config.state("Resumed"))
+        monitor.request(config.snapshot(), seconds)
+    except BaseException:
+        with contextlib.suppress(SandboxError):  # not what there is to say of it
+            monitor.request(config.state("Resumed"), seconds)  # it may still be at the other
+        raise
+    monitor.request(config.state("Resumed"))
 
 
 def pack(root: Root, target: int, memory: int) -> None:

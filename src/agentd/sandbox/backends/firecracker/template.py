@@ -44,7 +44,7 @@ def write(monitor: FirecrackerProcess, ceiling: Ceiling, memory: int, target: in
 
 def _write(monitor: FirecrackerProcess, memory: int, target: int) -> None:
     try:
-        snapshot.take(monitor)
+        snapshot.take(monitor, memory)
         snapshot.pack(monitor.root, target, memory)
     finally:
         with contextlib.suppress(OSError):

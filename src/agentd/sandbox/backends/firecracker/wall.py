@@ -91,7 +91,7 @@ class FirecrackerWall(MachineWall[FirecrackerProcess]):
 
     def _write_snapshot(self, folder: str) -> None:
         try:
-            snapshot.take(self._process)
+            snapshot.take(self._process, self._memory)
             snapshot.collect(self._process.root, folder, self._about)
         finally:
             with contextlib.suppress(OSError):

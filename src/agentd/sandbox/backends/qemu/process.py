@@ -19,7 +19,7 @@ from agentd.sandbox.backends.qemu import shares
 from agentd.sandbox.backends.qemu.plan import QemuMachine
 from agentd.sandbox.backends.qemu.qmp import Qmp, QmpError
 from agentd.sandbox.backends.qemu.shares import Share
-from agentd.sandbox.backends.vm import ending, network, streams
+from agentd.sandbox.backends.vm import ending, network, states, streams
 from agentd.sandbox.backends.vm.ending import Ending, MachineEnded
 from agentd.sandbox.backends.vm.image import SERIAL
 from agentd.sandbox.backends.vm.machine import MonitorProcess
@@ -28,7 +28,6 @@ from agentd.transport.text import safe_text
 
 # Under software emulation, on a machine that is busy with other things.
 _START_SECONDS = 60.0
-_STATE_SECONDS = 120.0
 _UNPLUG_SECONDS = 30.0
 _FINAL_SECONDS, _FINAL_POLL = 10.0, 0.005
 _END_SECONDS = 10.0
@@ -78,6 +77,7 @@ class QemuProcess(MonitorProcess):
         self._lock = threading.Lock()  # around what changes the device
         self._end_lock = threading.Lock()
         self._devices = 0
+        self._memory = 0  # the machine's, in bytes
         self._sockets: dict[str, str] = {}
         self._listener: socket.socket | None = None
         self._qmp: Qmp | None = None
@@ -91,6 +91,7 @@ class QemuProcess(MonitorProcess):
     ) -> None:
         """Returns once QEMU answers; it boots, or waits for ``load`` where ``incoming``. ``disk``
         is an image's, which the state to come knows."""
+        self._memory = machine.memory
         argv = plans.command(machine, plans.kernel_arguments(), boot.program)
         if incoming:
             argv += ["-incoming", "defer"]
@@ -168,7 +169,7 @@ class QemuProcess(MonitorProcess):
         fdset = self.execute("add-fd", fds=[fd])["fdset-id"]
         self.execute(command, {"uri": f"file:/dev/fdset/{int(fdset)}"})
         while True:
-            status = self.wait_event("MIGRATION", _STATE_SECONDS).get("status")
+            status = self.wait_event("MIGRATION", states.seconds(self._memory)).get("status")
             if status == "completed":
                 break
             if status in ("failed", "cancelled"):

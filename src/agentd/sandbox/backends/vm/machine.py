@@ -195,8 +195,11 @@ class MachineWall(ABC, Generic[P]):
             try:
                 with self._ceiling.raised(self._memory):
                     self._write_snapshot(folder)
-            finally:
-                self._tell("sys.clock", "sys.thaw")
+            except BaseException:
+                with contextlib.suppress(SandboxError):  # not what there is to say of it
+                    self._tell("sys.clock", "sys.thaw")
+                raise
+            self._tell("sys.clock", "sys.thaw")
 
     def _tell(self, *operations: str) -> None:
         """Operations of the agent's, over a stream of their own. Raises SandboxError."""

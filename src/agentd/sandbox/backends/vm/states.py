@@ -6,6 +6,14 @@ import os
 from agentd.sandbox import sparse
 
 _BLOCK = 1 << 20
+# Of any machine, and bytes a second of the slowest disk.
+STATE_SECONDS, _SLOWEST = 120.0, 16 << 20
+
+
+def seconds(memory: int) -> float:
+    """Return how long its monitor may take to write or read the state of a machine with so many
+    bytes of memory."""
+    return STATE_SECONDS + memory / _SLOWEST
 
 
 def digest(fd: int) -> str:

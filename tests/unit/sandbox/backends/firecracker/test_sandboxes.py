@@ -26,7 +26,7 @@ from agentd.model.cause import CauseCode
 from agentd.model.errors import BackendLost, Refused, SandboxError, Unsupported
 from agentd.model.principal import local
 from agentd.sandbox import abilities
-from agentd.sandbox.backends.vm import ceiling
+from agentd.sandbox.backends.vm import ceiling, states
 from agentd.sandbox.manager import Manager
 
 pytestmark = pytest.mark.root
@@ -207,6 +207,16 @@ def test_who_watches_over_a_snapshot_is_told_of_its_end(create: Create, place: P
             rest.result(60)
 
 
+def test_a_snapshot_that_takes_too_long_leaves_its_source_running(
+    create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with create(programs={"hang": "/snapshot/create"}) as sandbox:
+        monkeypatch.setattr(states, "seconds", lambda memory: memory / (224 << 20))
+        with pytest.raises(BackendLost, match=r"no answer to PUT /snapshot/create.*within 1 s"):
+            sandbox.snapshot()
+        assert run(sandbox, ["echo", "on"]).text == "on\n"
+
+
 # --- what a release cannot is no ability of its sandboxes ---
 
 
@@ -317,6 +327,21 @@ def test_the_end_of_a_machine_is_the_cause_of_its_command(
         with pytest.raises(BackendLost) as caught:
             run(sandbox, ["true"])
         assert words in str(caught.value)
+
+
+def test_whoever_comes_later_to_a_daemons_machine_is_told_the_same(
+    make_backend: Callable[..., Any],
+) -> None:
+    with (
+        supervised(make_backend("1.16.1")) as (pipeline, supervisor, _),
+        opened(pipeline, memory="64M") as sandbox,
+    ):
+        (entry,) = supervisor._entries.values()
+        wall: Any = entry.wall
+        signal.pidfd_send_signal(wall._pidfd, signal.SIGBUS)
+        assert wall.wait(60)
+        with pytest.raises(BackendLost, match=r"memory that is not there \(SIGBUS\)"):
+            run(sandbox, ["true"])
 
 
 @pytest.mark.parametrize(
