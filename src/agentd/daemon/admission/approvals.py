@@ -26,7 +26,15 @@ from agentd.daemon.store.sqlite import SqliteStore
 from agentd.daemon.store.view import MAX_PAGE, Transaction
 from agentd.model.api import ApprovalView
 from agentd.model.canonical import canonical
-from agentd.model.errors import Conflict, Forbidden, Full, InvalidInput, NotFound, QuotaExceeded
+from agentd.model.errors import (
+    Conflict,
+    Forbidden,
+    Full,
+    InvalidInput,
+    NotFound,
+    QuotaExceeded,
+    TooLarge,
+)
 from agentd.model.events import EventKind
 from agentd.model.like import like
 from agentd.model.principal import Principal
@@ -85,10 +93,10 @@ class Approvals:
         ttl: float | None = None,
     ) -> ApprovalView:
         """Park a request. ``asked`` says, as JSON, all that is to be decided on; ``ttl`` is in
-        seconds, the configuration's at most. Raises Full, QuotaExceeded, InvalidInput."""
+        seconds, the configuration's at most. Raises Full, QuotaExceeded, TooLarge."""
         size = len(canonical(dict(asked)))
         if size > MAX_ASKED:
-            raise InvalidInput(
+            raise TooLarge(
                 f"a request of {size} bytes cannot be approved: nobody could read it",
                 remediation=f"keep it under {MAX_ASKED} bytes",
             )

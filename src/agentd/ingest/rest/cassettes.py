@@ -14,8 +14,10 @@ LINES = "application/x-ndjson"
 async def get_cassette(exchange: Exchange, query: dict[str, Any]) -> None:
     """Read what it asked and was answered until now, where that is recorded."""
     service, id_ = await exchange.authenticate(), exchange.path["id"]
+    cassette = await exchange.web.threads.transfers.run(service.network.cassette, id_)
+    exchange.hold(len(cassette))
     headers = [(b"content-type", LINES.encode())]
-    await download(exchange, lambda: iter([service.network.cassette(id_)]), 200, headers)
+    await download(exchange, lambda: iter([cassette]), 200, headers)
 
 
 async def put_cassette(exchange: Exchange, query: dict[str, Any]) -> None:

@@ -54,7 +54,7 @@ async def _put_once(
     that says no length, its first MiB does, for the length."""
     carry = exchange.web.threads.uploads.run
     length, chunks = exchange.length, exchange.chunks()
-    head = b"" if (length or 0) > _WHOLE else await _head(chunks)
+    head = b"" if (length or 0) > _WHOLE else await _head(exchange, chunks)
     if (length or len(head)) <= _WHOLE:
         work = recordable(lambda: write((head,)))
         request = fingerprint(exchange, head)
@@ -72,10 +72,11 @@ async def _put_once(
         return found
 
 
-async def _head(chunks: AsyncIterator[bytes]) -> bytes:
+async def _head(exchange: Exchange, chunks: AsyncIterator[bytes]) -> bytes:
     """Read all of it where it is no longer than _WHOLE; else a little more than that of it."""
     head = bytearray()
     async for chunk in chunks:
+        exchange.hold(len(chunk))
         head += chunk
         if len(head) > _WHOLE:
             break

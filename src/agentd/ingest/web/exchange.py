@@ -7,11 +7,13 @@ from functools import cached_property
 
 from agentd.ingest.web.errors import RequestTimeout
 from agentd.ingest.web.request import D, WebRequest
+from agentd.ingest.web.threads import caller
 from agentd.ingest.web.web import Stoppable
 from agentd.model.answer import Answer
 from agentd.model.errors import AgentdError, InvalidInput, TooLarge
 
 _FLUSH_LOOKS = 0.01
+_FREE = 64 << 10  # bytes of a request that count for nobody
 
 
 class Disconnected(InvalidInput):
@@ -32,6 +34,8 @@ class Exchange(WebRequest[D]):
 
     started = False
     head_only = False
+    _kept = 0  # bytes that stay in memory until it is answered
+    _holder = ""  # whose they are
 
     # -- the request's body --
 
@@ -72,8 +76,24 @@ class Exchange(WebRequest[D]):
             size += len(chunk)
             if size > limit:
                 raise _too_large(limit, fix)
+            self.hold(len(chunk))
             parts.append(chunk)
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def hold(self, size: int) -> None:
+        """Count so many more bytes as kept in memory until it is answered; the first of each are
+        free, so that there is always room for what ends and renews. Raises Full."""
+        more = max(0, self._kept + size - _FREE) - max(0, self._kept - _FREE)
+        if more:
+            self._holder = self._holder or caller.get()
+            self.web.holds.take(self._holder, more)
+        self._kept += size
+
+    def release(self) -> None:
+        """Nothing of it is kept any more. Idempotent."""
+        if self._kept > _FREE:
+            self.web.holds.give_back(self._holder, self._kept - _FREE)
+        self._kept = 0
 
     @contextlib.contextmanager
     def staying(self, stream: Stoppable) -> Iterator[None]:

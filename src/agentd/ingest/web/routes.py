@@ -93,6 +93,8 @@ class _Resource(Generic[D]):
             await exchange.abort()
         except Exception as error:
             await exchange.fail(internal(error, f"{scope['method']} {scope['path'][:200]!r}"))
+        finally:
+            exchange.release()
 
     async def _not_allowed(self, exchange: Exchange[D]) -> None:
         also = {"HEAD"} if "GET" in self._methods else set()

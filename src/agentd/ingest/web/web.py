@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from agentd.ingest.web.holds import Holds
 from agentd.ingest.web.limits import WebLimits
 from agentd.ingest.web.threads import ThreadRooms
 from agentd.model.port import PortDomain
@@ -38,6 +39,7 @@ class Web:
         self.ready = ready
         self.domains = tuple(domains)
         self.threads = ThreadRooms(self.limits)
+        self.holds = Holds(self.limits.held)
         self.draining = False
         self._streams: set[Stoppable] = set()
 

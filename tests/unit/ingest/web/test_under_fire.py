@@ -39,6 +39,38 @@ def _output(id_: str, process: str, accept: str = "*/*") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\n\r\n".encode()
 
 
+# --- greedy ---
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_no_callers_bodies_fill_the_memory(tmp_path: Path, keyed: bool) -> None:
+    """Two callers; one sends bodies and no end of them. The other has room, and so has whatever is
+    small; once they hang up, or are answered, there is room again."""
+    mib = 1 << 20
+    with Running(tmp_path, WebLimits(held=8 * mib)) as running:
+        id_ = running.sandbox()
+        upload = f"/v1/sandboxes/{id_}/files?path=/workspace/a&parents=true"
+        method, path = ("PUT", upload) if keyed else ("POST", "/v1/run")
+        more = "Idempotency-Key: k%d\r\n" if keyed else "X-Number: %d\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: agd_bob\r\n{more}"
+        head += f"Content-Type: application/json\r\nContent-Length: {mib}\r\n\r\n"
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(running.raw()) for _ in range(8)]
+            for number, client in enumerate(clients):
+                with contextlib.suppress(OSError):
+                    client.sendall((head % number).encode() + bytes(mib - 1))
+            said = [status(client.recv(1 << 16)) for client in clients[5:]]
+            assert said == [429] * 3
+            small = {"X-API-Key": "agd_bob"}
+            assert running.ask("POST", "/v1/sandboxes", {"labels": {}}, small).status == 201
+            large = {"labels": {}, "env": {"A": "x" * mib}}
+            assert running.ask("POST", "/v1/sandboxes", large, small).status == 429
+            other = {"X-API-Key": "agd_alice"}
+            assert running.ask("POST", "/v1/sandboxes", large, other).status == 201
+        for _ in range(10):
+            until(lambda: running.ask("POST", "/v1/sandboxes", large, small).status == 201)
+
+
 # --- gone ---
 
 

@@ -1,0 +1,35 @@
+"""Bytes of requests that stay in memory until they are answered: no caller fills it with theirs."""
+
+from collections import Counter
+
+from agentd.model.errors import Full
+from agentd.model.units import readable_size
+
+
+class Holds:
+    """At most ``size`` bytes at once, and of one caller while it has fewer than are left: alone it
+    gets half of them, beside another a third. Belongs to the event loop."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._held = 0
+        self._of: Counter[str] = Counter()
+
+    def take(self, who: str, size: int) -> None:
+        """Count them as ``who``'s until ``give_back``. Raises Full."""
+        if self._of[who] + size > self._size - self._held:
+            raise Full(
+                "too many bytes of requests wait to be answered",
+                cause=f"{readable_size(self._of[who])} of {readable_size(self._held)} are yours,"
+                f" and {readable_size(self._size)} the most",
+                remediation="send it again later, or write large data to a file",
+                retry_after=1.0,
+            )
+        self._of[who] += size
+        self._held += size
+
+    def give_back(self, who: str, size: int) -> None:
+        self._of[who] -= size
+        self._held -= size
+        if not self._of[who]:
+            del self._of[who]
