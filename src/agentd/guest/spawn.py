@@ -12,6 +12,7 @@ import _signal  # type: ignore[import-not-found]  # typeshed has none
 import errno
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, NoReturn
@@ -45,7 +46,9 @@ def inherited_environment() -> dict[bytes, bytes]:
             with open("/proc/self/environ", "rb") as file:
                 given = file.read().split(b"\0")
         except OSError:
-            return env
+            given = []
+            if not sys.flags.utf8_mode:  # it was not the C locale, so that it was left alone
+                return env
         del env[b"LC_CTYPE"]
         for entry in given:
             name, equals, value = entry.partition(b"=")

@@ -114,6 +114,23 @@ def test_a_child_has_the_locale_that_the_agent_was_given(path: str, tmp_path: Pa
             assert f"LC_CTYPE={given}\n".encode() in run(other, "env")["stdout"]
 
 
+@pytest.mark.root
+def test_so_it_has_where_no_proc_says_what_that_was(tmp_path: Path) -> None:
+    """As in a chroot."""
+    script = 'umount -l /proc && exec env -u PWD "$@"'
+    for given in ({}, {"LC_CTYPE": "C.UTF-8"}):
+        found = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script, "sh", *MODULE, "--listen", "stdio"],
+            env=BARE | given,
+            input=b'["/usr/bin/env"]',
+            capture_output=True,
+            timeout=120,
+            check=True,
+        )
+        names = base64.b64decode(json.loads(found.stdout)["stdout"]).splitlines()
+        assert set(names) == {f"{name}={value}".encode() for name, value in (BARE | given).items()}
+
+
 def test_an_environment_that_is_merged_is_in_order(path: str) -> None:
     assert run(path, "env", env={})["stdout"] == b"HOME=/\nPATH=/usr/bin:/bin\n"
     found = run(path, "env", env={"Z": "1", "a": "2", "A": "3", "HOME": "/x", "_": "4"})
