@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,12 @@ def test_a_device_leads_to_the_sockets_and_nowhere_else() -> None:
             assert sandbox.ask(dial) == REFUSED
         assert sandbox.ask("udp(socket.AF_INET, '8.8.8.8', 53)") == REFUSED
         last.close()
-        # With the last of them that namespace ends, and the device with it: a moment later.
+        # With the last of them that namespace ends, and the device with it: a moment later. What is
+        # sent meanwhile nobody has heard, and nobody will say so.
+        deadline = time.monotonic() + 60
+        while sandbox.ask("'eth0' in dict(socket.if_nameindex()).values()"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         gone = (REFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL)
         assert sandbox.ask("tcp('8.8.8.8', 443)") in gone
         assert sandbox.ask("tcp('2001:db8::1', 443)") in gone
