@@ -39,11 +39,11 @@ def test_the_c_librarys_own_signals_are_not_ignored(script: str) -> None:
 # A process of agentd's own, which says how often it looked for garbage.
 _COUNTED = """
 import atexit, gc, sys
+from agentd.client.cli.main import main
 times = []
 gc.collect()
 gc.callbacks.append(lambda phase, about: times.append(phase))
 atexit.register(lambda: print(times, flush=True))
-from agentd.client.cli.main import main
 sys.exit(main())
 """
 
