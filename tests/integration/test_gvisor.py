@@ -199,6 +199,25 @@ def test_a_command_sets_no_set_id_bit_on_the_host(
     assert not (tmp_path / "id").stat().st_mode & 0o6000
 
 
+_GROUPS = """
+cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us
+for path in memory/memory.limit_in_bytes memory/new new; do touch $path && echo 1 > $path; done
+mkdir new memory/new; command -v node >/dev/null && node -p 'process.constrainedMemory()'
+"""
+
+
+def test_limits_are_seen_and_changed_by_nobody() -> None:
+    with Sandbox.create(backend="gvisor", embedded=True, memory="300M", cpus=0.5) as sandbox:
+        if not sandbox.enforcement["memory"].enforced:  # no cgroup: there is nothing to see
+            assert sandbox.run("ls /sys/fs/cgroup").text == ""
+            return
+        told = sandbox.run(_GROUPS).text.split()
+        assert told[:3] == [str(300 << 20), "50000", "100000"]
+        assert told[3:] in ([], [str(300 << 20)])
+        assert sandbox.run("cat /sys/fs/cgroup/memory/memory.limit_in_bytes").text == f"{told[0]}\n"
+        assert sandbox.run("ls -d /sys/fs/cgroup/new /sys/fs/cgroup/memory/new").exit_code != 0
+
+
 def test_devices_are_nobodys() -> None:
     """gVisor keeps them in memory: what could be written there no limit of the disk would bound."""
     with Sandbox.create(backend="gvisor", embedded=True, disk="20M") as sandbox:

@@ -18,6 +18,7 @@ from agentd.linux.kernel import KERNEL
 # Whom no user namespace of a sandbox's user has: what is its own that user cannot change.
 _NOBODY = 65534
 _DEVICES = "/dev"
+_GROUPS = "/sys/fs/cgroup"
 
 
 def main() -> None:
@@ -28,7 +29,8 @@ def main() -> None:
 def confine(request: Request, _ready: agent.Ready) -> list[str]:
     """The names of the controls that now hold. Raises OSError."""
     steps = (
-        ("devices", lambda: _give_away(_DEVICES, request["becomes"])),
+        ("limits", lambda: _show_limits(request.get("limits"))),
+        ("devices", lambda: _give_away(request)),
         ("identity", lambda: _become(request["becomes"])),
         ("rlimits", _no_core),
         ("no_new_privs", process.set_no_new_privs),
@@ -39,14 +41,34 @@ def confine(request: Request, _ready: agent.Ready) -> list[str]:
     return served.in_force(request, steps)
 
 
-def _give_away(folder: str, becomes: object) -> bool:
-    """To nobody, with what is in it and no mount: to root, who is the sandbox's user, these belong.
+def _show_limits(limits: object) -> bool:
+    """Have gVisor's control groups say what this kernel's hold (``gvisor.config``)."""
+    try:
+        for path, most in limits.items() if isinstance(limits, dict) else ():
+            KERNEL.write(f"{_GROUPS}/{path}", str(most))
+    except OSError:  # another runsc may have no such file
+        return False
+    return bool(limits)
+
+
+def _give_away(request: Request) -> bool:
+    """To nobody, what root, who is the sandbox's user, would have beside its own files.
 
     gVisor's /dev is in memory and has no bound, and mounted read-only its /dev/null cannot be
-    opened for writing.
+    opened for writing. Its control groups are for root to change.
     """
-    if not isinstance(becomes, int):
+    if not isinstance(request["becomes"], int):
         return False
+    _give(_DEVICES)
+    if request.get("limits"):  # the groups are there
+        os.chmod(_GROUPS, stat.S_IRUSR | stat.S_IXUSR | stat.S_IROTH | stat.S_IXOTH)
+        for name in ("", *os.listdir(_GROUPS)):
+            _give(f"{_GROUPS}/{name}")
+    return True
+
+
+def _give(folder: str) -> None:
+    """With what is in it, and no mount."""
     device = os.lstat(folder).st_dev
     pending = [folder]
     while pending:
@@ -57,7 +79,6 @@ def _give_away(folder: str, becomes: object) -> bool:
         if stat.S_ISDIR(found.st_mode):
             pending.extend(f"{path}/{name}" for name in os.listdir(path))
         os.lchown(path, _NOBODY, _NOBODY)
-    return True
 
 
 def _become(uid: object) -> None:

@@ -92,7 +92,8 @@ class GvisorBackend(ContainerBackend):
     def _agent_request(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
         filter_ = config.inner_filter(plan).hex()
         asked = super()._agent_request(plan, lent, block)
-        return asked | {"becomes": plan.uid or None, "filter": filter_}
+        limits = config.shown_limits(plan)
+        return asked | {"becomes": plan.uid or None, "filter": filter_, "limits": limits}
 
     def _bounds(self, limits: Limits) -> Limits:
         memory, pids = limits.memory, limits.pids

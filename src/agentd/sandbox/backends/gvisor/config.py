@@ -3,17 +3,20 @@
 import resource
 from collections.abc import Collection, Mapping
 
+from agentd.guest.zygote.cgroup_view import PLACE as GROUPS
 from agentd.image.runtime.store import PLACE, AgentRuntime
 from agentd.linux import abi, seccomp
 from agentd.linux.seccomp.filter import compile_rules
 from agentd.linux.seccomp.rules import NAMESPACES
 from agentd.linux.seccomp.set_id_rules import SET_ID
+from agentd.sandbox.backends.cgroups import own_hierarchy
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.oci import config
 from agentd.sandbox.backends.oci.config import Json
 
 _AGENT = "agentd.guest.zygote.in_gvisor"
 _NPROC = "RLIMIT_NPROC"
+_PERIOD = 100_000  # microseconds, of which so many may be used: what gVisor says unasked
 
 
 def of_plan(
@@ -35,6 +38,12 @@ def of_plan(
     process = made["process"]
     assert isinstance(process, dict)  # noqa: S101  (made above; this narrows the type)
     process["env"] = []
+    if shown_limits(plan):
+        mounts_ = made["mounts"]
+        assert isinstance(mounts_, list)  # noqa: S101  (as above)
+        flags = ["nosuid", "noexec", "nodev"]
+        group = {"type": "cgroup", "source": "cgroup", "destination": GROUPS}
+        mounts_.append({**group, "options": flags})
     if plan.uid != 0:  # the agent's own at first, to give /dev away
         process["capabilities"] = _with(process["capabilities"], "CAP_CHOWN")
     # Held by gVisor's kernel, whose processes are none of this one's.
@@ -46,6 +55,16 @@ def of_plan(
     for number, most in counted:
         process["rlimits"] += config.rlimit(number, most)
     return made
+
+
+def shown_limits(plan: LinuxPlan) -> dict[str, int]:
+    """What the sandbox's control group holds, as files of gVisor's own groups say it, which hold
+    nothing: JVMs and others size themselves by them."""
+    if isinstance(own_hierarchy(), str):  # there is no group
+        return {}
+    memory, cpus = plan.limits.memory, plan.limits.cpus
+    found = {} if memory is None else {"memory/memory.limit_in_bytes": memory}
+    return found if cpus is None else {**found, "cpu/cpu.cfs_quota_us": round(cpus * _PERIOD)}
 
 
 def set_id_filter() -> bytes:

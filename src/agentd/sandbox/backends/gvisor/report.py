@@ -38,7 +38,10 @@ _SET_ID = (
     "a folder of the host's is mounted rw: profile share, digest {}, on runsc and what it starts, "
     "and in gVisor's kernel"
 )
-_DEV = "; root's /dev is gVisor's, in memory: of that the memory limit alone is a bound"
+_DEV = (
+    "; root's /dev and /sys/fs/cgroup are gVisor's, in memory: of these the memory limit alone is "
+    "a bound"
+)
 _SAME = (
     *("runtime", "image", "hostname", "network", "no_new_privs"),
     *("memory", "cpus", "disk", "open_files"),
