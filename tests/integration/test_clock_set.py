@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.security.daemons import Daemon, running, until
+from tests.security.daemons import Daemon, Later, running, until
 
 DAY = 86400.0
 # Of the daemon, and of the supervisor that it starts. Only what reads the clock of the wall is set.
@@ -88,3 +88,22 @@ def test_it_goes_on_over_a_restart(daemon: Daemon, clock: Clock, step: float) ->
     assert renewed.status == 200, renewed.body
     until(lambda: not is_there(daemon, short))
     assert is_there(daemon, long)
+
+
+@pytest.mark.parametrize("step", [DAY, -DAY])
+def test_what_waits_for_an_approval_waits_as_long(clock: Clock, step: float) -> None:
+    rules = """
+default decision := {"allow": true}
+decision := {"allow": true, "obligations": {"approve": true}} if "ask" in input.parameters.args
+"""
+    with running(policy=rules, prefix=clock.prefix) as daemon:
+        alice = daemon.key("alice")
+        path = f"/v1/sandboxes/{daemon.sandbox(alice)}/exec"
+        later = Later(lambda: daemon.ask("POST", path, {"cmd": ["echo", "ask"]}, key=alice))
+        until(lambda: bool(daemon.ask("GET", "/v1/approvals").json))
+        clock.set(step)
+        (view,) = daemon.ask("GET", "/v1/approvals").json
+        assert view["state"] == "pending"
+        decide = f"/v1/approvals/{view['id']}/decide"
+        assert daemon.ask("POST", decide, {"allow": True}).status == 200
+        assert later.answer().json["stdout"] == "ask\n"

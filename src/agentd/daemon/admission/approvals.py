@@ -180,6 +180,8 @@ class Approvals:
                     f"{who.name} asked for this, and cannot decide on it",
                     remediation="ask another approver; approvals.self_approve would let you",
                 )
+            if self._is_late(record):
+                raise _has_ended(record, "expired")
             made = decided(record, who.name, allow, note, self._clock())
             t.put(made)
             return made
@@ -262,10 +264,9 @@ class Approvals:
             record = t.get(ApprovalRecord, id_)
             if record is None or record.state != PENDING:
                 return None
-            late = now >= record.expires  # it was told as expired already
             how = (
                 {"state": "expired", "note": _LATE}
-                if late
+                if self._is_late(record)  # it was told as expired already
                 else {"state": state, "note": note, "decided_by": by}
             )
             made = msgspec.structs.replace(record, decided=now, **how)
@@ -295,8 +296,18 @@ class Approvals:
         return record
 
     def _view(self, record: ApprovalRecord) -> ApprovalView:
-        overdue = record.state == PENDING and self._clock() >= record.expires
-        return like(ApprovalView, record, state="expired" if overdue else record.state)
+        return like(
+            ApprovalView, record, state="expired" if self._is_late(record) else record.state
+        )
+
+    def _is_late(self, record: ApprovalRecord) -> bool:
+        """Whether it waits and its time is over, by the clock that nobody can set."""
+        if record.state != PENDING:
+            return False
+        parked = self._parked.get(record.id)
+        if parked is None:  # a daemon before this one asked for it
+            return self._clock() >= record.expires
+        return parked.until <= self._monotonic()
 
 
 def _sandbox(asked: Mapping[str, Any]) -> str:
@@ -305,9 +316,8 @@ def _sandbox(asked: Mapping[str, Any]) -> str:
 
 def decided(record: ApprovalRecord, by: str, allow: bool, note: str, now: float) -> ApprovalRecord:
     """Raises Conflict where it has ended."""
-    late = record.state == PENDING and now >= record.expires
-    if record.state != PENDING or late:
-        raise _has_ended(record, "expired" if late else record.state)
+    if record.state != PENDING:
+        raise _has_ended(record)
     return msgspec.structs.replace(
         record, state="approved" if allow else "denied", decided=now, decided_by=by, note=note
     )
