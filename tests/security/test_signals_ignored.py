@@ -151,7 +151,8 @@ def test_a_daemon_outlives_its_command_but_not_the_sandbox(
     """What proves the kill: the command's own end does not reach them."""
     box = sandbox(backend)
     assert box.run(DAEMON, token, "3").stdout == "up\n"
-    assert len(_alive(token)) == 3
+    # One that becomes another program has no command line for a moment.
+    assert _until(lambda: len(_alive(token)) == 3)
     assert box.run(["echo", "on"]).stdout == "on\n"
     box.wall.kill()
     assert _alive(token) == []
@@ -166,10 +167,10 @@ def test_without_a_wall_they_live_on(token: str) -> None:
         check=True,
         stdout=subprocess.PIPE,
     )
-    alive = _alive(token)
-    for pid in alive:
+    all_there = _until(lambda: len(_alive(token)) == 2)
+    for pid in _alive(token):
         os.kill(pid, signal.SIGKILL)
-    assert len(alive) == 2
+    assert all_there
     assert _until(lambda: not _alive(token))
 
 
