@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -97,7 +96,7 @@ class AuditLog:
 
     def submit(
         self, event: Event | LogEntry, secrets: Iterable[str] = (), *, lazily: bool = False
-    ) -> "Future[Position]":
+    ) -> Job[bytes, Position]:
         """As ``append``, without waiting; ``lazily``: begun ``LAZY_SECONDS`` later at the latest,
         and before what comes after it, with that it may not be synced. Raises AuditBusy."""
         made = event if isinstance(event, LogEntry) else entry(event, self._clock(), secrets)

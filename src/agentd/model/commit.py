@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
@@ -38,17 +37,13 @@ class Job(Generic[W, V]):
     """A piece of work; the commit that it is part of says what came of it."""
 
     __slots__ = (
-        "done", "due", "error", "future", "leads", "may_lead", "ready", "size", "synced", "value",
-        "work",
-    )  # fmt: skip
+        *("done", "due", "error", "leads", "may_lead", "ready", "size", "synced", "value", "work"),
+    )
 
-    def __init__(
-        self, work: W, size: int, synced: bool, *, waited_for: bool, may_lead: bool = False
-    ) -> None:
+    def __init__(self, work: W, size: int, synced: bool, *, may_lead: bool = False) -> None:
         self.work = work
         self.size = size
         self.synced = synced
-        self.future: Future[V] | None = None if waited_for else Future()
         self.due = 0.0  # by time.monotonic, before which the thread leaves it to others
         self.may_lead = may_lead  # a thread waits for ``ready`` that can commit a batch
         self.leads = False  # and is to commit the next one
@@ -65,14 +60,18 @@ class Job(Generic[W, V]):
         else:
             self.value = came
         self.done = True
-        if self.future is None:
-            if not self.leads:
-                self.ready.release()
-        elif self.future.set_running_or_notify_cancel():
-            if self.error is None:
-                self.future.set_result(self.value)  # type: ignore[arg-type]  # it is done
-            else:
-                self.future.set_exception(self.error)
+        if not self.leads:
+            self.ready.release()
+
+    def result(self, seconds: float = -1) -> V:
+        """What it came to, waited for, so long at most where that is not below 0. Raises what the
+        commit said of it, and TimeoutError."""
+        if not self.ready.acquire(timeout=seconds):
+            raise TimeoutError("the commit is not done")
+        self.ready.release()
+        if self.error is not None:
+            raise self.error
+        return self.value  # type: ignore[return-value]  # it is done
 
 
 class GroupCommit(Generic[W, V]):
@@ -111,10 +110,9 @@ class GroupCommit(Generic[W, V]):
 
     def do(self, work: W, *, size: int = 0, synced: bool = True) -> V:
         """Waits until it is committed. Raises NotTaken, and what the commit said of this job."""
-        # Signals' handlers raise in the main thread alone, anywhere: it must not lead, nor wait
-        # with a Future, whose lock would stay locked.
+        # Signals' handlers raise in the main thread alone, anywhere: it must not lead.
         may_lead = threading.get_ident() != threading.main_thread().ident
-        job: Job[W, V] = Job(work, size, synced, waited_for=True, may_lead=may_lead)
+        job: Job[W, V] = Job(work, size, synced, may_lead=may_lead)
         self._enqueue(job)
         if not may_lead:
             self._alarm.ring()
@@ -128,10 +126,10 @@ class GroupCommit(Generic[W, V]):
 
     def submit(
         self, work: W, *, size: int = 0, synced: bool = True, lazily: float = 0.0
-    ) -> "Future[V]":
+    ) -> Job[W, V]:
         """As ``do``, without waiting; ``lazily``: begun so many seconds later at the latest, and
         before what comes after it. Raises NotTaken."""
-        job: Job[W, V] = Job(work, size, synced, waited_for=False)
+        job: Job[W, V] = Job(work, size, synced)
         if lazily:
             job.due = time.monotonic() + lazily
         self._enqueue(job)
@@ -139,8 +137,7 @@ class GroupCommit(Generic[W, V]):
             self._alarm.ring_when_due()
         else:
             self._alarm.ring()
-        assert job.future is not None  # noqa: S101  # it was made with one
-        return job.future
+        return job
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[bool]:

@@ -141,14 +141,14 @@ def test_what_is_lazy_is_left_to_others_for_its_own_time(
     log = AuditLog(directory)
     first = log.submit(START, lazily=True)  # the thread will look in a tenth of a second
     log.submit(START).result(120)
-    assert first.done()
+    assert first.done
     monkeypatch.setattr("agentd.audit.log.LAZY_SECONDS", 60.0)
     log.submit(START, lazily=True)
     looked = log.submit(START, lazily=True)
     time.sleep(0.3)
-    assert not looked.done()
+    assert not looked.done
     log.close()
-    assert looked.done()
+    assert looked.done
 
 
 def test_what_is_lazy_is_written_though_nothing_follows(directory: str) -> None:

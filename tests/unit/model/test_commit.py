@@ -3,7 +3,7 @@
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,7 +82,7 @@ def test_all_is_committed_once_in_order_and_answered(
 
         def work(thread: int) -> None:
             choose = random.Random(seed + thread)  # noqa: S311
-            later: list[tuple[Any, Future[Any]]] = []
+            later: list[tuple[Any, Job[Any, Any]]] = []
             for number in range(30):
                 mine, size = (thread, number), choose.randrange(30)
                 if choose.random() < 0.5:

@@ -9,7 +9,6 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -208,11 +207,9 @@ class Waiting:
         return self._append(event, secrets)
 
     def submit(
-        self, event: Event, secrets: Iterable[str] = (), *, lazily: bool = False
-    ) -> Future[Position]:
-        done: Future[Position] = Future()
-        done.set_result(self.append(event, secrets))
-        return done
+        self, event: Event | LogEntry, secrets: Iterable[str] = (), *, lazily: bool = False
+    ) -> None:
+        self.append(event, secrets)
 
 
 def _log(directory: str, audit: schema.AuditSettings, shared: bool) -> "AuditLog | Waiting":

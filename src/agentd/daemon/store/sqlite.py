@@ -6,7 +6,6 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 from agentd.daemon.store.errors import StoreBusy, StoreError
@@ -82,7 +81,7 @@ class SqliteStore(View):
 
     def submit(
         self, work: Callable[[Transaction], T], *, synced: bool = True, urgent: bool = True
-    ) -> "Future[T]":
+    ) -> Job[Work, Any]:
         """One that is not ``urgent`` is written along with the next write, whoever makes that, and
         after a second by itself.
 
