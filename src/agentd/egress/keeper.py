@@ -10,7 +10,6 @@ import contextlib
 import os
 import socket
 import threading
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from agentd.egress.admitted import Admitted
 from agentd.egress.deaths import DeathCount
 from agentd.egress.hostnames import HostFiles
+from agentd.egress.owed import OwedAnswers
 from agentd.egress.process import RelayProcess, TakeUser, pack
 from agentd.egress.tally import TALLY
 from agentd.egress.terminating import Reading, Terminating
@@ -51,9 +51,7 @@ class RelayKeeper:
         self._resting = False
         self._shut = False  # the relay of now is ended by us, and does not die
         self._ids = 0
-        self._asked = 0  # the last ``sync``, and the last that was answered
-        self._synced = 0
-        self._asked_at = 0.0
+        self._owed = OwedAnswers(self._changed, lambda message: self._send(pack(message)))
         self._generation = 0
         self._deaths = DeathCount()
         self._admitted: dict[int, Admitted] = {}
@@ -135,17 +133,13 @@ class RelayKeeper:
         with self._changed:
             with contextlib.suppress(SandboxError):
                 self.terminating.sync()
-            if not self._ready:
-                return
             generation = self._generation
-            with contextlib.suppress(SandboxError):
-                asked = self._ask()
-                self._changed.wait_for(
-                    lambda: (
-                        self._synced >= asked or not self._ready or self._generation != generation
-                    ),
-                    _SYNC_SECONDS,
-                )
+            if self._ready:
+                with contextlib.suppress(SandboxError):
+                    self._owed.wait(
+                        _SYNC_SECONDS,
+                        lambda: not self._ready or self._generation != generation,
+                    )
 
     def release(self, admitted: Admitted) -> None:
         with self._changed:
@@ -243,14 +237,6 @@ class RelayKeeper:
         if self._ready:
             self._send(pack({"terminator": True}), [sock])
 
-    def _ask(self) -> int:
-        """Have the relay say that it has come to this; the number by which it does."""
-        if self._synced == self._asked:
-            self._asked_at = time.monotonic()
-        self._asked += 1
-        self._send(pack({"sync": self._asked}))
-        return self._asked
-
     def _give_up(self, why: str) -> None:
         """Nobody serves what was admitted: close it, so that programs are refused at once."""
         self._ready, self._failure = False, why
@@ -313,10 +299,7 @@ class RelayKeeper:
                 return
             if self._files.changed():
                 self._tell_names()
-            if self._synced == self._asked and self._admitted:
-                self._ask()
-            elif self._synced < self._asked and time.monotonic() - self._asked_at > _HANG_SECONDS:
-                self._process.kill()
+            self._owed.look(_HANG_SECONDS, self._process.kill, ask=bool(self._admitted))
 
     def _take(self, message: dict[str, Any]) -> None:
         if "rows" in message:
@@ -324,14 +307,15 @@ class RelayKeeper:
             return
         with self._changed:
             if "synced" in message:
-                self._synced = message["synced"]
+                self._owed.answered(message["synced"])
             elif "error" in message:
                 self._failure = message["error"]
             else:
                 self.confinement = tuple(message["ready"])
                 for admitted in self._admitted.values():
                     self._hand_over(admitted)
-                self._synced, self._ready = self._asked, True
+                self._owed.begin()
+                self._ready = True
                 self.terminating.relay_changed()
             self._changed.notify_all()
 

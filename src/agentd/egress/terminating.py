@@ -11,7 +11,6 @@ import os
 import socket
 import ssl
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ import msgspec
 from agentd.egress import cassettes
 from agentd.egress.authority import Authority
 from agentd.egress.deaths import DeathCount
+from agentd.egress.owed import OwedAnswers
 from agentd.egress.process import RelayProcess, TakeUser, pack
 from agentd.egress.terminator.recording import MAX_OF_ONE, MAX_TOGETHER
 from agentd.model.cassette import RecordedExchange
@@ -83,8 +83,7 @@ class Terminating:
         self._failure = ""
         self._closed = False
         self._deaths = DeathCount()
-        self._asked = self._synced = 0
-        self._asked_at = 0.0
+        self._owed = OwedAnswers(changed, self._send)
         self._read: dict[int, tuple[Reading, Mapping[str, Any]]] = {}
         self._recordings: dict[int, io.FileIO] = {}
         self._replayed: dict[int, io.FileIO] = {}
@@ -194,11 +193,8 @@ class Terminating:
     def sync(self) -> None:
         """Wait until it has told what was done until now, or is gone; not for long."""
         if self._ready:
-            process, asked = self._process, self._ask()
-            self._changed.wait_for(
-                lambda: self._synced >= asked or self._process is not process or not self._ready,
-                _SYNC_SECONDS,
-            )
+            process = self._process
+            self._owed.wait(_SYNC_SECONDS, lambda: self._process is not process or not self._ready)
 
     def relay_changed(self) -> None:
         """There is another relay: give both a way to the other."""
@@ -297,13 +293,6 @@ class Terminating:
             raise SandboxError("what reads connections is gone")
         self._process.send(pack(message), sockets)
 
-    def _ask(self) -> int:
-        if self._synced == self._asked:
-            self._asked_at = time.monotonic()
-        self._asked += 1
-        self._send({"sync": self._asked})
-        return self._asked
-
     # --- the thread ---
 
     def _keep(self, process: RelayProcess) -> None:
@@ -347,10 +336,7 @@ class Terminating:
         with self._changed:
             if not self._ready or self._process is not process:
                 return
-            if self._synced == self._asked:
-                self._ask()
-            elif time.monotonic() - self._asked_at > _HANG_SECONDS:
-                process.kill()
+            self._owed.look(_HANG_SECONDS, process.kill)
 
     def _hear(self, process: RelayProcess, message: dict[str, Any]) -> None:
         with self._changed:
@@ -359,7 +345,7 @@ class Terminating:
             if "rows" in message:
                 self._rows(message)
             elif "synced" in message:
-                self._synced = message["synced"]
+                self._owed.answered(message["synced"])
             elif "error" in message:
                 self._failure = str(message["error"])
             else:
@@ -367,7 +353,8 @@ class Terminating:
                 for id_ in self._read:
                     self._tell_all(id_)
                 self._connect()
-                self._synced, self._ready = self._asked, True
+                self._owed.begin()
+                self._ready = True
             self._changed.notify_all()
 
 

@@ -1,0 +1,49 @@
+"""What a relay or a terminator owes its host: word that it has come to what it was told. By that
+the host waits for what was done, and sees one that hangs."""
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class OwedAnswers:
+    """Each method is called with the lock of ``changed`` held."""
+
+    __slots__ = ("_answered", "_asked", "_changed", "_send", "_since")
+
+    def __init__(
+        self, changed: threading.Condition, send: Callable[[dict[str, object]], None]
+    ) -> None:
+        """``send`` tells the process of now something. Raises SandboxError where it cannot."""
+        self._changed, self._send = changed, send
+        self._asked = self._answered = 0
+        self._since = 0.0
+
+    def wait(self, seconds: float, gone: Callable[[], bool]) -> None:
+        """Wait until it has told what was done until now, or is ``gone``; not for longer. Raises
+        SandboxError where it cannot be asked."""
+        asked = self._ask()
+        self._changed.wait_for(lambda: self._answered >= asked or gone(), seconds)
+
+    def answered(self, number: int) -> None:
+        self._answered = number
+
+    def begin(self) -> None:
+        """There is another process, which owes nothing."""
+        self._answered = self._asked
+
+    def look(self, seconds: float, kill: Callable[[], None], *, ask: bool = True) -> None:
+        """``kill`` one that has owed an answer for so many seconds, or ``ask`` anew one that owes
+        none. Raises SandboxError."""
+        if self._answered < self._asked:
+            if time.monotonic() - self._since > seconds:
+                kill()
+        elif ask:
+            self._ask()
+
+    def _ask(self) -> int:
+        if self._answered == self._asked:
+            self._since = time.monotonic()
+        self._asked += 1
+        self._send({"sync": self._asked})
+        return self._asked
