@@ -14,9 +14,6 @@ from typing import Any
 import pytest
 from tests.conftest import NOBODY, OrdinaryUser
 
-from agentd.image import build as images
-from agentd.image.store import Store
-
 pytestmark = [
     pytest.mark.pending_kvm,
     pytest.mark.root,
@@ -58,14 +55,14 @@ class Machines:
     """What agentd does as root or as an ordinary user where the device is so."""
 
     def __init__(self, home: Path, python: list[str], path: str) -> None:
-        self._user = OrdinaryUser(home, python, path)
+        self.user = OrdinaryUser(home, python, path)
         self._python = python
         (home / "device").mkdir()
         self._folder = str(home / "device")
 
     def ask(self, mode: str, who: list[str], *args: str) -> Any:
         """What it printed, from JSON. ``who``: options of setpriv, none for root."""
-        drop, python, env = ["setpriv", *who], self._python, self._user.env
+        drop, python, env = ["setpriv", *who], self._python, self.user.env
         if not who:
             drop, python, env = [], [sys.executable], dict(os.environ)
         argv = ["unshare", "--mount", "sh", "-ec", _DEVICE, "sh", self._folder, mode, str(_GROUP)]
@@ -91,13 +88,11 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def machines(_user_python: tuple[list[str], str]) -> Iterator[Machines]:
-    """With the image of root's, which takes a network to make."""
-    images.ensure()
     with tempfile.TemporaryDirectory(prefix="agentd-home-") as name:
         home = Path(name)
         made = Machines(home, *_user_python)
-        shutil.copytree(Store().folder, home / "cache/agentd/images", symlinks=True)
-        subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", name], check=True)
+        os.chown(home, NOBODY, NOBODY)
+        made.user.take_image()
         yield made
 
 

@@ -721,6 +721,7 @@ def test_all_killed_at_once_is_cleaned_up_by_the_next(host: "subprocess.Popen[by
 
 @with_mounts
 def test_an_ordinary_user_has_it_all(as_user: Any) -> None:
+    as_user.take_image()
     done = as_user.python("-c", USER, timeout=280)
     assert done.returncode == 0, done.stderr.decode()
     lines = done.stdout.decode().splitlines()
