@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import NOBODY, OrdinaryUser
+from tests.machine.patience import patient
 
 pytestmark = [
     pytest.mark.pending_kvm,
@@ -112,7 +113,7 @@ IN_GROUP = [f"--reuid={NOBODY}", f"--regid={NOBODY}", f"--groups={_GROUP}"]
 )
 def test_who_may_open_it_has_machines_in_it(machines: Machines, mode: str, who: list[str]) -> None:
     assert "accel=kvm" in machines.said(mode, who)
-    used = machines.ask(mode, who, "-c", _USED)
+    used = machines.ask(mode, who, "-c", patient(_USED))
     assert "accel=kvm" in used.pop("detail")
     copied = "kept on\n"
     assert used == {"run": "on", "snapshot": copied, "fork": copied, "after": "kept"}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.machine.patience import patient
 from tests.supervised import supervised
 from tests.vm import boot
 
@@ -40,6 +41,7 @@ from agentd.sandbox.backends.vm import ceiling, folders
 from agentd.sandbox.backends.vm.template import Templates
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.volumes import VolumeStore
+from agentd.testing.patience import SLOWER
 from agentd.transport.guest import Guest
 
 SOURCE = os.path.dirname(os.path.dirname(agentd.__file__))
@@ -722,7 +724,7 @@ def test_all_killed_at_once_is_cleaned_up_by_the_next(host: "subprocess.Popen[by
 @with_mounts
 def test_an_ordinary_user_has_it_all(as_user: Any) -> None:
     as_user.take_image()
-    done = as_user.python("-c", USER, timeout=280)
+    done = as_user.python("-c", patient(USER), timeout=280 * SLOWER)
     assert done.returncode == 0, done.stderr.decode()
     lines = done.stdout.decode().splitlines()
     assert lines == ["uid=1000(sandbox)", "mounted", "True", "[]"]

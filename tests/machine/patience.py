@@ -7,6 +7,7 @@ a command line that a test starts has its own.
 
 from functools import reduce
 from importlib import import_module
+from pathlib import Path
 
 from agentd.testing.patience import SLOWER
 
@@ -24,6 +25,15 @@ _WAITS = {
 
 def pytest_configure() -> None:
     lengthen(SLOWER)
+
+
+def patient(code: str) -> str:
+    """``code`` for a Python of its own, which waits as long as this process does."""
+    if SLOWER == 1:
+        return code
+    path = str(Path(__file__).parents[2])
+    own = f"import sys; sys.path.append({path!r})\nfrom tests.machine import patience\n"
+    return f"{own}patience.lengthen({SLOWER})\n{code}"
 
 
 def lengthen(times: float) -> None:
