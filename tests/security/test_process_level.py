@@ -182,6 +182,12 @@ said("mode", tried(os.chmod, file, 0o600))
 said("size", tried(os.truncate, file, 0))
 """
 # What programs do to files of their own.
+WORKSPACE = """
+path = sys.argv[1] + "/new"
+said("new", opens(path, os.O_CREAT | os.O_WRONLY))
+said("times", tried(os.utime, path, (1, 1)))
+said("removed", tried(os.unlink, path))
+"""
 OWN = """
 with open("own", "w") as file:
     file.write("x")
@@ -219,6 +225,28 @@ def test_what_anybody_may_write_stays_as_it_is(sandbox: Any, shared: Path) -> No
     assert os.listxattr(shared) == []
     assert box.attack(OWN) == {"own": "0o750", "temporary": "None"}
     assert box.wall.enforcement["host_files"].enforced
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("mode", ["rw", "ro"])
+def test_a_workspace_that_anybody_may_write_is_written_as_it_was_mounted(
+    sandbox: Any, shared: Path, mode: str
+) -> None:
+    """Of root's, in which commands stay a user that owns nothing; and what lies beside it is
+    read-only all the same."""
+    folder = shared.parent / "workspace"
+    folder.mkdir()
+    folder.chmod(0o777)
+    before = shared.stat()
+    box = sandbox("landlock", workspace=f"{folder}:{mode}")
+    said = box.attack(WORKSPACE, str(folder))
+    wanted = {"rw": ("opened", "None", "None"), "ro": ("EROFS", "ENOENT", "EROFS")}
+    assert tuple(said.values()) == wanted[mode]
+    answers = box.attack(METADATA, str(shared), cwd="/")
+    assert set(answers.values()) <= {"EROFS", "EPERM", "EACCES", "ENOTSUP"}
+    assert shared.stat() == before
+    assert box.wall.enforcement["host_files"].enforced
+    assert box.wall.enforcement["user"].enforced
 
 
 @pytest.mark.root

@@ -15,7 +15,7 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from agentd.guest import agent
 from agentd.guest.zygote import root, scratch
@@ -151,7 +151,7 @@ def _confine(config: Config) -> list[str]:
         skip.add("host_files")  # it would hide what Landlock alone stops
     steps: list[tuple[str, Callable[[], object]]] = [
         ("rlimits", lambda: _rlimits(config)),
-        ("host_files", lambda: _freeze_host(str(config["scratch"]))),
+        ("host_files", lambda: _freeze_host(str(config["scratch"]), _written(config))),
         ("bounding", caps.drop_bounding_if_allowed),  # a change of user takes the right to
         ("identity", lambda: None if user is None else _identity(*user)),
         ("no_new_privs", process.set_no_new_privs),
@@ -169,24 +169,59 @@ def _filter(config: Config) -> bytes:
     return seccomp.build(str(config["profile"]), inet=config["net"] == "host")
 
 
-def _freeze_host(scratch: str) -> bool:
-    """As root: every mount but the scratch directory is read-only to the agent and its commands.
+def _freeze_host(scratch: str, written: Sequence[str]) -> bool:
+    """As root: every mount but the scratch directory, and what is to be written, is read-only to
+    the agent and its commands.
 
     Whoever may write a file may set its times and attributes, which Landlock does not govern.
     False where no mount namespace can be had, as in most containers.
     """
+    open_: list[int] = []
     try:
         KERNEL.unshare(abi.CLONE_NEWNS)
         # What the host mounts later would come along writable; so it keeps out.
         KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
         KERNEL.mount(scratch, scratch, None, abi.MS_BIND)
+        for path in written:
+            open_ += _mounted_by_itself(path)
         KERNEL.mount_setattr(abi.AT_FDCWD, "/", abi.AT_RECURSIVE, set_=abi.MOUNT_ATTR_RDONLY)
         KERNEL.mount_setattr(abi.AT_FDCWD, scratch, 0, clear=abi.MOUNT_ATTR_RDONLY)
+        for fd in open_:
+            KERNEL.mount_setattr(fd, "", abi.AT_EMPTY_PATH, clear=abi.MOUNT_ATTR_RDONLY)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
             raise
         return False
+    finally:
+        for fd in open_:
+            os.close(fd)
     return True
+
+
+def _mounted_by_itself(path: str) -> list[int]:
+    """A host's folder as a mount of its own in its place: a descriptor of that. None of what is
+    read-only on the host."""
+    fd = paths.open_plain(path)
+    try:
+        if os.fstatvfs(fd).f_flag & os.ST_RDONLY:
+            return []
+        flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC | abi.AT_RECURSIVE
+        tree = KERNEL.open_tree(fd, "", flags | abi.AT_EMPTY_PATH)
+        try:
+            place = abi.MOVE_MOUNT_F_EMPTY_PATH | abi.MOVE_MOUNT_T_EMPTY_PATH
+            KERNEL.move_mount(tree, "", fd, "", place)
+        except BaseException:
+            os.close(tree)
+            raise
+        return [tree]
+    finally:
+        os.close(fd)
+
+
+def _written(config: Config) -> list[str]:
+    mounts = config["mounts"]
+    found = mounts if isinstance(mounts, list) else []
+    return [str(mount["source"]) for mount in found if not mount["ro"]]
 
 
 def _user(config: Config) -> tuple[int, int] | None:

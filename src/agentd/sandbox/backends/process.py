@@ -337,7 +337,11 @@ def _closed_above(path: str, owner: os.stat_result) -> str:
 def _host_files(controls: list[str], *, own_user: bool) -> Control:
     """Return the control of owner, mode, times and attributes of files: Landlock has none."""
     if "host_files" in controls:
-        return Control("default", True, "mounted read-only, all but the sandbox's own folder")
+        return Control(
+            "default",
+            True,
+            "mounted read-only, all but its own folder and a rw workspace",
+        )
     if own_user:
         how = "what anybody may write can be given new times: no mount namespace can be had here"
         return Control("default", False, how)
