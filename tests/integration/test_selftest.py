@@ -20,12 +20,13 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.gvisor.backend import GvisorBackend
 from agentd.sandbox.backends.linux.backend import LinuxBackend
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.linux.wall import LinuxWall
 from agentd.sandbox.backends.process import HostBackend, LandlockBackend
 from agentd.sandbox.manager import Manager
-from agentd.sandbox.ports import Backend
+from agentd.sandbox.ports import Backend, Wall
 from agentd.selftest import SelftestReport, selftest
 from agentd.selftest.attack import UNREPORTED, Attack
 from agentd.selftest.attacks import ATTACKS
@@ -122,6 +123,19 @@ class Machine(LinuxBackend):
         word = Control("default", True, "upon my word")
         told = {"virtual_machine": word, "userspace_kernel": word}
         wall.enforcement = {**wall.enforcement, **told}
+        return wall
+
+
+class Careless(GvisorBackend):
+    """Whose kernel writes set-id bits to folders of the host's, and says that it does not."""
+
+    def __init__(self) -> None:
+        super().__init__(without=frozenset({"seccomp", "set_id"}))
+
+    def launch(self, plan: LinuxPlan) -> Wall:
+        wall = super().launch(plan)
+        word = Control("default", True, "upon my word")
+        wall.enforcement = {**wall.enforcement, "set_id": word}
         return wall
 
 
@@ -254,6 +268,12 @@ def test_a_machine_that_is_none_fails(level: IsolationLevel) -> None:
     report = _run(Machine(level), _and_others({"have the host's kernel"}))
     assert "have the host's kernel" in _through(report)
     assert not report.passed
+
+
+def test_set_id_bits_on_files_of_the_hosts_fail() -> None:
+    attacks = [attack for attack in ATTACKS if attack.shared]
+    assert _through(_run(Careless(), attacks)) == {attack.name for attack in attacks}
+    assert _through(_run(GvisorBackend(), attacks)) == set()
 
 
 def test_a_leak_of_files_and_environment_fails() -> None:

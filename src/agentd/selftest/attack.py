@@ -136,6 +136,7 @@ class Attack:
     root: bool = False  # run as uid 0 inside, where the wall can give that
     terminal: bool = False
     programs: bool = False  # needs the planted set-uid program shown inside
+    shared: bool = False  # its workspace is the planted folder, mounted read-write
     fresh: bool = False  # spends its sandbox
     rules: bool = False  # in a network of rules, which have one service of the host's alone
     after: Callable[[Planted], Judged] | None = None  # judges once its sandbox is gone

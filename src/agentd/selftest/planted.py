@@ -47,6 +47,7 @@ class Planted:
     folder: str
     secret: str  # mode 0666 in a folder that all may enter: nothing but the wall keeps anyone out
     private: str  # mode 0600
+    shared: str  # a folder, mode 0777, to be mounted read-write
     holder: int  # pid of a process that has the marker in its environment and arguments
     tcp: socket.socket
     udp: socket.socket
@@ -107,6 +108,9 @@ def plant() -> Iterator[Planted]:
         os.chmod(folder, 0o1777)  # noqa: S103  the careless case: only the wall keeps anyone out
         secret = _file(f"{folder}/secret", marker, 0o666)
         private = _file(f"{folder}/private", marker, 0o600)
+        shared = f"{folder}/shared"
+        os.mkdir(shared)
+        os.chmod(shared, 0o777)  # noqa: S103  whoever the sandbox's user is outside
         _set_variable(stack, marker)
         fd = os.open(secret, os.O_RDONLY)
         stack.callback(os.close, fd)
@@ -116,6 +120,7 @@ def plant() -> Iterator[Planted]:
             folder,
             secret,
             private,
+            shared,
             _holder(stack, marker),
             *_listeners(stack, folder),
             _own(stack),

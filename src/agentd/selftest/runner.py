@@ -14,7 +14,7 @@ from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.mount import Mount, MountMode
+from agentd.model.mount import WORKSPACE, Mount, MountMode
 from agentd.model.principal import Principal, local
 from agentd.model.result import Result
 from agentd.model.spec import DEFAULT_IMAGE, ExecRequest, Pty, SandboxSpec
@@ -115,7 +115,8 @@ def _attack(yard: "_Yard", attack: Attack) -> AttackRow:
         verdict, detail = yard.judge(attack, controls)
     except Refused as refusal:
         # Only of limits, a mount, and rules: it said beforehand that it cannot have it.
-        promised = attack.limits == Limits() and not attack.programs and not attack.rules
+        mounted = attack.programs or attack.shared
+        promised = attack.limits == Limits() and not mounted and not attack.rules
         verdict = Verdict.UNDECIDED if promised else Verdict.NOT_APPLICABLE
         detail = f"refused: {refusal}"
     except (BackendLost, GuestError) as error:
@@ -245,6 +246,9 @@ def _spec(attack: Attack, plain: SandboxSpec, backend: Backend, planted: Planted
         with contextlib.suppress(Refused):
             backend.plan(rooted)
             spec = rooted
+    if attack.shared:
+        mount = Mount(planted.shared, WORKSPACE, MountMode.RW)
+        spec = msgspec.structs.replace(spec, mounts=(mount,))
     if attack.programs and planted.program is not None:
         folder = os.path.dirname(planted.program)
         # A wall without namespaces shows a folder at its own path only.

@@ -1,9 +1,13 @@
 """Gaining privileges, and the namespaces that would give them."""
 
+import contextlib
+import os
+import stat
 from dataclasses import replace
 from functools import partial
 
 from agentd.linux import caps
+from agentd.model.isolation import IsolationLevel
 from agentd.selftest.attack import (
     FILTERED,
     Attack,
@@ -17,6 +21,7 @@ from agentd.selftest.attack import (
 from agentd.selftest.planted import Planted, no_program
 from agentd.selftest.report import Verdict
 
+_LEFT = ("by-chmod", "by-open")
 # Root has some over what is the sandbox's: those are given, and not gained.
 _HOLD = f"""
 roots = {sum(1 << number for number in caps.OF_ROOT)} if os.getuid() == 0 else 0
@@ -100,6 +105,29 @@ def _judge_promise(seen: AttackOutcome) -> Judged:
     return (Verdict.STOPPED if held else Verdict.THROUGH), shown(seen.said)
 
 
+_LEAVE = f"""
+for number, name in enumerate({_LEFT!r}):
+    tried(os.unlink, name)
+    if number:
+        fd = tried(os.open, name, os.O_CREAT | os.O_WRONLY, 0o4755)
+        said("open", "made" if isinstance(fd, int) else fd)
+    else:
+        open(name, "w").close()
+        said("chmod", tried(os.chmod, name, 0o4755) or "done")
+"""
+
+
+def _judge_left(seen: AttackOutcome) -> Judged:
+    """Told by what lies on the host."""
+    if (early := unfinished(seen)) is not None:
+        return early
+    for name in _LEFT:
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(f"{seen.planted.shared}/{name}").st_mode & stat.S_ISUID:
+                return Verdict.THROUGH, "a set-uid program of its own lies on the host"
+    return Verdict.STOPPED, shown(seen.said)
+
+
 def _program(planted: Planted) -> tuple[str, ...]:
     return (planted.program or "",)
 
@@ -120,6 +148,13 @@ ATTACKS = (
         _program,
         absent=no_program,
         programs=True,
+    ),
+    _attack(
+        "leave a set-uid program in a mounted folder",
+        _LEAVE,
+        by("seccomp", "seccomp", "") | {IsolationLevel.USERSPACE_KERNEL: ("set_id",)},
+        _judge_left,
+        shared=True,
     ),
     _attack("make a user namespace, which has every capability", _UNSHARE, FILTERED),
     _attack("enter another namespace", _SETNS, FILTERED),
