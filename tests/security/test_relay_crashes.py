@@ -7,6 +7,8 @@ knows at whose doing it died, and has that one served no more.
 
 import contextlib
 import errno
+import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,3 +163,20 @@ def test_what_it_asks_crashes_what_reads_its_own_requests_alone(
         assert evil.ask(fetch) == errno.ECONNRESET
         reason = "its requests are not read any more: what serves it died 3 times at what it did"
         assert reason in {row["reason"] for row in evil.rows()}
+
+
+def test_what_reads_requests_and_hangs_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By: it is asked now and then whether it lives, as the relay is."""
+    monkeypatch.setattr(terminating, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(terminating, "_HANG_SECONDS", 0.5)
+    rules = ["read api.example.com:80"]
+    with judging(tmp_path) as made, made.program(answer, rules, plain=True) as program:
+        reads = made.keeper.terminating
+        fetch = f"attempt(once, {GET.format('page')!r}, 'api.example.com', 80)"
+        assert program.ask(fetch).endswith("ok")
+        before = reads.pid
+        os.kill(before, signal.SIGSTOP)
+        eventually(lambda: reads.pid not in (0, before))
+        eventually(lambda: str(program.ask(fetch)).endswith("ok"))
