@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -145,6 +146,38 @@ def test_what_the_store_refuses_has_not_changed() -> None:
         daemon.stop(kill=True)
         daemon.start()  # the reserve has room for it
         assert told() == (labels, rules)
+
+
+def test_a_store_that_was_taken_away_acknowledges_nothing() -> None:
+    with running() as daemon:
+        box = f"/v1/sandboxes/{daemon.sandbox()}"
+        store = daemon.state / "store.db"
+        away = store.rename(daemon.folder / "away")
+        until(lambda: _ready(daemon).status == 503)
+        assert str(store) in _ready(daemon).json["message"]
+        for method, path, body in (
+            ("POST", "/v1/keys", {"name": "k", "scopes": ["read"]}),
+            ("POST", "/v1/sandboxes", {}),
+            ("PATCH", box, {"labels": {"a": "b"}}),
+        ):
+            assert daemon.ask(method, path, body).code == "store_error"
+        assert daemon.ask("GET", box).json["labels"] == {}
+        away.rename(store)
+        until(lambda: _ready(daemon).status == 200)
+        assert daemon.ask("PATCH", box, {"labels": {"a": "b"}}).status == 200
+
+
+def test_folders_that_were_removed_are_made_anew() -> None:
+    with running() as daemon:
+        box = f"/v1/sandboxes/{daemon.sandbox()}"
+        for name in ("receipts", "snapshots", "volumes", "policy"):
+            shutil.rmtree(daemon.state / name, ignore_errors=True)
+        done = daemon.ask("POST", f"{box}/exec", {"cmd": "true"}).json["receipt"]
+        until(lambda: daemon.ask("GET", f"/v1/receipts/{done}").status == 200)
+        assert daemon.ask("GET", "/v1/snapshots").json == []
+        assert daemon.ask("POST", f"{box}/snapshot").status == 201
+        assert daemon.ask("POST", "/v1/volumes", {"name": "v"}).status == 201
+        assert daemon.ask("POST", "/v1/sandboxes", {}).status == 201
 
 
 def test_a_socket_that_was_removed_is_bound_anew() -> None:

@@ -49,6 +49,9 @@ class ReceiptStore:
         line = b"%b %b\n" % (receipt_id.encode(), envelope)
         with self._guard:
             try:
+                if self._fd >= 0 and not os.fstat(self._fd).st_nlink:  # it was removed
+                    os.close(self._fd)
+                    self._fd, self._size = -1, 0
                 if self._fd < 0 or (self._size and self._size + len(line) > self._segment_bytes):
                     self._begin()
                 self._write(line)
@@ -66,6 +69,8 @@ class ReceiptStore:
             if offset is not None:
                 return _read(self._path(number), offset, receipt_id)
             return find(self._directory, receipt_id, below=number)
+        except FileNotFoundError:  # its file was removed
+            return None
         except OSError as error:
             raise failed(self._directory, error) from error
 
@@ -95,6 +100,7 @@ class ReceiptStore:
         """Index the newest segment, drop the oldest, and make another."""
         if self._fd >= 0:
             _write_index(self._path(self._number) + _INDEX, self._offsets)
+        os.makedirs(self._directory, 0o700, exist_ok=True)  # it may have been removed
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
         fd = os.open(self._path(self._number + 1), flags, 0o600)
         if self._fd >= 0:

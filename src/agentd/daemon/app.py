@@ -360,8 +360,9 @@ class Daemon:
         return self._supervision.network
 
     def full(self) -> str:
-        """Return what the disk refuses; "" where it takes all. It may have room again by itself."""
-        return self._disk.trouble
+        """Return what the disk refuses, or has no more; "" where it takes all. That may come back
+        by itself."""
+        return self.store.missing() or self._disk.trouble
 
     def _disk_failures(self) -> int:
         return self.store.counts().failures + self.control.counts.get("failures", 0)

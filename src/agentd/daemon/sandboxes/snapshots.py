@@ -43,7 +43,7 @@ class Snapshots:
         id_ = f"snp-{os.urandom(8).hex()}"
         with self._room(principal):
             try:
-                os.mkdir(os.path.join(self._folder, id_), 0o700)
+                os.makedirs(os.path.join(self._folder, id_), 0o700)
                 yield id_
             except BaseException:
                 self.discard(id_)
@@ -52,7 +52,7 @@ class Snapshots:
     @contextlib.contextmanager
     def _room(self, principal: str) -> Iterator[None]:
         with self._lock:
-            abouts = map(self._about, os.listdir(self._folder))
+            abouts = map(self._about, self._ids())
             kept = sum(about is not None and about.principal == principal for about in abouts)
             if kept + self._making[principal] >= MAX_OF_ONE:
                 raise QuotaExceeded(
@@ -88,7 +88,7 @@ class Snapshots:
             )
 
     def all(self, who: Principal) -> list[SnapshotView]:
-        return [v for id_ in sorted(os.listdir(self._folder)) if (v := self.view(who, id_))]
+        return [v for id_ in self._ids() if (v := self.view(who, id_))]
 
     def view(self, who: Principal, id_: str) -> SnapshotView | None:
         about = self._about(id_)
@@ -108,9 +108,15 @@ class Snapshots:
 
     def sweep(self) -> None:
         """Remove the snapshots that a previous daemon did not finish."""
-        for id_ in os.listdir(self._folder):
+        for id_ in self._ids():
             if self._about(id_) is None:
                 self.discard(id_)
+
+    def _ids(self) -> list[str]:
+        try:
+            return sorted(os.listdir(self._folder))
+        except FileNotFoundError:  # somebody removed it: there are none
+            return []
 
     def _about(self, id_: str) -> SnapshotOwner | None:
         if not id_.startswith("snp-") or "/" in id_ or "\0" in id_:

@@ -61,7 +61,7 @@ class SqliteStore(View):
         self._lock = OwnerLock(os.path.join(self.folder, LOCK))
         try:
             _create(self._path)
-            self._writer = _Writer(self._open())
+            self._writer = _Writer(self._open(), self._path)
         except BaseException:
             self._lock.close()
             raise
@@ -95,6 +95,11 @@ class SqliteStore(View):
 
     def counts(self) -> WriteCounts:
         return self._writer.counts
+
+    def missing(self) -> str:
+        """Tell that its file was taken away, after which nothing is written; "" where it was not.
+        What was moved goes on where it is put back."""
+        return self._writer.missing()
 
     def checkpoint(self) -> None:
         """Leaves what was deleted in no file, unless the disk refuses."""
@@ -163,8 +168,9 @@ class _Writer:
     Owns ``connection``, which must not begin transactions by itself.
     """
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, path: str) -> None:
         self._connection = connection
+        self._path, self._file = path, os.stat(path)
         self._view = Transaction(connection)
         self._synced = True
         self.counts = WriteCounts(0, 0, 0)  # set by who commits alone
@@ -177,6 +183,8 @@ class _Writer:
         if not batch:
             return []
         try:
+            if missing := self.missing():  # SQLite goes on writing to a file that is nowhere
+                raise FileNotFoundError(missing)
             self._sync(True in [job.synced for job in batch])
             self._connection.execute("BEGIN IMMEDIATE")
             done = [self._do(job.work) for job in batch]
@@ -188,6 +196,13 @@ class _Writer:
         commits, writes, failures = self.counts
         self.counts = WriteCounts(commits + 1, writes + len(batch), failures)
         return done
+
+    def missing(self) -> str:
+        """Tell that the file is not where it was, and what was written is lost with us; else ""."""
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(self._path), self._file):
+                return ""
+        return f"{self._path} is gone: put it back, or start the daemon again without it"
 
     def _sync(self, wanted: bool) -> None:
         """Set whether commits reach the disk. In WAL mode the next that does takes earlier ones
