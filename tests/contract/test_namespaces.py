@@ -142,6 +142,22 @@ def test_the_root_is_read_only_and_bare(box: Callable[..., Sandbox]) -> None:
 
 @of_namespaces
 @of_the_hosts_programs
+def test_what_is_only_to_be_read_is_not_truncated(
+    box: Callable[..., Sandbox], project: Path
+) -> None:
+    """Landlock lets that pass where it lets files be read: their mounts, read-only, do not."""
+    (project / "had").write_text("had")
+    (project / "had").chmod(0o666)
+    sandbox = box(user="root", mounts=[f"{project}:/data/in"])
+    for path in ("/data/in/had", "/etc/passwd", "/usr/bin/env"):
+        ended = sandbox.run(["python3", "-c", f"import os; os.truncate({path!r}, 0)"])
+        refused = "Read-only file system" if path.endswith("had") else "Error"
+        assert refused in ended.stderr_text, path
+    assert (project / "had").read_text() == "had"
+
+
+@of_namespaces
+@of_the_hosts_programs
 def test_var_and_run_can_be_written_to_within_the_disk_limit(box: Callable[..., Sandbox]) -> None:
     sandbox = box(disk="4M")
     places = ("/run", "/run/lock", "/var/run", *(f"/var/{name}" for name in VAR))

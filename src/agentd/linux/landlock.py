@@ -45,6 +45,7 @@ ALL = (1 << 16) - 1
 EXEC = _BIT["execute"]
 READ = _BIT["read_file"] | _BIT["read_dir"]
 IOCTL_DEV = _BIT["ioctl_dev"]
+TRUNCATE = _BIT["truncate"]
 # No rule gives device nodes: a device file is a way around every path rule.
 _DEVICE_NODES = _BIT["make_char"] | _BIT["make_block"]
 WRITE = ALL & ~(EXEC | READ | IOCTL_DEV | _DEVICE_NODES)

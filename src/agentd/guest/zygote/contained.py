@@ -16,7 +16,7 @@ from agentd.linux import abi, caps, filtering, landlock, process
 from agentd.linux.kernel import KERNEL
 
 _ALL = landlock.READ | landlock.EXEC | landlock.WRITE
-_EVERYWHERE = landlock.READ | landlock.EXEC
+_EVERYWHERE = landlock.READ | landlock.EXEC | landlock.TRUNCATE  # as ``box`` has it
 _QUEUES = "/dev/mqueue"
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
