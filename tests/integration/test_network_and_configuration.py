@@ -1,14 +1,17 @@
 """What a daemon's configuration and its policy say of a network, of a sandbox that lives."""
 
 import contextlib
+import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import OrdinaryUser
 from tests.integration.test_network_of_a_sandbox import _greet
 from tests.integration.test_profiles import reload
 from tests.security.daemons import running
@@ -166,3 +169,60 @@ def test_whose_scope_was_taken_away_changes_no_rules() -> None:
         refused = daemon.ask("PUT", where, {"net": ["npm"]}, key=has)
         assert (refused.status, refused.code) == (403, "forbidden")
         assert daemon.ask("PUT", where, {"net": ["npm"]}, key=had).status == 200
+
+
+_EMBEDDED = """
+import sys
+from agentd import Sandbox
+with Sandbox.create(net=[]) as sandbox:
+    dial = ["python3", "-c", sys.argv[1], "own.my.internal"]
+    told = [sandbox.run(dial, check=True).text.strip()]
+    sandbox.network.set("own.my.internal:5432")
+    told.append(sandbox.run(dial, check=True).text.strip())
+    (fork,) = sandbox.fork()
+    with fork:
+        told.append(fork.run(dial, check=True).text.strip())
+print(*told)
+"""
+
+
+def test_without_a_daemon_its_own_hosts_are_those_of_its_configuration(
+    port: int, as_user: OrdinaryUser
+) -> None:
+    """Of root and of others, whatever it would have a daemon grant; one that is wrong is told."""
+    config = as_user.home / "agentd.toml"
+    config.write_text(_config(port, "own.my.internal"))
+    config.chmod(0o644)
+    run = (*("run", "--embedded", "--net", "own.my.internal:5432"), "--", "python3", "-c", _DIAL)
+    as_user.env["AGENTD_CONFIG"] = str(config)
+    for ask in (as_user.agentd, _as_ourselves(config)):
+        done = ask(*run, "own.my.internal")
+        assert done.stdout.split() == [b"hello"], done.stderr
+    done = as_user.python("-c", _EMBEDDED, _DIAL)
+    assert done.stdout.split() == [b"refused", b"hello", b"hello"], done.stderr
+    config.write_text("[egress]\nalow = []\n")
+    wrong = as_user.agentd(*run, "own.my.internal")
+    assert wrong.returncode == 2 and b"alow" in wrong.stderr, wrong
+
+
+def test_a_configuration_that_one_may_not_read_says_nothing(
+    port: int, as_user: OrdinaryUser
+) -> None:
+    """In the usual places, where an administrator's is; one that is named has to be read."""
+    usual = as_user.home / "config" / "agentd"
+    usual.mkdir(parents=True)
+    (usual / "agentd.toml").write_text(_config(port, "own.my.internal"))
+    (usual / "agentd.toml").chmod(0o000)
+    as_user.env["XDG_CONFIG_HOME"] = str(as_user.home / "config")
+    run = ("run", "--embedded", "--net", "pypi", "--", "echo", "ran")
+    assert as_user.agentd(*run).stdout == b"ran\n"
+    as_user.env["AGENTD_CONFIG"] = str(usual / "agentd.toml")
+    told = as_user.agentd(*run)
+    assert told.returncode == 2 and b"agentd.toml" in told.stderr, told
+
+
+def _as_ourselves(config: Path) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    env = os.environ | {"AGENTD_CONFIG": str(config)}
+    return lambda *words: subprocess.run(
+        [sys.executable, "-m", "agentd", *words], env=env, capture_output=True, check=False
+    )

@@ -295,6 +295,14 @@ def given_secrets(
     return given_secrets.given(spec, body.secrets, secrets.of_this_process)
 
 
+def with_own_hosts(spec: "SandboxSpec") -> "SandboxSpec":
+    """The spec, with what a configuration of this process's says of its network: hosts of its own
+    and certificates. Raises InvalidInput."""
+    from agentd.daemon import pipeline
+
+    return pipeline.with_own_hosts(spec)
+
+
 def with_volumes(who: "Principal", spec: "SandboxSpec") -> "SandboxSpec":
     """The spec, with the place of each volume. Raises NotFound."""
     from agentd.daemon.calls import embedded

@@ -71,7 +71,7 @@ class _Sandboxes(_Noun):
             if body.template is not None:
                 body, template = embedded.of_template(body)
             spec = build.sandbox_spec(**body.options())
-            spec, values = embedded.given_secrets(spec, body)
+            spec, values = embedded.given_secrets(embedded.with_own_hosts(spec), body)
             if body.volumes:
                 spec = embedded.with_volumes(who, spec)
             if template is not None:
@@ -81,7 +81,7 @@ class _Sandboxes(_Noun):
             return self._here.adopt(pipeline.open(who, spec, None, values))
         kept = snapshots.load(body.snapshot)
         spec = build.restored_spec(kept.spec, **body.options())
-        spec, values = embedded.given_secrets(spec, body)
+        spec, values = embedded.given_secrets(embedded.with_own_hosts(spec), body)
         return self._here.adopt(pipeline.open(who, spec, kept, values))
 
     def list(

@@ -13,6 +13,8 @@ import msgspec
 from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command, Emit
 from agentd.daemon.commands.ends import DESTROYED, completed
+from agentd.daemon.config_file import find
+from agentd.model.egress import RESTRICTED, EgressBounds
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.principal import Principal
@@ -24,6 +26,7 @@ from agentd.sandbox.manager import MAX_FORKS, Manager, SandboxHandle
 
 if TYPE_CHECKING:
     from agentd.daemon.admission.gate import Gate
+    from agentd.daemon.config import Config
     from agentd.daemon.packages.rules import PackageRules
     from agentd.sandbox.snapshots import Snapshot
 
@@ -147,13 +150,37 @@ class Pipeline:
 
 def own_package_rules() -> "PackageRules":
     """Raises InvalidInput for a configuration that is wrong."""
-    from agentd.daemon import config
     from agentd.daemon.packages import rules
 
-    found = rules.of(config.load(config.find(os.environ), dict(os.environ), ()))
-    # One may fetch for oneself whatever one likes; a daemon grants it.
-    own = msgspec.structs.replace(found.bounds, allow=None)
-    return msgspec.structs.replace(found, bounds=own, isolation=IsolationLevel.NAMESPACE)
+    read = _own_config(find(os.environ))
+    return msgspec.structs.replace(
+        rules.of(read), bounds=_own(read), isolation=IsolationLevel.NAMESPACE
+    )
+
+
+def with_own_hosts(spec: SandboxSpec) -> SandboxSpec:
+    """Return it with the hosts and the certificates that the configuration names for networks of
+    rules: the one that a daemon of this process's would have. Raises InvalidInput where that is
+    wrong."""
+    if spec.net != RESTRICTED:
+        return spec
+    path = find(os.environ)
+    if path and path != os.environ.get("AGENTD_CONFIG") and not os.access(path, os.R_OK):
+        path = None  # the machine's, and not for everybody
+    if path is None and not any(name.startswith("AGENTD_EGRESS__") for name in os.environ):
+        return spec  # what is usual: it names none
+    return msgspec.structs.replace(spec, egress_bounds=_own(_own_config(path)))
+
+
+def _own_config(path: str | None) -> "Config":
+    from agentd.daemon import config
+
+    return config.load(path, dict(os.environ), ())
+
+
+def _own(read: "Config") -> EgressBounds:
+    """One may reach for oneself whatever one likes; a daemon grants it."""
+    return msgspec.structs.replace(read.egress.bounds(), allow=None)
 
 
 def run(

@@ -95,7 +95,7 @@ def _check_grantable(rule: EgressRule) -> None:
         return
     fix = "leave it out"
     if first.is_loopback:
-        fix += ": a sandbox has its own; this machine's is for [[egress.host]] of a daemon"
+        fix += ": a sandbox has its own; this machine's is for [[egress.host]]"
     raise InvalidInput(
         f"network rule {rule.text!r} is nobody's to grant: it {why}", remediation=fix
     )

@@ -245,7 +245,7 @@ def _of_requests(text: str, sign: str, rest: str) -> EgressRule:
         wrong("has requests of a preset", "name its hosts, as read api.example.com")
     where, ports = _ports(text, place, allow=not sign)
     if where.startswith("[") or ":" in where or _is_number(where):
-        wrong("has requests of an address", "name a host: [[egress.host]] of a daemon gives one")
+        wrong("has requests of an address", "name a host: [[egress.host]] gives one")
     _check_host(text, where)
     spelled = http_match.spelled(methods) + _with(where, _said(place, ports)) + path
     return EgressRule(sign + spelled, not sign, host=where, ports=ports, methods=methods, path=path)

@@ -15,7 +15,7 @@ from agentd.daemon.admission.control import POLICY, AdmissionControl
 from agentd.daemon.calls.calls import Calls, Emit
 from agentd.daemon.config import profiles, schema
 from agentd.daemon.config.values import Bundle
-from agentd.daemon.pipeline import run
+from agentd.daemon.pipeline import run, with_own_hosts
 from agentd.daemon.sandboxes import starting, templates
 from agentd.model.api import CallBody, CallView, SandboxBody
 from agentd.model.errors import InvalidInput, NotFound, Refused
@@ -160,7 +160,7 @@ class OwnSandboxes:
         if create.template is not None:
             create, self._config = of_template(create)
         spec = found(who, resolved(sandbox_spec(**create.options())))
-        spec = msgspec.structs.replace(spec, template=create.template or "")
+        spec = with_own_hosts(msgspec.structs.replace(spec, template=create.template or ""))
         if spec.packages:
             fetched = self._pipeline.package_rules().egress
             spec = msgspec.structs.replace(spec, index_egress=fetched)

@@ -16,6 +16,7 @@ from agentd.daemon.config.profiles import PROFILES
 from agentd.daemon.config.render import leaves, plain, render
 from agentd.daemon.config.schema import RELOADED, Config
 from agentd.daemon.config.values import FilePath
+from agentd.daemon.config_file import find as find
 from agentd.model.errors import InvalidInput
 
 __all__ = [
@@ -71,17 +72,6 @@ class Changes(NamedTuple):
 
     reloaded: tuple[str, ...]
     waiting: tuple[str, ...]
-
-
-def find(env: Mapping[str, str], uid: int | None = None) -> str | None:
-    """The file that holds where none is named: AGENTD_CONFIG, or one of the usual places."""
-    if env.get("AGENTD_CONFIG"):
-        return env["AGENTD_CONFIG"]
-    places = ["/etc/agentd/agentd.toml"]
-    if (os.geteuid() if uid is None else uid) != 0:
-        home = env.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-        places.insert(0, os.path.join(home, "agentd/agentd.toml"))
-    return next((place for place in places if os.path.exists(place)), None)
 
 
 def check(path: str | None, env: Mapping[str, str] | None = None) -> list[Problem]:
