@@ -135,12 +135,12 @@ class KeyService:
         *,
         ttl: float | None = None,
         principal: str | None = None,
-        note: Callable[[KeyRecord], object] = lambda _: None,
+        record: Callable[[KeyRecord], object] = lambda _: None,
     ) -> NewKey:
         """A key named ``name`` that acts as ``principal``: an admin's choice, by default ``name``.
 
         Anybody else's key acts as themselves, with no scope that they lack. A key that is made
-        with a key ends no later than that one. ``note`` writes down that there will be one; what
+        with a key ends no later than that one. ``record`` writes down that there will be one; what
         it raises leaves it unmade. Raises Forbidden, InvalidInput, QuotaExceeded, Full.
         """
         asker.require("keys")
@@ -151,7 +151,7 @@ class KeyService:
         parent = self._parent(asker, now)
         key_id = _random_text(8)[:12]
         key = f"{PREFIX}{key_id}_{_random_text(32)}"
-        record = KeyRecord(
+        made = KeyRecord(
             id=key_id,
             name=name,
             principal=acts_as,
@@ -162,11 +162,11 @@ class KeyService:
             parent=parent.id if parent else None,
             expires=self._expiry(now, ttl, parent),
         )
-        note(record)
+        record(made)
         if gone is not None:
             self._store.remove(gone)
-        self._store.add(record)
-        return NewKey(key, record)
+        self._store.add(made)
+        return NewKey(key, made)
 
     def get(self, asker: Principal, key_id: str) -> KeyRecord:
         """Return it without its hash. Raises NotFound for a key that the asker does not have."""
@@ -188,9 +188,9 @@ class KeyService:
         ]
 
     def revoke(
-        self, asker: Principal, key_id: str, note: Callable[[], object] = lambda: None
+        self, asker: Principal, key_id: str, record: Callable[[], object] = lambda: None
     ) -> list[str]:
-        """Revoke it for good, with every key that was made with it; return their ids. ``note``
+        """Revoke it for good, with every key that was made with it; return their ids. ``record``
         writes that down first.
 
         Raises NotFound for a key that the asker does not have.
@@ -198,7 +198,7 @@ class KeyService:
         self.get(asker, key_id)
         now = self._clock()
         family = _family(key_id, self._store.list())
-        note()
+        record()
         for member in family:
             self._store.revoke(member, now)
         return family
@@ -210,18 +210,18 @@ class KeyService:
         """
         every = list(self._store.list())
         own = [record for record in every if record.principal == principal]
-        if len(own) >= MAX_KEYS_OF_ONE:
-            gone = _first_ended(own, now)
-            if gone is None:
-                raise QuotaExceeded(
-                    f"{principal} has {len(own)} keys already",
-                    remediation="use one of them, or revoke some: agentd key ls",
-                )
+        is_own = len(own) >= MAX_KEYS_OF_ONE
+        if not is_own and len(every) < MAX_KEYS:
+            return None
+        gone = _first_ended(own if is_own else every, now)
+        if gone is not None:
             return gone
-        gone = _first_ended(every, now) if len(every) >= MAX_KEYS else None
-        if gone is None and len(every) >= MAX_KEYS:
-            raise Full(f"there are {len(every)} keys already", remediation="revoke some")
-        return gone
+        if is_own:
+            raise QuotaExceeded(
+                f"{principal} has {len(own)} keys already",
+                remediation="use one of them, or revoke some: agentd key ls",
+            )
+        raise Full(f"there are {len(every)} keys already", remediation="revoke some")
 
     def _parent(self, asker: Principal, now: float) -> KeyRecord | None:
         if asker.via != "key":

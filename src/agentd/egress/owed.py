@@ -1,5 +1,6 @@
-"""What a relay or a terminator owes its host: word that it has come to what it was told. By that
-the host waits for what was done, and sees one that hangs."""
+"""Answers that a relay or a terminator owes its host: each says that it has handled all that it was
+told before. The host waits for one to know of all that was done, and kills what owes one for long.
+"""
 
 import threading
 import time

@@ -39,9 +39,8 @@ def answer(listener: int) -> None:
 
 
 def _netlink_sockets() -> int:
-    """How many there are in this network namespace. /proc/net/netlink has those with an address
-    alone. The kernel counts them where they are made, one that was allowed and is not made yet is
-    one of a command's threads at most."""
+    """Count those of this network namespace; /proc/net/netlink lists only those that have an
+    address. One that was allowed and is not made yet is not counted: one a thread at most."""
     try:
         with open("/proc/net/protocols", "rb") as file:
             for line in file:

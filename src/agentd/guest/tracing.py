@@ -25,8 +25,8 @@ def let_go(pid: int, number: int) -> None:
 
 
 def may_see_exit(caller: int, tracee: int) -> bool:
-    """Whoever asks to see a process's exit may where that one descends from it, and nobody else: a
-    tracer that is older than its tracee can be in no circle, in which none would be gone.
+    """Return whether ``caller`` may trace the exit of ``tracee``, which has to descend from it: a
+    tracer that is older than its tracee can be in no circle, in which none would end.
 
     The number may be taken anew before the call goes on, but only by what is younger still.
     """

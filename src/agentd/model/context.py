@@ -31,8 +31,7 @@ def trace_headers() -> Mapping[str, str]:
 
 
 def begin(gone: "Gone", trace: Mapping[str, str]) -> str:
-    """Begin a request, to which this task, and so this context, belongs to its end; return its
-    id."""
+    """Begin a request, return its id. The calling task has no other until it ends."""
     id_ = new_id()
     _request.set(id_)
     _trace.set(trace)

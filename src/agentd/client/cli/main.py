@@ -99,8 +99,8 @@ _ELSEWHERE = {
 # An option of Python's, by which a process started again knows what it was given by the first.
 _KEPT = "agentd_printed_as_before"
 BAD_INPUT = 2
-# Objects more than there were, before garbage is looked for. A command makes half of that as it
-# starts, all of which stays: to look through it twenty times took a tenth of its time.
+# New objects before garbage is looked for. A command makes half as many as it starts, and they all
+# stay: to look through them twenty times took a tenth of its time.
 _GARBAGE = 50_000
 OWN_FAILURE = 125
 
@@ -124,8 +124,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _take_names_for_utf8() -> None:
-    """Start again where Python takes them for ASCII (PYTHONUTF8=0 in the C locale): a sandbox and a
-    daemon are told names in UTF-8. What is printed stays as it would have been."""
+    """Start again where Python takes names for ASCII (PYTHONUTF8=0 in the C locale): a sandbox and
+    a daemon are told them in UTF-8. What is printed stays as it would have been."""
     if sys._xoptions.pop(_KEPT, None):
         os.environ.pop("PYTHONIOENCODING", None)  # ours, and not for what we start
     if sys.flags.utf8_mode or sys.getfilesystemencoding() != "ascii" or not sys.executable:
@@ -242,8 +242,8 @@ def _say(line: str) -> None:
 
 
 def _open_streams() -> None:
-    """What was closed at the start is /dev/null: else what is opened next has its number, and is
-    read as the standard input or gets the output."""
+    """Open /dev/null for each standard stream that was closed at the start: else what is opened
+    next has its number, and is read as the standard input or gets the output."""
     for number in range(3):
         try:
             os.fstat(number)

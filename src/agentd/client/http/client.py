@@ -322,8 +322,8 @@ def _quoted(text: str) -> str:
 
 
 def _raw(text: str) -> bytes:
-    """In UTF-8 whatever the locale says, and what came as other bytes as those. Raises
-    InvalidInput."""
+    """Encode in UTF-8 whatever the locale says, and give what came as other bytes back as those.
+    Raises InvalidInput."""
     try:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

@@ -173,7 +173,7 @@ def _check_level(spec: SandboxSpec, least: IsolationLevel) -> None:
 @contextlib.contextmanager
 def telling_least(spec: SandboxSpec, asked: IsolationLevel, config: Config) -> Iterator[None]:
     """Where no wall is as strong as the policy or the configuration wants, the refusal says who
-    wants it; ``asked`` is what the caller did."""
+    wants it; ``asked`` is the isolation that the caller wanted."""
     raised = spec.isolation if spec.isolation > asked else IsolationLevel.NONE
     try:
         with oblige.telling_least(raised, "the policy"):

@@ -34,7 +34,7 @@ class DaemonKeys(Noun):
             tuple(scopes),
             ttl=seconds,
             principal=principal,
-            note=self._note_new,
+            record=self._record_new,
         )
         return _view(made.record, made.key)
 
@@ -51,7 +51,7 @@ class DaemonKeys(Noun):
         record = partial(self._parts.control.record, Kind.KEY_REVOKED, self._who.name, id=id)
         self._parts.keys().revoke(self._who, id, record)
 
-    def _note_new(self, record: "KeyRecord") -> None:
+    def _record_new(self, record: "KeyRecord") -> None:
         self._parts.control.record(
             Kind.KEY_CREATED,
             self._who.name,

@@ -285,6 +285,7 @@ def _fits(name: str, use: _Use, turn: _Turn, quota: Quota) -> bool:
 
 
 def about_to_end() -> Full:
+    """Make the refusal of a daemon that takes no new sandboxes any more."""
     return Full(
         "the daemon is about to end",
         remediation="come back when it has been started again",

@@ -138,7 +138,7 @@ class SqliteStore(View):
         try:
             return connection.execute(sql, values).fetchall()
         except sqlite3.Error as error:
-            raise failed("the store cannot be read", error) from error
+            raise _failed("the store cannot be read", error) from error
         finally:
             self._give_back(connection)
 
@@ -151,7 +151,7 @@ class SqliteStore(View):
         try:
             return _connect(self._path, _READER)
         except sqlite3.Error as error:
-            raise failed("the store cannot be read", error) from error
+            raise _failed("the store cannot be read", error) from error
 
     def _give_back(self, connection: sqlite3.Connection) -> None:
         with self._guard:
@@ -192,7 +192,7 @@ class _Writer:
         except BaseException as error:  # no memory, say: nobody may wait for ever
             self._roll_back()
             self.counts = self.counts._replace(failures=self.counts.failures + 1)
-            return [failed("the store cannot be written", error) for _ in batch]
+            return [_failed("the store cannot be written", error) for _ in batch]
         commits, writes, failures = self.counts
         self.counts = WriteCounts(commits + 1, writes + len(batch), failures)
         return done
@@ -223,7 +223,7 @@ class _Writer:
                 raise sqlite3.OperationalError(f"the transaction ended: {error}") from error
             self._connection.execute("ROLLBACK TO job")
             is_its = not isinstance(error, sqlite3.Error)
-            came = error if is_its else failed("the store refused a write", error)
+            came = error if is_its else _failed("the store refused a write", error)
         self._connection.execute("RELEASE job")
         return came
 
@@ -278,7 +278,7 @@ def _unusable(path: str, error: sqlite3.Error) -> StoreError:
     )
 
 
-def failed(what: str, error: BaseException) -> StoreError:
+def _failed(what: str, error: BaseException) -> StoreError:
     reason = StoreError(what, cause=str(error), remediation="free space on its disk, or see dmesg")
     reason.__cause__ = error
     return reason

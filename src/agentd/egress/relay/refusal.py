@@ -9,13 +9,13 @@ import socket
 from typing import TYPE_CHECKING
 
 from agentd.egress.relay.closing import close
+from agentd.egress.relay.connection import HTTP_PORT
 from agentd.egress.relay.loop import IN
 
 if TYPE_CHECKING:
     from agentd.egress.relay.relay import Relay
     from agentd.egress.relay.tenant import Tenant
 
-HTTP_PORT = 80
 MAX_TOLD = 32  # of a sandbox, at a time: what is more is reset
 #: Seconds and bytes until a program has said what it wanted to, and has read the answer: to close
 #: before would reset it.

@@ -49,7 +49,7 @@ def confine(request: Request, ready: agent.Ready) -> list[str]:
 
 
 def _coming(places: object) -> list[int]:
-    """Descriptors of what a fork will show at these ``places``, for Landlock's rules."""
+    """Open what a layer to come will show at these ``places``, for Landlock's rules."""
     if not isinstance(places, list):  # a supervisor of before passes nothing along
         return []
     try:

@@ -52,7 +52,7 @@ def _show_limits(limits: object) -> bool:
 
 
 def _give_away(request: Request) -> bool:
-    """To nobody, what root, who is the sandbox's user, would have beside its own files.
+    """Give nobody what root, who is the sandbox's user, would own beside its files.
 
     gVisor's /dev is in memory and has no bound, and mounted read-only its /dev/null cannot be
     opened for writing. Its control groups are for root to change.
@@ -68,7 +68,7 @@ def _give_away(request: Request) -> bool:
 
 
 def _give(folder: str) -> None:
-    """With what is in it, and no mount."""
+    """Make nobody the owner of a folder and of what is in it, but for what is mounted there."""
     device = os.lstat(folder).st_dev
     pending = [folder]
     while pending:

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 
 MAX_MESSAGE = 128 << 10
 MAX_FDS = 34
-#: At which an agent that a runtime starts has a detached mount of the layer to come (``stack``).
-COMING_FD = 4
+#: Where an agent that a runtime starts has its host's end, and a detached mount of the layer to
+#: come (``stack``).
+LISTENER_FD, COMING_FD = 3, 4
 _CMSG_SPACE = socket.CMSG_SPACE(MAX_FDS * 4)
 # The kernel is short of memory for the moment.
 _PASSING = (errno.EINTR, errno.ENOBUFS, errno.ENOMEM)

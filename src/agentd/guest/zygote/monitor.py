@@ -199,8 +199,8 @@ def _freeze_host(scratch: str, written: Sequence[str]) -> bool:
 
 
 def _mounted_by_itself(path: str) -> list[int]:
-    """A host's folder as a mount of its own in its place: a descriptor of that. None of what is
-    read-only on the host."""
+    """Mount a folder of the host's by itself in its place; return a descriptor of that mount, and
+    none of a folder that is read-only on the host."""
     fd = paths.open_plain(path)
     try:
         if os.fstatvfs(fd).f_flag & os.ST_RDONLY:

@@ -10,9 +10,8 @@ import socket
 from collections.abc import Callable, Iterable
 
 from agentd.guest import agent
-from agentd.guest.zygote.messages import receive, refuse
+from agentd.guest.zygote.messages import LISTENER_FD, receive, refuse
 
-LISTENER_FD = 3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 Request = dict[str, object]

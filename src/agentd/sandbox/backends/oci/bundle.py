@@ -29,7 +29,7 @@ from typing import NoReturn
 from agentd.guest.zygote import certificates, cgroup_view, root, stack, var
 from agentd.guest.zygote.asked import Request, number, strings
 from agentd.guest.zygote.group import enter_group
-from agentd.guest.zygote.messages import COMING_FD, close_all, refuse, send
+from agentd.guest.zygote.messages import COMING_FD, LISTENER_FD, close_all, refuse, send
 from agentd.guest.zygote.wall_kernel import KERNEL
 from agentd.linux import abi, anyip, mounts, net, overlay, process, seccomp, veth
 from agentd.sandbox.backends.oci import roots
@@ -52,7 +52,6 @@ SHOWN = f"{STAGE}/shown"
 #: Where the agent's code is, and its interpreter's files, if the root has none.
 AGENT = "/.agentd/agent"
 #: The descriptor at which the agent is spoken to.
-LISTENER_FD = 3
 _NET_SETTINGS = "/proc/sys/net"
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 _ENVIRONMENT = {
@@ -273,7 +272,7 @@ def _run(argv: list[str], listener: int, coming: list[int], seconds: float) -> i
         (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
-    # Where neither is the other's number.
+    # First to numbers that are neither's. Without a layer to come there is /dev/null in its place.
     given = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _ABOVE) for fd in (listener, *(coming or [0]))]
     for fd, target in zip(given, (LISTENER_FD, COMING_FD), strict=True):
         actions.append((os.POSIX_SPAWN_DUP2, fd, target))

@@ -32,7 +32,7 @@ class Contained(NamedTuple):
 
 
 class HandedOver(NamedTuple):
-    """``sockets`` are some of ``fds``, the last but for a namespace of mounts."""
+    """What the launcher passes along; ``sockets`` counts those of the network among ``fds``."""
 
     held: list[str]
     fds: list[int]
