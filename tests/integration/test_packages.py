@@ -460,11 +460,9 @@ build_wheel = prepare_metadata_for_build_wheel
 """
 
 
-@pytest.mark.parametrize("kind", ["sdist", "wheel"])
-def test_a_wheel_that_needs_another_by_its_address_is_refused_and_nothing_of_that_runs(
-    kind: str, index: Index, own: Path
-) -> None:
-    """What ran there could have other packages than these kept under the digest of theirs."""
+def demo_needs_evil(index: Index, kind: str = "sdist") -> str:
+    """Have demo need another package by its address, which asks the index for /ran where it is
+    built; return the name of its file."""
     file = "evil-1.0.tar.gz" if kind == "sdist" else "evil-1.0-py3-none-any.whl"
     index.files[file] = wheel("evil")
     if kind == "sdist":
@@ -477,6 +475,15 @@ def test_a_wheel_that_needs_another_by_its_address_is_refused_and_nothing_of_tha
             }
         )
     index.add("demo", needs=[f"evil @ http://{NAME}:{index.port}/files/{file}"])
+    return file
+
+
+@pytest.mark.parametrize("kind", ["sdist", "wheel"])
+def test_a_wheel_that_needs_another_by_its_address_is_refused_and_nothing_of_that_runs(
+    kind: str, index: Index, own: Path
+) -> None:
+    """What ran there could have other packages than these kept under the digest of theirs."""
+    demo_needs_evil(index, kind)
     line = fails("--with", "demo", "--", "true")
     assert "/ran" not in index.asked
     assert "evil" in line, line

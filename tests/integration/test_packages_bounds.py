@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.index import NAME, Index, tarball
+from tests.index import NAME, Index
 from tests.integration.test_packages import (
-    _BUILDS,
     _PLACE,
+    demo_needs_evil,
     fails,
     index,
     own,
@@ -195,16 +195,7 @@ def test_no_code_of_a_package_runs_by_either_of_two_controls(
     control: str, instead: str, index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One is left out, and the other holds: pip builds nothing, and starts no program."""
-    file = "evil-1.0.tar.gz"
-    index.files[file] = tarball(
-        {
-            "evil-1.0/PKG-INFO": "Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n",
-            "evil-1.0/pyproject.toml": "[build-system]\nrequires = []\n"
-            'build-backend = "backend"\nbackend-path = ["."]\n',
-            "evil-1.0/backend.py": _BUILDS.format(host=NAME, port=index.port),
-        }
-    )
-    index.add("demo", needs=[f"evil @ http://{NAME}:{index.port}/files/{file}"])
+    file = demo_needs_evil(index)
     _driven(monkeypatch, lambda was: was.replace(control, instead))
     with pytest.raises((InvalidInput, SandboxError)):
         _made("demo")

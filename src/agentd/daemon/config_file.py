@@ -1,4 +1,7 @@
-"""Where the configuration is. It is not read here: that takes as long as much of a sandbox."""
+"""Where the configuration is.
+
+What reads it is apart: to import that takes much of the time that a sandbox takes to be made.
+"""
 
 import os
 from collections.abc import Mapping

@@ -16,7 +16,7 @@ from agentd.daemon.config.profiles import PROFILES
 from agentd.daemon.config.render import leaves, plain, render
 from agentd.daemon.config.schema import RELOADED, Config
 from agentd.daemon.config.values import FilePath
-from agentd.daemon.config_file import find as find
+from agentd.daemon.config_file import find
 from agentd.model.errors import InvalidInput
 
 __all__ = [
