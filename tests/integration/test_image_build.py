@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 from tests.conftest import OrdinaryUser
+from tests.integration.test_network_of_a_sandbox import port
 from tests.integration.test_oci_images import short_of_room
 from tests.oci import Images, Layout, busybox, file, folder, link
 
 from agentd import Sandbox
 
 pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
-__all__ = ["short_of_room"]  # a fixture
+__all__ = ["port", "short_of_room"]  # fixtures
 PASSWD = b"root:x:0:0::/root:/bin/sh\nnode:x:77:78::/home/node:/bin/sh\n"
 GROUP = b"root:x:0:\nstaff:x:50:\n"
 
@@ -534,6 +535,16 @@ def test_a_run_reaches_what_rules_allow(on_base: Builds) -> None:
     assert "198.18." in told and "can't find example.com: NXDOMAIN" in told
     again = on_base.build(text, "--net", "pypi,*.example.org", "--json")
     assert json.loads(again.stdout)["cached"] == 1
+
+
+def test_a_run_reaches_hosts_of_ones_own_configuration(
+    on_base: Builds, port: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = f'name = "own.my.internal"\naddress = "127.0.0.1:{port}"\n'
+    (tmp_path / "agentd.toml").write_text(f"[[egress.host]]\n{own}")
+    monkeypatch.setenv("AGENTD_CONFIG", str(tmp_path / "agentd.toml"))
+    text = "FROM base\nRUN busybox nc own.my.internal 5432 </dev/null\n"
+    assert "hello" in on_base.build(text, "--net", "own.my.internal:5432").stderr
 
 
 def test_a_file_and_a_context_elsewhere(builds: Builds) -> None:

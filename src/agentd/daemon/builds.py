@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command
 from agentd.daemon.commands.ends import completed
+from agentd.daemon.pipeline import with_own_hosts
 from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.building.running import SCRIPT, Output, RunEnd, RunStep
 from agentd.image.oci.inside import read_small
@@ -54,7 +55,7 @@ class SandboxRunner:
             env=_home(step) | step.env,
             hostname="build",
         )
-        handle = self._manager.create(spec)
+        handle = self._manager.create(with_own_hosts(spec))
         try:
             if step.script:
                 handle.guest.files.write(SCRIPT, step.script.encode(), 0o755)
