@@ -21,8 +21,8 @@ class OwedAnswers:
         self._since = 0.0
 
     def wait(self, seconds: float, gone: Callable[[], bool]) -> None:
-        """Wait until it has told what was done until now, or is ``gone``; not for longer. Raises
-        SandboxError where it cannot be asked."""
+        """Wait until it has told what was done until now, or is ``gone``, so many ``seconds`` at
+        most. Raises SandboxError where it cannot be asked."""
         asked = self._ask()
         self._changed.wait_for(lambda: self._answered >= asked or gone(), seconds)
 

@@ -42,7 +42,7 @@ def confine(request: Request, _ready: agent.Ready) -> list[str]:
 
 
 def _show_limits(limits: object) -> bool:
-    """Have gVisor's control groups say what this kernel's hold (``gvisor.config``)."""
+    """Have gVisor's control groups say what the host's enforce (``gvisor.config``)."""
     try:
         for path, most in limits.items() if isinstance(limits, dict) else ():
             KERNEL.write(f"{_GROUPS}/{path}", str(most))

@@ -42,24 +42,22 @@ def of_plan(
         mounts_ = made["mounts"]
         assert isinstance(mounts_, list)  # noqa: S101  (as above)
         flags = ["nosuid", "noexec", "nodev"]
-        group = {"type": "cgroup", "source": "cgroup", "destination": GROUPS}
-        mounts_.append({**group, "options": flags})
+        group = {"type": "cgroup", "source": "cgroup", "destination": GROUPS, "options": flags}
+        mounts_.append(group)
     if plan.uid != 0:  # the agent's own at first, to give /dev away
         process["capabilities"] = _with(process["capabilities"], "CAP_CHOWN")
     # Held by gVisor's kernel, whose processes are none of this one's.
-    counted = (
-        (resource.RLIMIT_NOFILE, plan.limits.open_files),
-        (resource.RLIMIT_NPROC, plan.limits.pids),
-    )
-    process["rlimits"] = _others(process["rlimits"])
-    for number, most in counted:
-        process["rlimits"] += config.rlimit(number, most)
+    process["rlimits"] = [
+        *_others(process["rlimits"]),
+        *config.rlimit(resource.RLIMIT_NOFILE, plan.limits.open_files),
+        *config.rlimit(resource.RLIMIT_NPROC, plan.limits.pids),
+    ]
     return made
 
 
 def shown_limits(plan: LinuxPlan) -> dict[str, int]:
-    """What the sandbox's control group holds, as files of gVisor's own groups say it, which hold
-    nothing: JVMs and others size themselves by them."""
+    """Return what files of gVisor's own control groups are to say: the limits that the sandbox's
+    group on the host enforces. JVMs and others size themselves by them."""
     if isinstance(own_hierarchy(), str):  # there is no group
         return {}
     memory, cpus = plan.limits.memory, plan.limits.cpus

@@ -212,8 +212,8 @@ def _capabilities(
 
 def _rlimits(plan: LinuxPlan) -> list[Json]:
     """All but that of open files, which is the agent's to set: crun sets these for itself before it
-    passes mounts on, and of a user's processes the kernel refuses that to those that may have fewer
-    files open than the user has on the way."""
+    passes mounts on, and to a process that may have fewer files open than its user has descriptors
+    on their way the kernel refuses that (unix(7))."""
     found = {resource.RLIMIT_CORE: min(resource.getrlimit(resource.RLIMIT_CORE)[1] % (1 << 64), 1)}
     found |= dict(shared.user_rlimits())
     limits = [_rlimit(number, most) for number, most in found.items()]
