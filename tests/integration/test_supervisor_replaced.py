@@ -149,3 +149,41 @@ def test_walls_that_end_while_a_daemon_comes_up(daemon: Daemon) -> None:
         assert run(daemon, made).json["stdout"] == "here\n"
         assert daemon.ask("DELETE", f"/v1/sandboxes/{made}").status == 204
     assert b"a thread broke" not in daemon.log
+
+
+@pytest.mark.parametrize("names", [("",), ("", ".lock", ".log")])
+def test_one_whose_names_were_removed_is_found_by_the_next_daemon(
+    daemon: Daemon, names: tuple[str, ...]
+) -> None:
+    """As a cleaner of /tmp does, or a careless rm."""
+    ours, pid = daemon.sandbox(), supervisor(daemon)
+    for name in names:
+        (daemon.state / f"supervisor.sock{name}").unlink()
+    if len(names) > 1:
+        until((daemon.state / "supervisor.sock.lock").exists)
+    daemon.stop(kill=True)
+    daemon.start()
+    assert daemon.is_up, daemon.log[-2000:]
+    assert supervisor(daemon) == pid
+    assert run(daemon, ours).json["stdout"] == "here\n"
+
+
+def test_one_whose_place_another_took_ends_with_its_sandboxes(daemon: Daemon) -> None:
+    """Nobody could ask it any more, and nobody would end them."""
+    ours, before = daemon.sandbox(), supervisor(daemon)
+    os.kill(before, signal.SIGSTOP)
+    try:
+        daemon.stop(kill=True)
+        for path in daemon.state.glob("supervisor.sock*"):
+            path.unlink()
+        daemon.start()
+    finally:
+        os.kill(before, signal.SIGCONT)
+    assert supervisor(daemon) != before
+    until(lambda: not Path(f"/proc/{before}").exists())
+    assert daemon.ask("GET", f"/v1/sandboxes/{ours}").status == 404
+    made = daemon.sandbox()
+    assert run(daemon, made).json["stdout"] == "here\n"
+    daemon.stop()
+    daemon.start()  # its socket is where it was
+    assert run(daemon, made).json["stdout"] == "here\n"

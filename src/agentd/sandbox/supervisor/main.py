@@ -5,11 +5,8 @@ itself when it has no sandbox and no daemon for a while, or when the daemon says
 """
 
 import atexit
-import contextlib
-import fcntl
 import gc
 import os
-import select
 import signal
 import socket
 import sys
@@ -21,6 +18,7 @@ from agentd.sandbox import guard
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import own_hierarchy
 from agentd.sandbox.supervisor.held import boottime
+from agentd.sandbox.supervisor.own_socket import OwnSocket
 from agentd.sandbox.supervisor.server import Supervisor
 
 # Long enough for a daemon to be restarted by hand.
@@ -33,70 +31,55 @@ def main() -> int:
     path = sys.argv[1]
     if os.fork():
         os._exit(0)  # the caller waits for this
-    lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    own = OwnSocket(path)
+    if not own.take():
         return 0  # another one serves this socket already
-    os.ftruncate(lock, 0)
-    os.write(lock, b"%d\n" % os.getpid())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     raise_file_limit()
     own_hierarchy()  # removes the groups of one that was killed
     identity.reclaim()  # and frees its ids
-    listener = _listen(path)
+    own.listen(_TICK_SECONDS)
     set_title("agentd-super")
     supervisor = Supervisor()
     signal.signal(signal.SIGTERM, lambda *_: supervisor.closing.set())
     try:
-        _run(supervisor, listener)
+        _run(supervisor, own)
     finally:
-        listener.close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+        own.close()
         supervisor.close()
     return 0
 
 
-def _listen(path: str) -> socket.socket:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)  # of one that was killed: we hold the lock
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    mask = os.umask(0o177)
-    try:
-        listener.bind(path)
-    finally:
-        os.umask(mask)
-    listener.listen(8)
-    return listener
-
-
-def _run(supervisor: Supervisor, listener: socket.socket) -> None:
+def _run(supervisor: Supervisor, own: OwnSocket) -> None:
     threading.Thread(target=supervisor.watch, name="leases", daemon=True).start()
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
     while not supervisor.closing.is_set():
-        if poll.poll(_TICK_SECONDS * 1000):
-            try:
-                _accept(supervisor, listener)
-            except (OSError, RuntimeError) as error:  # out of descriptors or threads: it asks again
-                guard.tell(error)
-                supervisor.closing.wait(_PAUSE_SECONDS)
+        try:
+            came = _accept(supervisor, own.listener)
+            if not (came or own.keep(_TICK_SECONDS) or supervisor.daemon):
+                return  # another has our place: nobody can ever ask us again
+        except (OSError, RuntimeError) as error:  # out of descriptors or threads: it asks again
+            guard.tell(error)
+            supervisor.closing.wait(_PAUSE_SECONDS)
         if boottime() - supervisor.idle_since > _IDLE_SECONDS:
             return
 
 
-def _accept(supervisor: Supervisor, listener: socket.socket) -> None:
-    daemon, _ = listener.accept()
+def _accept(supervisor: Supervisor, listener: socket.socket) -> bool:
+    """Return whether somebody came within a tick."""
+    try:
+        daemon, _ = listener.accept()
+    except TimeoutError:
+        return False
     try:
         if _same_user(daemon):
             threading.Thread(target=supervisor.serve, args=(daemon,), daemon=True).start()
-            return
+            return True
     except BaseException:
         daemon.close()
         raise
     daemon.close()
+    return True
 
 
 def _same_user(peer: socket.socket) -> bool:

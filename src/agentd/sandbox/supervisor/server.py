@@ -48,7 +48,7 @@ class Supervisor:
         self._backends: dict[str, Backend] = {}
         self._entries: dict[str, HeldWall] = {}
         self._endings: dict[str, Cause | None] = {}  # of walls that ended by themselves
-        self._daemon: socket.socket | None = None
+        self.daemon: socket.socket | None = None  # who is connected now
         self._sending = threading.Lock()
         self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="supervisor")
         self._asking = asking.DaemonAsking(self._tell, self._submit)
@@ -84,7 +84,7 @@ class Supervisor:
     def serve(self, daemon: socket.socket) -> None:
         """Answer one daemon until it goes away; its sandboxes stay. Owns ``daemon``."""
         with self._lock:
-            before, self._daemon = self._daemon, daemon
+            before, self.daemon = self.daemon, daemon
         try:
             if before is not None:  # a daemon that hangs must not keep a new one out
                 with contextlib.suppress(OSError):  # its own thread may have closed it by now
@@ -103,8 +103,8 @@ class Supervisor:
             pass  # it is gone, speaks something else, or we are ending
         finally:
             with self._lock:
-                last = self._daemon is daemon
-                self._daemon = None if last else self._daemon
+                last = self.daemon is daemon
+                self.daemon = None if last else self.daemon
             daemon.close()
             if last:
                 asking.refuse(self._all())
@@ -118,7 +118,7 @@ class Supervisor:
                 except Exception as error:  # the leases of the others hold all the same
                     guard.tell(error)
             with self._lock:
-                if self._entries or self._daemon is not None:
+                if self._entries or self.daemon is not None:
                     self.idle_since = boottime()
 
     def _look_at(self, entry: HeldWall) -> None:
@@ -181,7 +181,7 @@ class Supervisor:
     def _tell(self, message: Message) -> bool:
         """Return whether there is a daemon, which hears it unless it goes away."""
         with self._lock:
-            daemon = self._daemon
+            daemon = self.daemon
         if daemon is not None:
             self._send(daemon, message, [])
         return daemon is not None
