@@ -5,7 +5,7 @@ import ctypes
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -93,6 +93,61 @@ def test_files_removed_while_it_runs_stop_it_and_are_told(daemon: Daemon, takes:
     assert daemon.ask("GET", f"/v1/sandboxes/{box}/files?path=/workspace/done").status == 404
     told = daemon.cli("audit", "verify")
     assert told.returncode == 0 and b"loss" in told.stdout and b"accepted" in told.stdout
+
+
+@pytest.mark.parametrize("copies", [1, 3])
+def test_a_last_record_that_stands_twice_keeps_it_from_starting(
+    daemon: Daemon, copies: int
+) -> None:
+    daemon.stop()
+    (file,) = Path(daemon.audit).glob("audit-*.jsonl")
+    last = file.read_bytes().splitlines(keepends=True)[-1]
+    with file.open("ab") as log:
+        log.write(last * copies)
+    before = file.read_bytes()
+    assert daemon.cli("audit", "verify", "--dir", daemon.audit).returncode == 1
+    daemon.start()
+    assert not daemon.is_up
+    assert b"was changed: its last record stands there more than once" in daemon.log
+    assert b"accept-loss" in daemon.log and file.read_bytes() == before
+    daemon.stop(kill=True)
+    assert daemon.cli("audit", "accept-loss", "--dir", daemon.audit).returncode == 0
+    daemon.start()
+    assert daemon.is_up, daemon.log.decode()
+    assert daemon.cli("audit", "verify").returncode == 0
+
+
+_PUT: dict[str, Callable[[Path], object]] = {
+    "a symbolic link": lambda file: file.symlink_to(file.with_name("kept")),
+    "a fifo": os.mkfifo,
+    "a directory": Path.mkdir,
+}
+
+
+@pytest.mark.parametrize("kind", _PUT)
+@pytest.mark.parametrize("runs", [False, True])
+def test_what_is_in_the_place_of_its_file_is_said(daemon: Daemon, kind: str, runs: bool) -> None:
+    if not runs:
+        daemon.stop()
+    (file,) = Path(daemon.audit).glob("audit-*.jsonl")
+    file.rename(file.with_name("kept"))
+    _PUT[kind](file)
+    if runs:
+        refused = daemon.ask("POST", "/v1/sandboxes", {}).body
+        daemon.stop()
+    else:
+        daemon.start()
+        assert not daemon.is_up
+        refused = daemon.log
+        daemon.stop(kill=True)
+    assert f"{file} is {kind}, and no file of the audit log".encode() in refused, refused
+    assert b"move it away" in refused and b"free space" not in refused
+    by_hand = daemon.cli("audit", "accept-loss", "--dir", daemon.audit)
+    assert by_hand.returncode != 0 and b"move it away" in by_hand.stderr, by_hand
+    file.rename(file.with_name("moved"))
+    file.with_name("kept").rename(file)
+    daemon.start()
+    assert daemon.is_up, daemon.log.decode()
 
 
 @contextlib.contextmanager

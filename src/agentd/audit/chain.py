@@ -105,7 +105,7 @@ class Chain:
         if self._fd < 0:
             return True
         try:
-            mine, there = os.fstat(self._fd), os.stat(self._file.path)
+            mine, there = os.fstat(self._fd), os.lstat(self._file.path)
             if not os.path.samestat(mine, there) or (
                 not self._dirty and mine.st_size != self._size
             ):
@@ -124,7 +124,7 @@ class Chain:
         """Return the same after a glance, from any thread while another writes."""
         path, device, inode = self._place
         try:
-            found = os.stat(path) if path else None
+            found = os.lstat(path) if path else None
         except OSError:
             return False
         if found is None:
@@ -194,13 +194,16 @@ class Chain:
     def _find_end(self, found: list[LogFile], accept: bool) -> int:
         """Find the end of the newest file; return how long it is."""
         self._file = found[-1]
+        for file in found:
+            continuity.check_regular(file)
         self._fd = os.open(self._file.path, _FLAGS | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(self._fd).st_mode):
             raise OSError(errno.EINVAL, "it is no regular file")
         size = os.fstat(self._fd).st_size
         tail = files.find_tail(self._fd, size)
-        self._size = tail.end if tail else 0
+        self._size = files.behind_copies(self._fd, tail.end) if tail else 0
         if not accept:
+            continuity.check_once(self._file, self._size, tail.end if tail else 0)
             continuity.check_torn(self._file, self._fd, self._size, size)
         last = tail.seal if tail else self._before(found, accept)
         if last is not None:

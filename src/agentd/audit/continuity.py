@@ -36,11 +36,31 @@ def check_torn(file: LogFile, fd: int, end: int, size: int) -> None:
     while end < size and (data := os.pread(fd, min(_PIECE, size - end), end)):
         whole, zeros, end = whole or b"\n" in data, zeros or b"\0" in data, end + len(data)
     if whole and not zeros:
-        raise LogDamaged(
-            f"the end of {file.path} was changed",
-            cause="its last line is whole, and is no record with the hash that it states",
-            remediation=WAY_OUT,
+        raise _changed(
+            file, "its last line is whole, and is no record with the hash that it states"
         )
+
+
+def check_once(file: LogFile, end: int, tail: int) -> None:
+    """The last record, which ends at ``end``, may not be there again until ``tail``. Raises
+    LogDamaged."""
+    if end < tail:
+        raise _changed(file, "its last record stands there more than once")
+
+
+def check_regular(file: LogFile) -> None:
+    """Raises LogDamaged where something else has its name."""
+    kind = files.irregular(file.path)
+    if kind:
+        raise LogDamaged(
+            f"{file.path} is {kind}, and no file of the audit log",
+            cause="something was put in its place",
+            remediation=f"move it away, and {WAY_OUT}",
+        )
+
+
+def _changed(file: LogFile, cause: str) -> LogDamaged:
+    return LogDamaged(f"the end of {file.path} was changed", cause=cause, remediation=WAY_OUT)
 
 
 def losses(found: list[LogFile], last: Last, known: Mark | None) -> tuple[list[Event], Last]:

@@ -15,6 +15,12 @@ _TORN = ".torn-"
 NAME_IT = (
     "name the log's directory with --dir (a daemon's is STATE/audit), or the daemon with --url"
 )
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a fifo",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFSOCK: "a socket",
+}
 MAX_TORN = 1000  # side files of one file
 
 
@@ -75,6 +81,16 @@ def open_reading(where: str) -> int:
     return fd
 
 
+def irregular(where: str) -> str:
+    """Return what is there in place of a regular file, with its article; "" where one is there,
+    or nothing."""
+    try:
+        mode = os.lstat(where).st_mode
+    except OSError:
+        return ""
+    return "" if stat.S_ISREG(mode) else _KINDS.get(stat.S_IFMT(mode), "a special file")
+
+
 def find_tail(fd: int, size: int) -> Tail | None:
     """The last whole record of ``size`` bytes, looked for from the end."""
     window = MAX_LINE
@@ -93,6 +109,17 @@ def find_tail(fd: int, size: int) -> Tail | None:
         if begin == 0:
             return None
         window *= 4
+
+
+def behind_copies(fd: int, end: int) -> int:
+    """Return where a file's last line, which ends at ``end``, ends first: it may stand there more
+    than once. Raises OSError."""
+    while True:
+        begin = max(0, end - 2 * MAX_LINE)
+        lines = os.pread(fd, end - begin, begin).split(b"\n")
+        if len(lines) < 3 or lines[-2] != lines[-3]:
+            return end
+        end -= len(lines[-2]) + 1
 
 
 def find_hash(found: list[LogFile], seq: int) -> bytes | None:
