@@ -90,6 +90,19 @@ def oom_score_adj(value: int, pid: int | None = None) -> None:
         os.close(fd)
 
 
+def be_spared_no_more() -> None:
+    """Take back an ``oom_score_adj`` below 0 that a caller's service has, as of systemd's
+    OOMScoreAdjust=: what is below us would be killed after everything else of the machine.
+
+    With CAP_SYS_RESOURCE 0 is what no descendant gets below, too (``oom_score_adj_min``).
+    """
+    with contextlib.suppress(OSError, ValueError):  # no /proc here, or one that is read-only
+        with open("/proc/self/oom_score_adj") as file:
+            own = int(file.read())
+        if own < 0:
+            oom_score_adj(0)
+
+
 def children(pid: int) -> list[int]:
     """Direct children of a process, zombies included; [] when it is gone.
 

@@ -20,7 +20,8 @@ def start(module: str, passed: Sequence[socket.socket | int], libraries: Sequenc
     Raises OSError.
     """
     paths = f"sys.path[:0] = [{_PACKAGE_ROOT!r}]; sys.path += {list(libraries)!r}"
-    code = f"import sys; {paths}; from {module} import main; main()"
+    unspared = "from agentd.linux.process import be_spared_no_more; be_spared_no_more()"
+    code = f"import sys; {paths}; {unspared}; from {module} import main; main()"
     argv = [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", code]
     # Above the numbers they will get, so that no dup2 overwrites another's source.
     sources: list[int] = []

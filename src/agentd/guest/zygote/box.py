@@ -26,7 +26,7 @@ from agentd.guest.zygote.disk import WORKSPACE
 from agentd.guest.zygote.limits import no_core
 from agentd.guest.zygote.maps import map_itself
 from agentd.guest.zygote.messages import close_all
-from agentd.guest.zygote.root import EMPTY_FILE, SANDBOX_HOME, masks
+from agentd.guest.zygote.root import SANDBOX_HOME, masks
 from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
 from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
 
@@ -42,7 +42,6 @@ _ALL = landlock.READ | landlock.EXEC | landlock.WRITE
 # in /proc is opened for writing first. The places that are read most are named, too (10 %).
 _READ = landlock.READ | landlock.EXEC | landlock.TRUNCATE
 _OFTEN = ("/etc", "/usr", "/usr/bin", "/usr/lib", "/usr/lib64")
-_SYSRQ = "/proc/sysrq-trigger"
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 
 # One control less where the container that we are in refuses it: the report says so.
@@ -293,17 +292,10 @@ def _user_counts(box: Request, kernel: WallKernel) -> None:
     for name, most in pairs(box.get("user_counts")):
         kernel.write(f"/proc/sys/user/{name}", str(most))
     # Landlock forbids none of it where the root can be written to: its rules have no exceptions.
+    # And the machine's root may write what it owns in /proc without any capability: core_pattern
+    # is a program that the kernel runs.
     if box.get("machine_root") or disk.is_writable(box):
-        _guard_proc(kernel)
-
-
-def _guard_proc(kernel: WallKernel) -> None:
-    """The machine's root may write what it owns in /proc without any capability, and core_pattern
-    is a program that the kernel runs: Landlock forbids that, where there is one."""
-    kernel.mount("/proc/sys", "/proc/sys", None, abi.MS_BIND | abi.MS_REC)
-    kernel.mount_setattr(abi.AT_FDCWD, "/proc/sys", 0, set_=abi.MOUNT_ATTR_RDONLY)
-    if os.path.exists(_SYSRQ):
-        kernel.mount(EMPTY_FILE, _SYSRQ, None, abi.MS_BIND)
+        kernel.mount_setattr(abi.AT_FDCWD, "/proc", 0, set_=abi.MOUNT_ATTR_RDONLY)
 
 
 def _rlimits(box: Request, kernel: WallKernel) -> None:
