@@ -104,6 +104,20 @@ class Open(SharedNetwork):
         return wall
 
 
+class Liar(LinuxBackend):
+    """Without a control, which its report says that it has."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(without=frozenset({name}))
+        self.claimed = name
+
+    def launch(self, plan: LinuxPlan) -> LinuxWall:
+        wall = super().launch(plan)
+        word = Control("default", True, "upon my word")
+        wall.enforcement = {**wall.enforcement, self.claimed: word}
+        return wall
+
+
 class Unlimited(LinuxBackend):
     """Which takes limits and holds others."""
 
@@ -254,6 +268,22 @@ def test_a_network_of_rules_that_is_open_fails_whatever_its_wall_says() -> None:
     assert rows["reach what its network's rules name"].verdict is Verdict.BROKEN
     # Where this machine has no way to others, nobody in there has.
     assert _through(report) - {BEYOND_RULES} == {PAST_RULES}
+
+
+@pytest.mark.parametrize(
+    ("control", "attack"),
+    [
+        ("hostname", "learn the machine's name"),
+        ("cgroup_namespace", "learn the names of the machine's control groups"),
+    ],
+)
+def test_a_wall_that_lies_about_what_it_hides_fails(control: str, attack: str) -> None:
+    report = _run(Liar(control), [each for each in ATTACKS if each.name == attack])
+    assert _through(report) == {attack}
+    assert not report.passed
+    honest = LinuxBackend(without=frozenset({control}))
+    (row,) = _rows(_run(honest, [each for each in ATTACKS if each.name == attack])).values()
+    assert row.verdict is Verdict.NOT_APPLICABLE
 
 
 def test_limits_that_are_not_held_fail() -> None:

@@ -122,7 +122,8 @@ class Attack:
 
     ``script`` is Python for the sandbox's own python3, run after ``prelude.PRELUDE``; ``args`` are
     its ``sys.argv[1:]``. Where a level promises nothing, and the wall itself says of none of
-    ``controls`` that it holds, the attack is not run: ``otherwise`` says why.
+    ``controls`` that it holds, the attack is not run: ``otherwise`` says why. ``told`` are controls
+    that no level promises, since a container around us may refuse them, as the wall then says.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Attack:
     stopped_by: Mapping[IsolationLevel, tuple[str, ...]]
     judge: Judge = ALL_REFUSED
     args: Callable[[Planted], tuple[str, ...]] = lambda _: ()
+    told: tuple[str, ...] = ()
     otherwise: str = ""
     absent: Callable[[Planted], str] = lambda _: ""  # why this machine cannot show it, or ""
     thorough: bool = False  # left out of the quick set
@@ -148,7 +150,7 @@ class Attack:
         """List all that stop it at any level, for a wall with one that its level does not promise.
         ``none`` has none: what stops an attack there is no wall's."""
         of_walls = (names for level, names in self.stopped_by.items() if level)
-        return tuple(dict.fromkeys(name for names in of_walls for name in names))
+        return tuple(dict.fromkeys(name for names in (*of_walls, self.told) for name in names))
 
 
 #: Of a system call that seccomp refuses; behind a virtual machine it is that machine's own.

@@ -1,6 +1,11 @@
 """The host's processes, and other processes of the sandbox."""
 
+import os
+
+from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import SandboxSpec
 from agentd.selftest.attack import (
+    END,
     FILTERED,
     Attack,
     AttackOutcome,
@@ -13,6 +18,7 @@ from agentd.selftest.attack import (
 )
 from agentd.selftest.planted import Planted, no_segment
 from agentd.selftest.report import Verdict
+from agentd.transport.text import safe_text
 
 # Numbers are of the sandbox's own namespace where it has one: what counts is what is found there.
 _SEE = """
@@ -59,6 +65,12 @@ call("prctl", 0x59616d61, -1, 0, 0, 0)  # PR_SET_PTRACER: Yama
 said("seize", in_child(lambda: call("ptrace", 0x4206, os.getppid(), 0, 0x40)))
 said("seize, other options", in_child(lambda: call("ptrace", 0x4206, os.getppid(), 0, 0x51)))
 """
+_NAME = 'said("host", os.uname().nodename)'
+_GROUPS = """
+for line in open("/proc/self/cgroup"):
+    number, _, path = line.rstrip().split(":", 2)
+    said(number, path)
+"""
 _SEGMENT = 'said("shmget", call("shmget", int(sys.argv[1]), 1, 0o600))'
 _SLOW = """
 pid = int(sys.argv[1])
@@ -98,6 +110,38 @@ def _holder(planted: Planted) -> tuple[str, ...]:
     return (str(planted.holder),)
 
 
+def _of_this_name(_: Planted) -> str:
+    own = SandboxSpec().hostname
+    return f"this machine is called {own}, too" if os.uname().nodename == own else ""
+
+
+def _judge_name(seen: AttackOutcome) -> Judged:
+    if (early := unfinished(seen)) is not None:
+        return early
+    told = seen.said["host"]
+    return Verdict.THROUGH if told == os.uname().nodename else Verdict.STOPPED, safe_text(told)
+
+
+# A group is named for the agentd that made it, wherever its host has put that.
+def _judge_groups(seen: AttackOutcome) -> Judged:
+    if (early := unfinished(seen)) is not None:
+        return early
+    with open("/proc/self/cgroup", encoding="utf-8", errors="replace") as file:
+        ours = {line.rstrip().split(":", 2)[2] for line in file} - {"/"}
+    named = {
+        number: path
+        for number, path in seen.said.items()
+        if number != END and (path in ours or "/sbx-" in path)
+    }
+    if named:
+        return Verdict.THROUGH, shown(named)
+    return Verdict.STOPPED, "none but its own root"
+
+
+_OF_ITS_OWN = {
+    IsolationLevel.USERSPACE_KERNEL: ("userspace_kernel",),
+    IsolationLevel.MICROVM: ("virtual_machine",),
+}
 ATTACKS = (
     Attack(
         "see a host process, its arguments and environment",
@@ -151,6 +195,23 @@ ATTACKS = (
         refused(),
         lambda planted: (str(planted.segment),),
         absent=no_segment,
+    ),
+    Attack(
+        "learn the machine's name",
+        _NAME,
+        _OF_ITS_OWN,
+        _judge_name,
+        told=("hostname",),
+        otherwise="this wall does not say that it hides it",
+        absent=_of_this_name,
+    ),
+    Attack(
+        "learn the names of the machine's control groups",
+        _GROUPS,
+        _OF_ITS_OWN,
+        _judge_groups,
+        told=("cgroup_namespace",),
+        otherwise="this wall does not say that it hides them",
     ),
     Attack(
         "outlive the sandbox",
