@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 from tests.conftest import OrdinaryUser
 from tests.integration.on_a_terminal import shown
 
-Cli = Callable[..., "subprocess.CompletedProcess[bytes]"]
 # In it nobody can make a user namespace, root neither.
 _WITHOUT = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")

@@ -105,10 +105,6 @@ class Place:
         found = [json.loads(line) for line in lines if line.startswith("{")]
         return [line for line in found if line["event"] == event]
 
-    def until_logged(self, event: str) -> dict[str, Any]:
-        until(lambda: bool(self.log(event)))
-        return self.log(event)[-1]
-
 
 def until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from agentd.linux import abi
 from agentd.linux.kernel import Kernel
 
-#: The kernel takes a page of options, which has a path for each layer.
-MOST_LAYERS = 128
 #: How whoever finds that one cannot be had begins to say so.
 NONE = "no overlay of"
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV

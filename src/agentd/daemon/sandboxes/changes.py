@@ -1,6 +1,6 @@
 """What changes of a sandbox that is there: its lease, its labels, the rules of its network.
 
-What the store refuses has not changed, for whoever asks the daemon and for the wall alike.
+A change that the store refuses has no effect: neither on what callers are told, nor on the wall.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Changing:
-    """The part of ``Sandboxes`` that does so."""
+    """The part of ``Sandboxes`` that makes such changes."""
 
     _pipeline: "Pipeline"
     _publish: "events.Publish"

@@ -16,7 +16,7 @@ MAX_NAME, MAX_LABEL = 253, 63
 MAX_UDP = 4096
 
 _HEADER = struct.Struct(">HHHHHH")
-_QR, _AA, _TC, _RD, _RA = 0x8000, 0x0400, 0x0200, 0x0100, 0x0080
+_QR, _TC, _RD, _RA = 0x8000, 0x0200, 0x0100, 0x0080
 _OPCODE, _RCODE = 0x7800, 0x000F
 _MAX_RECORDS = 256
 _MAX_POINTERS = 64  # a name has at most 127 labels

@@ -50,7 +50,7 @@ def confine(request: Request, ready: agent.Ready) -> list[str]:
 
 def _coming(places: object) -> list[int]:
     """Open what a layer to come will show at these ``places``, for Landlock's rules."""
-    if not isinstance(places, list):  # a supervisor of before passes nothing along
+    if not isinstance(places, list):  # an older supervisor passes nothing along
         return []
     try:
         if not stat.S_ISDIR(os.fstat(COMING_FD).st_mode):  # the kernel has no overlay for us
@@ -72,7 +72,7 @@ def _become(uid: object) -> bool:
 
 def _rlimits(request: Request) -> None:
     limits.no_core()
-    files = request.get("open_files")  # one of a supervisor of before has it of its runtime
+    files = request.get("open_files")  # of an older supervisor the runtime has set it
     if isinstance(files, int):
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
 

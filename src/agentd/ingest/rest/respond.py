@@ -34,7 +34,7 @@ def answer(value: object, status: int = 200) -> Answer:
 
 def encode(value: object) -> bytes:
     """JSON, in its own words. A lone surrogate (a file name that is not UTF-8) becomes U+FFFD."""
-    value = value_in_json(value)
+    value = _value_in_json(value)
     try:
         return _encode(value)
     except UnicodeEncodeError:
@@ -46,18 +46,18 @@ def error_in_json(error: AgentdError) -> ErrorView:
     return ErrorView(error.code, *map(in_json, texts))
 
 
-def value_in_json(value: object) -> object:
+def _value_in_json(value: object) -> object:
     """Return what REST answers, its causes in JSON's words."""
     if isinstance(value, ResultView):
         told = cause(value.cause, in_json)
         return value if told is value.cause else msgspec.structs.replace(value, cause=told)
     if isinstance(value, ProcessView) and value.result is not None:
-        return msgspec.structs.replace(value, result=value_in_json(value.result))
+        return msgspec.structs.replace(value, result=_value_in_json(value.result))
     if isinstance(value, CallView):
         return call(value, in_json)
     # Of one kind, so that the first tells: listings of files are long.
     if isinstance(value, list | tuple) and value and isinstance(value[0], ProcessView):
-        return [value_in_json(item) for item in value]
+        return [_value_in_json(item) for item in value]
     return value
 
 
