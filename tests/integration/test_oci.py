@@ -40,6 +40,20 @@ def test_the_command_line_names_the_runtime(
     assert told["enforcement"]["runtime"]["detail"].startswith(f"{runtime} ")
 
 
+@pytest.mark.parametrize("most", [28, 40])
+def test_what_is_short_of_descriptors_is_told(runtime: str, most: int) -> None:
+    words = ["run", "--embedded", "--backend", "oci", "--runtime", runtime, "--", "true"]
+    done = subprocess.run(
+        ["sh", "-c", f'ulimit -n {most}; exec "$@"', "-", sys.executable, "-m", "agentd", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 125
+    assert "Too many open files" in done.stderr
+    assert "(ulimit -n)" in done.stderr
+
+
 def test_a_runtime_alone_chooses_the_wall_that_has_it(runtime: str) -> None:
     with Sandbox.create(runtime=runtime, embedded=True) as sandbox:
         assert (sandbox.info.backend, builder(sandbox)) == ("oci", runtime)

@@ -104,7 +104,9 @@ def build(request: Request, fds: list[int], trees: list[root.Tree]) -> NoReturn:
         send(answers, {"ok": True, "held": done, "sockets": len(sockets)}, given)
         os._exit(0)
     except Exception as error:
-        # An orphan of the runtime's is ours, as we are a subreaper.
+        # Of what it was short, the rest of this is too. An orphan of the runtime's is ours, as we
+        # are a subreaper.
+        close_all([*fds[2:], *(fd for _, fd in trees)])
         process.kill_descendants(os.getpid(), time.monotonic() + _END_SECONDS)
         refuse(answers, None, error)
     os._exit(1)

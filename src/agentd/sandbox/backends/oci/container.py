@@ -189,14 +189,18 @@ class ContainerBackend(NamespaceBackend):
                 passed.callback(os.close, fd)
             launcher.start(request, fds)
         if request["lend"]:
-            _fill(answers, lent, block, kept)
+            _fill(answers, lent, block, kept, launcher)
         bounds = self._bounds(plan.limits)
         group, detail = make_group(plan.spec.limits, bounds, needed(plan, block))
         if group is not None:
             undo.callback(group.remove)
         with explained(group, plan.limits):
-            let_in(answers, group)
-            send(listener, asked, [], "sandbox", MAX_MESSAGE)
+            try:
+                let_in(answers, group)
+                send(listener, asked, [], "sandbox", MAX_MESSAGE)
+            except Ended:  # what it ended of it has said before
+                await_started(answers, 0, runtime.name, launcher)
+                raise
         return Begun(launcher, answers, listener, block, group, detail, undo)
 
     def _await(
@@ -205,7 +209,8 @@ class ContainerBackend(NamespaceBackend):
         """Wait until its first process runs."""
         listener, block, group, detail = begun.listener, begun.block, begun.group, begun.detail
         with explained(group, plan.limits), begun.answers:
-            started = await_started(begun.answers, _RUNTIME_SECONDS * 2, called[0].name)
+            runtime, seconds = called[0].name, _RUNTIME_SECONDS * 2
+            started = await_started(begun.answers, seconds, runtime, begun.launcher)
         pidfd, disk, *others = started.fds
         sockets, namespaces = others[: started.sockets], others[started.sockets :]
         for fd in (pidfd, disk, *namespaces):
@@ -359,9 +364,11 @@ def _blockers() -> list[Blocker]:
     return []
 
 
-def _fill(answers: socket.socket, lent: Lent, block: Block | None, kept: str | None) -> None:
+def _fill(
+    answers: socket.socket, lent: Lent, block: Block | None, kept: str | None, launcher: Launcher
+) -> None:
     """Put on its disk what it is to begin with; nothing of it runs yet."""
-    (disk,) = await_started(answers, _RUNTIME_SECONDS, "the launcher").fds
+    (disk,) = await_started(answers, _RUNTIME_SECONDS, "the launcher", launcher).fds
     try:
         lent.fill(disk, None if block is None else block.id, kept)
     finally:

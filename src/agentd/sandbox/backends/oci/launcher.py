@@ -134,7 +134,11 @@ class _Launcher:
 
     def _start(self, request: dict[str, object], fds: list[int]) -> None:
         """Clone a builder. What fails here is answered in its place."""
-        answers = socket.socket(fileno=os.dup(fds[1]))
+        try:
+            answers = socket.socket(fileno=os.dup(fds[1]))
+        except OSError as error:  # all sandboxes would end with us
+            refuse(self._control, None, error)
+            return
         trees: list[root.Tree] = []
         with answers:
             try:

@@ -1,5 +1,7 @@
 """The host's end of the launcher: asks for sandboxes, and gets their first processes."""
 
+import errno
+import os
 import socket
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux.layers import LayerMaker
 
 _MODULE = "agentd.sandbox.backends.oci.launcher"
+_MORE_FILES = "raise the limit of open files that agentd is started with (ulimit -n)"
 
 
 class Contained(NamedTuple):
@@ -80,6 +83,18 @@ class Launcher(LayerMaker):
             answer, fds = self._receive(self._control, number)
         return self._mounted(answer, fds, path, source)
 
+    def refused(self) -> str:
+        """Take what it says of a request whose descriptors, the one to answer at among them, did
+        not arrive; "" where it says nothing."""
+        with self._lock:
+            try:
+                answer, fds = receive(self._control, 0, self.who)
+            except SandboxError:
+                return ""
+        for fd in fds:
+            os.close(fd)
+        return str(answer.get("error", ""))
+
     def close(self) -> None:
         """End the launcher and with it every sandbox; idempotent."""
         ended = self._end()
@@ -87,19 +102,31 @@ class Launcher(LayerMaker):
             self._own.release(ended)
 
 
-def await_started(answers: socket.socket, seconds: float, runtime: str) -> HandedOver:
+def await_started(
+    answers: socket.socket, seconds: float, runtime: str, launcher: Launcher
+) -> HandedOver:
     """What is in force by now, and what is passed along: a pidfd of the sandbox's first process,
     its disk, the sockets of its network, and the namespace of mounts that its disk is in; or its
     disk alone, before it is started.
 
     Raises SandboxError with the runtime's own words, Ended where the launcher was killed.
     """
+    who = f"builder of {runtime}"
     try:
-        answer, fds = receive(answers, seconds, f"builder of {runtime}")
+        answer, fds = receive(answers, seconds, who)
     except Ended:
-        raise Ended("the sandbox could not be built", cause="its builder was killed") from None
+        try:  # a connection that was reset is told once, and before what was said over it
+            answer, fds = receive(answers, 0, who)
+        except SandboxError:
+            if cause := launcher.refused():
+                raise SandboxError(
+                    "the sandbox could not be built", cause=cause, remediation=_MORE_FILES
+                ) from None
+            raise Ended("the sandbox could not be built", cause="its builder was killed") from None
     if "error" in answer:
-        raise SandboxError(f"{runtime} could not build the sandbox", cause=str(answer["error"]))
+        fix = _MORE_FILES if answer.get("errno") == errno.EMFILE else ""
+        cause = str(answer["error"])
+        raise SandboxError(f"{runtime} could not build the sandbox", cause=cause, remediation=fix)
     held = answer.get("held")
     names = [str(name) for name in held] if isinstance(held, list) else []
     return HandedOver(names, fds, number(answer.get("sockets", 0)))
