@@ -112,6 +112,20 @@ def test_a_pause_outlives_a_daemon_that_is_killed_or_drained(fresh: Daemon, kill
     sandbox.close()
 
 
+def test_of_several_one_that_is_not_there_keeps_none_from_it(daemon: Daemon) -> None:
+    """What was done is told, too."""
+    sandbox = counting(daemon, "linux")
+    for words, state in (("pause", "paused"), ("resume", "ready")):
+        done = daemon.cli(words, "--json", "none", sandbox.id)
+        assert done.returncode == 125 and b"there is no sandbox 'none'" in done.stderr
+        assert [(view["id"], view["state"]) for view in json.loads(done.stdout)] == [
+            (sandbox.id, state)
+        ]
+    assert b"agentd inspect lists its commands" in daemon.cli("logs", sandbox.id, "none").stderr
+    done = daemon.cli("kill", "--json", "none", sandbox.id)
+    assert (done.returncode, json.loads(done.stdout)) == (125, {"ended": [sandbox.id]})
+
+
 @pytest.mark.parametrize(
     ("backend", "how"), [("linux", "kill"), ("landlock", "kill"), ("linux", "lease")]
 )

@@ -309,6 +309,7 @@ def test_what_is_wrong_is_told_with_the_way_out(
         (["create", "../v"], "is not a name"),
         (["create", "x" * 65], "is not a name"),
         (["create", "small", "--size", "1M"], "size"),
+        (["create", "small", "--size", "1"], "a size of 1 byte is too little"),
         (["create", "odd", "--size", "much"], "size"),
         (["rm", "none"], "there is no volume 'none' (agentd volume ls lists yours)"),
         (["inspect", "none"], "there is no volume 'none'"),
@@ -468,7 +469,10 @@ def test_the_command_line_uses_the_daemons(daemon: Daemon, volume: str) -> None:
     wrote = daemon.cli("run", "--volume", "v:/data", "--", "sh", "-c", "echo cli > /data/f")
     assert wrote.returncode == 0, wrote.stderr
     assert daemon.cli("volume", "snapshot", "v", "w").stdout == b"w\n"
-    assert daemon.cli("volume", "rm", "w").returncode == 0
+    some = daemon.cli("volume", "rm", "none", "w", "--json")  # the others go all the same
+    assert (some.returncode, some.stdout) == (125, b'{"removed":["w"]}\n')
+    assert b"no volume 'none'" in some.stderr
+    assert b"sandboxes" not in daemon.cli("volume", "inspect", "a/b").stderr
     made = daemon.cli("create", "--volume", "v:/data:ro")
     box = made.stdout.decode().strip()
     assert box in daemon.cli("volume", "ls").stdout.decode()

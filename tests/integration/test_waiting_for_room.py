@@ -54,6 +54,8 @@ def test_without_wait_it_is_refused_at_once(daemon: Daemon, full: tuple[str, lis
     for body in ({}, {"wait": None}, {"wait": 0}):
         refused = daemon.ask("POST", "/v1/sandboxes", body, key=full[0])
         assert (refused.status, refused.code) == (429, "quota_exceeded")
+    wrong = daemon.ask("POST", "/v1/sandboxes", {"wait": ""}, key=full[0])
+    assert (wrong.status, wrong.code) == (400, "invalid_input")
 
 
 def test_they_are_made_in_the_order_in_which_they_asked(

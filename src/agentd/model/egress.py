@@ -375,7 +375,8 @@ def _check_host(text: str, host: str) -> None:
     if not name.isascii():
         _wrong(text, "is not ASCII", f"write it as {punycode(host)}")
     if name.endswith("."):
-        _wrong(text, "ends with a dot", f"write {host.rstrip('.')}")
+        whole = host.rstrip(".")
+        _wrong(text, "ends with a dot", f"write {whole}" if whole else _FORMS)
     if "localhost" in (name, name.rpartition(".")[2]):
         _wrong(text, "is the sandbox's own", "leave it out: it is always there")
     if "," in name:

@@ -54,10 +54,11 @@ def size_of(size: str | int | None) -> int | None:
     """Whole bytes. Raises InvalidInput, and Refused where nothing can hold a volume to it."""
     if size is None:
         return None
-    found = parse_size(size, "size", MIN_SIZE) // _BLOCK * _BLOCK
+    asked = parse_size(size, "size", MIN_SIZE)
+    found = asked // _BLOCK * _BLOCK
     if found < MIN_SIZE:
         raise InvalidInput(
-            f"a size of {readable_size(found)} is too little for a volume",
+            f"a size of {readable_size(asked)} is too little for a volume",
             remediation=f"give at least {readable_size(MIN_SIZE)}",
         )
     why = identity.hindrance()

@@ -77,6 +77,7 @@ def test_naming_a_wall_asks_for_what_it_gives(isolation, backend, level):
         ({"open_files": "1.5"}, "open files '1.5' is not a count"),
         ({"timeout": "soon"}, r"timeout 'soon' is not a time \(write it as 250ms"),
         ({"net": "bridge"}, "network rule 'bridge' is no preset"),
+        ({"net": [".."]}, r"'\.\.' ends with a dot \(write a preset, a name"),
         ({"user": "alice"}, r"user 'alice' is not known.*use root, sandbox or a uid"),
         ({"user": "9" * 30}, "is not known"),
         ({"image": "../x"}, r"image '../x' is not a name .*agentd image ls"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import kept, output, remote
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 from agentd.model.system import os_errors_as
 
@@ -81,7 +81,10 @@ def _parser() -> Parser:
     about = "check that every record is there and unchanged"
     verify = actions.add("verify", about, _VERIFY, _verify)
     verify.add_argument(
-        "--head", metavar="SEQ:HASH", help="a record that must be there, from a receipt, say"
+        "--head",
+        type=named,
+        metavar="SEQ:HASH",
+        help="a record that must be there, from a receipt, say",
     )
     export = actions.add("export", "write records as they are, a line each", _EXPORT, _export)
     export.add_argument(
@@ -99,7 +102,9 @@ def _parser() -> Parser:
         type=_number,
         help="the last one's (default: the newest)",
     )
-    export.add_argument("--out", metavar="FILE", help="a new file (default: standard output)")
+    export.add_argument(
+        "--out", type=named, metavar="FILE", help="a new file (default: standard output)"
+    )
     actions.add(
         "accept-loss",
         "write down what is gone, and let the log go on",

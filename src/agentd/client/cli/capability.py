@@ -20,8 +20,11 @@ _EXAMPLES = """\
 
 
 def main(words: list[str]) -> int:
-    options = _parser().parse_args(words)
+    parser = _parser()
+    options = parser.parse_args(words)
     if options.action == "ls":
+        if options.name is not None:
+            parser.error("ls takes no name: show does")
         return _list(options)
     return _show(options)
 

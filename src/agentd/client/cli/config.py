@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +43,9 @@ def _parser() -> Parser:
         epilog=_EXAMPLES,
     )
     parser.action({"check": "say what is wrong with it", "show": "print every setting"})
-    parser.add_argument("path", metavar="PATH", nargs="?", help="the file (default: the usual)")
+    parser.add_argument(
+        "path", type=named, metavar="PATH", nargs="?", help="the file (default: the usual)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("the sandbox")
     group.add_argument("--name", type=named, metavar="NAME", help="to find it by, as by its id")
-    group.add_argument("--wait", metavar="TIME", help="for room in your quota, at most so long")
+    group.add_argument(
+        "--wait", type=named, metavar="TIME", help="for room in your quota, at most so long"
+    )
     group.add_argument("--ttl", metavar="TIME", help="until it is ended unless renewed, as 10m")
     group.add_argument(
         "--idle-timeout", metavar="TIME", help="unused for so long, as 10m, it is paused or ended"

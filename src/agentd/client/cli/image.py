@@ -197,15 +197,16 @@ def _rm(options: argparse.Namespace) -> int:
     from agentd.image.store import Store
 
     store, others = Store(), image_oci.store()
-    names = list(dict.fromkeys(options.names))
-    for name in names:
+
+    def remove(name: str) -> None:
         if name in store.ls():
             store.remove(name)
         elif image_oci.is_known(name):
             image_oci.tell_kept(others.remove(name))
         else:
             raise _unknown(name, store)
-    return remote.tell(options, {"removed": names})
+
+    return remote.to_each(options, dict.fromkeys(options.names), remove, remote.removed)
 
 
 def _unknown(name: str, store: "Store") -> "NotFound":

@@ -3,7 +3,7 @@
 import argparse
 
 from agentd.client.cli import remote
-from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.errors import InvalidInput
 
 _EXAMPLES = """\
   agentd kill sbx-abcdefghijkl
@@ -19,22 +19,15 @@ def main(words: list[str]) -> int:
     if options.signal is not None and options.process is None:
         raise InvalidInput("--signal is for a process", remediation="add --process")
     number = _number(options.signal or "KILL")
-    ended: list[str] = []
     with remote.service(options) as service:
-        failure: AgentdError | None = None
-        for id_ in options.id:
-            try:
-                if options.process is None:
-                    service.sandboxes.kill(id_)
-                else:
-                    service.commands.signal(id_, options.process, number)
-                ended.append(id_)
-            except AgentdError as error:  # the others are ended all the same
-                failure = failure or error
-    remote.tell(options, {"ended": ended})
-    if failure is not None:
-        raise failure
-    return 0
+
+        def end(id_: str) -> None:
+            if options.process is None:
+                service.sandboxes.kill(id_)
+            else:
+                service.commands.signal(id_, options.process, number)
+
+        return remote.to_each(options, options.id, end, lambda done: {"ended": list(done)})
 
 
 def _number(text: str) -> int:

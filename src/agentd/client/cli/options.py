@@ -180,7 +180,10 @@ def wall_options(parser: argparse.ArgumentParser) -> None:
         "--image", metavar="NAME", help="an OCI image, or what a virtual machine boots"
     )
     group.add_argument(
-        "--template", metavar="NAME", help="as the configuration says: image, wall, what it starts"
+        "--template",
+        type=named,
+        metavar="NAME",
+        help="as the configuration says: image, wall, what it starts",
     )
     group.add_argument(
         "--net",

@@ -77,7 +77,9 @@ def _parser() -> Parser:
         action = actions.add(
             name, about, f"  agentd policy {name} ./policy\n  agentd policy {name} strict\n"
         )
-        action.add_argument("bundle", metavar="DIR", help="or a bundle that agentd ships")
+        action.add_argument(
+            "bundle", type=named, metavar="DIR", help="or a bundle that agentd ships"
+        )
         action.add_argument("--json", action="store_true", help="print one JSON object")
     explain = actions.add("explain", "decide a call, and say which rule decided", _EXPLAIN)
     explain.add_argument("--bundle", type=named, metavar="DIR", help="default: the one in force")
@@ -96,7 +98,9 @@ def _parser() -> Parser:
         _LEARNING,
         usage="agentd policy learn --out DIR [--json] -- COMMAND [ARG...]",
     )
-    learn.add_argument("--out", metavar="DIR", required=True, help="where to write the bundle")
+    learn.add_argument(
+        "--out", type=named, metavar="DIR", required=True, help="where to write the bundle"
+    )
     learn.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -2,12 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from agentd.client.cli.parser import Parser
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import AgentdError, InvalidInput
 
 if TYPE_CHECKING:
     from agentd.client.http.service import HttpService
@@ -58,10 +58,33 @@ def service(options: argparse.Namespace) -> "Iterator[HttpService]":
 
 def remove(options: argparse.Namespace, noun: "Secrets | Volumes") -> int:
     """Delete what ``names`` say, each once."""
-    names = list(dict.fromkeys(options.names))
+    return to_each(options, dict.fromkeys(options.names), noun.delete, removed)
+
+
+def removed(done: dict[str, object]) -> dict[str, list[str]]:
+    """What ``to_each`` tells of what is gone."""
+    return {"removed": list(done)}
+
+
+def to_each(
+    options: argparse.Namespace,
+    names: Iterable[str],
+    do: Callable[[str], object],
+    told: Callable[[dict[str, object]], object],
+) -> int:
+    """Do it to each, those behind one that fails among them. What was done is told, as ``told``
+    makes it of names and answers, and then the first failure is raised."""
+    done: dict[str, object] = {}
+    failure: AgentdError | None = None
     for name in names:
-        noun.delete(name)
-    return tell(options, {"removed": names})
+        try:
+            done[name] = do(name)
+        except AgentdError as error:
+            failure = failure or error
+    tell(options, told(done))
+    if failure is not None:
+        raise failure
+    return 0
 
 
 def labels(texts: list[str]) -> dict[str, str]:

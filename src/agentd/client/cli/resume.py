@@ -12,8 +12,9 @@ _EXAMPLES = """\
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     with remote.service(options) as service:
-        found = [service.sandboxes.resume(id_) for id_ in options.id]
-    return remote.tell(options, found)
+        return remote.to_each(
+            options, options.id, service.sandboxes.resume, lambda done: list(done.values())
+        )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 
 _EXAMPLES = """\
@@ -75,7 +75,9 @@ def _parser() -> Parser:
         description="Serve sandboxes over HTTP, on a unix socket unless told otherwise.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument("--config", metavar="FILE", help="its configuration (default: the usual)")
+    parser.add_argument(
+        "--config", type=named, metavar="FILE", help="its configuration (default: the usual)"
+    )
     parser.add_argument(
         "--listen",
         metavar="unix:PATH|HOST:PORT",
@@ -83,12 +85,18 @@ def _parser() -> Parser:
         default=[],
         help="where clients connect",
     )
-    parser.add_argument("--state", metavar="DIR", help="where it keeps what outlives it")
     parser.add_argument(
-        "--profile", metavar="NAME", help="what lies beneath it all: workstation, server, paranoid"
+        "--state", type=named, metavar="DIR", help="where it keeps what outlives it"
+    )
+    parser.add_argument(
+        "--profile",
+        type=named,
+        metavar="NAME",
+        help="what lies beneath it all: workstation, server, paranoid",
     )
     parser.add_argument(
         "--capability-digest",
+        type=named,
         metavar="DIGEST",
         help="of the policy bundle: with any other it does not start, nor takes it over",
     )

@@ -5,7 +5,7 @@ import os
 import sys
 
 from agentd.client.cli import remote
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 from agentd.model.system import os_errors_as
 
@@ -95,12 +95,18 @@ def _parser() -> Parser:
         description="Sign a request (a JSON object), or make a key to sign with.",
         epilog=_EXAMPLES,
     )
-    parser.add_argument("request", metavar="REQUEST", nargs="?", help="a file, or - for stdin")
-    parser.add_argument("--key", metavar="FILE", help="the private key, Ed25519 in PEM")
-    parser.add_argument("--out", metavar="FILE", help="where to write it (default: stdout)")
-    parser.add_argument("--audience", metavar="NAME", help="the daemon that it is for")
+    parser.add_argument(
+        "request", type=named, metavar="REQUEST", nargs="?", help="a file, or - for stdin"
+    )
+    parser.add_argument("--key", type=named, metavar="FILE", help="the private key, Ed25519 in PEM")
+    parser.add_argument(
+        "--out", type=named, metavar="FILE", help="where to write it (default: stdout)"
+    )
+    parser.add_argument("--audience", type=named, metavar="NAME", help="the daemon that it is for")
     parser.add_argument("--ttl", metavar="TIME", help="how long it holds, as 30s, at most")
-    parser.add_argument("--new-key", metavar="FILE", help="make a key pair; prints its id")
+    parser.add_argument(
+        "--new-key", type=named, metavar="FILE", help="make a key pair; prints its id"
+    )
     parser.add_argument(
         "--json", action="store_true", help="print JSON; what is signed is that anyhow"
     )

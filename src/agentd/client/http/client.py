@@ -290,7 +290,7 @@ def segment(name: str) -> str:
     if "/" in name:
         raise NotFound(
             f"there is nothing with the id {name[:64]!r}",
-            remediation="no id has a slash in it; agentd ls lists your sandboxes",
+            remediation="no id and no name has a slash in it; ls lists those there are",
         )
     return quote(_raw(name), safe="").replace(".", "%2E")
 

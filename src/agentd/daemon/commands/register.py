@@ -104,7 +104,10 @@ class Register:
                 tagged = [c for c in known.values() if c.tag == id_ and c.tag is not None]
                 found = tagged[-1] if tagged else None
         if found is None:
-            raise NotFound(f"sandbox {sandbox} has no process {id_[:64]!r}")
+            raise NotFound(
+                f"sandbox {sandbox} has no process {id_[:64]!r}",
+                remediation="agentd inspect lists its commands; an older one may be forgotten",
+            )
         return found
 
     def running(self) -> "list[Command]":

@@ -194,7 +194,7 @@ def ttl_of(body: SandboxBody) -> float | None:
 
 def wait_of(body: SandboxBody) -> float:
     """Raises InvalidInput for more than an hour."""
-    seconds = parse_duration(body.wait, "wait") if body.wait else 0.0
+    seconds = 0.0 if body.wait in (None, 0) else parse_duration(body.wait, "wait")
     if seconds > MAX_WAIT_SECONDS:
         raise InvalidInput(
             f"wait of {format_duration(seconds)} is more than the "

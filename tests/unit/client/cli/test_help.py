@@ -120,6 +120,11 @@ def test_an_option_like_none_is_told_without_a_guess(words, capsys):
     assert "did you mean" not in said and f"see agentd {words[0]}" in said
 
 
+def test_what_a_list_has_no_place_for_is_refused(capsys):
+    assert cli.main(["capability", "ls", "fs.read.v1"]) == 2
+    assert "ls takes no name: show does" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -132,11 +137,29 @@ def test_an_option_like_none_is_told_without_a_guess(words, capsys):
         ["receipt", "key", "--dir", ""],
         ["policy", "explain", "--as", "", "--call", "fs.list.v1"],
         ["policy", "explain", "--as", "x", "--bundle", "", "--call", "fs.list.v1"],
+        ["policy", "check", ""],
+        ["policy", "learn", "--out", "", "--", "true"],
+        ["run", "--template", "", "--", "id"],
+        ["create", "--template="],
+        ["create", "--wait", ""],
+        ["call", "fs.list.v1", "--template", ""],
+        ["audit", "verify", "--head", ""],
+        ["audit", "export", "--out", ""],
+        ["config", "check", ""],
+        ["serve", "--capability-digest", "", "--listen", ""],
+        ["serve", "--config", "", "--listen", ""],
+        ["serve", "--profile", "", "--listen", ""],
+        ["serve", "--state", "", "--listen", ""],
+        ["sign", "request.json", "--key", ""],
+        ["sign", "request.json", "--key", "k", "--audience", ""],
+        ["sign", "request.json", "--key", "k", "--out", ""],
+        ["sign", "--new-key", ""],
     ],
     ids=" ".join,
 )
 def test_an_empty_value_is_not_an_option_left_out(words, capsys):
-    """As of a variable that is not set: a new sandbox, any policy and the usual log were taken."""
+    """As of a variable that is not set: a new sandbox, any policy and the usual log were taken, and
+    a log was whole whatever its head."""
     assert cli.main(words) == 2
     assert "is empty, and names nothing" in capsys.readouterr().err
 
