@@ -24,6 +24,7 @@ from agentd.daemon.commands.ends import (
     status,
     used,
 )
+from agentd.daemon.commands.listed import bare
 from agentd.model import context
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
@@ -68,11 +69,10 @@ class Command(Stepped):
         its END is written with those of all that were interrupted."""
         named = admission.request_id if admission is not None else context.current()
         self.request_id = named or context.new_id()
-        self.result: ResultView | None = None  # of one that is listed, once it has ended
+        self.result: ResultView | None = None  # of one that is listed, once it has ended; bare
         self.usage = Usage()
         self.unrecorded: AgentdError | None = None  # why its end is not written down
-        self.stdout = bytearray()  # the begin of each, for who waits
-        self.stderr = bytearray()
+        self.stdout, self.stderr = bytearray(), bytearray()  # the begin of each, for who waits
         self._listed = listed
         self.listed = cast("Listed", listed)  # of one of a daemon, which lists each
         self.id, self.tag = ("", None) if listed is None else (listed.id, listed.tag)
@@ -175,9 +175,8 @@ class Command(Stepped):
             raise
         finally:
             self.close()
+        out, err = result.stdout or self.stdout, result.stderr or self.stderr
         self._conclude(result)
-        captured = bool(result.stdout or result.stderr)
-        out, err = (result.stdout, result.stderr) if captured else (self.stdout, self.stderr)
         return msgspec.structs.replace(result, stdout=bytes(out), stderr=bytes(err))
 
     def drive(self, *, keep: bool) -> "ResultView":
@@ -382,12 +381,13 @@ class Command(Stepped):
         return lost(self.request_id, self._handle, error)
 
     def _conclude(self, result: Result) -> "ResultView | Any":
-        listed = self._listed
-        if listed is None:
+        if (listed := self._listed) is None:
             return None
-        self.result = of_result(result, listed.id, bytes(self.stdout), bytes(self.stderr))
+        view = of_result(result, listed.id, bytes(self.stdout), bytes(self.stderr))
+        self.stdout, self.stderr = bytearray(), bytearray()  # it stays listed: the journal has them
+        self.result = bare(view)
         listed.conclude(self.result)
-        return self.result
+        return view
 
     def _end(self, error: BaseException | None) -> None:
         admission, self._admission = self._admission, None

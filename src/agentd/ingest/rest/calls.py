@@ -30,7 +30,7 @@ def _list(service: Service, a: Arguments) -> tuple[CapabilityView, ...]:
     return service.capabilities.list()
 
 
-@OPERATIONS.row("POST", "/v1/call", _SCOPE, body=CallBody, waits=True, once=True)
+@OPERATIONS.row("POST", "/v1/call", _SCOPE, body=CallBody, waits=True, is_large=True, once=True)
 def _call(service: Service, a: Arguments) -> CallView:
     """Call a capability, in a sandbox or in one made for it."""
     return service.capabilities.request(a.raw)

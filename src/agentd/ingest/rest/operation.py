@@ -71,6 +71,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     answer: Any = None
     status: int = 200
     waits: bool = False  # for something inside a sandbox
+    is_large: bool = False  # it has an effect, and its answer may be of many bytes
     control: bool = False  # looks at one, ends it or what is in it: always has room
     once: bool = False  # takes an Idempotency-Key
     # To do it twice is not to do it once, and it takes no key: what to do instead. Where neither
@@ -98,6 +99,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         if length is not None and length > limit:
             await exchange.body(limit, LARGE)  # raises TooLarge
         service = await exchange.authenticate()
+        if self.is_large:
+            exchange.require_room()
         raw = b"" if length == 0 else await exchange.body(limit, LARGE)
         rest = None
         if self.at_once is not None and not raw:

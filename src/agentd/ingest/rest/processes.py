@@ -31,6 +31,7 @@ _TOLD = "leave it out; the process tells whether it has ended"
     answer=ResultView,
     also={201: ProcessView},
     waits=True,
+    is_large=True,
     once=True,
 )
 def _exec(service: Service, a: Arguments) -> object:
@@ -40,7 +41,15 @@ def _exec(service: Service, a: Arguments) -> object:
     return Reply(201, service.commands.start(a.id, a.body))
 
 
-@OPERATIONS.row("POST", "/v1/run", "create and run", body=api.RunBody, waits=True, once=True)
+@OPERATIONS.row(
+    "POST",
+    "/v1/run",
+    "create and run",
+    body=api.RunBody,
+    waits=True,
+    is_large=True,
+    once=True,
+)
 def _run(service: Service, a: Arguments) -> ResultView:
     """Run one command in a sandbox made for it, and end that."""
     return service.commands.run(a.body)

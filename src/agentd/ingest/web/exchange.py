@@ -80,13 +80,14 @@ class Exchange(WebRequest[D]):
             parts.append(chunk)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def hold(self, size: int) -> None:
+    def hold(self, size: int, *, refuse: bool = True) -> None:
         """Count so many more bytes as kept in memory until it is answered; the first of each are
-        free, so that there is always room for what ends and renews. Raises Full."""
+        free, so that there is always room for what ends and renews. Raises Full, unless what was
+        done must be told: then they count beyond what there is room for."""
         more = max(0, self._kept + size - _FREE) - max(0, self._kept - _FREE)
         if more:
             self._holder = self._holder or caller.get()
-            self.web.holds.take(self._holder, more)
+            self.web.holds.take(self._holder, more, refuse=refuse)
         self._kept += size
 
     def release(self) -> None:
@@ -110,12 +111,23 @@ class Exchange(WebRequest[D]):
     # -- the answer --
 
     async def answer(self, answer: Answer) -> None:
+        """Answer; a large one counts as the caller's until the client has taken most of it."""
         headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in answer.headers.items()]
         if answer.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(answer.body)))
+        is_large = len(answer.body) > _FREE
+        if is_large:
+            self.hold(len(answer.body), refuse=self.scope["method"] == "GET")
         with self.link.transport.holding(), contextlib.suppress(Answered):
             await self.start(answer.status, headers)
-            await self.end(answer.body)
+            await (self.write if is_large else self.end)(answer.body)
+        if is_large and not self.head_only:
+            await self.end()
+
+    def require_room(self) -> None:
+        """Of what has an effect and may have a large answer, before it is done. Raises Full where
+        the caller has no room left for answers."""
+        self.web.holds.require_room(caller.get())
 
     async def fail(self, error: AgentdError) -> None:
         """Answer with the error; where the answer has begun, cut it off."""

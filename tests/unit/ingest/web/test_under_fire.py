@@ -71,6 +71,42 @@ def test_no_callers_bodies_fill_the_memory(tmp_path: Path, keyed: bool) -> None:
             until(lambda: running.ask("POST", "/v1/sandboxes", large, small).status == 201)
 
 
+@pytest.mark.parametrize("reads", [False, True])
+def test_no_callers_unread_answers_fill_the_memory(tmp_path: Path, reads: bool) -> None:
+    """More is refused before it is done. There is room again once they are read, or given up."""
+    mib = 1 << 20
+    with Running(tmp_path, WebLimits(held=15 * mib)) as running:
+        small, other = {"X-API-Key": "agd_bob"}, {"X-API-Key": "agd_alice"}
+        id_, alices = (
+            running.ask("POST", "/v1/sandboxes", {}, whose).json["id"] for whose in (small, other)
+        )
+        body = json.dumps({"cmd": ["echo", "x" * mib]}).encode()
+        path = f"/v1/sandboxes/{id_}/exec"
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nX-API-Key: agd_bob\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        short = {"cmd": ["echo", "here"]}
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(running.raw()) for _ in range(8)]
+            said = []
+            for client in clients:
+                client.sendall(head.encode() + body)
+                said.append(status(client.recv(64)))
+            assert said == [200] * 4 + [429] * 4
+            assert running.service.calls.count("exec") == 4
+            refused = running.ask("POST", path, short, small)
+            assert (refused.status, refused.code) == (429, "full")
+            assert "read the answers" in refused.json["remediation"]
+            assert running.ask("GET", "/v1/sandboxes", headers=small).status == 200
+            assert running.ask("POST", f"/v1/sandboxes/{alices}/exec", short, other).status == 200
+            for client in clients if reads else ():
+                client.shutdown(socket.SHUT_WR)
+                while client.recv(1 << 20):
+                    pass
+            if reads:
+                until(lambda: running.ask("POST", path, short, small).status == 200)
+        until(lambda: running.ask("POST", path, short, small).status == 200)
+
+
 # --- gone ---
 
 
@@ -355,7 +391,7 @@ def test_more_waits_than_threads_are_refused(tmp_path: Path) -> None:
         processes = running.service.sandboxes[id_].processes
         until(lambda: len(processes) == 2)
         refused = running.ask("POST", path, {"cmd": ["echo"]})
-        assert (refused.status, refused.code) == (429, "full")
+        assert (refused.status, refused.json["code"]) == (429, "full"), refused.body
         assert refused.headers["retry-after"] == "1"
         assert running.ask("GET", "/v1/sandboxes").status == 200  # short calls go on
         other = running.ask("POST", path, {"cmd": ["echo"]}, BOB)
