@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.conftest import OrdinaryUser
 from tests.integration.test_network_of_a_sandbox import _greet
@@ -17,6 +18,9 @@ from tests.integration.test_profiles import reload
 from tests.security.daemons import running
 
 from agentd import Refused, Sandbox
+from agentd.daemon.store.records import SandboxRecord
+from agentd.daemon.store.sqlite import SqliteStore
+from agentd.model.egress import EgressBounds
 
 _DIAL = """
 import socket, sys
@@ -169,6 +173,42 @@ def test_whose_scope_was_taken_away_changes_no_rules() -> None:
         refused = daemon.ask("PUT", where, {"net": ["npm"]}, key=has)
         assert (refused.status, refused.code) == (403, "forbidden")
         assert daemon.ask("PUT", where, {"net": ["npm"]}, key=had).status == 200
+
+
+@pytest.mark.parametrize(
+    ("allow", "egress"),
+    [
+        (("pypi",), ("pypi",)),
+        (("own.my.internal:5432", "!own.my.internal"), ("own.my.internal:5432",)),
+    ],
+)
+def test_rules_that_a_daemon_died_over_are_those_that_its_sandbox_has(
+    port: int, allow: tuple[str, ...], egress: tuple[str, ...]
+) -> None:
+    """It had written down what it was about to let hold, by a configuration that no longer allows
+    what holds."""
+    config = _config(port, "own.my.internal", "own.my.internal:5432", "pypi")
+    with (
+        running(config) as daemon,
+        Sandbox.create(url=daemon.url, net=["own.my.internal:5432"]) as box,
+    ):
+        daemon.stop(kill=True)
+        daemon.configure(_config(port, "own.my.internal", *allow))
+        with contextlib.closing(SqliteStore(str(daemon.state))) as store:
+            (record,) = store.find(SandboxRecord)
+            spec = msgspec.structs.replace(
+                record.spec, egress=egress, egress_bounds=EgressBounds(allow)
+            )
+            before = msgspec.structs.replace(record, spec=spec)
+            store.write(lambda transaction: transaction.put(before))
+        daemon.start()
+        with Sandbox.connect(box.id, url=daemon.url) as found:
+            told = found.network.get()
+            assert told.egress == ("own.my.internal:5432",)
+            assert [rule["allow"] for rule in told.rules] == [True]
+            assert _dials(found, "own.my.internal") == "hello"
+            assert found.network.set(egress).egress == egress
+            assert _dials(found, "own.my.internal") == "refused"
 
 
 _EMBEDDED = """

@@ -67,8 +67,12 @@ class Adoption:
         return adopted, reaped
 
     def _take_over(self, record: SandboxRecord, held: "WallRecord") -> None:
-        if record.spec.egress != held.spec.egress:  # the wall's hold: we died before it had ours
-            spec = msgspec.structs.replace(record.spec, egress=held.spec.egress)
+        told = held.spec  # the wall's rules hold: we died before it had ours
+        holds = told.egress, told.network_bounds
+        if (record.spec.egress, record.spec.network_bounds) != holds:
+            spec = msgspec.structs.replace(
+                record.spec, egress=told.egress, egress_bounds=told.egress_bounds
+            )
             record = msgspec.structs.replace(record, spec=spec)
             self._put(record)
         backend = self._pipeline.manager.backend(record.backend)
