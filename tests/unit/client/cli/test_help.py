@@ -120,6 +120,11 @@ def test_an_option_like_none_is_told_without_a_guess(words, capsys):
     assert "did you mean" not in said and f"see agentd {words[0]}" in said
 
 
+def test_words_that_are_wrong_are_no_answer_in_json(capsys):
+    assert cli.main(["run", "--embedded", "--json", "--memory", "x", "--", "true"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_what_a_list_has_no_place_for_is_refused(capsys):
     assert cli.main(["capability", "ls", "fs.read.v1"]) == 2
     assert "ls takes no name: show does" in capsys.readouterr().err
