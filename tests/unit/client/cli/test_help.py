@@ -1,6 +1,8 @@
 """Help of every command and action, and what is said to a slip of the finger."""
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 
@@ -120,9 +122,11 @@ def test_an_option_like_none_is_told_without_a_guess(words, capsys):
     assert "did you mean" not in said and f"see agentd {words[0]}" in said
 
 
-def test_words_that_are_wrong_are_no_answer_in_json(capsys):
-    assert cli.main(["run", "--embedded", "--json", "--memory", "x", "--", "true"]) == 2
-    assert capsys.readouterr().out == ""
+def test_words_that_are_wrong_are_no_answer_in_json():
+    words = ["run", "--embedded", "--json", "--memory", "x", "--", "true"]
+    argv = [sys.executable, "-m", "agentd", *words]
+    done = subprocess.run(argv, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (2, b""), done.stderr
 
 
 def test_what_a_list_has_no_place_for_is_refused(capsys):
