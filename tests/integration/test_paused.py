@@ -122,8 +122,10 @@ def test_of_several_one_that_is_not_there_keeps_none_from_it(daemon: Daemon) -> 
             (sandbox.id, state)
         ]
     assert b"agentd inspect lists its commands" in daemon.cli("logs", sandbox.id, "none").stderr
-    done = daemon.cli("kill", "--json", "none", sandbox.id)
+    done = daemon.cli("kill", "--json", "none", sandbox.id, "nobody")
     assert (done.returncode, json.loads(done.stdout)) == (125, {"ended": [sandbox.id]})
+    for name in (b"none", b"nobody"):
+        assert b"there is no sandbox '%s'" % name in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -73,18 +73,21 @@ def to_each(
     told: Callable[[dict[str, object]], object],
 ) -> int:
     """Do it to each, those behind one that fails among them. What was done is told, as ``told``
-    makes it of names and answers, and then the first failure is raised."""
+    makes it of names and answers, then each failure; the last is raised."""
     done: dict[str, object] = {}
-    failure: AgentdError | None = None
+    failed: dict[str, AgentdError] = {}
     for name in names:
         try:
             done[name] = do(name)
         except AgentdError as error:
-            failure = failure or error
+            failed[str(error)] = error
     tell(options, told(done))
-    if failure is not None:
-        raise failure
-    return 0
+    if not failed:
+        return 0
+    *others, last = failed.values()
+    for error in others:
+        print(f"agentd: {safe(error)}", file=sys.stderr)
+    raise last
 
 
 def labels(texts: list[str]) -> dict[str, str]:
