@@ -310,7 +310,10 @@ def _cpus(value: float | str) -> float:
     except (ValueError, TypeError):
         number = 0.0
     if not 0.01 <= number <= 4096:
-        raise InvalidInput(f"cpus {value!r} is not a number of cores", remediation="write 0.5 or 2")
+        raise InvalidInput(
+            f"cpus {value!r} is not a number of cores",
+            remediation="write 0.5 or 2, at least 0.01 and at most 4096",
+        )
     return number
 
 

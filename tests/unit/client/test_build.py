@@ -66,7 +66,7 @@ def test_naming_a_wall_asks_for_what_it_gives(isolation, backend, level):
         ({"memory": "lots"}, r"memory 'lots' is not a size \(write it as 512K"),
         ({"memory": "0"}, r"memory '0' is out of range \(give at least 1 MiB\)"),
         ({"disk": "0"}, r"disk '0' is out of range \(give at least 64 KiB\)"),
-        ({"cpus": "two"}, r"cpus 'two' is not a number of cores \(write 0.5 or 2\)"),
+        ({"cpus": "two"}, r"cpus 'two' is not a number of cores \(write 0.5 or 2, at least 0.01"),
         ({"cpus": "nan"}, "not a number of cores"),
         ({"cpus": 0}, "not a number of cores"),
         ({"pids": "-1"}, "pids '-1' is not a count"),

@@ -70,9 +70,9 @@ def make(
     if kind == RESTRICTED:  # one spelling, as it is a part of what a step is looked up by
         wanted = wanted._replace(net=",".join(rules))
     store = store or OciStore()
-    stages, target = _stages(wanted)
     context = _context(wanted)
     try:
+        stages, target = _stages(wanted)
         with store.work() as work:
             return _built(
                 wanted, name, stages, target, context, runner, (progress, output), store, work
