@@ -220,11 +220,17 @@ def _answered(change: Callable[[int, Any], None]) -> Callable[[App], App]:
                     held.append(message)
                     return
                 if held:
-                    start = held.pop()
-                    whole = not message.get("more_body")
+                    start, *pieces = held
                     kind = dict(start["headers"]).get(b"content-type", b"")
-                    if whole and kind == b"application/json" and message["body"][:1] == b"{":
-                        start, message = _changed(start, message, change)
+                    if kind == b"application/json":
+                        if message.get("more_body"):
+                            held.append(message)
+                            return
+                        body = b"".join(one.get("body", b"") for one in (*pieces, message))
+                        message = {**message, "body": body}
+                        if body[:1] == b"{":
+                            start, message = _changed(start, message, change)
+                    held.clear()
                     await send(start)
                 await send(message)
 

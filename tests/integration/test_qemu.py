@@ -399,7 +399,7 @@ def test_an_agent_that_speaks_only_v1_is_booted_and_driven(
     assert said["virtual_machine"].enforced
     assert not said["identity"].enforced
     assert not said["pids"].enforced
-    with pytest.raises(SandboxError, match="not ours"):
+    with pytest.raises(Refused, match="not ours"):
         box.wall.snapshot(str(tmp_path))
     with pytest.raises(Refused, match="--pids"):
         shared.launch(shared.plan(SandboxSpec(image="own", limits=Limits(pids=10))))
