@@ -85,8 +85,8 @@ def to_each(
     if not failed:
         return 0
     *others, last = failed.values()
-    for error in others:
-        print(f"agentd: {safe(error)}", file=sys.stderr)
+    for other in others:
+        print(f"agentd: {safe(other)}", file=sys.stderr)
     raise last
 
 
