@@ -557,7 +557,7 @@ def test_a_file_and_a_context_elsewhere(builds: Builds) -> None:
     done = builds.run("build", "-t", "mine", "context", code=2)
     assert "there is no Dockerfile in context (name one: -f FILE)" in done.stderr
     for words, told in (
-        (["-t", "x", "nosuch"], "context nosuch cannot be read: No such file or directory"),
+        (["-t", "x", "nosuch"], "context nosuch is no directory (give one that there is)"),
         (["context"], "give it one: -t NAME"),
         (["-t", "UP", "context"], "is no name for an image"),
         (["-t", "x", "https://x.example/y"], "is no directory"),

@@ -70,9 +70,9 @@ def make(
     if kind == RESTRICTED:  # one spelling, as it is a part of what a step is looked up by
         wanted = wanted._replace(net=",".join(rules))
     store = store or OciStore()
+    stages, target = _stages(wanted)
     context = _context(wanted)
     try:
-        stages, target = _stages(wanted)
         with store.work() as work:
             return _built(
                 wanted, name, stages, target, context, runner, (progress, output), store, work
@@ -166,6 +166,10 @@ def _dockerfile(wanted: Wanted) -> tuple[str, str]:
         finally:
             os.close(fd)
     text = files.read_small(wanted.context, DOCKERFILE, syntax.MAX_BYTES)
+    if text is None and not os.path.isdir(wanted.context):
+        raise InvalidInput(
+            f"context {wanted.context} is no directory", remediation="give one that there is"
+        )
     if text is None:
         raise InvalidInput(
             f"there is no {DOCKERFILE} in {wanted.context}", remediation="name one: -f FILE"
