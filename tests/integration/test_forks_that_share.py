@@ -201,6 +201,7 @@ def test_owners_are_kept_in_another_block_of_ids(wall: dict[str, str]) -> None:
 def test_what_runs_goes_on_undisturbed(source: Sandbox, program: str) -> None:
     source.run(f"(setsid sh -c '{program}' >/dev/null 2>&1 &)", check=True)
     look = "for p in /proc/[0-9]*; do grep -l sleep $p/comm; done 2>/dev/null | cut -d/ -f3"
+    until(lambda: source.run(look).text)  # the shell becomes it a moment after it is left alone
     (pid,) = source.run(look).text.split()
     (fork,) = source.fork()
     with fork:
