@@ -109,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     """The exit code. Never raises but SystemExit and KeyboardInterrupt."""
     if argv is None:
         _take_names_for_utf8()
+        os.umask(os.umask(0o077) & 0o077)  # what we make we can open ourselves
         _open_streams()
         atexit.register(gc.freeze)  # at the end of a process of our own what it holds is let be
     _survive_any_text()
