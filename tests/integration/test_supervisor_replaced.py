@@ -3,6 +3,8 @@
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -165,6 +167,18 @@ def test_one_whose_names_were_removed_is_found_by_the_next_daemon(
     daemon.start()
     assert daemon.is_up, daemon.log[-2000:]
     assert supervisor(daemon) == pid
+    assert run(daemon, ours).json["stdout"] == "here\n"
+
+
+def test_nobody_takes_over_from_a_daemon_whose_locks_were_removed(daemon: Daemon) -> None:
+    ours = daemon.sandbox()
+    for name in ("store.lock", "audit/lock"):
+        (daemon.state / name).unlink()
+    other = ["--listen", f"unix:{daemon.state}/other.sock", "--state", str(daemon.state)]
+    argv = [sys.executable, "-m", "agentd", "serve", *other]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT, check=False)
+    assert (done.returncode, done.stdout) == (125, "")
+    assert f"the store {daemon.state} is in use by another process (stop" in done.stderr
     assert run(daemon, ours).json["stdout"] == "here\n"
 
 

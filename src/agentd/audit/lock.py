@@ -21,14 +21,11 @@ class Lock:
     def __init__(self, directory: str) -> None:
         """Raises AuditError."""
         self._directory = directory
-        path = os.path.join(directory, NAME)
-        with os_errors_as(
-            AuditError, f"cannot open the lock {path}", "make the directory writable for this user"
-        ):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._path = os.path.join(directory, NAME)
+        self._fd = self._opened()
 
     def acquire(self, wait: float = 0.0) -> None:
-        """Waits ``wait`` seconds at most. Raises AuditLocked."""
+        """Waits ``wait`` seconds at most. Raises AuditLocked, AuditError."""
         deadline = time.monotonic() + wait
         pause = _FIRST_WAIT
         while not self._taken():
@@ -50,12 +47,29 @@ class Lock:
         if fd >= 0:
             os.close(fd)
 
+    def _opened(self) -> int:
+        with os_errors_as(
+            AuditError,
+            f"cannot open the lock {self._path}",
+            "make the directory writable for this user",
+        ):
+            return os.open(
+                self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+            )
+
     def _taken(self) -> bool:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(self._fd), os.lstat(self._path)):
+                return True
         except BlockingIOError:
             return False
-        return True
+        except FileNotFoundError:
+            pass
+        # It was removed: others hold the lock of another by now.
+        self.close()
+        self._fd = self._opened()
+        return self._taken()
 
     def _holder(self) -> str:
         text = os.pread(self._fd, 32, 0).decode(errors="replace").strip()

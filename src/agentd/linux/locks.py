@@ -30,16 +30,35 @@ class HeldLock:
 
 
 def take(path: str, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int:
-    """A descriptor that holds the lock of a file, which is made if it is not there.
+    """A descriptor that holds the lock of a file, which is made if it is not there, or no more.
 
     Raises OSError, of it BlockingIOError where another has it and ``how`` does not wait.
     """
-    fd = os.open(path, _FILE, 0o600)
+    while True:
+        fd = os.open(path, _FILE, 0o600)
+        try:
+            fcntl.flock(fd, how)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(fd), os.lstat(path)):
+                    return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)  # removed while we waited: others have the lock of another by now
+
+
+def take_folder(path: str) -> int:
+    """A descriptor that holds the lock of a folder itself, whose files may be removed; -1 on a file
+    system that has none for folders. Raises OSError as ``take`` does."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(fd, how)
-    except BaseException:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         os.close(fd)
         raise
+    except OSError:  # NFS has such locks for what is open for writing alone
+        os.close(fd)
+        return -1
     return fd
 
 

@@ -44,6 +44,19 @@ def test_two_in_one_process_see_each_others_records(tmp_path: Path) -> None:
     assert seqs == [2, 3, 4, 5, 6, 7] and verify(str(tmp_path)).ok
 
 
+def test_whoever_writes_next_has_the_lock_that_is_there(tmp_path: Path) -> None:
+    one = SharedLog(str(tmp_path), wait=0.05)
+    one.append(START)
+    (tmp_path / "lock").unlink()
+    daemon = AuditLog(str(tmp_path))
+    with pytest.raises(AuditLocked, match=f"process {os.getpid()}"):
+        one.append(START)
+    daemon.close()
+    one.append(START)
+    one.close()
+    assert verify(str(tmp_path)).ok
+
+
 def test_a_daemon_that_has_the_log_is_waited_for_and_named(tmp_path: Path) -> None:
     daemon = AuditLog(str(tmp_path))
     log = SharedLog(str(tmp_path), wait=0.05)

@@ -1,13 +1,16 @@
-"""One daemon a store: a lock (flock(2)) on a file beside it, which names who holds it.
+"""One daemon a store: locks (flock(2)) on its folder, and on a file in it that names who holds them.
 
-The kernel lets go of it when the holder has died. Descriptors of it are closed on exec, but a
-child that is forked and never executes anything would go on holding it.
+The kernel lets go of them when the holder has died. Descriptors of them are closed on exec, but a
+child that is forked and never executes anything would go on holding them. The file alone is what
+older daemons hold, and it can be removed.
 """
 
+import contextlib
 import fcntl
 import os
 
 from agentd.daemon.store.errors import StoreError, StoreLocked
+from agentd.linux.locks import HeldLock, take_folder
 from agentd.model.system import os_errors_as
 
 
@@ -16,33 +19,30 @@ class OwnerLock:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        with os_errors_as(StoreError, f"cannot open the lock {path}"):
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-        except BlockingIOError:
-            holder = _holder(self._fd)
-            os.close(self._fd)
-            raise StoreLocked(
-                f"the store {os.path.dirname(path)} is in use by {holder}",
-                remediation="stop that daemon, or give this one another --state directory",
-            ) from None
-        except BaseException:
-            os.close(self._fd)
-            raise
+        folder = os.path.dirname(path)
+        with contextlib.ExitStack() as held, os_errors_as(StoreError, f"cannot lock {path}"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            held.callback(os.close, fd)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held.enter_context(HeldLock(take_folder(folder)))
+            except BlockingIOError:
+                raise StoreLocked(
+                    f"the store {folder} is in use by {_holder(fd)}",
+                    remediation="stop that daemon, or give this one another --state directory",
+                ) from None
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            self._held = held.pop_all()
 
     def close(self) -> None:
         """Idempotent. The file stays: removing it would let two hold locks on two files."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
+        self._held.close()
 
 
 def _holder(fd: int) -> str:
     text = os.pread(fd, 32, 0).decode(errors="replace").strip()
-    if not text.isdigit():  # it has the lock, and has not written its pid yet
+    if not text.isdigit():  # it has not written its pid yet, or its file was removed
         return "another process"
     if not os.path.exists(f"/proc/{text}"):
         return f"a child of process {text}, which has ended"

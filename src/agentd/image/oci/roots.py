@@ -51,12 +51,15 @@ class Roots:
         """The path of its files."""
         return os.path.join(self.place(chain), ROOT)
 
+    def _lock(self, chain: str) -> str:
+        return f"{self.place(chain)}.lock"
+
     def is_there(self, chain: str) -> bool:
         return os.path.lexists(self.place(chain))
 
     def lease(self, chain: str) -> Lease | None:
         """None where it is not unpacked. Waits while another process unpacks it."""
-        lock = self._locked(chain, fcntl.LOCK_SH)
+        lock = locks.take(self._lock(chain), fcntl.LOCK_SH)
         if self.is_there(chain):
             return Lease(self.root(chain), lock)
         os.close(lock)
@@ -71,19 +74,19 @@ class Roots:
             with lease:
                 yield False
             return
-        with locks.HeldLock(self._locked(chain, fcntl.LOCK_EX)):
+        with locks.held(self._lock(chain)):
             yield not self.is_there(chain)
 
     def remove(self, chain: str) -> bool:
         """False for one that is in use, or being unpacked. Under the store's lock."""
         try:
-            lock = locks.take(f"{self.place(chain)}.lock")
+            lock = locks.take(self._lock(chain))
         except BlockingIOError:
             return False
         with locks.HeldLock(lock):
             remove_folder(self.place(chain))
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{self.place(chain)}.lock")
+                os.unlink(self._lock(chain))
         return True
 
     def chains(self) -> list[str]:
@@ -109,16 +112,6 @@ class Roots:
         """Raises Corrupt where a file was changed, cut or removed since it was unpacked."""
         if look(self.root(chain)) != self.about(chain):
             raise Corrupt(f"the unpacked root {chain} is not what was unpacked")
-
-    def _locked(self, chain: str, how: int) -> int:
-        """Of the lock file that is there once it is held: whoever removes a root removes it."""
-        path = f"{self.place(chain)}.lock"
-        while True:
-            lock = locks.take(path, how)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock), os.lstat(path)):
-                    return lock
-            os.close(lock)
 
 
 def look(root: str) -> Unpacked:

@@ -57,3 +57,13 @@ def test_a_link_is_not_followed(tmp_path):
     with pytest.raises(StoreError, match="symbolic links"):
         OwnerLock(str(tmp_path / "lock"))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_it_is_held_though_its_file_was_removed(tmp_path):
+    path = tmp_path / "store.lock"
+    lock = OwnerLock(str(path))
+    path.unlink()
+    with pytest.raises(StoreLocked, match="in use by another process"):
+        OwnerLock(str(path))
+    lock.close()
+    OwnerLock(str(path)).close()
