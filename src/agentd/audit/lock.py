@@ -53,9 +53,7 @@ class Lock:
             f"cannot open the lock {self._path}",
             "make the directory writable for this user",
         ):
-            return os.open(
-                self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-            )
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
     def _taken(self) -> bool:
         try:

@@ -1,4 +1,4 @@
-"""One daemon a store: locks (flock(2)) on its folder, and on a file in it that names who holds them.
+"""One daemon a store: locks (flock(2)) on its folder, and on a file in it that names the holder.
 
 The kernel lets go of them when the holder has died. Descriptors of them are closed on exec, but a
 child that is forked and never executes anything would go on holding them. The file alone is what
