@@ -138,6 +138,24 @@ def test_what_may_not_come_out_is_named_and_nothing_is_left(
     assert os.listdir(here) == [".ssh"]
 
 
+def test_holes_of_a_file_take_no_room_here_either(daemon: Daemon, box: str, here: Path) -> None:
+    """A sandbox of 1 GiB has files of terabytes, which once were as many zeros on the host."""
+    inside(daemon, box, "truncate -s 100M sparse; echo end >> sparse; truncate -s 65G large")
+    assert cp(daemon, here, f"{box}:/workspace/sparse", "whole").returncode == 0
+    copied = (here / "whole").stat()
+    assert copied.st_size == (100 << 20) + 4 and copied.st_blocks * 512 < 1 << 20
+    assert (here / "whole").read_bytes() == bytes(100 << 20) + b"end\n"
+
+    # Nothing of what is too large is fetched: it would not even be begun.
+    bounded = f"ulimit -f 1; exec {sys.executable} -m agentd cp {box}:/workspace/large large"
+    ran = subprocess.run(
+        ["bash", "-c", bounded], cwd=here, env=os.environ | {"AGENTD_URL": daemon.url},
+        capture_output=True, timeout=WAIT, check=False,
+    )  # fmt: skip
+    assert b"large is over 68719476736 bytes" in ran.stderr, ran.stderr
+    assert sorted(os.listdir(here)) == [".ssh", "whole"]
+
+
 def test_sockets_are_left_out_and_told(daemon: Daemon, box: str, here: Path) -> None:
     made = "import socket; socket.socket(socket.AF_UNIX).bind('out/listening')"
     inside(daemon, box, f'mkdir out; touch out/file; python3 -c "{made}"')

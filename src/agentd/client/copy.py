@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 from agentd.client.stage import Stage, check_replaceable, exists
 from agentd.guest.pack import Packer
 from agentd.guest.tar import MAX_BYTES, TarError
-from agentd.guest.unpack import Unpacker
+from agentd.guest.unpack import Unpacker, write_holes
 from agentd.model.errors import InvalidInput, OperationFailed, SandboxError
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def download(
     _check_target(target, found, is_folder, replace)
     if replace and is_folder:
         check_replaceable(target)
+    if entry.size > MAX_BYTES:
+        raise _too_large(path)
     with Stage(target) as stage:
         if is_folder:
             copied = _receive_tree(files._read_tar(path), stage, path)
@@ -239,19 +241,21 @@ def _receive_file(pieces: Iterator[bytes], stage: Stage, path: str, mode: int) -
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     fd = os.open(stage.name, flags, 0o600, dir_fd=stage.fd)
     total = 0
-    with os.fdopen(fd, "wb") as file:
+    with open(fd, "wb", buffering=0):
         for piece in pieces:
             total += len(piece)
             if total > MAX_BYTES:
-                raise SandboxError(
-                    f"{path} is over {MAX_BYTES} bytes", remediation="copy it in parts"
-                )
+                raise _too_large(path)
             with _writing(path):
-                file.write(piece)
+                write_holes(fd, piece)
         with _writing(path):
-            file.flush()
-            os.fchmod(file.fileno(), (mode & 0o755) | 0o600)
+            os.ftruncate(fd, total)
+            os.fchmod(fd, (mode & 0o755) | 0o600)
     return Copied(total)
+
+
+def _too_large(path: str) -> SandboxError:
+    return SandboxError(f"{path} is over {MAX_BYTES} bytes", remediation="copy it in parts")
 
 
 def _read(pieces: Iterable[bytes], source: str) -> Iterator[bytes]:

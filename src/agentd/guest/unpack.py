@@ -162,15 +162,7 @@ class Unpacker:
             raise TarError("the archive holds data that belongs to no file")
         self._left -= len(data)
         with self._naming(entry.path):
-            while data:
-                piece = bytes(data[: len(_HOLE)])
-                data = data[len(piece) :]
-                if piece[0] == 0 and piece == _HOLE[: len(piece)]:
-                    os.lseek(self._file, len(piece), os.SEEK_CUR)  # holes stay holes
-                    continue
-                written = 0
-                while written < len(piece):
-                    written += os.write(self._file, piece[written:])
+            write_holes(self._file, data)
             if not self._left:
                 self._end_file()
 
@@ -289,6 +281,19 @@ class Unpacker:
     def _forgiving(self) -> AbstractContextManager[None]:
         """Some walls let nobody change a mode or a time: there both stay as they are."""
         return nullcontext() if self._strict else suppress(PermissionError)
+
+
+def write_holes(fd: int, data: bytes | memoryview) -> None:
+    """Writes ``data``, and passes over 64 KiB of zeros: holes stay holes, where the caller
+    sets the file's size at its end. Raises OSError."""
+    for start in range(0, len(data), len(_HOLE)):
+        piece = bytes(data[start : start + len(_HOLE)])
+        if piece[0] == 0 and piece == _HOLE[: len(piece)]:
+            os.lseek(fd, len(piece), os.SEEK_CUR)
+            continue
+        written = 0
+        while written < len(piece):
+            written += os.write(fd, piece[written:])
 
 
 def split(path: bytes) -> Parts:

@@ -58,7 +58,7 @@ class Sandbox:
         self._kind = kind
 
     def stat(self, path: str) -> Any:
-        return SimpleNamespace(type=self._kind, mode=0o6777)
+        return SimpleNamespace(type=self._kind, mode=0o6777, size=len(self._data))
 
     def _read_tar(self, path: str) -> Iterator[bytes]:
         for at in range(0, len(self._data), 1000):
