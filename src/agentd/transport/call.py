@@ -8,8 +8,7 @@ from typing import Any
 
 from agentd.guest import wire
 from agentd.model.errors import BackendLost, GuestError
-from agentd.transport.channel import Frame, encode_request
-from agentd.transport.connection import V2Connection, ready
+from agentd.transport.connection import Frame, V2Connection, encode_request, ready
 
 _PIECE = 64 << 10
 

@@ -17,10 +17,16 @@ from agentd.model.errors import Full, GuestError, InvalidInput
 from agentd.model.limits import DEFAULTS
 from agentd.model.spec import ExecLimits, ExecRequest
 from agentd.transport.call import AgentCall
-from agentd.transport.channel import encode_request
-from agentd.transport.connection import V2Connection
-from agentd.transport.core import CommandChannel
-from agentd.transport.events import Error, ProcessInfo, decode, decode_any, failure, processes
+from agentd.transport.connection import V2Connection, encode_request
+from agentd.transport.events import (
+    CommandChannel,
+    Error,
+    ProcessInfo,
+    decode,
+    decode_any,
+    failure,
+    processes,
+)
 from agentd.transport.files import GuestFiles
 from agentd.transport.own_time import OwnTime
 from agentd.transport.pipes import Pipes

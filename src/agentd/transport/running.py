@@ -7,7 +7,7 @@ from agentd.model.control import check_signal, check_window
 from agentd.model.drive import Stepped
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.result import Exit
-from agentd.transport.core import Chunk
+from agentd.transport.events import Chunk
 
 
 class Running(Protocol):

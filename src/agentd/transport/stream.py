@@ -15,10 +15,8 @@ from agentd.model.control import check_signal, check_window
 from agentd.model.drive import Stepped
 from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput
 from agentd.model.result import Exit
-from agentd.transport.channel import encode_request
-from agentd.transport.connection import V2Connection, milliseconds
-from agentd.transport.core import Chunk, CommandChannel, LostOutput
-from agentd.transport.events import limit_exit
+from agentd.transport.connection import V2Connection, encode_request, milliseconds
+from agentd.transport.events import Chunk, CommandChannel, LostOutput, limit_exit
 from agentd.transport.own_time import OwnTime
 from agentd.transport.pipes import Feed, Late, Pipes
 

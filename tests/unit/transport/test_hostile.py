@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from agentd.guest import wire
 from agentd.model.errors import AgentdError, BackendLost, GuestError, OperationFailed
 from agentd.model.spec import ExecRequest
-from agentd.transport.channel import WIDE_WINDOW, Channel
-from agentd.transport.core import CommandChannel
+from agentd.transport.connection import WIDE_WINDOW, Channel
+from agentd.transport.events import CommandChannel
 from agentd.transport.guest import Guest
 
 TRUE = ExecRequest(("true",))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from agentd.model.drive import Stepped
 from agentd.model.errors import AgentdError, BackendLost, Conflict, GuestError
-from agentd.transport.core import Chunk
+from agentd.transport.events import Chunk
 
 if TYPE_CHECKING:
     from agentd.model.result import Exit

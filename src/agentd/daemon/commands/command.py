@@ -31,7 +31,7 @@ from agentd.model.control import check_signal, check_window
 from agentd.model.drive import Stepped, drive
 from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
 from agentd.model.result import Exit, Result, Timing, Usage
-from agentd.transport.core import Chunk, LostOutput
+from agentd.transport.events import Chunk, LostOutput
 
 if TYPE_CHECKING:
     from agentd.daemon.admission.admission import Admission

@@ -18,7 +18,7 @@ from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.abilities import NETWORK, TELLS_END
 from agentd.sandbox.ports import Wall
-from agentd.transport.core import Chunk
+from agentd.transport.events import Chunk
 
 if TYPE_CHECKING:
     from agentd.sandbox.manager import SandboxHandle

@@ -18,7 +18,7 @@ from agentd.model.errors import AgentdError, Conflict
 from agentd.sandbox import guard
 from agentd.sandbox.journal.events import LIMIT
 from agentd.sandbox.journal.journal import Journal
-from agentd.transport.core import LostOutput
+from agentd.transport.events import LostOutput
 
 if TYPE_CHECKING:
     from agentd.daemon.sandboxes.live import Live
