@@ -163,7 +163,7 @@ def _receipts(folder: Path) -> Case:
 
 
 def _execution() -> Any:
-    from agentd.audit.execution import Decided, Execution
+    from agentd.audit.receipt import Decided, Execution
     from agentd.model.cause import Cause, CauseCode
     from agentd.model.enforcement import Control
 

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from agentd.audit.execution import Execution
 from agentd.audit.read import records
+from agentd.audit.receipt import Execution
 from agentd.daemon import config
 from agentd.daemon.config import schema
 from agentd.daemon.config.values import Sink

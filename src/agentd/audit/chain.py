@@ -9,10 +9,9 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from agentd.audit import continuity, files, mark
+from agentd.audit import continuity, files
 from agentd.audit.errors import AuditError, LogDamaged, NoLog
-from agentd.audit.files import LogFile
-from agentd.audit.mark import Mark
+from agentd.audit.files import LogFile, Mark
 from agentd.audit.record import GENESIS, RecordSeal, entry, seal
 from agentd.model.audit import Event, Kind, Position
 
@@ -54,7 +53,7 @@ class Chain:
         self._names: list[int] = []  # the files that there are, by their first records
         self._stamp: tuple[int, ...] = ()  # of the directory, when they were listed
         self._place = ("", 0, 0)  # of the file that is written to: path, device, inode
-        self._mark = mark.MarkWriter(directory)
+        self._mark = files.MarkWriter(directory)
         self.retire_failures = 0
 
     @property
@@ -178,10 +177,10 @@ class Chain:
 
     def _known(self) -> Mark | None:
         """Return what the log must hold: as its mark says, and as it was last written here."""
-        kept = mark.read(self._directory)
+        kept = files.read_mark(self._directory)
         seq, digest = self._last
         if not seq or self._owed or (kept is not None and kept.seq > seq):
-            return kept or mark.of_receipts(self._directory)
+            return kept or continuity.of_receipts(self._directory)
         first, count = (kept.first, kept.files) if kept is not None else (0, 0)
         return Mark(first, count, seq, digest.decode(), self._swept)
 

@@ -1,20 +1,26 @@
 """Whether a log still holds what was written to it, as far as its mark and its receipts know."""
 
+import contextlib
 import os
+from base64 import b64decode
+from binascii import Error as NoBase64
 from datetime import UTC, datetime
 from itertools import pairwise
 
+import msgspec
+
 from agentd.audit import files
 from agentd.audit.errors import LogDamaged
-from agentd.audit.files import LogFile
-from agentd.audit.mark import Mark
-from agentd.model.audit import Event, Kind
+from agentd.audit.files import LogFile, Mark
+from agentd.model import typed
+from agentd.model.audit import Event, Kind, Position
 
 WAY_OUT = (
     "put back what was there; or keep it as evidence, stop the daemon, and run "
     "agentd audit accept-loss, which writes the loss down and lets the log go on"
 )
 _PIECE = 1 << 20
+_RECEIPTS_TAIL = 256 << 10
 Last = tuple[int, bytes]
 
 
@@ -121,3 +127,42 @@ def _loss(first: int, last: int, digest: bytes) -> Event:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat()
+
+
+def of_receipts(directory: str) -> Mark | None:
+    """Return what the newest of the receipts beside the log name: for one that has no mark yet."""
+    from agentd.audit import receipts
+
+    beside = os.path.join(os.path.dirname(directory.rstrip("/")), "receipts")
+    last = (0, "")
+    with contextlib.suppress(OSError):
+        number = receipts.newest(beside)
+        for line in receipts.newest_lines(beside, number, _RECEIPTS_TAIL) if number else ():
+            last = max(last, position_in(line.partition(b" ")[2]) or last)
+    return Mark(0, 0, *last) if last[0] else None
+
+
+class _Predicate(msgspec.Struct):
+    record: Position
+
+
+class _Statement(msgspec.Struct):
+    predicate: _Predicate
+
+
+class _Envelope(msgspec.Struct):
+    payload: str
+
+
+_envelope = typed.decoder(_Envelope).decode
+_statement = typed.decoder(_Statement).decode
+
+
+def position_in(envelope: bytes) -> tuple[int, str] | None:
+    """The record that a receipt names; None of what is no receipt. Its signature is not looked
+    at."""
+    try:
+        record = _statement(b64decode(_envelope(envelope).payload)).predicate.record
+    except (msgspec.DecodeError, UnicodeDecodeError, NoBase64, ValueError):
+        return None
+    return record.seq, record.hash

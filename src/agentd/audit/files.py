@@ -1,4 +1,10 @@
-"""The log's files: ``audit-SEQ.jsonl``, named by the sequence number of their first record."""
+"""The log's files: ``audit-SEQ.jsonl``, named by the sequence number of their first record; and
+``DIRECTORY.head``, beside their directory, the mark of what they held when last written to.
+
+A log that was cut off, or whose files are gone, looks like a shorter one. The mark tells. It is
+written after what it tells of is on disk, so it never knows more than the log; whoever may write
+the log may write the mark, too: for those a head that is kept elsewhere is the witness.
+"""
 
 import contextlib
 import errno
@@ -7,8 +13,11 @@ import re
 import stat
 from typing import NamedTuple
 
+import msgspec
+
 from agentd.audit.errors import AuditError, NoLog
 from agentd.audit.record import MAX_LINE, RecordSeal, unseal
+from agentd.model import typed
 
 _NAME = re.compile(r"audit-([0-9]{20})\.jsonl")
 _TORN = ".torn-"
@@ -22,6 +31,7 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 MAX_TORN = 1000  # side files of one file
+_MARK_BYTES = 256  # one write, in one sector
 
 
 class LogFile(NamedTuple):
@@ -195,3 +205,58 @@ def _set_aside(whole: str, end: int, fd: int, size: int) -> str:
         os.close(out)
     sync_directory(os.path.dirname(whole))
     return side
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """Record ``seq`` with ``hash`` was the last; ``first`` began the oldest of ``files`` files.
+    Executions that began before ``swept`` have ended."""
+
+    first: int
+    files: int
+    seq: int
+    hash: str
+    swept: int = 0
+
+
+_decode = typed.decoder(Mark).decode
+
+
+def _mark(directory: str) -> str:
+    return f"{directory.rstrip('/')}.head"
+
+
+def read_mark(directory: str) -> Mark | None:
+    """Read it; None where there is none, or one that a loss of power has torn."""
+    try:
+        fd = os.open(_mark(directory), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        return _decode(os.pread(fd, _MARK_BYTES, 0).strip(b" \n\0"))
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    finally:
+        os.close(fd)
+
+
+class MarkWriter:
+    """Keeps the file open. What cannot be written leaves the mark older, and is no error."""
+
+    def __init__(self, directory: str) -> None:
+        self._path = _mark(directory)
+        self._fd = -1
+
+    def write(self, mark: Mark) -> None:
+        with contextlib.suppress(OSError):
+            if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
+                self.close()
+            if self._fd < 0:
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                self._fd = os.open(self._path, flags, 0o600)
+            os.pwrite(self._fd, msgspec.json.encode(mark).ljust(_MARK_BYTES - 1) + b"\n", 0)
+
+    def close(self) -> None:
+        """Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

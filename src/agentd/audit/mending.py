@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable
 
-from agentd.audit import files, mark
+from agentd.audit import continuity, files
 from agentd.audit.chain import Chain
 from agentd.audit.errors import LogDamaged, NoLog
 from agentd.audit.lock import Lock
@@ -48,7 +48,7 @@ def accept(directory: str, clock: Callable[[], float] = time.time) -> list[Event
 
 def _check_was_there(directory: str) -> None:
     """Raises NoLog where no log was ever written; a directory that is gone is made anew."""
-    known = mark.read(directory) or mark.of_receipts(directory)
+    known = files.read_mark(directory) or continuity.of_receipts(directory)
     try:
         found = files.ls(directory)
     except NoLog:

@@ -3,22 +3,163 @@
     issue(facts, key) -> envelope        verify(envelope, public key) -> Statement
 
 Everything in a receipt but the record's place stands in the audit record of the execution's end,
-too: a receipt that was lost can be issued again from there.
+too: a receipt that was lost can be issued again from there. What is told of an execution, in both,
+is bounded, and nothing in it is secret.
 """
 
+import re
 import time
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
 from agentd.audit import dsse
 from agentd.audit.errors import AuditError, ReceiptInvalid
-from agentd.audit.execution import Execution, clean, slim
 from agentd.audit.keypair import KeyPair, PublicKey
 from agentd.audit.record import LogEntry, plain
 from agentd.model import typed
 from agentd.model.audit import Event, Kind, Position, Record
+from agentd.model.cause import Cause
+from agentd.model.enforcement import Control
+from agentd.model.errors import InvalidInput
+from agentd.model.redact import Redactor
+from agentd.model.result import NetworkUsage, Usage
+
+MAX_CONTROLS = 64
+MAX_OUTPUTS = 32
+MAX_REASONS = 8
+MAX_HOSTS = 32
+_NAME = 96  # characters; with the bounds above it all fits into a record
+_TEXT = 192
+_MESSAGE = 512
+_DIGEST = re.compile(r"(sha256:[0-9a-f]{64})?")
+
+
+class Decided(msgspec.Struct, frozen=True):
+    """A policy's answer; ``bundle`` is "sha256:..." of what decided, "" for no policy."""
+
+    allow: bool
+    bundle: str = ""
+    reasons: tuple[str, ...] = ()
+
+
+class Execution(msgspec.Struct, frozen=True, kw_only=True):
+    """``request`` is the request's id, and the receipt's. Digests are "sha256:..." or "" where
+    there is none; times are seconds since the epoch."""
+
+    principal: str
+    request: str
+    request_digest: str
+    sandbox: str = ""
+    capability: str = ""
+    decision: Decided
+    backend: str
+    level: str
+    image_digest: str = ""
+    code_digest: str = ""  # of the argv, or of the code
+    input_digest: str = ""
+    outputs: Mapping[str, str]  # name, as "stdout" -> digest
+    enforcement: Mapping[str, Control] = {}
+    usage: Usage = Usage()
+    cause: Cause
+    exit_code: int | None = None
+    signal: int | None = None
+    started: float
+    ended: float
+
+
+def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
+    """A copy that can be recorded. Raises InvalidInput for what is no digest.
+
+    ``secrets`` are hidden in what others wrote: reasons, messages, names of controls and outputs.
+    Names, digests and numbers are ours, and stay: nobody hides them by calling them secrets.
+    """
+    known = frozenset(secrets)
+    hide = Redactor(known).text
+    decision, cause = execution.decision, execution.cause
+    controls = tuple(execution.enforcement.items())[:MAX_CONTROLS]
+    for digest in (
+        execution.request_digest,
+        execution.image_digest,
+        execution.code_digest,
+        execution.input_digest,
+        decision.bundle,
+        *execution.outputs.values(),
+    ):
+        if not _DIGEST.fullmatch(digest):
+            _refuse(digest)
+    return msgspec.structs.replace(
+        execution,
+        decision=Decided(
+            decision.allow,
+            decision.bundle,
+            tuple([hide(reason)[:_MESSAGE] for reason in decision.reasons[:MAX_REASONS]]),
+        ),
+        outputs={
+            _bounded(hide(name), _NAME): digest
+            for name, digest in list(execution.outputs.items())[:MAX_OUTPUTS]
+        },
+        usage=_usage(execution.usage, hide),
+        enforcement=_controls(controls, hide) if known else _plain_controls(controls),
+        cause=Cause(
+            cause.code,
+            hide(cause.message)[:_MESSAGE],
+            hide(cause.remediation)[:_MESSAGE],
+            cause.infrastructure,
+        ),
+    )
+
+
+def _usage(usage: Usage, hide: Callable[[str], str]) -> Usage:
+    """Bound the hosts of a network, the most used first: names may be of whoever ran."""
+    if not isinstance(usage.network, NetworkUsage):
+        return usage
+    most = sorted(usage.network.hosts.items(), key=lambda item: -item[1])[:MAX_HOSTS]
+    hosts = {_bounded(hide(name), _NAME): count for name, count in most}
+    network = msgspec.structs.replace(usage.network, hosts=hosts)
+    return msgspec.structs.replace(usage, network=network)
+
+
+def _controls(
+    controls: tuple[tuple[str, Control], ...], hide: Callable[[str], str]
+) -> Mapping[str, Control]:
+    return {
+        _bounded(hide(name), _NAME): Control(
+            hide(control.asked)[:_NAME], control.enforced, hide(control.detail)[:_TEXT]
+        )
+        for name, control in controls
+    }
+
+
+@lru_cache(256)
+def _plain_controls(controls: tuple[tuple[str, Control], ...]) -> Mapping[str, Control]:
+    """Write them without secrets of the caller's: the same for every command of a sandbox."""
+    return _controls(controls, Redactor().text)
+
+
+def slim(known: Execution) -> Execution:
+    """Leave out what says how and why, of one whose text is too long even so."""
+    controls = list(known.enforcement.items())[: MAX_CONTROLS // 2]
+    return msgspec.structs.replace(
+        known,
+        decision=Decided(known.decision.allow, known.decision.bundle),
+        enforcement={name: Control("", control.enforced) for name, control in controls},
+        cause=Cause(known.cause.code, "", "", known.cause.infrastructure),
+        usage=msgspec.structs.replace(known.usage, network=msgspec.UNSET),
+    )
+
+
+def _bounded(name: str, size: int) -> str:
+    return name if len(name) <= size else f"{name[: size - 3]}..."
+
+
+def _refuse(digest: str) -> NoReturn:
+    raise InvalidInput(
+        f"{digest[:100]!r} is no digest", remediation="write it as sha256: and 64 hex digits"
+    )
+
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "urn:agentd:receipt:v1"

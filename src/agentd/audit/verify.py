@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from agentd.audit import files, mark, receipts
+from agentd.audit import continuity, files, receipts
 from agentd.audit.errors import AuditError, NoLog
 from agentd.audit.files import LogFile
 from agentd.audit.record import GENESIS, MAX_LINE, TAIL, decode, unseal
@@ -67,7 +67,7 @@ def verify(directory: str, head: Position | None = None) -> LogVerdict:
     """Reads all of it. ``head`` is a record's place that was kept elsewhere: where the log does not
     have it, its end was cut off or written anew. Raises NoLog where there is none, AuditError where
     it cannot be read."""
-    known = mark.read(directory)  # before the log: a daemon may be writing
+    known = files.read_mark(directory)  # before the log: a daemon may be writing
     beside = _receipts(directory)
     found = files.ls(directory)
     if not found or not any(map(_has_bytes, found)):
@@ -112,7 +112,9 @@ def _receipts(directory: str) -> dict[int, str]:
     beside = os.path.join(os.path.dirname(os.path.abspath(directory)), "receipts")
     try:
         lines = receipts.every_line(beside)
-        return dict(filter(None, (mark.position_in(line.partition(b" ")[2]) for line in lines)))
+        return dict(
+            filter(None, (continuity.position_in(line.partition(b" ")[2]) for line in lines))
+        )
     except OSError:  # there are none, or they are another's
         return {}
 

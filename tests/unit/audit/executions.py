@@ -2,7 +2,7 @@
 
 import msgspec
 
-from agentd.audit.execution import Decided, Execution
+from agentd.audit.receipt import Decided, Execution
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control
 from agentd.model.result import Usage

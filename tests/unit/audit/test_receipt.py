@@ -6,10 +6,10 @@ from tests.unit.audit.executions import DIGEST, execution
 
 from agentd.audit import dsse, receipt
 from agentd.audit.errors import AuditError, ReceiptInvalid
-from agentd.audit.execution import MAX_HOSTS, Decided
 from agentd.audit.keypair import KeyPair
 from agentd.audit.log import AuditLog
 from agentd.audit.read import records
+from agentd.audit.receipt import MAX_HOSTS, Decided
 from agentd.audit.receipts import ReceiptStore
 from agentd.audit.reissue import reissue, reissue_newest
 from agentd.audit.shared import SharedLog

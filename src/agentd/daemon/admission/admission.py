@@ -24,7 +24,7 @@ from agentd.model.audit import Kind
 from agentd.model.errors import Refused
 
 if TYPE_CHECKING:
-    from agentd.audit.execution import Execution
+    from agentd.audit.receipt import Execution
     from agentd.daemon.admission.acts import Act
     from agentd.daemon.admission.records import Records
     from agentd.model.decision import Decision, Obligations

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agentd.audit.execution import Decided, Execution
+from agentd.audit.receipt import Decided, Execution
 from agentd.daemon.admission.acts import Act
 from agentd.daemon.commands.ends import cause_of
 from agentd.model.canonical import canonical

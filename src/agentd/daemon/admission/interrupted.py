@@ -6,8 +6,8 @@ from collections.abc import Set
 from datetime import datetime
 
 from agentd.audit import unended, writers
-from agentd.audit.execution import Decided, Execution
 from agentd.audit.log import AuditLog
+from agentd.audit.receipt import Decided, Execution
 from agentd.daemon.admission.records import Records
 from agentd.daemon.commands.ends import INTERRUPTED
 from agentd.model.audit import Record

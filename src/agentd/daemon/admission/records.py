@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from agentd.audit import receipt, record
-from agentd.audit.execution import Execution, clean
+from agentd.audit.receipt import Execution, clean
 from agentd.daemon.admission.acts import Act
 from agentd.model.audit import Event, Kind
 from agentd.model.decision import Decision

@@ -4,8 +4,8 @@ import shutil
 import pytest
 
 from agentd.audit import receipt
-from agentd.audit.execution import Decided, Execution
 from agentd.audit.keypair import KeyPair
+from agentd.audit.receipt import Decided, Execution
 from agentd.audit.receipts import ReceiptStore
 from agentd.client.cli import main as entry
 from agentd.client.cli import receipt as cli
