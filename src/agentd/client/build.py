@@ -14,10 +14,10 @@ from agentd.model import options
 from agentd.model.egress import RESTRICTED, network
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
-from agentd.model.like import like
 from agentd.model.mount import WORKSPACE, Mount, MountMode, unknown_mode
 from agentd.model.options import Command, ExecOptions, SandboxOptions, check_variable, exec_request
 from agentd.model.spec import Pty, SandboxSpec
+from agentd.model.typed import like
 
 if TYPE_CHECKING:
     from agentd.model.api import SandboxBody

@@ -22,9 +22,9 @@ from agentd.model.api import (
 )
 from agentd.model.drive import execute
 from agentd.model.errors import InvalidInput, NotFound, Refused, Unsupported
-from agentd.model.like import like
 from agentd.model.options import refuse_daemons
 from agentd.model.principal import local
+from agentd.model.typed import like
 from agentd.sandbox import abilities, snapshots
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ import os
 import subprocess
 
 from agentd.model.errors import InvalidInput, NotFound
-from agentd.model.like import like
 from agentd.model.secret import (
     MAX_VALUE,
     AskedSecret,
@@ -15,6 +14,7 @@ from agentd.model.secret import (
     check_fits,
     check_value,
 )
+from agentd.model.typed import like
 
 _COMMAND_SECONDS = 60.0  # it may ask a person, or a service far away
 

@@ -10,7 +10,7 @@ from agentd.egress.paths import RequestPath, read
 from agentd.egress.table import EgressTable, EgressVerdict
 from agentd.model.egress import check_name
 from agentd.model.errors import InvalidInput
-from agentd.model.like import like
+from agentd.model.typed import like
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ssh": 22, "git": 9418, "ftp": 21}
 

@@ -36,7 +36,7 @@ from agentd.linux import locks
 from agentd.linux.replacing import replacing
 from agentd.model import typed
 from agentd.model.errors import Conflict, InvalidInput
-from agentd.model.like import like
+from agentd.model.typed import like
 
 MANIFEST, STAMPS = "manifest.json", "verified.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

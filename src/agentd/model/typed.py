@@ -1,4 +1,4 @@
-"""JSON into types, from any thread.
+"""JSON into types, from any thread; and a value of one type made of another's fields.
 
 msgspec learns a type's fields when the type is first used, and lets other threads see what it has
 of them so far: two that use a new type at once can end the process (SIGSEGV, msgspec 0.22). Here
@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 _lock = threading.Lock()
 _decoders: dict[Any, "msgspec.json.Decoder[Any]"] = {}
 
@@ -38,3 +39,11 @@ def convert(value: object, kind: Any) -> Any:
     """As msgspec.convert. Raises msgspec.ValidationError."""
     decoder(kind)
     return msgspec.convert(value, kind)
+
+
+def like(kind: type[S], source: object, **others: Any) -> S:
+    """Make a ``kind`` of ``others`` and, for the rest of its fields, of those that ``source`` has
+    by the same names. Raises TypeError where one is missing that has no default."""
+    rest = [name for name in kind.__struct_fields__ if name not in others]
+    known = {name: getattr(source, name) for name in rest if hasattr(source, name)}
+    return kind(**known, **others)

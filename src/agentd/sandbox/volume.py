@@ -8,7 +8,7 @@ import msgspec
 from agentd.linux import disk, privileges
 from agentd.model.api import VolumeView
 from agentd.model.errors import Conflict, InvalidInput, NotFound, Refused
-from agentd.model.like import like
+from agentd.model.typed import like
 from agentd.model.units import parse_size, readable_size
 from agentd.sandbox.backends import identity
 

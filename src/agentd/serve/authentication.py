@@ -7,7 +7,7 @@ from agentd.auth.keys import KeyProvider, KeyStore
 from agentd.auth.mtls import CertificateRule, MtlsProvider
 from agentd.auth.peer import PeerProvider, PeerRule, rules_of
 from agentd.daemon.config.schema import Auth, Config, JwtIssuer
-from agentd.model.like import like
+from agentd.model.typed import like
 
 
 def chain(config: Config, store: KeyStore) -> ProviderChain:

@@ -5,9 +5,9 @@ from base64 import b64decode, b64encode
 from agentd.model import words
 from agentd.model.api import ExecBody, ResultView
 from agentd.model.errors import AgentdError
-from agentd.model.like import like
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
+from agentd.model.typed import like
 
 
 def exec_body(request: ExecRequest, stdin: bytes | None = None, *, wait: bool) -> ExecBody:

@@ -36,8 +36,8 @@ from agentd.model.errors import (
     TooLarge,
 )
 from agentd.model.events import EventKind
-from agentd.model.like import like
 from agentd.model.principal import Principal
+from agentd.model.typed import like
 
 PENDING = "pending"
 MAX_ASKED = 64 << 10  # bytes of JSON: somebody is to read it

@@ -12,10 +12,10 @@ from agentd.model.cause import Cause, CauseCode
 from agentd.model.characters import as_texts
 from agentd.model.egress import RESTRICTED, cassette
 from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxError
-from agentd.model.like import like
 from agentd.model.packages import with_packages
 from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.model.typed import like
 from agentd.sandbox.abilities import NETWORK, TELLS_END
 from agentd.sandbox.ports import Wall
 from agentd.transport.events import Chunk

@@ -12,8 +12,8 @@ from agentd.model import typed
 from agentd.model.api import ProcessView, ResultView
 from agentd.model.control import check_signal, check_window
 from agentd.model.errors import Conflict
-from agentd.model.like import like
 from agentd.model.result import Exit, Timing, Usage
+from agentd.model.typed import like
 from agentd.sandbox.journal.journal import Journal
 from agentd.sandbox.journal.journals import Journals
 

@@ -31,8 +31,8 @@ from agentd.daemon.config.values import (
 from agentd.model.configuration import HostConfiguration
 from agentd.model.egress import PUBLIC, EgressBounds, StaticHost
 from agentd.model.isolation import IsolationLevel
-from agentd.model.like import like
 from agentd.model.limits import Limits
+from agentd.model.typed import like
 from agentd.sandbox.backends import identity
 
 MIB = 1 << 20

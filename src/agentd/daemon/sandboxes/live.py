@@ -10,7 +10,7 @@ from agentd.model.api import SandboxView
 from agentd.model.egress import cassette
 from agentd.model.errors import Conflict
 from agentd.model.idle import IdleRule
-from agentd.model.like import like
+from agentd.model.typed import like
 from agentd.sandbox import abilities
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.lifecycle import State

@@ -8,11 +8,11 @@ from agentd.daemon.config.schema import Config, TemplateSettings
 from agentd.model.api import SandboxBody
 from agentd.model.egress import network
 from agentd.model.errors import InvalidInput, NotFound
-from agentd.model.like import like
 from agentd.model.limits import Limits
 from agentd.model.packages import packages_of
 from agentd.model.secret import SecretOption, asked_secrets, opened
 from agentd.model.template import TemplateView
+from agentd.model.typed import like
 
 # What a template says of these holds: who judges a request by its name knows what that means.
 FIXED = ("image", "isolation", "backend", "runtime", "net", "user", "writable")

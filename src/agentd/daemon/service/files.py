@@ -14,7 +14,7 @@ from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import ChangeView, EntryView
 from agentd.model.content import Content
-from agentd.model.like import like
+from agentd.model.typed import like
 from agentd.policy.scopes import scope_of
 
 

@@ -8,7 +8,7 @@ from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import KeyView
 from agentd.model.audit import Kind
-from agentd.model.like import like
+from agentd.model.typed import like
 from agentd.model.units import parse_duration
 
 if TYPE_CHECKING:

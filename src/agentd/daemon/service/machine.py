@@ -10,8 +10,8 @@ from agentd.daemon.observe.observed import observed
 from agentd.daemon.sandboxes import templates
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import BackendView, Stats
-from agentd.model.like import like
 from agentd.model.template import TemplateView
+from agentd.model.typed import like
 
 
 class DaemonMachine(Noun):
