@@ -159,9 +159,9 @@ def step_runner(net: str, limits: "Limits") -> "SandboxRunner":
 
 def requested(body: "ExecBody") -> "tuple[ExecRequest, bytes]":
     """The command of a body, and its stdin. Raises InvalidInput."""
-    from agentd.daemon.commands import requests
+    from agentd.daemon.commands import begin
 
-    return requests.request_of(body, body.stdin_open), requests.stdin_of(body)
+    return begin.request_of(body, body.stdin_open), begin.stdin_of(body)
 
 
 def told(result: "Result") -> "ResultView":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Self, TypeVar, cast
 import msgspec
 
 from agentd.audit.errors import AuditError
-from agentd.daemon.admission import acts, facts, oblige
+from agentd.daemon.admission import acts, oblige, records
 from agentd.model.audit import Kind
 from agentd.model.errors import Refused
 
@@ -45,7 +45,7 @@ class Admission:
         act: "Act",
         decision: "Decision",
         began: float,
-        where: facts.Ran = facts.NOWHERE,
+        where: records.Ran = records.NOWHERE,
         *,
         ended: bool = False,
     ) -> None:
@@ -117,22 +117,22 @@ class Admission:
             act = msgspec.structs.replace(self.act, name=MISUSE if alarm else acts.CONNECT)
             self._records.write(Kind.DENIAL, act, {"reasons": [reason]})
 
-    def end(self, result: "Result", outputs: facts.Digests) -> str:
+    def end(self, result: "Result", outputs: records.Digests) -> str:
         """Writes the END of a command, or of a call that a command did; returns the receipt's id.
 
         Raises AuditError where it cannot be written down.
         """
-        return self._end(facts.of_result(self, result, outputs))
+        return self._end(records.of_result(self, result, outputs))
 
-    def done(self, outputs: facts.Digests = facts.NO_OUTPUTS, input_digest: str = "") -> str:
+    def done(self, outputs: records.Digests = records.NO_OUTPUTS, input_digest: str = "") -> str:
         """Writes the END of what no command did; returns the receipt's id. Raises AuditError."""
-        return self._end(facts.of_value(self, outputs, input_digest))
+        return self._end(records.of_value(self, outputs, input_digest))
 
     def fail(self, error: BaseException | None) -> None:
         """Writes the END of what failed, or (None) was let go of before its end."""
         # Whoever is told of the failure is told that first.
         with contextlib.suppress(AuditError):
-            self._end(facts.of_error(self, error))
+            self._end(records.of_error(self, error))
 
     def over(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
         """Begins, and ends with the last of ``pieces``, or where they are let go of."""
@@ -178,4 +178,4 @@ class Admission:
 def outputs_of(result: "Result") -> Mapping[str, str]:
     """The digests of a command's streams."""
     streams = (("stdout", result.stdout), ("stderr", result.stderr))
-    return {name: facts.digest(data) for name, data in streams if data}
+    return {name: records.digest(data) for name, data in streams if data}

@@ -13,8 +13,7 @@ import msgspec
 from agentd.daemon.admission import acts, oblige
 from agentd.daemon.admission.acts import Act, Place, asked
 from agentd.daemon.admission.admission import Admission
-from agentd.daemon.admission.facts import Ran
-from agentd.daemon.admission.records import Records, decision_fields
+from agentd.daemon.admission.records import Ran, Records, decision_fields
 from agentd.model.audit import Kind
 from agentd.model.decision import Asked, Decision, Obligations
 from agentd.model.errors import AgentdError, PolicyDenied, Undecided

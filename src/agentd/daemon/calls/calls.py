@@ -14,7 +14,7 @@ import msgspec
 from agentd.capability import schema
 from agentd.capability.call import CallContext, perform
 from agentd.capability.registry import Registry
-from agentd.daemon.admission import facts, oblige
+from agentd.daemon.admission import oblige, records
 from agentd.daemon.admission.acts import Act, Place
 from agentd.daemon.admission.admission import Admission, outputs_of
 from agentd.daemon.admission.gate import Gate, ran
@@ -185,7 +185,7 @@ def _kept(body: CallBody) -> list[str] | None:
 
 def _ended(admission: Admission, outcome: Outcome) -> str:
     """The id of its receipt."""
-    outputs = {"value": facts.digest(msgspec.json.encode(outcome.value))}
+    outputs = {"value": records.digest(msgspec.json.encode(outcome.value))}
     if outcome.end is None:
         return admission.done(outputs)
     return admission.end(outcome.end, {**outputs, **outputs_of(outcome.end)})

@@ -14,14 +14,12 @@ from agentd.daemon import events
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.commands import begun
 from agentd.daemon.commands.again import BeginAgain, kill_once_it_goes_on
-from agentd.daemon.commands.begin import BeginDetached, BeginStreamed
+from agentd.daemon.commands.begin import BeginDetached, BeginStreamed, new_id, request_of, stdin_of
 from agentd.daemon.commands.command import Command, Emit
 from agentd.daemon.commands.ends import SHUT_DOWN, completed
-from agentd.daemon.commands.listed import ENDED, RUNNING, Listed
+from agentd.daemon.commands.listed import ENDED, MAX_KEPT, RUNNING, Listed, Register
 from agentd.daemon.commands.parts import EndedParts
 from agentd.daemon.commands.past import Past
-from agentd.daemon.commands.register import MAX_KEPT, Register
-from agentd.daemon.commands.requests import new_id, request_of, stdin_of
 from agentd.daemon.commands.threads import begin_thread
 from agentd.daemon.observe import meter, trace
 from agentd.daemon.sandboxes.live import Live

@@ -6,8 +6,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+from agentd.daemon.commands.begin import new_id
 from agentd.daemon.commands.ends import completed
-from agentd.daemon.commands.requests import new_id
 from agentd.daemon.pipeline import NO_VALUES, Pipeline, SecretValues, run
 from agentd.daemon.sandboxes import templates
 from agentd.model import context

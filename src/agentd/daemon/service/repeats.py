@@ -11,8 +11,8 @@ from agentd.daemon.admission.acts import Act, Place
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.calls.calls import Calls
+from agentd.daemon.commands.begin import request_of
 from agentd.daemon.commands.ends import completed
-from agentd.daemon.commands.requests import request_of
 from agentd.daemon.config.schema import Config
 from agentd.daemon.sandboxes import bodies, given_secrets
 from agentd.daemon.sandboxes.bodies import check_labels

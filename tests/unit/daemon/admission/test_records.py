@@ -9,7 +9,6 @@ from tests.unit.daemon.known import act, handle_of
 from agentd.audit.errors import AuditError
 from agentd.audit.receipt import facts_of, issue, verify
 from agentd.audit.verify import verify as verify_log
-from agentd.daemon.admission import facts
 from agentd.daemon.admission.acts import Place
 from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.gate import ran
@@ -25,12 +24,12 @@ def ending(records):
 
 
 def test_the_receipt_chains_to_the_record_that_was_written_before_it(ending, records, key, kept):
-    id_ = ending.end(result(), {"stdout": facts.digest(b"out")})
+    id_ = ending.end(result(), {"stdout": records.digest(b"out")})
     assert id_ == ending.request_id == "req-1"
     said = verify(records.get(id_), key.public_pem())
     assert said.predicate.execution.exit_code == 3
     assert [(s.name, s.digest["sha256"]) for s in said.subject] == [
-        ("stdout", facts.digest(b"out").removeprefix("sha256:"))
+        ("stdout", records.digest(b"out").removeprefix("sha256:"))
     ]
     (record,) = kept.records()
     assert record.position == said.predicate.record

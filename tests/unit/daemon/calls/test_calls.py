@@ -8,7 +8,7 @@ from tests.unit.daemon.known import ALICE, DIGEST, Says, allowing
 from agentd.audit.errors import AuditError
 from agentd.audit.receipt import verify
 from agentd.capability.registry import Registry
-from agentd.daemon.admission.facts import digest
+from agentd.daemon.admission.records import digest
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.calls.embedded import OwnSandboxes
 from agentd.daemon.pipeline import Pipeline

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.daemon.known import DIGEST, act, handle_of
 
-from agentd.daemon.admission import facts
+from agentd.daemon.admission import records
 from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.gate import ran
 from agentd.model.cause import Cause, CauseCode
@@ -19,7 +19,7 @@ from agentd.model.result import Result, SandboxInfo, Timing, Usage
 BEGAN = 1_764_000_000.0
 
 
-def admitted(where=facts.NOWHERE, records=None, **fields):
+def admitted(where=records.NOWHERE, records=None, **fields):
     decision = Decision(True, ("because",), bundle=DIGEST)
     return Admission(records, act(**fields), decision, BEGAN, where)
 
@@ -43,8 +43,8 @@ def result(**fields):
 
 
 def test_of_a_command_it_has_its_end_its_wall_and_its_outputs():
-    outputs = {"stdout": facts.digest(b"out")}
-    found = facts.of_result(admitted(), result(), outputs)
+    outputs = {"stdout": records.digest(b"out")}
+    found = records.of_result(admitted(), result(), outputs)
     assert (found.principal, found.request, found.capability) == ("alice", "req-1", "shell.exec.v1")
     assert (found.exit_code, found.signal, found.cause.code) == (3, None, "exited")
     assert (found.sandbox, found.backend, found.level) == ("sbx-1", "linux", "namespace")
@@ -60,9 +60,9 @@ def test_of_a_command_it_has_its_end_its_wall_and_its_outputs():
 
 
 def test_of_a_call_without_a_command_it_is_done():
-    found = facts.of_value(admitted(ran(handle_of()), name="fs.read.v1"))
+    found = records.of_value(admitted(ran(handle_of()), name="fs.read.v1"))
     assert (found.cause.code, found.exit_code, found.sandbox) == ("exited", None, "sbx-1")
-    nowhere = facts.of_value(admitted(name="http.fetch.v1"))
+    nowhere = records.of_value(admitted(name="http.fetch.v1"))
     assert (nowhere.sandbox, nowhere.backend, nowhere.enforcement) == ("", "", {})
 
 
@@ -81,7 +81,7 @@ class Gone(AgentdError):
     ],
 )
 def test_of_a_failure_it_says_which(error, code, said):
-    found = facts.of_error(admitted(ran(handle_of())), error)
+    found = records.of_error(admitted(ran(handle_of())), error)
     assert found.cause.code is code and said in found.cause.message
     assert found.outputs == {} and found.sandbox == "sbx-1"
     # What an error that nobody foresaw says may be anything.
@@ -90,39 +90,39 @@ def test_of_a_failure_it_says_which(error, code, said):
 
 def test_the_code_is_the_argv_or_the_source():
     argv = admitted(parameters={"command": "make", "args": ["x"]})
-    assert facts.of_value(argv).code_digest == facts.digest(b'["make","x"]')
+    assert records.of_value(argv).code_digest == records.digest(b'["make","x"]')
     code = admitted(name="python.exec.v1", parameters={"code": "1 + 1"})
-    assert facts.of_value(code).code_digest == facts.digest(b"1 + 1")
-    assert facts.of_value(admitted()).code_digest == ""
+    assert records.of_value(code).code_digest == records.digest(b"1 + 1")
+    assert records.of_value(admitted()).code_digest == ""
 
 
 @pytest.mark.parametrize("name", ["stdin", "content"])
 def test_the_input_is_what_goes_in(name):
-    found = facts.of_value(admitted(parameters={name: "data"}))
-    assert found.input_digest == facts.digest(b"data")
-    assert facts.of_value(admitted()).input_digest == ""
+    found = records.of_value(admitted(parameters={name: "data"}))
+    assert found.input_digest == records.digest(b"data")
+    assert records.of_value(admitted()).input_digest == ""
 
 
 def test_the_request_is_what_was_asked():
-    asked = facts.of_value(admitted(parameters={"b": 1, "a": 2}))
+    asked = records.of_value(admitted(parameters={"b": 1, "a": 2}))
     canonical = b'{"capability":"shell.exec.v1","parameters":{"a":2,"b":1}}'
-    assert asked.request_digest == facts.digest(canonical)
+    assert asked.request_digest == records.digest(canonical)
 
 
 @given(st.text(st.characters(codec=None, exclude_categories=())))
 def test_any_text_has_a_digest(text):
     """Also one that stands for a name that is no UTF-8."""
-    found = facts.of_value(
-        admitted(parameters={"command": text, "args": [text], "stdin": text}), facts.Ran(), {}
+    found = records.of_value(
+        admitted(parameters={"command": text, "args": [text], "stdin": text}), records.Ran(), {}
     )
-    assert facts.digest_of([text]) == facts.digest_of([text])
+    assert records.digest_of([text]) == records.digest_of([text])
     for digest in (found.code_digest, found.request_digest):
         assert digest.startswith("sha256:") and len(digest) == 71
 
 
 def test_where_there_was_no_sandbox_there_is_no_info():
-    assert facts.Ran().info() is None
-    assert facts.Ran("sbx-1", "linux", "namespace").info() == SandboxInfo(
+    assert records.Ran().info() is None
+    assert records.Ran("sbx-1", "linux", "namespace").info() == SandboxInfo(
         "sbx-1", "linux", "namespace"
     )
     assert msgspec.to_builtins(ran(handle_of()).fields())["level"] == "namespace"
