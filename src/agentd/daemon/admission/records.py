@@ -1,5 +1,7 @@
-"""The records of an operation in the audit log, and the receipt that chains to that of its end: both
-tell of its execution, which is made here of the act, the decision and the outcome."""
+"""The records of an operation in the audit log, and the receipt that chains to that of its end.
+
+Both tell of its execution, made here of the act, the decision and the outcome.
+"""
 
 import time
 from collections.abc import Callable, Mapping

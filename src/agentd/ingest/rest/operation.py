@@ -20,7 +20,7 @@ from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.query import Parameter, parse
 from agentd.ingest.rest.respond import answer, as_sent, error_answer
 from agentd.ingest.web.errors import UnsupportedMediaType
-from agentd.ingest.web.threads import Room
+from agentd.ingest.web.rooms import Room
 from agentd.model import typed
 from agentd.model.answer import Answer
 from agentd.model.api import MkdirBody, MoveBody, Repeat

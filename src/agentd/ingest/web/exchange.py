@@ -7,7 +7,7 @@ from functools import cached_property
 
 from agentd.ingest.web.errors import RequestTimeout
 from agentd.ingest.web.request import D, WebRequest
-from agentd.ingest.web.threads import caller
+from agentd.ingest.web.rooms import caller
 from agentd.ingest.web.web import Stoppable
 from agentd.model.answer import Answer
 from agentd.model.errors import AgentdError, InvalidInput, TooLarge

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Generic, TypeVar
 
 from agentd.ingest.web.bridge import Bridge
-from agentd.ingest.web.threads import Room
+from agentd.ingest.web.rooms import Room
 
 T = TypeVar("T")
 R = TypeVar("R")

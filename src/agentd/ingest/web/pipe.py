@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 
 from agentd.ingest.web.bridge import Bridge
+from agentd.ingest.web.rooms import Room
 from agentd.ingest.web.signal import Signal
-from agentd.ingest.web.threads import Room
 from agentd.model.errors import BackendLost
 from agentd.model.port import Port
 

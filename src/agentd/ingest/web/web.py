@@ -5,9 +5,8 @@ from typing import Protocol
 
 import msgspec
 
-from agentd.ingest.web.holds import Holds
 from agentd.ingest.web.limits import WebLimits
-from agentd.ingest.web.threads import ThreadRooms
+from agentd.ingest.web.rooms import Holds, ThreadRooms
 from agentd.model.port import PortDomain
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from agentd.ingest.web.bridge import Bridge, FollowerGone, fill
 from agentd.ingest.web.followed import Followed
-from agentd.ingest.web.threads import Room
+from agentd.ingest.web.rooms import Room
 from agentd.model.errors import Full, NotFound
 
 MOST = 100

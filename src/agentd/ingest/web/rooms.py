@@ -1,5 +1,6 @@
-"""The service blocks; the event loop must not. Each kind of call has threads of its own.
+"""What callers share, a fair part each: threads for their calls, and memory for their bytes.
 
+The service blocks; the event loop must not. Each kind of call has threads of its own.
 concurrent.futures would do; a request goes through here and back, and this costs it half as much.
 """
 
@@ -14,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from agentd.ingest.web.limits import WebLimits
 from agentd.model.errors import Full
+from agentd.model.units import readable_size
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -188,3 +190,38 @@ class ThreadRooms:
     def close(self) -> None:
         for room in vars(self).values():
             room.close()
+
+
+class Holds:
+    """At most ``size`` bytes at once, and of one caller while it has fewer than are left: alone it
+    gets half of them, beside another a third. Belongs to the event loop."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._held = 0
+        self._of: Counter[str] = Counter()
+
+    def take(self, who: str, size: int, *, refuse: bool = True) -> None:
+        """Count them as ``who``'s until ``give_back``. Raises Full, if they may be ``refuse``d."""
+        if refuse:
+            self.require_room(who, size)
+        self._of[who] += size
+        self._held += size
+
+    def require_room(self, who: str, size: int = 1) -> None:
+        """Raises Full."""
+        if self._of.get(who, 0) + size > self._size - self._held:
+            raise Full(
+                "too many bytes of requests and answers wait for their clients",
+                cause=f"{readable_size(self._of.get(who, 0))} of {readable_size(self._held)} are"
+                f" yours, and {readable_size(self._size)} the most",
+                remediation="read the answers that wait, and send it again; or write large data to"
+                " a file",
+                retry_after=1.0,
+            )
+
+    def give_back(self, who: str, size: int) -> None:
+        self._of[who] -= size
+        self._held -= size
+        if not self._of[who]:
+            del self._of[who]

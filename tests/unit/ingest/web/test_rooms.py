@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 from tests.unit.ingest.fake import until
 
-from agentd.ingest.web import threads
-from agentd.ingest.web.threads import Room
+from agentd.ingest.web import rooms
+from agentd.ingest.web.rooms import Room
 from agentd.model.errors import Full
 
 
@@ -82,7 +82,7 @@ def test_each_caller_has_a_share_and_the_next_one_finds_room() -> None:
         room, go_on = Room("test", 8), threading.Event()
         tasks, refused = [], {}
         for name in ("hog", "second", "third"):
-            threads.caller.set(name)
+            rooms.caller.set(name)
             mine = [asyncio.create_task(_run(room, go_on.wait)) for _ in range(8)]
             await asyncio.sleep(0)
             refused[name] = sum(task.done() for task in mine)
@@ -110,7 +110,7 @@ def test_a_queue_goes_round_its_callers() -> None:
         room.close()
 
     async def _as(name: str, room: Room, call: Callable[..., object], *args: object) -> None:
-        threads.caller.set(name)
+        rooms.caller.set(name)
         await room.run(call, *args)
 
     asyncio.run(main())
@@ -123,7 +123,7 @@ def test_those_who_wait_are_let_in_by_turns() -> None:
         room, go_on, order = Room("test", 1, queue=True), threading.Event(), list[str]()
         tasks = []
         for name, call in (("hog", go_on.wait), *((n, order.append) for n in "aaabbc")):
-            threads.caller.set(name)
+            rooms.caller.set(name)
             args = (name,) if call == order.append else ()
             tasks.append(asyncio.create_task(_run(room, call, *args)))
         await asyncio.sleep(0)
@@ -136,7 +136,7 @@ def test_those_who_wait_are_let_in_by_turns() -> None:
 
 
 def test_a_thread_with_nothing_to_do_ends_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_IDLE", 0.05)
+    monkeypatch.setattr(rooms, "_IDLE", 0.05)
 
     async def main() -> None:
         room = Room("test", 2)
