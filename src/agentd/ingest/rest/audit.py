@@ -2,8 +2,7 @@
 
 import msgspec
 
-from agentd.ingest.rest.operation import Arguments
-from agentd.ingest.rest.query import Parameter
+from agentd.ingest.rest.operation import Arguments, Parameter
 from agentd.ingest.rest.table import OperationTable
 from agentd.model.api import AuditHead, AuditPage
 from agentd.model.audit import Record

@@ -6,7 +6,7 @@ A cursor is the place of the last item in the list's own order, so it holds when
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from agentd.ingest.rest.query import Parameter
+from agentd.ingest.rest.operation import Parameter
 from agentd.ingest.rest.respond import Reply
 from agentd.model.errors import InvalidInput
 

@@ -3,10 +3,9 @@
 from typing import Any
 
 from agentd.ingest.rest.api import Exchange
-from agentd.ingest.rest.operation import Arguments
+from agentd.ingest.rest.operation import Arguments, Parameter
 from agentd.ingest.rest.output import OUTPUT
 from agentd.ingest.rest.pages import QUERY, page
-from agentd.ingest.rest.query import Parameter
 from agentd.ingest.rest.respond import Reply
 from agentd.ingest.rest.table import OperationTable
 from agentd.model import api

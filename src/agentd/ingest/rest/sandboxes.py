@@ -1,9 +1,8 @@
 """Sandboxes and snapshots."""
 
 from agentd.ingest.rest.download import TAR, get_snapshot
-from agentd.ingest.rest.operation import Arguments
+from agentd.ingest.rest.operation import Arguments, Parameter, labels
 from agentd.ingest.rest.pages import QUERY, page
-from agentd.ingest.rest.query import Parameter, labels
 from agentd.ingest.rest.respond import Reply
 from agentd.ingest.rest.table import OperationTable
 from agentd.model import api

@@ -14,9 +14,8 @@ import msgspec
 
 from agentd.ingest.rest.api import Socket, event
 from agentd.ingest.rest.follower import Follower, Stopped
-from agentd.ingest.rest.operation import decode_json
+from agentd.ingest.rest.operation import Parameter, decode_json, parse
 from agentd.ingest.rest.output import without_output
-from agentd.ingest.rest.query import Parameter, parse
 from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.standing import Standing, standing
 from agentd.model.api import ExecBody, ProcessView

@@ -10,8 +10,7 @@ import re
 import msgspec
 
 from agentd.ingest.rest.api import Socket, event
-from agentd.ingest.rest.operation import decode_json
-from agentd.ingest.rest.query import parse
+from agentd.ingest.rest.operation import decode_json, parse
 from agentd.ingest.web.pipe import Pipe
 from agentd.ingest.web.standing import Standing, standing
 from agentd.ingest.web.websocket import Closed
