@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from tests.unit.daemon.admission.test_facts import admitted, result
+from tests.unit.daemon.admission.test_executions import admitted, result
 from tests.unit.daemon.known import act, handle_of
 
 from agentd.audit.errors import AuditError
