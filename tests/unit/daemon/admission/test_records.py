@@ -12,6 +12,7 @@ from agentd.audit.verify import verify as verify_log
 from agentd.daemon.admission.acts import Place
 from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.gate import ran
+from agentd.daemon.admission.records import digest
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import NotFound
