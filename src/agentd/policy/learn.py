@@ -140,7 +140,10 @@ def _write(out: str, data: object, cases: str) -> Path:
             os.chmod(folder / name, 0o644)
     except OSError as error:
         raise OperationFailed(
-            f"cannot write {folder}", errno=error.errno or 0, cause=str(error)
+            f"cannot write {folder}",
+            errno=error.errno or 0,
+            cause=error.strerror or str(error),
+            remediation="name a new folder where you can write",
         ) from error
     read(folder)
     return folder

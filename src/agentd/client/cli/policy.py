@@ -224,7 +224,12 @@ def _run(command: list[str], env: dict[str, str]) -> int:
         # What it prints is not what this command answers with --json.
         return subprocess.run(command, env=env, check=False, stdout=sys.stderr).returncode
     except OSError as error:
-        raise InvalidInput(f"cannot run {command[0]!r}", cause=str(error)) from error
+        raise InvalidInput(
+            f"cannot run {command[0]!r}",
+            cause=error.strerror or str(error),
+            remediation="name a program of PATH, or the path of one that may be executed; "
+            "a script without #! goes behind its interpreter: sh FILE",
+        ) from error
     finally:
         signal.signal(signal.SIGINT, before)
 

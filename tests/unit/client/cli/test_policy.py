@@ -150,8 +150,9 @@ except KeyboardInterrupt:
 def test_learn_of_nothing_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match="nothing to learn from"):
         cli.main(["learn", "--out", str(tmp_path / "a"), "--", "true"])
-    with pytest.raises(InvalidInput, match="cannot run"):
+    with pytest.raises(InvalidInput, match="cannot run '/no/such': No such file") as caught:
         cli.main(["learn", "--out", str(tmp_path / "a"), "--", "/no/such"])
+    assert caught.value.remediation.startswith("name a program of PATH, or the path of one")
     with pytest.raises(InvalidInput, match="no command given"):
         cli.main(["learn", "--out", str(tmp_path / "a")])
 
