@@ -88,6 +88,23 @@ def test_doctor_says_what_run_then_does(start: tuple[list[str], dict[str, str]])
     )
 
 
+def test_no_wall_lists_what_none_of_its_sandboxes_can_do_here(
+    argv: tuple[list[str], dict[str, str]], tmp_path: Path
+) -> None:
+    for name in ("firecracker", "jailer"):
+        program = tmp_path / "bin" / name
+        program.write_text(f"#!/bin/sh\necho {name.title()} v1.16.1\n")
+        program.chmod(0o755)
+    found = {
+        wall["name"]: set(wall["abilities"]) for wall in told(argv, "doctor", "--json")["backends"]
+    }
+    if "bin" in argv[1]["PATH"] and os.getuid() == 0:  # it cannot pause
+        assert found["firecracker"] == {"snapshot", "fork", "network"}
+    ran = told(argv, "run", "--json", "--isolation", "process", "--", "/bin/true")
+    grouped = ran["enforcement"]["memory"]["enforced"]
+    assert {"pause" in found[name] for name in ("host", "landlock", "linux", "oci")} == {grouped}
+
+
 @pytest.mark.parametrize("words", [["doctor"], ["doctor", "-v"]])
 def test_it_fits_a_terminal_and_says_first_what_will_happen(
     argv: tuple[list[str], dict[str, str]], words: list[str]

@@ -240,13 +240,14 @@ def _examine(name: str) -> Finding:
         blocker = Blocker(str(error.message), error.remediation)
         return Finding(name, "unknown", (), Availability(False, (blocker,)))
     try:
+        found = _probe(backend)
         return Finding(
             name,
             backend.level.label,
             backend.requirements(),
-            _probe(backend),
+            found,
             backends.images(name),
-            tuple(sorted(backends.abilities(name))),
+            tuple(sorted(backends.abilities(name) - set(getattr(backend, "lacks", ())))),
             backends.fidelity(name),
         )
     except Exception as error:

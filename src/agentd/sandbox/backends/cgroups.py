@@ -41,6 +41,13 @@ def own_hierarchy() -> cgroup.Hierarchy | str:
         return _hierarchy
 
 
+def lacking() -> dict[str, str]:
+    """Return the abilities that no sandbox has here whose processes only a group could hold, and
+    why."""
+    found = own_hierarchy()
+    return {"pause": found} if isinstance(found, str) else {}
+
+
 def ready_to_start() -> None:
     """``own_hierarchy`` for whoever starts processes that a group will hold, and needs none yet."""
     if os.geteuid() != 0:  # root's can be moved at any time

@@ -20,7 +20,7 @@ from agentd.model.limits import Limits
 from agentd.model.mount import WORKSPACE, Mount, MountMode, is_reserved, unmountable
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import configuration, identity, shared
-from agentd.sandbox.backends.cgroups import explained, let_in, make_group, ready_to_start
+from agentd.sandbox.backends.cgroups import explained, lacking, let_in, make_group, ready_to_start
 from agentd.sandbox.backends.child import await_end, await_ready, receive, send, start_python
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.limits import (
@@ -61,6 +61,10 @@ class HostBackend:
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self._without = without
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        return lacking()
 
     def requirements(self) -> tuple[str, ...]:
         return ()

@@ -31,7 +31,14 @@ from agentd.sandbox.backends.firecracker.jailer import Jail
 from agentd.sandbox.backends.firecracker.plan import FirecrackerPlan
 from agentd.sandbox.backends.firecracker.process import FirecrackerProcess
 from agentd.sandbox.backends.firecracker.programs import Programs
-from agentd.sandbox.backends.firecracker.version import OLDEST, Quirks, Version, parse, quirks
+from agentd.sandbox.backends.firecracker.version import (
+    OLDEST,
+    Quirks,
+    Version,
+    lacks,
+    parse,
+    quirks,
+)
 from agentd.sandbox.backends.firecracker.wall import FirecrackerWall, open_stream
 from agentd.sandbox.backends.linux.plan import certificates
 from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign, network
@@ -112,6 +119,10 @@ class FirecrackerBackend:
         if self._stored:
             refuse(spec, self.name, "qemu")
         return plans.make_plan(spec)
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        return {} if self._version is None else lacks(quirks(self._version))
 
     def launch(self, plan: FirecrackerPlan) -> FirecrackerWall:
         self.probe()

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 
 from agentd.model.errors import SandboxError
+from agentd.sandbox.backends.cgroups import lacking
 from agentd.sandbox.backends.child import Ended
 from agentd.sandbox.backends.linux import image as images
 from agentd.sandbox.backends.linux import report
@@ -24,6 +25,10 @@ class NamespaceBackend:
     volumes = True
     abilities = frozenset({"changes", "pause", "snapshot", "fork", "network"})
     fidelity = LinuxWall.fidelity
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        return lacking()
 
     def launch(self, plan: LinuxPlan) -> LinuxWall:
         return self._build(plan, None)
