@@ -1,6 +1,7 @@
 """A connection to a server inside a sandbox, and addresses of it for browsers."""
 
 import re
+from collections.abc import Iterable
 from typing import Protocol
 
 import msgspec
@@ -8,7 +9,6 @@ import msgspec
 LOCALHOST = "localhost"  # every browser knows that what is below it is this machine (RFC 6761, 6.3)
 #: In front of a link's token in its path, and the cookie that it is exchanged for.
 LINK_PATH = "/.agentd/"
-_HOST = re.compile(r"([1-9][0-9]{0,4})-(sbx-[a-z0-9]+)\.([a-z0-9.-]+?)\.?(?::[0-9]*)?")
 
 
 class Port(Protocol):
@@ -78,7 +78,8 @@ def host_name(sandbox: str, port: int, domain: str = LOCALHOST) -> str:
     return f"{port}-{sandbox}.{domain}"
 
 
-def host_of(host: str) -> PortHost | None:
-    """Return what a Host header names; None for a host that no port has, of whatever domain."""
-    match = _HOST.fullmatch(host.lower())
-    return None if match is None else PortHost(match[2], int(match[1]), match[3])
+def hosts_of(domains: Iterable[str]) -> re.Pattern[str]:
+    """Return what matches the Host headers of ports: its groups are what ``host_name`` takes."""
+    names = "|".join(map(re.escape, domains))
+    host = rf"(?P<port>[1-9][0-9]{{0,4}})-(?P<sandbox>sbx-[a-z0-9]+)\.(?P<domain>{names})"
+    return re.compile(rf"{host}\.?(?::[0-9]*)?", re.IGNORECASE | re.ASCII)

@@ -5,7 +5,7 @@ from importlib import import_module
 
 from agentd.ingest import doors
 from agentd.ingest.web.door import Mount
-from agentd.ingest.web.doors import Doors
+from agentd.ingest.web.routes import Doors
 from agentd.ingest.web.web import Web
 from agentd.model.errors import InvalidInput
 from agentd.model.gatekeeper import Gatekeeper

@@ -15,9 +15,9 @@ from tests.unit.ingest.fake import FakeDaemon
 from agentd.ingest.rest.app import mount as rest
 from agentd.ingest.web import listeners
 from agentd.ingest.web.door import Mount
-from agentd.ingest.web.doors import Doors
 from agentd.ingest.web.limits import WebLimits
 from agentd.ingest.web.listeners import Listener
+from agentd.ingest.web.routes import Doors
 from agentd.ingest.web.server import Server
 from agentd.ingest.web.web import MetricsSource, Web
 

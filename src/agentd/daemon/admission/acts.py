@@ -5,7 +5,7 @@ and means a command however it was asked for.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from hashlib import sha256
 from typing import Any
 
@@ -188,11 +188,17 @@ def asked(act: Act, now: float) -> Asked:
         parameters = {**parameters, "env": sorted(env)}
     return Asked(
         principal={"name": who.name, "scopes": sorted(who.scopes), "via": who.via},
-        capability={"name": act.name, "needs": act.needs.told()},
+        capability={"name": act.name, "needs": _needs(act.needs)},
         parameters=cut(parameters),
         sandbox=_sandbox(place),
         request={"id": act.id, "time": now, "signer": act.signer, "via": act.via},
     )
+
+
+@lru_cache(64)
+def _needs(needs: Needs) -> Mapping[str, Any]:
+    """Tell them once: those of a capability are the same for each call."""
+    return needs.told()
 
 
 def _sandbox(place: Place) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def mount(web: Web, gatekeeper: Gatekeeper) -> Mount:
     routes.add_socket(_SANDBOX + "/processes/{proc}/attach", attach)
     hosts = PortHosts(api)
     paths = ("/v1", _DOCUMENT, *_ALWAYS)
-    return Mount(api, routes, paths, always=_ALWAYS, at_host=hosts.application)
+    return Mount(api, routes, paths, always=_ALWAYS, hosted=(hosts.hosts, hosts.routes))
 
 
 def _openapi(table: Sequence[Operation]) -> Handler[Api]:

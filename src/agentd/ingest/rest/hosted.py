@@ -11,7 +11,7 @@ from agentd.ingest.rest import ports, ports_websocket
 from agentd.ingest.rest.api import Exchange, Socket
 from agentd.ingest.rest.ports import Target, with_query
 from agentd.ingest.rest.tunnels import port_of
-from agentd.ingest.web.request import CREDENTIALS
+from agentd.ingest.web.exchange import CREDENTIALS
 from agentd.ingest.web.sites import check_same_site
 from agentd.model.answer import Answer
 from agentd.model.door import DoorService

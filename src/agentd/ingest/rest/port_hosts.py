@@ -6,22 +6,19 @@ So a browser keeps the pages of a sandbox apart from this API, and from those of
 from typing import Any
 
 from agentd.ingest.rest.api import Api, Exchange, Socket
-from agentd.ingest.web.door import Application
 from agentd.ingest.web.routes import Routes
-from agentd.model.port import PortDomain, PortHost, host_of
+from agentd.model.port import PortDomain, PortHost, hosts_of
 
 
 class PortHosts:
+    """``hosts`` matches the names of the hosts at which ``routes`` answers."""
+
     def __init__(self, api: Api) -> None:
         self._domains = {domain.name: domain for domain in api.web.domains}
-        self._routes = Routes(api)
-        self._routes.add("/{path:rest}", {}, otherwise=self._forward)
-        self._routes.add_socket("/{path:rest}", self._forward_websocket)
-
-    def application(self, host: str) -> Application | None:
-        """Return what answers at a host, None where it is none of a port."""
-        found = host_of(host)
-        return None if found is None or found.domain not in self._domains else self._routes
+        self.hosts = hosts_of(self._domains)
+        self.routes = Routes(api)
+        self.routes.add("/{path:rest}", {}, otherwise=self._forward)
+        self.routes.add_socket("/{path:rest}", self._forward_websocket)
 
     # What speaks HTTP to a server inside is loaded for the first that asks for one.
 
@@ -39,7 +36,8 @@ class PortHosts:
 
     def _asked(self, scope: Any) -> tuple[PortHost, PortDomain]:
         given = next(value for name, value in scope["headers"] if name == b"host")
-        host = host_of(given.decode("latin-1"))
-        if host is None:
+        match = self.hosts.fullmatch(given.decode("latin-1").lower())
+        if match is None:
             raise TypeError("it was asked for at another host")
+        host = PortHost(match["sandbox"], int(match["port"]), match["domain"])
         return host, self._domains[host.domain]

@@ -14,9 +14,8 @@ import h11
 from agentd.ingest.rest import cookies
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.tunnels import port_of
-from agentd.ingest.web.exchange import Aborted
+from agentd.ingest.web.exchange import CREDENTIALS, Aborted
 from agentd.ingest.web.pipe import Pipe
-from agentd.ingest.web.request import CREDENTIALS
 from agentd.ingest.web.standing import standing
 from agentd.model.door import DoorService
 from agentd.model.errors import AgentdError, GuestError, InvalidInput, NotFound

@@ -1,5 +1,6 @@
 """What the HTTP machinery knows of a door, and what a door gives when it is mounted."""
 
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -35,12 +36,12 @@ class Mount(msgspec.Struct, frozen=True):
     them.
 
     ``"/"`` claims every path. Doors of one listener claim paths that do not meet. ``always`` are
-    paths that are answered while agentd drains, too. ``at_host`` gives what answers at a host that
-    is not the door's own, whatever the path; None for all other hosts.
+    paths that are answered while agentd drains, too. ``hosted`` is a pattern of whole Host
+    headers that are not the door's own, and what answers at those hosts, whatever the path.
     """
 
     door: Door
     application: Application
     paths: tuple[str, ...]
     always: tuple[str, ...] = ()
-    at_host: Callable[[str], Application | None] | None = None
+    hosted: tuple[re.Pattern[str], Application] | None = None

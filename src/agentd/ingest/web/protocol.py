@@ -10,10 +10,10 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame
 
-from agentd.ingest.web.doors import Doors
 from agentd.ingest.web.errors import Busy, HeadersTooLarge, RequestTimeout
 from agentd.ingest.web.limits import WebLimits
 from agentd.ingest.web.link import HoldingTransport, Link
+from agentd.ingest.web.routes import Doors
 from agentd.ingest.web.seats import Seats
 from agentd.model.answer import Answer
 from agentd.model.errors import AgentdError, InvalidInput

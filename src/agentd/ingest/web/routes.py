@@ -1,19 +1,128 @@
-"""A door's table of paths, and what is answered whatever goes wrong meanwhile."""
+"""Where a request goes: to which door of its listener, there to which row of its table of paths.
+
+And what is answered whatever goes wrong meanwhile.
+"""
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from itertools import combinations
 from typing import Any, Generic, TypeVar
 
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.routing import Route, Router, WebSocketRoute
 
-from agentd.ingest.web.door import Door
-from agentd.ingest.web.errors import MethodNotAllowed, internal
+from agentd.ingest.web.door import Application, Door, Mount
+from agentd.ingest.web.errors import Draining, MethodNotAllowed, internal
 from agentd.ingest.web.exchange import Aborted, Answered, Disconnected, Exchange
+from agentd.ingest.web.web import Web
 from agentd.ingest.web.websocket import Closed, Socket
+from agentd.model import context
 from agentd.model.answer import Answer
-from agentd.model.errors import AgentdError, NotFound
+from agentd.model.errors import AgentdError, InvalidInput, NotFound
+
+_TRACE = (b"traceparent", b"tracestate")
+_MAX_HEADER = 512  # tracestate's own bound, W3C Trace Context §3.3.1.5
+
+
+class Doors:
+    """An ASGI application. Answers carry the request's id as ``x-request-id``; the log has it, too.
+
+    A path that no door claims is answered by the first one.
+    """
+
+    def __init__(self, web: Web, mounts: Mapping[str, Mount]) -> None:
+        """``mounts`` by the names of the doors. Raises InvalidInput where two claim one path."""
+        for clash in _clashes(mounts):
+            raise InvalidInput(clash, remediation="serve them on a [[listen]] of their own each")
+        self._web = web
+        self._first = next(iter(mounts.values()))
+        # No claim is above another, so at most one of them fits.
+        self._paths = [(path.rstrip("/"), one) for one in mounts.values() for path in one.paths]
+        self._is_one = len(mounts) == 1
+        self._hosts = [one.hosted for one in mounts.values() if one.hosted is not None]
+
+    def error(self, error: AgentdError) -> Answer:
+        """Write it in the first door's form: nothing tells yet which one is meant."""
+        return self._first.door.error(error)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        mount = self._first if self._is_one else self._mount(scope["path"])
+        host, trace = "", {}
+        for name, value in scope["headers"]:
+            if name == b"host":
+                host = value.decode("latin-1")
+            elif name in _TRACE and len(value) <= _MAX_HEADER:
+                trace[name.decode()] = value.decode("latin-1")
+        gone, link = context.Gone(), scope["state"]["link"]
+        header = (b"x-request-id", context.begin(gone, trace).encode())
+        started = False
+
+        async def tell(message: Any) -> None:
+            nonlocal started
+            started = True
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], header]}
+            await send(message)
+
+        hosted = self._at_host(host)
+        always = () if hosted is not None else mount.always
+        link.on_lost(gone.set)
+        try:
+            if self._web.draining and scope["path"] not in always:
+                await _refuse(mount, _draining(), scope, receive, tell)
+            else:
+                await (hosted or mount.application)(scope, receive, tell)
+        except Exception as error:  # of an application that is no ``Routes``
+            failure = internal(error, f"the request {scope['path'][:200]!r}")
+            if started:
+                link.cut()
+            else:
+                await _refuse(mount, failure, scope, receive, tell)
+        finally:
+            link.forget(gone.set)
+
+    def _at_host(self, host: str) -> Application | None:
+        """Return what answers at a host, where that is none of the doors' own."""
+        for hosts, application in self._hosts:
+            if hosts.fullmatch(host):
+                return application
+        return None
+
+    def _mount(self, path: str) -> Mount:
+        for claimed, mount in self._paths:
+            if _is_below(path, claimed):
+                return mount
+        return self._first
+
+
+def _is_below(path: str, claimed: str) -> bool:
+    """Return whether ``path`` is the one that is claimed, or below it; both without a slash at the
+    end."""
+    return path == claimed or path.startswith(claimed + "/")
+
+
+def _clashes(mounts: Mapping[str, Mount]) -> Iterator[str]:
+    for (one, first), (other, second) in combinations(mounts.items(), 2):
+        for mine in (path.rstrip("/") for path in first.paths):
+            for theirs in (path.rstrip("/") for path in second.paths):
+                if _is_below(mine, theirs) or _is_below(theirs, mine):
+                    path = max(mine, theirs, key=len) or "/"
+                    yield f"the doors {one!r} and {other!r} both answer {path} on one listener"
+
+
+def _draining() -> Draining:
+    return Draining(
+        "the daemon is about to end", remediation="come back when it has been started again"
+    )
+
+
+async def _refuse(mount: Mount, error: AgentdError, scope: Any, receive: Any, send: Any) -> None:
+    if scope["type"] == "websocket":
+        await Socket(mount.door, scope, receive, send).refuse(error)
+    else:
+        await Exchange(mount.door, scope, receive, send).answer(mount.door.error(error))
+
 
 D = TypeVar("D", bound=Door)
 Handler = Callable[[Exchange[D]], Awaitable[None]]

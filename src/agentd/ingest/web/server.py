@@ -9,9 +9,9 @@ from functools import partial
 
 from uvicorn.config import Config
 
-from agentd.ingest.web.doors import Doors
 from agentd.ingest.web.listeners import BACKLOG, Listener
 from agentd.ingest.web.protocol import HttpConnection, ServerShared, WsConnection
+from agentd.ingest.web.routes import Doors
 from agentd.ingest.web.seats import Seats
 from agentd.ingest.web.web import Web
 from agentd.model.errors import AgentdError, Conflict

@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from agentd.ingest.web.errors import internal
-from agentd.ingest.web.request import D, WebRequest
+from agentd.ingest.web.exchange import D, WebRequest
 from agentd.model.door import DoorService
 from agentd.model.errors import AgentdError, Full
 

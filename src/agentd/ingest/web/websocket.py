@@ -1,6 +1,6 @@
 """One WebSocket, over ASGI."""
 
-from agentd.ingest.web.request import D, WebRequest
+from agentd.ingest.web.exchange import D, WebRequest
 from agentd.ingest.web.status import status_of
 from agentd.model.errors import AgentdError
 

@@ -8,7 +8,7 @@ from tests.unit.ingest.fake import FakeDaemon
 from tests.unit.ingest.harness import Running
 
 from agentd.ingest.web.door import Door, Mount
-from agentd.ingest.web.doors import Doors
+from agentd.ingest.web.routes import Doors
 from agentd.ingest.web.web import Web
 from agentd.model.answer import Answer
 from agentd.model.errors import AgentdError, InvalidInput
