@@ -244,3 +244,17 @@ def test_what_bounds_roots_devices_is_told() -> None:
     with Sandbox.create(backend="gvisor", embedded=True, user="root") as sandbox:
         assert "memory limit alone" in sandbox.enforcement["disk"].detail
         assert sandbox.run("echo hi > /dev/null && touch /dev/x").exit_code == 0
+
+
+def test_a_terminal_is_had_by_its_streams_and_not_by_dev_tty() -> None:
+    with Sandbox.create(backend="gvisor", embedded=True) as sandbox:
+        script = "tty; echo x > /dev/tty; seq 3 | TERM=xterm less -E; git credential fill"
+        asked = "protocol=https\\nhost=x\\n\\n"
+        script = f"printf '{asked}' >asked; {script} <asked; printf '#!/bin/sh\\necho me' >ask"
+        script += "; chmod +x ask; GIT_ASKPASS=./ask git credential fill <asked"
+        with sandbox.start(script, pty=(30, 100), timeout=100) as process:
+            text = "".join(chunk.text for chunk in process)
+    assert text.startswith("/dev/pts/0\r\n") and "/dev/tty: Input/output error" in text
+    assert "1\r\n2\r\n3\r\n" in text
+    assert "could not read Username for 'https://x': Input/output error" in text
+    assert text.endswith("username=me\r\npassword=me\r\n")

@@ -105,6 +105,10 @@ def test_a_writable_image_is_one_sandboxs_alone_and_kept(
     kept = tmp_path / "kept"
     told = run(images, *of, "--save-snapshot", str(kept), "--", "sh", "-c", script)
     assert told["stdout"] == "changed\ngiven\n", told
+    # Its files of /proc are its own, and no score makes it likelier to be spared than the host is.
+    script = "cd /proc/self; cat oom_score_adj; for to in -1 0; do echo $to >oom_score_adj; done"
+    told = run(images, *of, "--", "sh", "-c", f"{script}; cat oom_score_adj")
+    assert (told["stdout"], told["stderr"].count("Permission denied")) == ("500\n0\n", 1), told
     script = "ls /app; touch /etc/x /y && id -u"
     told = run(images, *of, "--user", "1000", "--", "sh", "-c", script)
     assert (told["stdout"], told["exit_code"]) == ("1000\n", 0), told
