@@ -26,6 +26,8 @@ from agentd.model.errors import SandboxError
 RELAY = processes.MODULE
 # Relays with a hole each, by what it is that they fall over.
 CRASH = "import ctypes; fall = lambda found: ctypes.string_at(0) if found else None; "
+# And one that is at it for long.
+WORK = "import time; fall = lambda found: time.sleep(600) if found else None; "
 REQUEST = b"GET /crash HTTP/1.1\r\nHost: db.internal\r\n\r\n"
 # It awaits no answer.
 ASK = (
@@ -109,6 +111,31 @@ def test_it_loses_its_own_network_alone(
     finally:
         evil.close()
         good.close()
+        served.close()
+
+
+def test_it_keeps_its_network_where_another_killed_what_serves_it() -> None:
+    """As the kernel does that is out of memory, whoever had what there is of it."""
+    patch, attack = HOLES["what is said"]
+    served, busy = Served(echo), Captured()
+    bounds = EgressBounds(hosts=(StaticHost("db.internal", "127.0.0.1", served.port),))
+    table = compile_table(["db.internal:*"], bounds)
+    try:
+        with falling(f"{WORK}{patch}"), relayed() as (keeper, _):
+            admitted = keeper.admit(busy.sockets, table)
+            for _ in range(deaths.MOST_OF_ONE):
+                eventually(lambda: keeper.pid and keeper.confinement)
+                process = keeper._process
+                assert process is not None
+                busy.begin(attack)
+                eventually(lambda mark=process._mark: os.pread(mark, 8, 0) != bytes(8))
+                os.kill(process.pid, signal.SIGKILL)
+                busy.answer()
+                eventually(lambda pid=process.pid: keeper.pid != pid)
+            assert busy.ask("talk('db.internal', 82, b'x')") == "x"
+            admitted.close()
+    finally:
+        busy.close()
         served.close()
 
 

@@ -19,6 +19,7 @@ from agentd.model.errors import InvalidInput, SandboxError
 
 MODULE = "agentd.egress.relay.main"
 _SEND_SECONDS = 20.0
+_END_SECONDS = 1.0
 _NOBODY = 65534
 
 
@@ -50,7 +51,7 @@ class RelayProcess:
         self._user: RelayUser | None = None
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(_SEND_SECONDS)
-        self._mark = -1
+        self._mark, self._killed = -1, False
         try:
             self._mark = os.memfd_create("agentd-mark", os.MFD_CLOEXEC)
             os.ftruncate(self._mark, MARK_BYTES)
@@ -105,9 +106,26 @@ class RelayProcess:
                 return f"{type(error).__name__}: {error}"
 
     def worked_for(self) -> int:
-        """Return the sandbox for which it did something when it ended; 0: nobody, or it says so."""
+        """Return the sandbox for which it did something when it ended; 0: nobody, or it says so.
+
+        Where another killed it, as the kernel does that is out of memory, it is nobody: what each
+        sandbox can have it hold is bounded, and whoever it worked for just then did nothing."""
+        if self._was_killed():
+            return 0
         # Not as memory: who has the file could make it shorter.
         return int.from_bytes(os.pread(self._mark, MARK_BYTES, 0), sys.byteorder)
+
+    def _was_killed(self) -> bool:
+        """By SIGKILL, and not by us. One that is gone and has not ended yet is waited for a little:
+        it may be that it only says so."""
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        if self._killed or not poll.poll(_END_SECONDS * 1000):
+            return False
+        with contextlib.suppress(ChildProcessError):  # it was somebody else's to collect
+            ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
+            return ended is not None and ended.si_status == signal.SIGKILL
+        return False
 
     def shut(self) -> None:
         """Have it end: whoever receives sees that."""
@@ -115,6 +133,7 @@ class RelayProcess:
             self.control.shutdown(socket.SHUT_RDWR)
 
     def kill(self) -> None:
+        self._killed = True
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
