@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from tests.security.daemons import Daemon, Later, running, until
 
 from agentd import Client, InvalidInput, NotFound, Sandbox
+from agentd.client import secrets
 from agentd.client.cli.main import main
 from agentd.daemon.secrets import MAX_FILE
 
@@ -360,6 +362,19 @@ def test_the_sdk_has_the_noun(daemon: Daemon) -> None:
             client.secrets.set("TOKEN", 5)  # type: ignore[arg-type]
 
 
+def test_what_a_command_leaves_behind_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", VALUE)
+    running = tmp_path / "pid"
+    command = f"sleep 1000 & echo $! > {running}; printenv MY_KEY"
+    try:
+        assert secrets.read([f"T=command:{command}@api.example.com"])[0].value == VALUE
+        os.kill(int(running.read_text()), 0)
+    finally:
+        os.kill(int(running.read_text()), signal.SIGKILL)
+
+
 def test_without_a_daemon_values_are_of_the_environment_files_and_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: "pytest.CaptureFixture[bytes]"
 ) -> None:
@@ -380,6 +395,7 @@ def test_without_a_daemon_values_are_of_the_environment_files_and_commands(
         (["T=file:/nowhere@api.example.com"], "cannot be read"),
         (["T=command:exit 3@api.example.com"], "exit code 3"),
         (["T=command:printf 'a\\nb of two lines'@api.example.com"], "no header"),
+        (["T=command:yes; exit 3@api.example.com"], "more than 8192 bytes"),
     ):
         with pytest.raises((InvalidInput, NotFound), match=words):
             Sandbox.create(embedded=True, secrets=asked)

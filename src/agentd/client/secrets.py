@@ -1,7 +1,9 @@
 """The caller's own side of secrets: values of its environment, its files and its commands."""
 
 import os
+import select
 import subprocess
+import time
 
 from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.secret import (
@@ -17,6 +19,8 @@ from agentd.model.secret import (
 from agentd.model.typed import like
 
 _COMMAND_SECONDS = 60.0  # it may ask a person, or a service far away
+_LOOK_MS = 50  # how often it is looked at whether a command that says nothing has ended
+_MOST = MAX_VALUE + 2  # bytes of a value with the end of its line
 
 
 def read(secrets: SecretOption) -> tuple[Secret, ...]:
@@ -85,7 +89,7 @@ def line(data: bytes, name: str) -> str:
 def _from_file(name: str, path: str) -> str:
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_VALUE + 3)
+            data = file.read(_MOST + 1)
     except OSError as error:
         raise InvalidInput(
             f"secret {name}: {path} cannot be read: {error.strerror}",
@@ -98,9 +102,13 @@ def _from_command(name: str, command: str) -> str:
     fix = "give one that prints the value and ends with exit code 0"
     try:
         # Its questions and complaints are for whoever sits there; its output is for nobody.
-        done = subprocess.run(  # noqa: S602  (the caller's own command)
-            command, shell=True, stdout=subprocess.PIPE, timeout=_COMMAND_SECONDS, check=False
-        )
+        with subprocess.Popen(  # noqa: S602  (the caller's own command)
+            command, shell=True, stdout=subprocess.PIPE
+        ) as process:
+            try:
+                data = _printed(process)
+            finally:
+                process.kill()  # where it has not ended
     except subprocess.TimeoutExpired:
         raise InvalidInput(
             f"secret {name}: its command took more than {_COMMAND_SECONDS:g} s", remediation=fix
@@ -109,7 +117,30 @@ def _from_command(name: str, command: str) -> str:
         raise InvalidInput(
             f"secret {name}: its command cannot be run", cause=str(error), remediation=fix
         ) from None
-    if done.returncode:
-        how = f"ended with exit code {done.returncode}"
+    if process.returncode and len(data) <= _MOST:
+        how = f"ended with exit code {process.returncode}"
         raise InvalidInput(f"secret {name}: its command {how}", remediation=fix)
-    return line(done.stdout, name)
+    return line(data, name)
+
+
+def _printed(process: "subprocess.Popen[bytes]") -> bytes:
+    """Return what it prints until it ends, or more than a value has. What it leaves behind may hold
+    its output open, and is not waited for. Raises TimeoutExpired."""
+    pipe = -1 if process.stdout is None else process.stdout.fileno()
+    poller = select.poll()
+    poller.register(pipe, select.POLLIN)
+    until = time.monotonic() + _COMMAND_SECONDS
+    data = b""
+    while len(data) <= _MOST:
+        has_ended = process.poll() is not None
+        if poller.poll(0 if has_ended else _LOOK_MS):
+            piece = os.read(pipe, _MOST)
+            if not piece:
+                process.wait(max(0.0, until - time.monotonic()))
+                break
+            data += piece
+        elif has_ended:
+            break
+        if time.monotonic() > until:
+            raise subprocess.TimeoutExpired(process.args, _COMMAND_SECONDS)
+    return data
