@@ -148,6 +148,22 @@ def test_a_link_falls_with_the_key_that_made_it(daemon: Daemon) -> None:
     daemon.ask("DELETE", f"/v1/sandboxes/{box}")
 
 
+def test_what_was_opened_by_a_link_ends_with_it(daemon: Daemon) -> None:
+    with (
+        Sandbox.create(url=daemon.url) as sandbox,
+        sandbox.start(["python3", "-c", SERVER], stdin=True) as server,
+    ):
+        assert next(iter(server)).data == b"up\n"
+        link = sandbox.ports.link(8080, ttl="2s")
+        with opened(link.url + "/stream") as stream:
+            assert stream.readline() == b"/stream\n"
+            with contextlib.suppress(http.client.HTTPException, ConnectionError):
+                stream.read()  # until it is cut off
+        assert status(link.url) == 401
+        with opened(sandbox.ports.link(8080).url) as still_there:
+            assert still_there.status == 200
+
+
 def test_more_than_is_allowed_is_refused(daemon: Daemon) -> None:
     with Sandbox.create(url=daemon.url) as sandbox:
         with pytest.raises(Refused, match="1d at most"):
@@ -219,3 +235,28 @@ def test_below_a_name_of_ones_own() -> None:
             assert sent_on.headers["Set-Cookie"].endswith("; Secure")
         with pytest.raises(Refused, match="2h at most"):
             sandbox.ports.link(80, ttl="3h")
+
+
+def test_a_siblings_page_takes_nobodys_link_away() -> None:
+    """In the clear it can set the link's cookie for all below the operator's name."""
+    with (
+        running(_TCP + '[ports]\nurl = "http://ports.example.org"\n') as made,
+        Sandbox.create(url=made.url) as sandbox,
+        sandbox.start(["python3", "-c", SERVER], stdin=True) as server,
+    ):
+        assert next(iter(server)).data == b"up\n"
+        own, other = (sandbox.ports.link(port).url.rpartition("/")[2] for port in (8080, 8081))
+        number = re.findall(r"127\.0\.0\.1:([0-9]+)", made.log.decode())[0]
+        here = f"http://127.0.0.1:{number}/"
+
+        def asked(cookie: str) -> tuple[int, str]:
+            host = {"Host": f"8080-{sandbox.id}.ports.example.org", "Cookie": cookie}
+            with opened(here, host) as answer:
+                return answer.status, answer.read().decode()
+
+        for set_ in ("garbage", other, ""):
+            for cookie in (f"agentd-link={set_}; agentd-link={own}; theirs=1",
+                           f"agentd-link={own}; theirs=1; agentd-link={set_}"):  # fmt: skip
+                code, seen = asked(cookie)
+                assert code == 200 and "\ncookie: theirs=1\n" in seen, seen
+        assert asked(f"agentd-link={other}; agentd-link=garbage")[0] == 401

@@ -9,6 +9,7 @@ from agentd.daemon.config.schema import Config
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.service import DaemonService
 from agentd.model.credential import Credential
+from agentd.model.principal import Principal
 from agentd.serve import authentication
 
 
@@ -43,7 +44,9 @@ class Gatekeeper:
 
     @observed("follow_link")
     def follow(self, token: str, sandbox: str, port: int) -> DaemonService:
-        again = self._daemon.links.maker(token, sandbox, port)
+        def again() -> Principal:
+            return self._daemon.links.maker(token, sandbox, port)()
+
         who = again()
         self._daemon.ledger.request(who.name)
-        return self._daemon.of(who, again)
+        return self._daemon.of(who, again)  # a stream ends with the link, as with its maker's key

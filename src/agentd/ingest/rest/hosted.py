@@ -4,6 +4,7 @@ A browser sends no API key. It comes with a link, ``/.agentd/TOKEN/...``, and is
 cookie for that host alone, which neither the server inside nor its pages ever see.
 """
 
+import contextlib
 import re
 from typing import Any
 
@@ -16,6 +17,7 @@ from agentd.ingest.web.sites import check_same_site
 from agentd.model.answer import Answer
 from agentd.model.door import DoorService
 from agentd.model.errors import GuestError, OperationFailed, Unauthenticated
+from agentd.model.gatekeeper import Gatekeeper
 from agentd.model.port import LINK_PATH, PortDomain, PortHost
 
 _LINK = re.compile(re.escape(LINK_PATH.encode()) + rb"([A-Za-z0-9_-]{1,128})(?=/|\Z)")
@@ -45,12 +47,13 @@ class HostTarget(Target):
     def cookie_name(self) -> bytes:
         return _SECURE if self.secure else _PLAIN
 
-    def cookie(self, scope: Any) -> str | None:
-        """The token in the visitor's cookie."""
-        for name, value in _pairs(v for n, v in scope["headers"] if n == b"cookie"):
-            if name == self.cookie_name:
-                return value.decode("latin-1")
-        return None
+    def tokens(self, scope: Any) -> list[str]:
+        """The link's, or those in the visitor's cookies of its name: in the clear, a page of
+        another port may have set some for all below the operator's name (``Domain``)."""
+        if self.token is not None:
+            return [self.token]
+        pairs = _pairs(v for n, v in scope["headers"] if n == b"cookie")
+        return [value.decode("latin-1") for name, value in pairs if name == self.cookie_name]
 
     def host(self, given: bytes) -> bytes:
         return given
@@ -114,21 +117,29 @@ async def forward_websocket(socket: Socket, host: PortHost, domain: PortDomain) 
 async def _service(request: Exchange | Socket, target: HostTarget) -> DoorService:
     """Raises Unauthenticated, Forbidden for a page of another site that asks."""
     scope, link = request.scope, request.link
-    token = target.token or target.cookie(scope)
+    tokens = target.tokens(scope)
     known = link.is_unix or link.credential.certificate is not None
     named = any(name in CREDENTIALS for name, _ in scope["headers"])
-    if target.token is None and (token is not None or not named):
+    if target.token is None and (tokens or not named):
         check_same_site(scope)  # a cookie and a connection say nothing of who wrote the request
-    if token is not None:
+    if tokens:
         target.by_link = True
-        follow = request.door.gatekeeper.follow
-        return await request.prove(lambda: follow(token, target.id, target.port), quick=False)
+        gatekeeper = request.door.gatekeeper
+        return await request.prove(lambda: _follow(gatekeeper, tokens, target), quick=False)
     if not (known or named):
         raise Unauthenticated(
             "this is a port of a sandbox, and nothing says that you may use it",
             remediation="open it by a link: agentd port ID PORT --link",
         )
     return await request.authenticate()
+
+
+def _follow(gatekeeper: Gatekeeper, tokens: list[str], target: HostTarget) -> DoorService:
+    """Raises what the last of them is refused with."""
+    for token in tokens[:-1]:
+        with contextlib.suppress(Unauthenticated):
+            return gatekeeper.follow(token, target.id, target.port)
+    return gatekeeper.follow(tokens[-1], target.id, target.port)
 
 
 def _shows_pages(exchange: Exchange) -> bool:
