@@ -1,5 +1,5 @@
-"""How names of rules are found by resolvers that are not glibc's: musl's, and c-ares' in Node. Go's
-own is asked by make test-clients."""
+"""How names of rules are found by resolvers: glibc's, musl's, and c-ares' in Node. Go's own is
+asked by make test-clients."""
 
 import json
 import subprocess
@@ -69,3 +69,30 @@ def test_c_ares_finds_addresses_and_no_other_records(daemon: Daemon) -> None:
         }  # fmt: skip
         found = json.loads(box.run(["node", "-e", _NODE, "no.internal"], check=True).text)
         assert set(found.values()) == {"ENOTFOUND"}
+
+
+_GLIBC = """
+import socket
+def found(family, flags):
+    try:
+        return [each[0].name for each in socket.getaddrinfo("db.internal", 1, family, 1, 0, flags)]
+    except OSError as error:
+        return error.strerror
+for family in (socket.AF_UNSPEC, socket.AF_INET, socket.AF_INET6):
+    print(found(family, 0), found(family, socket.AI_ADDRCONFIG))
+"""
+
+
+def test_glibc_finds_addresses_by_udp_alone(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url, net=["db.internal:5432"]) as box:
+        both, v4, v6 = box.run(["python3", "-c", _GLIBC], check=True).text.splitlines()
+        assert both in (
+            "['AF_INET', 'AF_INET6'] ['AF_INET']",
+            "['AF_INET6', 'AF_INET'] ['AF_INET']",
+        )
+        assert v4 == "['AF_INET'] ['AF_INET']"
+        # lo has no other address of IPv6 than its own: with one each name would be asked for twice.
+        assert v6.startswith("['AF_INET6'] ") and "'AF_INET6'" not in v6.split(maxsplit=1)[1]
+        script = ["python3", "-c", _GLIBC]
+        by_tcp = box.run(script, env={"RES_OPTIONS": "use-vc"}, check=True).text
+        assert "AF_" not in by_tcp, by_tcp

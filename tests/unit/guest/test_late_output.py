@@ -108,6 +108,13 @@ def test_what_is_written_after_the_exit_arrives(
         assert time.monotonic() < deadline, found[stream][-100:]
 
 
+def test_the_time_begins_when_the_agent_has_seen_the_exit(ask: Ask) -> None:
+    """It stands still meanwhile, as on a machine that gives it no processor."""
+    script = "kill -STOP $PPID; (sleep 0.5; echo late; kill -CONT $PPID) & echo early"
+    found = ask("sh", "-c", script)
+    assert (found["stdout"], found["truncated"]) == (b"early\nlate\n", False)
+
+
 @pytest.mark.parametrize(
     "command",
     [
