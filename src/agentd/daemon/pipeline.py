@@ -61,11 +61,20 @@ class Pipeline:
 
         Raises Refused, InvalidInput and SandboxError; nothing is left behind then.
         """
-        return self.build(self.admit(who, spec), snapshot, values)
+        return self.build(self.admit(who, spec, restored=snapshot is not None), snapshot, values)
 
-    def admit(self, who: Principal, spec: SandboxSpec, labels: Labels = _NO_LABELS) -> SandboxSpec:
-        """Return the spec as it may be built."""
-        return spec if self.gate is None else self.gate.sandbox(who, spec, labels)
+    def admit(
+        self,
+        who: Principal,
+        spec: SandboxSpec,
+        labels: Labels = _NO_LABELS,
+        *,
+        restored: bool = False,
+    ) -> SandboxSpec:
+        """Return the spec as it may be built, of a snapshot where it is ``restored``."""
+        if self.gate is None:
+            return spec
+        return self.gate.sandbox(who, spec, labels, restored=restored)
 
     def build(
         self,

@@ -179,6 +179,7 @@ def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> Sandb
         backend=asked.backend,
         egress=egress,
         secrets=secrets,
+        template="",  # its network and variables may be others than that says
         env={**kept.env, **asked.env},
         limits=msgspec.structs.replace(kept.limits, **chosen),
     )

@@ -16,6 +16,7 @@ import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 import msgspec
 
@@ -23,17 +24,21 @@ from agentd._version import __version__
 from agentd.linux import paths
 from agentd.model import typed
 from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
+from agentd.model.limits import said
 from agentd.model.mount import Mount, MountMode
 from agentd.model.packages import PLACE
 from agentd.model.snapshot import FORMAT, SnapshotManifest, StateFile
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.model.system import os_errors_as
 from agentd.sandbox import sparse
+from agentd.sandbox.backends.limits import usual
 
 MANIFEST = "manifest.json"
 STATE = "state"
 MAX_FILES = 64
 MAX_MANIFEST = 1 << 20
+# Of a machine; what is missing is a command's, or the relay's.
+_LIMITS = ("memory", "cpus", "pids", "disk", "open_files")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -195,26 +200,28 @@ def check_spec(asked: SandboxSpec, kept: SandboxSpec) -> None:
     """Raises Refused unless both describe the same machine.
 
     Each sandbox may choose what the machine does not know of: the variables of its commands, the
-    bounds of their time and output, and the rules of its network. An image's user may be named, or
-    left to the image, which is the same one.
+    bounds of their time and output, the rules of its network and how much that moves. An image's
+    user may be named, or left to the image, which is the same one.
     """
     if kept.user is None and kept.image != DEFAULT_IMAGE:
         asked = msgspec.structs.replace(asked, user=None)
-    for name in SandboxSpec.__struct_fields__:
-        if _machine(asked)[name] != _machine(kept)[name]:
+    wanted, has = _machine(asked), _machine(kept)
+    for name in has:
+        if wanted[name] != has[name]:
+            value = said(name, has[name]) if name in _LIMITS else has[name]
             raise Refused(
-                f"{name} differs from the snapshot's: {_machine(kept)[name]}",
+                f"{name} differs from the snapshot's: {value}",
                 remediation=f"leave {name} to the snapshot",
             )
 
 
-def _machine(spec: SandboxSpec) -> dict[str, object]:
+def _machine(spec: SandboxSpec) -> dict[str, Any]:
     fields = msgspec.structs.asdict(spec)
     # That it is the same image is checked as it is opened.
-    fields |= {"isolation": None, "backend": None, "env": None, "image_digest": None}
+    fields |= dict.fromkeys(("isolation", "backend", "env", "image_digest", "template", "limits"))
     fields |= {"egress": None, "egress_bounds": None}  # the relay's to know
-    fields["limits"] = msgspec.structs.replace(spec.limits, output=None, timeout=None)
-    return fields
+    limits = usual(spec.limits)
+    return fields | {name: getattr(limits, name) for name in _LIMITS}
 
 
 def _packages(mount: Mount, path: str) -> Mount:

@@ -182,10 +182,10 @@ def test_a_damaged_snapshot_builds_nothing(manager, handle, backend):
 
 def test_another_machine_than_the_one_that_was_kept_is_refused(manager, handle, backend):
     snapshot = manager.snapshot(handle)
-    with pytest.raises(Refused, match="limits differs from the snapshot's"):
-        manager.restore(SandboxSpec(limits=Limits(memory=1 << 30)), snapshot)
-    with pytest.raises(Refused, match="limits differs"):
-        manager.fork(handle, [SandboxSpec(limits=Limits(memory=1 << 30))])
+    with pytest.raises(Refused, match="memory differs from the snapshot's"):
+        manager.restore(SandboxSpec(limits=Limits(memory=2 << 30)), snapshot)
+    with pytest.raises(Refused, match="memory differs"):
+        manager.fork(handle, [SandboxSpec(limits=Limits(memory=2 << 30))])
     assert len(backend.walls) == 1
 
 

@@ -186,7 +186,7 @@ def test_what_a_machine_does_not_know_of_may_differ(fields):
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"limits": Limits(memory=128 << 20)}, "limits"),
+        ({"limits": Limits(memory=128 << 20)}, "memory"),
         ({"net": "host"}, "net"),
         ({"image": "other"}, "image"),
         ({"user": "0"}, "user"),

@@ -119,11 +119,14 @@ class Gate:
         act = msgspec.structs.replace(acts.command(who, Place.of(handle), request), request=id_)
         return Admission(self._records, act, _BEFORE, began, ran(handle), ended=ended)
 
-    def sandbox(self, who: Principal, spec: SandboxSpec, labels: Labels) -> SandboxSpec:
-        """A new one as it may be built. Raises Refused."""
+    def sandbox(
+        self, who: Principal, spec: SandboxSpec, labels: Labels, *, restored: bool = False
+    ) -> SandboxSpec:
+        """A new one as it may be built, ``restored`` of a snapshot or not. Raises Refused."""
         admission = self.open(acts.creation(who, spec, labels), lasting=False)
         with admission.obliging() as obligations:
-            return oblige.new_sandbox(spec, obligations)
+            within = oblige.restored_sandbox if restored else oblige.new_sandbox
+            return within(spec, obligations)
 
     def ahead(self, spec: SandboxSpec) -> SandboxSpec:
         """``spec`` as the policy has it built for an ordinary caller; as it is where that one may

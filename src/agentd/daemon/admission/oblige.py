@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -17,6 +17,7 @@ from agentd.sandbox.backends.limits import with_defaults
 N = TypeVar("N", int, float)
 # Of one command; the others are of a whole sandbox.
 _PER_COMMAND = ("timeout", "output")
+_OF_NETWORK = ("net_bytes", "net_rate")
 
 
 def new_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
@@ -35,6 +36,17 @@ def new_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
     level = max(spec.isolation, obligations.level or IsolationLevel.NONE)
     return msgspec.structs.replace(
         spec, isolation=level, limits=within(spec.limits, obligations.limits)
+    )
+
+
+def restored_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
+    """``new_sandbox`` of a snapshot, whose machine is as it was kept: no limit of that is lowered.
+
+    Raises PolicyDenied also where it has more than there may be.
+    """
+    _check_limits(exceeded(spec.limits, obligations.limits, network=False), "snapshot")
+    return msgspec.structs.replace(
+        new_sandbox(spec, obligations), limits=lowered(spec.limits, obligations.limits)
     )
 
 
@@ -60,16 +72,18 @@ def existing_sandbox(spec: SandboxSpec, level: IsolationLevel, obligations: Obli
             cause=f"the sandbox has {level.label}",
             remediation=f"create one with isolation {obligations.level.label!r}",
         )
-    held = msgspec.structs.asdict(spec.limits)
-    for name, most in msgspec.structs.asdict(obligations.limits).items():
-        if name in _PER_COMMAND or most is None:
-            continue
-        if held[name] is None or held[name] > most:
-            raise PolicyDenied(
-                f"the policy wants {name} of at most {said(name, most)}",
-                cause=f"the sandbox has {said(name, held[name])}",
-                remediation=f"create one with {name} of at most {said(name, most)}",
-            )
+    over = exceeded(spec.limits, obligations.limits, network=spec.net != "none")
+    _check_limits(over, "sandbox")
+
+
+def _check_limits(over: "Iterator[Exceeded]", what: str) -> None:
+    for limit in over:
+        most = said(limit.name, limit.most)
+        raise PolicyDenied(
+            f"the policy wants {limit.name} of at most {most}",
+            cause=f"the {what} has {said(limit.name, limit.held)}",
+            remediation=f"create one with {limit.name} of at most {most}",
+        )
 
 
 def both(one: Obligations, other: Obligations) -> Obligations:
@@ -118,6 +132,33 @@ def within(asked: Limits, most: Limits) -> Limits:
         if bound is not None:
             held[name] = least(usual[name] if held[name] is None else held[name], bound)
     return Limits(**held)
+
+
+class Exceeded(NamedTuple):
+    """A limit of a sandbox, None where it has none, and the most that it may be."""
+
+    name: str
+    held: float | None
+    most: float
+
+
+def exceeded(held: Limits, most: Limits, *, network: bool) -> Iterator[Exceeded]:
+    """Yield each limit of a whole sandbox, its ``network``'s among them or not, that is above
+    ``most``. What was not asked for is as usual."""
+    usual = msgspec.structs.asdict(limits.usual(held))
+    for name in _PER_COMMAND if network else (*_PER_COMMAND, *_OF_NETWORK):
+        del usual[name]
+    for name, value in usual.items():
+        bound = getattr(most, name)
+        if bound is not None and (value is None or value > bound):
+            yield Exceeded(name, value, bound)
+
+
+def lowered(held: Limits, most: Limits) -> Limits:
+    """Lower what is no machine's: the bounds of a command, and of what a network moves."""
+    names = (*_PER_COMMAND, *_OF_NETWORK)
+    chosen = {name: least(getattr(held, name), getattr(most, name)) for name in names}
+    return msgspec.structs.replace(held, **chosen)
 
 
 def least(asked: N | None, most: N | None) -> N | None:

@@ -63,23 +63,24 @@ def restored_spec(
     if body.net == kept.net:
         wanted["net"] = None
     spec = _allowed(who, options.restored_spec(kept, **wanted), config.sandbox)
-    machine = msgspec.structs.replace(kept.limits, timeout=None, output=None)
-    bounded(machine, config.limits)  # those of a machine that is kept cannot be lowered
+    _check_kept(kept.limits, config)
     if spec.packages:
         _fetched(who, spec, config)  # what they take is asked for anew, as all of it is
     judged = _judged(who, spec.mounts, config)
     spec = msgspec.structs.replace(resolved(spec, kept=True), mounts=judged)
     spec = _granted(spec, config)
     asked = Limits(timeout=spec.limits.timeout, output=spec.limits.output)
-    held = bounded(asked, config.limits)
-    limits = msgspec.structs.replace(
-        spec.limits,
-        timeout=held.timeout,
-        output=held.output,
-        net_bytes=oblige.least(spec.limits.net_bytes, held.net_bytes),
-        net_rate=oblige.least(spec.limits.net_rate, held.net_rate),
-    )
+    limits = oblige.lowered(spec.limits, bounded(asked, config.limits))
     return msgspec.structs.replace(spec, limits=limits)
+
+
+def _check_kept(kept: Limits, config: Config) -> None:
+    """Raises Refused for more than is allowed: what a machine is kept with cannot be lowered."""
+    for name, held, bound in oblige.exceeded(kept, config.limits.max.limits(), network=False):
+        raise Refused(
+            f"{name} of {said(name, held)} is more than the {said(name, bound)} allowed here",
+            remediation="create one with less, or have limits.max raised",
+        )
 
 
 def _allowed(who: Principal, spec: SandboxSpec, rules: SandboxSettings) -> SandboxSpec:
@@ -96,13 +97,15 @@ def _allowed(who: Principal, spec: SandboxSpec, rules: SandboxSettings) -> Sandb
 
 
 def forked_spec(who: Principal, spec: SandboxSpec, config: Config) -> SandboxSpec:
-    """Return the spec of a sandbox's forks: its network and the host's folders are asked for anew.
-    Raises Refused and Forbidden."""
-    _check_network(spec, config.sandbox)
-    _check_scopes(who, spec)
+    """Return the spec of a sandbox's forks: what it has is asked for anew, as of a snapshot; what a
+    command, and a network, may take is lowered to what is allowed. Raises Refused and Forbidden."""
+    spec = _allowed(who, spec, config.sandbox)
+    _check_kept(spec.limits, config)
     if spec.packages:
         _fetched(who, spec, config)
-    return _granted(spec, config)
+    spec = _granted(spec, config)
+    limits = oblige.lowered(spec.limits, config.limits.max.limits())
+    return msgspec.structs.replace(spec, limits=limits)
 
 
 def _check_network(spec: SandboxSpec, rules: SandboxSettings) -> None:

@@ -102,7 +102,8 @@ class Sandboxes(Changing, Pauses, Adoption):
         checked = check_labels(labels or {})
         self._admit()
         asked = spec.isolation
-        spec = spec if admitted else self._pipeline.admit(principal, spec, checked)
+        if not admitted:
+            spec = self._pipeline.admit(principal, spec, checked, restored=snapshot is not None)
         self._ledger.take(principal.name, spec.limits, wait=wait)
         begun = time.monotonic()
         try:

@@ -81,8 +81,9 @@ class Repeats:
         if given_secrets.takes_stored(spec, body.secrets):
             who.require("secrets")
         act = acts.creation(who, spec, check_labels(body.labels))
+        within = oblige.new_sandbox if body.snapshot is None else oblige.restored_sandbox
         with self._gate.reopen(act, approved).obliging() as obligations:
-            return oblige.new_sandbox(spec, obligations)
+            return within(spec, obligations)
 
     def _command(self, who: Principal, place: Place, body: ExecBody, approved: Approved) -> None:
         request = request_of(body, body.stdin_open or bool(body.stdin))

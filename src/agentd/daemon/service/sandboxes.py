@@ -121,7 +121,8 @@ class DaemonSandboxes(Noun):
     @observed("fork")
     def fork(self, id: str, count: int = 1) -> tuple[SandboxView, ...]:
         live = self._live(scope_of(acts.FORK), id)
-        spec = bodies.forked_spec(self._who, live.handle.spec, self._parts.config())
+        has = msgspec.structs.replace(live.handle.spec, backend=live.handle.backend)
+        spec = bodies.forked_spec(self._who, has, self._parts.config())
         values = given_secrets.stored_values(spec, self._stored)
         made = self._parts.sandboxes.fork(self._who, live, count, spec, values)
         return tuple(copy.view() for copy in made)
