@@ -10,7 +10,6 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self
 
 from agentd.guest.operation import RequestError
@@ -59,12 +58,7 @@ class Stage:
             ) from None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             _remove(self._parent, self._folder, self.fd)
         finally:

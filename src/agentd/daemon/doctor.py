@@ -3,12 +3,11 @@
 import contextlib
 import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from agentd.daemon.outlook import Outlook, outlook
-from agentd.linux import probe
+from agentd.linux import probe, programs
 from agentd.model.availability import Availability, Blocker
 from agentd.model.errors import AgentdError
 from agentd.model.isolation import IsolationLevel
@@ -219,17 +218,11 @@ def _version(program: str) -> str:
     if path is None:
         return ""
     try:
-        done = subprocess.run(
-            [path, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_VERSION_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        said = programs.ask([path, "--version"], _VERSION_SECONDS)
+    except OSError as error:
         return f"{path}: {error}"
-    line = (done.stdout or done.stderr).decode(errors="replace").partition("\n")[0]
-    return f"{path}: {safe_text(line) or f'exit code {done.returncode}'}"
+    line = (said.out or said.err).partition("\n")[0]
+    return f"{path}: {safe_text(line) or f'exit code {said.code}'}"
 
 
 def _examine(name: str) -> Finding:

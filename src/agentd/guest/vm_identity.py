@@ -6,7 +6,6 @@ the agent's usual self, and it is root for as long as a block that says so.
 """
 
 import ctypes
-from types import TracebackType
 
 from agentd.guest.oom import SpawnContext
 
@@ -31,12 +30,7 @@ class Identity:
         if self._depth == 1:
             _set(0)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if not self._depth:
             _set(self.user)

@@ -7,12 +7,11 @@ FOLDER/.apt/   lists, sources and configuration of that one: nothing of this mac
 import contextlib
 import os
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 
 from agentd.image import distribution, store
-from agentd.linux import locks
+from agentd.linux import locks, programs
 from agentd.linux.replacing import replacing
 from agentd.model.errors import InvalidInput, Unavailable
 
@@ -151,17 +150,9 @@ def _configuration(folder: str) -> str:
 
 def _reaching() -> list[str]:
     """Lines of the machine's own configuration: proxies, certificates, time limits."""
-    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-        done = subprocess.run(
-            ["apt-config", "dump", "Acquire"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-        )
-        lines = done.stdout.splitlines(keepends=True)
+    with contextlib.suppress(OSError):
+        dumped = programs.ask(["apt-config", "dump", "Acquire"], _SECONDS).out
+        lines = dumped.splitlines(keepends=True)
         return [line for line in lines if re.match(r"Acquire::(https?|ftp)::", line)]
     return []
 

@@ -5,9 +5,9 @@ Its loader and libraries come from the same packages, so the host's Python and l
 
 import json
 import os
-import subprocess
 import tempfile
 
+from agentd.linux import programs
 from agentd.model.errors import Unavailable
 
 _SECONDS = 600
@@ -68,31 +68,25 @@ class Python:
         libraries = os.path.join(self._tree, "usr/lib/x86_64-linux-gnu")
         loader = os.path.join(libraries, "ld-linux-x86-64.so.2")
         program = os.path.join(self._tree, f"usr/bin/python{self._version}")
-        environment = {
+        argv = [loader, "--library-path", libraries, program, "-S", "-s", *words]
+        env = {
             "PYTHONHOME": os.path.join(self._tree, "usr"),
             "PYTHONHASHSEED": "0",
             "PYTHONDONTWRITEBYTECODE": "1",
             "LC_ALL": "C.UTF-8",
         }
         try:
-            done = subprocess.run(
-                [loader, "--library-path", libraries, program, "-S", "-s", *words],
-                cwd="/",
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            reason = getattr(error, "stderr", None) or str(error)
+            said = programs.ask(argv, _SECONDS, env=env, cwd="/")
+            reason = (said.err or f"exit code {said.code}") if said.code else ""
+        except OSError as error:
+            reason = str(error)
+        if reason:
             raise Unavailable(
                 "the guest's Python does not run on this machine",
                 cause=reason.strip()[-400:],
                 remediation="build on an x86-64 machine, with a writable and executable /tmp",
-            ) from error
-        return done.stdout
+            )
+        return said.out
 
 
 def _read(path: str) -> bytes:

@@ -7,12 +7,12 @@ filled by debugfs(8), of the same package.
 import io
 import os
 import shutil
-import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator
 
 from agentd.image.tree import ImageTree, TreeEntry
+from agentd.linux import programs
 
 _SECONDS = 300
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"
@@ -58,13 +58,13 @@ def _filled(empty: list[str], size: int, tree: ImageTree, path: str) -> str:
             image.truncate(size)
         for argv in (empty, ["debugfs", "-w", "-f", script, path]):
             try:
-                done = _run(argv, _TIMES)
-            except subprocess.TimeoutExpired:
+                said = _run(argv, _TIMES)
+            except TimeoutError:
                 return f"{argv[0]} took more than {_SECONDS} s"
             # debugfs goes on after an error, and ends with 0; its first line is its version.
-            said = [line for line in done.stderr.splitlines() if not line.startswith("debugfs 1")]
-            if done.returncode or said:
-                return f"{argv[0]} failed: {' '.join(said)[:300]}"
+            wrong = [line for line in said.err.splitlines() if not line.startswith("debugfs 1")]
+            if said.code or wrong:
+                return f"{argv[0]} failed: {' '.join(wrong)[:300]}"
     return ""
 
 
@@ -112,9 +112,9 @@ def takes_tar() -> bool:
     """False for an mkfs.erofs that does not know the option, such as Debian 12's."""
     if shutil.which("mkfs.erofs", path=_PATH) is None:
         return True  # and _make says what is missing
-    done = _run(["mkfs.erofs", "--help"], {})
-    said = done.stdout + done.stderr
-    return "--tar" in said or "sage:" not in said
+    said = _run(["mkfs.erofs", "--help"], {})
+    text = said.out + said.err
+    return "--tar" in text or "sage:" not in text
 
 
 def tar(tree: ImageTree) -> bytes:
@@ -148,27 +148,18 @@ def _make(argv: list[str], package: str, archive: bytes, path: str, extra: dict[
     try:
         with open(source, "wb") as file:
             file.write(archive)
-        done = _run(argv, extra)
-    except subprocess.TimeoutExpired:
+        said = _run(argv, extra)
+    except TimeoutError:
         return _without(path, f"no {name}: {argv[0]} took more than {_SECONDS} s")
     finally:
         os.unlink(source)
-    if done.returncode != 0:
-        return _without(path, f"no {name}: {argv[0]} failed: {done.stderr.strip()[-300:]}")
+    if said.code != 0:
+        return _without(path, f"no {name}: {argv[0]} failed: {said.err.strip()[-300:]}")
     return ""
 
 
-def _run(argv: list[str], extra: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        argv,
-        env={"PATH": _PATH, "LC_ALL": "C", **extra},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=_SECONDS,
-        check=False,
-    )
+def _run(argv: list[str], extra: dict[str, str]) -> programs.Said:
+    return programs.ask(argv, _SECONDS, env={"PATH": _PATH, "LC_ALL": "C", **extra})
 
 
 def _without(path: str, reason: str) -> str:

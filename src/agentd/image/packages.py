@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from agentd.image import apt, distribution
 from agentd.image.digest import of_file
 from agentd.image.distribution import ELSEWHERE
 from agentd.image.merged import is_merged, merge
+from agentd.linux import programs
 from agentd.model.errors import Unavailable
 
 _SECONDS = 600
@@ -225,22 +225,13 @@ def _run(argv: list[str], folder: str, *, check: bool = True) -> str:
             f"this machine's packages; or {ELSEWHERE}",
         )
     shown = " ".join(argv[:3])
+    env = {**os.environ, "LC_ALL": "C", **apt.variables()}
     try:
-        done = subprocess.run(
-            argv,
-            cwd=folder,
-            env={**os.environ, "LC_ALL": "C", **apt.variables()},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        said = programs.ask(argv, _SECONDS, env=env, cwd=folder)
+    except TimeoutError:
         raise Unavailable(f"{shown} took more than {_SECONDS} s", remediation=apt.fix()) from None
-    if check and done.returncode != 0:
-        errors = [line for line in done.stderr.splitlines() if line.startswith("E:")]
-        reason = "; ".join(errors) or done.stderr.strip()[-400:]
+    if check and said.code != 0:
+        errors = [line for line in said.err.splitlines() if line.startswith("E:")]
+        reason = "; ".join(errors) or said.err.strip()[-400:]
         raise Unavailable(f"{shown} failed", cause=reason, remediation=apt.fix())
-    return done.stdout
+    return said.out

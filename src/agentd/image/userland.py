@@ -2,12 +2,12 @@
 
 import os
 import re
-import subprocess
 from collections.abc import Callable
 from fnmatch import fnmatch
 
 from agentd.image.compiler import Python
 from agentd.image.tree import ImageTree
+from agentd.linux import programs
 from agentd.model.errors import Unavailable
 
 AGENT = "/usr/lib/agentd"
@@ -60,17 +60,12 @@ def busybox(tree: str) -> ImageTree:
     made, program = ImageTree(), os.path.join(tree, "usr/bin/busybox")
     made.copy(program, "/usr/bin/busybox")
     try:
-        listing = subprocess.run(
-            [program, "--list-full"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
+        said = programs.ask([program, "--list-full"], 30)
+    except OSError as error:
         raise Unavailable(f"{program} does not run: {error}") from error
-    for path in listing.split():
+    if said.code:
+        raise Unavailable(f"{program} does not run: exit code {said.code}")
+    for path in said.out.split():
         place = "/" + (path if path.startswith("usr/") else f"usr/{path}")
         if place not in ("/usr/bin/busybox", "/usr/linuxrc"):
             made.link(place, "/usr/bin/busybox")

@@ -11,9 +11,8 @@ import os
 import re
 import shutil
 import struct
-import subprocess
 
-from agentd.linux import abi
+from agentd.linux import abi, programs
 from agentd.linux.kernel import KERNEL
 
 KIND = "ext4"
@@ -69,16 +68,10 @@ def make(image: str, size: int, owner: int) -> None:
         os.close(fd)
     options = f"root_owner={owner}:{owner},nodiscard,lazy_itable_init=0,lazy_journal_init=0"
     argv = [program() or "mke2fs", "-q", "-F", "-t", KIND, "-m", "0", "-b", str(_BLOCK)]
-    done = subprocess.run(
-        [*argv, "-E", options, "--", image],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env={"LANG": "C.UTF-8"},
-        check=False,
-    )
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()[-_MOST:]
-        raise OSError(errno.EIO, f"mke2fs: {said or done.returncode}", image)
+    said = programs.ask([*argv, "-E", options, "--", image], None, env={"LANG": "C.UTF-8"})
+    if said.code:
+        why = said.err.strip()[-_MOST:] or said.code
+        raise OSError(errno.EIO, f"mke2fs: {why}", image)
     top = mount(image, readonly=False)
     try:
         os.rmdir("lost+found", dir_fd=top)  # fsck makes it again, should it need it

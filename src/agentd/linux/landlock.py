@@ -9,7 +9,6 @@ import errno
 import os
 import stat
 import struct
-from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
 from agentd.linux import abi
@@ -185,12 +184,7 @@ class Ruleset:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _allow_fd(self, fd: int, access: int) -> None:

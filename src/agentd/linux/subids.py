@@ -100,11 +100,9 @@ def _listed(path: str, name: str) -> list[range]:
     program = _program("getsubids")
     if program is None:
         return []
-    import subprocess
-
     try:
         _, text, _ = _run(program, *(["-g"] if path == FILES[1] else []), name)
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return []
     pairs = [(int(first), int(count)) for first, count in _LISTED.findall(text)]
     return [range(first, first + count) for first, count in pairs]
@@ -117,16 +115,7 @@ def _program(name: str) -> str | None:
 
 def _run(*argv: str) -> tuple[int, str, str]:
     """Exit status, output and errors of a program of the system's."""
-    import subprocess
+    from agentd.linux import programs  # late: few need it
 
-    done = subprocess.run(
-        argv,
-        input="",  # not /dev/null, which a chroot may lack
-        capture_output=True,
-        env={"LANG": "C.UTF-8"},
-        encoding="utf-8",
-        errors="replace",
-        timeout=_SECONDS,
-        check=False,
-    )
-    return done.returncode, done.stdout[:_MOST_BYTES], done.stderr
+    said = programs.ask(argv, _SECONDS, env={"LANG": "C.UTF-8"})
+    return said.code, said.out[:_MOST_BYTES], said.err

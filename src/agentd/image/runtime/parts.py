@@ -13,7 +13,6 @@ import ast
 import json
 import os
 import platform
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,12 +20,16 @@ from importlib.machinery import FrozenImporter
 
 from agentd.guest import bundle
 from agentd.image.runtime import elf, start
+from agentd.linux import programs
 from agentd.model.errors import Unavailable
 
 LAUNCHER = "agentd-guest"
 LOADER, PYTHON, START = "lib/agentd-guest", "bin/python3", "start.py"
 # What of the agent's rooms runs on hosts only.
-_LINUX_ON_HOSTS = ("container", "kvm", "kvm_guest", "locks", "probe", "runtime_dir", "subids")
+_LINUX_ON_HOSTS = (
+    *("container", "disk", "kvm", "kvm_guest", "locks", "probe", "programs", "runtime_dir"),
+    "subids",
+)
 _ON_HOSTS = {"__main__", "agentd.guest.bundle", "agentd.linux.seccomp.disassembler"}
 _ON_HOSTS.update(f"agentd.linux.{name}" for name in _LINUX_ON_HOSTS)
 # Imported by functions that only hosts call.
@@ -128,29 +131,23 @@ def _needed() -> set[str]:
     return {_module(name) for name in agent} | others - _LATE_ON_HOSTS
 
 
-def run_python(python: list[str], words: list[str], seconds: float = _SECONDS) -> str:
+def run_python(python: list[str], words: list[str]) -> str:
     """What it prints, alone and with next to no environment. Raises Unavailable."""
     env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     argv = [*python, "-I", "-S", "-E", "-X", "utf8", *words]
     try:
-        return subprocess.run(
-            argv,
-            cwd="/",
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            timeout=seconds,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stderr", None) or str(error)
+        said = programs.ask(argv, _SECONDS, env=env, cwd="/")
+        reason = (said.err or f"exit code {said.code}") if said.code else ""
+    except OSError as error:
+        reason = str(error)
+    if reason:
         raise Unavailable(
             f"{python[-1]} does not run by itself",
-            cause=str(reason).strip()[-400:],
+            cause=reason.strip()[-400:],
             remediation="run agentd with a Python of a distribution, pyenv or uv, on a machine"
             " whose cache folder is not mounted noexec",
-        ) from error
+        )
+    return said.out
 
 
 def parts(found: Inventory) -> Iterator[tuple[str, RuntimeFile]]:

@@ -23,6 +23,7 @@ _CALL = (
 )
 _NAME = re.compile(r"/(agentd-[0-9]+-[0-9a-f]+\.scope)(?=/|$)")
 _CALL_SECONDS = 10.0
+_ENVIRONMENT = {"LANG": "C.UTF-8"}
 _MOVE_SECONDS = 5.0
 _POLL_SECONDS = 0.001
 _UNITS = (".service", ".scope")
@@ -103,7 +104,7 @@ def _left_by(own: str) -> Iterator[str]:
 
 def _ask(program: str, bus: str) -> str:
     """Return what systemd has against it."""
-    import subprocess  # late: only who is in no scope yet needs it
+    from agentd.linux import programs  # late: only who is in no scope yet needs it
 
     name = f"agentd-{os.getpid()}-{os.urandom(4).hex()}.scope"
     properties = [
@@ -114,22 +115,13 @@ def _ask(program: str, bus: str) -> str:
     ]
     argv = [program, f"--address=unix:path={bus}", "--quiet", "call", *_CALL, name, "fail"]
     try:
-        done = subprocess.run(
-            [*argv, "4", *properties, "0"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            env={"LANG": "C.UTF-8"},
-            encoding="utf-8",
-            errors="replace",
-            timeout=_CALL_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
+        answer = programs.ask([*argv, "4", *properties, "0"], _CALL_SECONDS, env=_ENVIRONMENT)
+    except TimeoutError:
         return f"this user's systemd gave no answer within {_CALL_SECONDS:g} s"
     except OSError as error:
         return f"{program} cannot be run, {error.strerror}"
-    said = " ".join(done.stderr.split()).removeprefix("Call failed: ").replace(": ", ", ")
-    return f"this user's systemd refuses a scope, {said}" if done.returncode else ""
+    said = " ".join(answer.err.split()).removeprefix("Call failed: ").replace(": ", ", ")
+    return f"this user's systemd refuses a scope, {said}" if answer.code else ""
 
 
 def _own(membership_text: str | None = None) -> str:

@@ -3,9 +3,9 @@
 import os
 import shutil
 import stat
-import subprocess
 from typing import NamedTuple
 
+from agentd.linux import programs
 from agentd.model.availability import Blocker
 from agentd.model.errors import Refused
 from agentd.sandbox.backends.firecracker.version import Version, parse, quirks
@@ -52,17 +52,10 @@ def examine(programs: Programs) -> tuple[Version | None, list[Blocker]]:
 def _version(where: str) -> Version:
     """Read a program's version in what it prints first. Raises Refused."""
     try:
-        done = subprocess.run(
-            [where, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_SECONDS,
-            check=False,
-            env={"PATH": "/usr/bin:/bin"},
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        said = programs.ask([where, "--version"], _SECONDS, env={"PATH": "/usr/bin:/bin"})
+    except OSError as error:
         raise Refused(f"{where} cannot be run", cause=str(error), remediation=_GET) from error
-    return parse(done.stdout.decode(errors="replace").partition("\n")[0])
+    return parse(said.out.partition("\n")[0])
 
 
 def _writable(where: str) -> Blocker | None:

@@ -2,11 +2,11 @@
 
 import os
 import re
-import subprocess
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from agentd.linux import programs
 from agentd.sandbox.backends.oci import bundle
 
 #: Beside what PATH has: an ordinary user's often lacks the last three.
@@ -94,10 +94,7 @@ def find(name: str) -> str | None:
 def version(program: str) -> str:
     """What it calls itself; empty where it cannot be run or says nothing."""
     try:
-        said = subprocess.run(
-            [program, "--version"], capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        found = _VERSION.search(programs.ask([program, "--version"], _SECONDS).out)
+    except OSError:
         return ""
-    found = _VERSION.search(said.stdout)
     return found[1] if found is not None else ""

@@ -3,11 +3,10 @@
 import os
 import re
 import shutil
-import subprocess
 from functools import cache
 from typing import NamedTuple
 
-from agentd.linux import abi, kvm
+from agentd.linux import abi, kvm, programs
 from agentd.model.availability import Blocker
 from agentd.sandbox.backends.qemu.plan import PROGRAM
 
@@ -65,17 +64,10 @@ def examine() -> tuple[list[Blocker], list[str]]:
 @cache
 def _said(path: str, *words: str) -> str:
     try:
-        done = subprocess.run(
-            [path, *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_ANSWER_SECONDS,
-            check=False,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
+        said = programs.ask([path, *words], _ANSWER_SECONDS)
+    except OSError as error:
         return str(error)
-    return done.stdout or done.stderr
+    return said.out or said.err
 
 
 @cache
