@@ -18,6 +18,7 @@ from agentd import Sandbox, SandboxError
 from agentd.sandbox import sparse
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.kept import KeptFile
+from agentd.sandbox.snapshots import load
 
 
 def _file(kind: str, name: bytes, depth: int, **other: Any) -> KeptFile:
@@ -31,6 +32,10 @@ def _forged(path: str, entries: Sequence[KeptFile]) -> None:
         kept.write(file, kept.KeptHead(kept.FORMAT))
         for entry in entries:
             kept.write(file, entry)
+    _digested(path)
+
+
+def _digested(path: str) -> None:
     manifest = msgspec.json.decode(Path(path, "manifest.json").read_bytes())
     for about in manifest["files"]:
         with open(f"{path}/state/{about['path']}", "rb") as file:
@@ -105,6 +110,17 @@ def test_a_forged_owner_is_nobody_of_the_hosts(snapshot: str) -> None:
         _forged(snapshot, [TOP, _file("file", b"x", 2, uid=uid)])
         with pytest.raises(SandboxError, match="could not be put back"):
             Sandbox.create(snapshot=snapshot, embedded=True)
+
+
+def test_a_kind_that_is_no_text_is_damage(snapshot: str) -> None:
+    _forged(snapshot, [TOP, _file("file", b"x", 2)])
+    entries = Path(snapshot, "state", "entries")
+    entries.write_bytes(entries.read_bytes().replace(b"file", b"fil\xe6"))
+    _digested(snapshot)
+    with pytest.raises(SandboxError, match="could not be put back"):
+        Sandbox.create(snapshot=snapshot, embedded=True)
+    with pytest.raises(SandboxError, match="cannot be read"):
+        load(snapshot).export(f"{snapshot}.tar")
 
 
 def test_nothing_of_a_sandbox_is_a_file_of_the_hosts(tmp_path: Path) -> None:

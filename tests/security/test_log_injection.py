@@ -18,6 +18,7 @@ from urllib.parse import quote
 import pytest
 from tests.security.daemons import WAIT, Daemon, Later, running, until
 
+from agentd import Sandbox
 from agentd.audit import read
 
 FORGED = '{"seq":1,"prev":"0","kind":"admission","principal":"forged"}'
@@ -220,3 +221,39 @@ def test_a_receipt_is_shown_as_safely(daemon: Daemon, tmp_path: Path) -> None:
     ).json
     done = daemon.cli("receipt", "show", view["receipt"])
     assert done.returncode == 0 and not CONTROL.search(done.stdout)
+
+
+def _run(*words: str) -> bytes:
+    """All that a command says without a daemon."""
+    argv = [sys.executable, "-m", "agentd", *words]
+    done = subprocess.run(argv, capture_output=True, timeout=WAIT, check=False)
+    return done.stdout + done.stderr
+
+
+def test_nor_does_a_snapshot_that_somebody_gave_one(tmp_path: Path) -> None:
+    text = "".join(HOSTILE.values())
+    with Sandbox.create(embedded=True) as sandbox:
+        path = sandbox.snapshot(tmp_path / "s").path
+    whole = json.loads(Path(path, "manifest.json").read_text())
+    for forged, words in (
+        ({"id": text, "agentd": text, "created": text}, ("snapshot", "inspect", path)),
+        ({"id": text, "agentd": text}, ("snapshot", "inspect", path, "--json")),
+        ({"format": 2, "agentd": text}, ("run", "--embedded", "--snapshot", path, "--", "true")),
+        ({"spec": whole["spec"] | {"image": text}}, ("snapshot", "inspect", path)),
+        (
+            {"spec": whole["spec"] | {"image": text}},
+            ("run", "--embedded", "--snapshot", path, "--", "true"),
+        ),
+    ):
+        Path(path, "manifest.json").write_text(json.dumps(whole | forged))
+        shown = _run(*words)
+        assert shown and not CONTROL.search(shown), (words, shown)
+
+
+def test_nor_does_json(tmp_path: Path) -> None:
+    """It leaves DEL, the control characters of eight bits and marks of direction as they are."""
+    text = "".join(HOSTILE.values()) + "\U000e0001"
+    (tmp_path / "x").write_text(text)
+    mounted = ("run", "--embedded", "--json", "--mount", f"{tmp_path}:/in:ro")
+    shown = _run(*mounted, "--", "cat", "/in/x")
+    assert json.loads(shown)["stdout"] == text and shown.isascii()

@@ -39,9 +39,7 @@ def main(words: list[str]) -> int:
 
 def _show(event: "EventView", options: argparse.Namespace) -> None:
     if options.json:
-        import msgspec
-
-        print(msgspec.json.encode(event).decode())
+        print(remote.json_line(event).decode(), end="")
         return
     when = time.strftime("%H:%M:%S", time.localtime(event.time))
     about = " ".join(f"{name}={remote.safe(_text(value))}" for name, value in event.about.items())

@@ -85,7 +85,7 @@ def _build(options: argparse.Namespace) -> int:
         image = _built(options, display.step)
     remote.tell(options, image, f"{image.name} {image.digest}")
     for note in () if options.json else image.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {remote.safe(note)}", file=sys.stderr)
     return 0
 
 
@@ -183,13 +183,13 @@ def _inspect(options: argparse.Namespace) -> int:
         "folder": image.folder,
     }
     for name, text in lines.items():
-        print(f"{name:<9}{text}")
+        print(f"{name:<9}{remote.safe(text)}")
     for name, file in sorted(manifest.files.items()):
-        print(f"{'file':<9}{name} {file.size} sha256:{file.sha256}")
+        print(f"{'file':<9}{remote.safe(name)} {file.size} sha256:{file.sha256}")
     for name, version in sorted(image.packages.items()):
-        print(f"{'package':<9}{name} {version}")
+        print(f"{'package':<9}{remote.safe(f'{name} {version}')}")
     for note in image.notes:
-        print(f"{'note':<9}{note}")
+        print(f"{'note':<9}{remote.safe(note)}")
     return 0
 
 

@@ -275,5 +275,5 @@ def verify_images(options: argparse.Namespace) -> int:
     if not names:
         print(f"no images in {images.folder} (agentd image pull)", file=sys.stderr)
     for name in names:
-        print(wrong.get(name, f"{name} is what was pulled"))
+        print(remote.safe(wrong.get(name, f"{name} is what was pulled")))
     return int(bool(wrong))

@@ -239,7 +239,12 @@ def _credential() -> str:
 
 def _say(line: str) -> None:
     # One line whatever the message holds: an argument may contain newlines.
-    print(" ".join(line.split("\n")), file=sys.stderr)
+    text = " ".join(line.split("\n"))
+    if not text.isprintable():  # others' words, which must not reach the terminal as control codes
+        from agentd.client.cli.remote import safe
+
+        text = safe(text)
+    print(text, file=sys.stderr)
 
 
 def _open_streams() -> None:

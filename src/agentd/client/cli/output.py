@@ -108,7 +108,7 @@ def explain(cause: Cause, name: str = "run", *, truncated: bool = False) -> None
 
 def say(line: str, name: str = "run", *, colour: int | None = None) -> None:
     """``colour`` is of the whole line, on a terminal."""
-    text = f"agentd {name}: {line}"
+    text = f"agentd {name}: {safe(line)}"
     print(coloured(text, colour, sys.stderr), file=sys.stderr, flush=True)
 
 

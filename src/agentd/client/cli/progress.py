@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from agentd.client.cli.remote import safe
 from agentd.sandbox.progress import NOTE
 
 if TYPE_CHECKING:
@@ -36,14 +37,11 @@ class Display:
         self._check()
         if self._silent:
             return
-        if stage.startswith(NOTE):
-            print(
-                f"agentd {self._command}: {stage.removeprefix(NOTE)}", file=sys.stderr, flush=True
-            )
-        elif os.isatty(2):
-            self._draw(stage, fraction)
+        shown = safe(stage.removeprefix(NOTE))
+        if os.isatty(2) and not stage.startswith(NOTE):
+            self._draw(shown, fraction)
         elif stage != self._stage:
-            print(f"agentd {self._command}: {stage}", file=sys.stderr, flush=True)
+            print(f"agentd {self._command}: {shown}", file=sys.stderr, flush=True)
         self._stage = stage
 
     def step(self, what: str, done: int, total: int) -> None:

@@ -118,14 +118,26 @@ def print_json(value: object) -> None:
 
 
 def json_line(value: object) -> bytes:
+    """Write it on one line, with escapes for all that is not printable: a terminal obeys some of
+    what JSON leaves as it is."""
     import msgspec
 
     try:
-        return msgspec.json.encode(value) + b"\n"
+        data = msgspec.json.encode(value)
     except UnicodeEncodeError:  # of a name that is no UTF-8: escaped, as Python's own JSON has it
         import json
 
-        return json.dumps(msgspec.to_builtins(value)).encode() + b"\n"
+        data = json.dumps(msgspec.to_builtins(value)).encode()
+    text = data.decode()
+    if not text.isprintable():
+        escapes = {ord(c): _json_escape(c) for c in set(text) if not c.isprintable()}
+        data = text.translate(escapes).encode()
+    return data + b"\n"
+
+
+def _json_escape(char: str) -> str:
+    units = char.encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
 def safe(text: object) -> str:

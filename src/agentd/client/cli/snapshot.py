@@ -127,10 +127,12 @@ def _show(snapshot: "Snapshot", *, as_json: bool) -> None:
         "memory": "default"
         if manifest.spec.limits.memory is None
         else format_size(manifest.spec.limits.memory),
+        "user": manifest.spec.user or "default",
+        "network": ",".join(manifest.spec.egress) or manifest.spec.net,
         "created": manifest.created,
         "agentd": manifest.agentd,
         "size": f"{readable_size(snapshot.size)} in {len(manifest.files)} files, all as they were "
         f"written; {readable_size(image_cache.on_disk(snapshot.path))} on disk",
     }
     for name, value in facts.items():
-        print(f"{name:<8} {value}")
+        print(f"{name:<8} {remote.safe(value)}")

@@ -90,7 +90,7 @@ def read(file: BinaryIO) -> Iterator[KeptFile]:
             if count > MAX_ENTRIES:
                 raise DamagedFiles(f"it has over {MAX_ENTRIES} files")
             yield _checked(decoder.decode(data))
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise DamagedFiles(str(error)) from None
 
 
