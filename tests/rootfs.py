@@ -7,19 +7,21 @@
               and ``libc``, are programs of that (``tests/data/musl.c``)
 ``debian``    Debian's essential programs with their libraries, merged /usr; no Python
 ``python``    the same with /usr/bin/python3 and its library, for what only a language can ask
+``clients``   the same with the first of ``_CLIENTS``; ``every-client``: with all of them
 
 In each, commands run as ``sandbox`` (1000), as they do without an image.
 """
 
 import contextlib
 import functools
+import glob
 import os
 import re
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -50,8 +52,20 @@ _PACKAGES = (
     ),
     *("procps", "sed", "tar", "util-linux"),
 )
+#: Programs, with all that their packages have; of ``every-client`` with what those depend on.
+_CLIENTS = {
+    "clients": ("curl", "wget", "git"),
+    "every-client": (
+        *("curl", "wget", "git", "pip", "node", "npm", "java", "javac"),
+        *("apt-get", "dpkg"),
+    ),
+}
+_MADE = "/usr/lib/jvm/*/lib/server/*.jsa"  # as they are installed, without which Java is slow
 _MERGED = ("bin", "sbin", "lib", "lib64")
-_LEFT_OUT = re.compile(r"/usr/share/(doc|man|locale|info|lintian|bash-completion)|/usr/lib/systemd")
+_LEFT_OUT = re.compile(
+    r"/usr/share/(doc|man|locale|info|lintian|bash-completion)|/usr/lib/(systemd|jvm/[^/]+/jmods)"
+)
+_NAME = re.compile(r"(?:^|[,|]) *([a-z0-9][a-z0-9.+-]+)")  # of a list of packages
 _LIBRARY = re.compile(r"(/\S+) \(0x[0-9a-f]+\)")
 _CONFIG = {"User": "sandbox"}
 _USERS = (
@@ -75,8 +89,15 @@ def of_the_run() -> Iterator[str]:
 
 @contextlib.contextmanager
 def stored(kind: str, *more: Entry) -> Iterator[str]:
-    """``pulled`` in a store that is gone afterwards. Machine images are those of all: to build one
-    takes a minute."""
+    """``pulled`` in a store of its own."""
+    with own_store():
+        yield pulled(kind, *more)
+
+
+@contextlib.contextmanager
+def own_store() -> Iterator[None]:
+    """Have images in a store that is gone afterwards. Machine images are those of all: to build
+    one takes a minute."""
     machines = store.default_folder()
     with (
         tempfile.TemporaryDirectory(prefix="agentd-images-") as cache,
@@ -86,7 +107,7 @@ def stored(kind: str, *more: Entry) -> Iterator[str]:
         os.mkdir(f"{cache}/agentd", 0o700)
         os.symlink(machines, f"{cache}/agentd/images")
         patch.setenv("XDG_CACHE_HOME", cache)
-        yield pulled(kind, *more)
+        yield
 
 
 def name_of(kind: str) -> str:
@@ -108,8 +129,8 @@ def pulled(kind: str, *more: Entry) -> str:
 def _entries(kind: str) -> Iterator[Entry]:
     if kind == "busybox":
         return _busybox()
-    if kind == "clients":
-        return _debian(python=True, programs=("/usr/bin/curl", "/usr/bin/wget"))
+    if kind in _CLIENTS:
+        return _of_clients(_CLIENTS[kind], dependencies=kind == "every-client")
     return _musl() if kind == "musl" else _debian(python=kind == "python")
 
 
@@ -142,10 +163,41 @@ def _musl() -> Iterator[Entry]:
         yield from (file(f"bin/{name}", program.read_bytes(), 0o755) for name in _OF_MUSL)
 
 
-def _debian(*, python: bool, programs: Sequence[str] = ()) -> Iterator[Entry]:
+def _of_clients(names: Sequence[str], *, dependencies: bool) -> Iterator[Entry]:
+    found = [shutil.which(name, path="/usr/bin:/usr/sbin") for name in names]
+    programs = [path for path in found if path is not None]
+    argv = ["dpkg-query", "-S", *map(os.path.realpath, programs)]
+    told = subprocess.run(argv, capture_output=True, text=True, check=False).stdout
+    packages = {line.partition(":")[0] for line in told.splitlines()}
+    if dependencies:
+        packages = _with_dependencies(packages)
+    files = {path for name in packages for path in _files_of(name)}
+    return _debian(python=True, more={*programs, *files, *glob.glob(_MADE)})
+
+
+def _with_dependencies(packages: set[str]) -> set[str]:
+    """Those of them that are installed, in place of names that they provide, too."""
+    form = "${Package}\t${Provides}\t${Pre-Depends},${Depends}\n"
+    argv = ["dpkg-query", "-W", "-f", form]
+    told = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    rows = [[_NAME.findall(field) for field in row.split("\t")] for row in told.splitlines()]
+    needs = {name: depends for (name,), _, depends in rows}
+    providers = {name: own for (own,), provides, _ in rows for name in provides}
+    found: set[str] = set()
+    left = list(packages)
+    while left:
+        name = left.pop()
+        name = name if name in needs else providers.get(name, "")
+        if name and name not in found:
+            found.add(name)
+            left += needs[name]
+    return found
+
+
+def _debian(*, python: bool, more: Collection[str] = ()) -> Iterator[Entry]:
     if shutil.which("dpkg-query") is None:
         pytest.skip("dpkg is not installed: no Debian")
-    paths = {path for name in _PACKAGES for path in _files_of(name)} | set(programs)
+    paths = {path for name in _PACKAGES for path in _files_of(name)} | set(more)
     if python:
         paths |= _python()
     paths |= {library for path in paths for library in _libraries(path)}

@@ -27,6 +27,7 @@ from agentd.sandbox.backends.gvisor.backend import GvisorBackend
 from agentd.sandbox.backends.linux.backend import LinuxBackend
 from agentd.sandbox.backends.oci.backend import OciBackend
 from agentd.sandbox.backends.process import HostBackend, LandlockBackend
+from agentd.sandbox.backends.qemu.backend import QemuBackend
 from agentd.sandbox.ports import Wall
 from agentd.transport.guest import Guest
 
@@ -39,6 +40,7 @@ BACKENDS = {
     "linux": LinuxBackend,
     "oci": OciBackend,
     "gvisor": GvisorBackend,
+    "qemu": lambda without: QemuBackend(),  # has no controls that are left out from here
 }
 PRELUDE = f"""
 import ctypes, errno, os, signal, socket, struct, sys
@@ -86,17 +88,18 @@ class Ran:
 class Box:
     wall: Wall
     guest: Guest
+    seconds: float = 30.0
 
     @property
     def workspace(self) -> str:
         return self.wall.workspace
 
     def run(self, attack: str | Sequence[str], *args: str, **request: Any) -> Ran:
-        """A script with its ``sys.argv[1:]``, or an argv; 30 s and 1 MiB a stream at most."""
+        """A script with its ``sys.argv[1:]``, or an argv; 1 MiB a stream at most."""
         argv = (PYTHON, "-I", "-c", PRELUDE + attack) if isinstance(attack, str) else attack
         fields: dict[str, Any] = {
             "cwd": self.workspace,
-            "timeout": 30.0,
+            "timeout": self.seconds,
             "output_limit": 1 << 20,
         } | request
         exit_, out, err, _ = self.guest.run(ExecRequest((*argv, *args), **fields))
@@ -147,7 +150,8 @@ class _Yard:
                 raise
             pytest.skip(f"gvisor refuses what is asked for: {refusal}")
         wall = of.launch(plan)
-        box = Box(wall, Guest(wall.open_stream, passes_descriptors=wall.passes_descriptors))
+        guest = Guest(wall.open_stream, passes_descriptors=wall.passes_descriptors)
+        box = Box(wall, guest, 300.0 if backend == "qemu" else 30.0)
         self.boxes.append(box)
         return box
 

@@ -17,8 +17,15 @@ import pytest
 from tests import rootfs
 from tests.captured import eventually
 from tests.oci import file, folder, link
-from tests.security.daemons import Answer, Daemon, running
-from tests.security.test_secrets_of_a_sandbox import _CONFIG, _LOOK, AGENT, API, KEY, OTHER
+from tests.security.daemons import Answer, Daemon
+from tests.security.test_secrets_of_a_sandbox import (
+    _LOOK,
+    AGENT,
+    API,
+    KEY,
+    OTHER,
+    having_the_key,
+)
 from tests.upstream import Upstream
 
 from agentd.egress import authority
@@ -73,8 +80,7 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
 
 @pytest.fixture(scope="module")
 def daemon(image: str, upstream: Upstream) -> Iterator[Daemon]:
-    with running(_CONFIG.format(port=upstream.port, ca_file=upstream.ca_file)) as made:
-        assert made.ask("PUT", "/v1/secrets/KEY", {"value": KEY}).status == 200
+    with having_the_key(upstream) as made:
         yield made
 
 

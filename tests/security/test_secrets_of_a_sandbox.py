@@ -90,10 +90,16 @@ def upstream(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
     made.close()
 
 
-@pytest.fixture(scope="module")
-def daemon(upstream: Upstream) -> Iterator[Daemon]:
+@contextlib.contextmanager
+def having_the_key(upstream: Upstream) -> Iterator[Daemon]:
     with running(_CONFIG.format(port=upstream.port, ca_file=upstream.ca_file)) as made:
         assert made.ask("PUT", "/v1/secrets/KEY", {"value": KEY}).status == 200
+        yield made
+
+
+@pytest.fixture(scope="module")
+def daemon(upstream: Upstream) -> Iterator[Daemon]:
+    with having_the_key(upstream) as made:
         yield made
 
 

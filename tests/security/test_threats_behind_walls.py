@@ -12,13 +12,15 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from tests import qemu, rootfs
+from tests.security import test_secrets_of_a_sandbox as secrets
 from tests.security.daemons import Daemon
-from tests.security.test_secrets_of_a_sandbox import API, KEY, OTHER, daemon, upstream
+from tests.security.test_secrets_of_a_sandbox import API, KEY, OTHER, upstream
 from tests.upstream import Upstream
 
 from agentd import Sandbox
 
-__all__ = ["daemon", "upstream"]  # fixtures
+__all__ = ["upstream"]  # a fixture
 
 WALLS = [
     "linux",
@@ -86,15 +88,34 @@ _REFUSED = {
 }
 
 
-@pytest.fixture(params=WALLS)
-def boxes(request: pytest.FixtureRequest, daemon: Daemon) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def store() -> Iterator[None]:
+    with rootfs.own_store():
+        yield
+
+
+@pytest.fixture(scope="module")
+def image(store: None) -> str:
+    """Of machines, whose own Python has no ssl."""
+    return rootfs.pulled("clients")
+
+
+@pytest.fixture(scope="module")
+def daemon(store: None, upstream: Upstream) -> Iterator[Daemon]:
+    with secrets.having_the_key(upstream) as made:
+        yield made
+
+
+@pytest.fixture
+def boxes(request: pytest.FixtureRequest, wall: str, daemon: Daemon) -> Iterator[Any]:
+    wanted: dict[str, Any] = {"net": [f"read {OTHER}"], "secrets": [f"KEY@{API}"]}
+    if wall == "qemu":
+        wanted |= {"image": request.getfixturevalue("image"), "memory": "128M"}
     with ExitStack() as made:
 
-        def make(**wanted: Any) -> Sandbox:
-            wanted = {"net": [f"read {OTHER}"], "secrets": [f"KEY@{API}"], **wanted}
-            return made.enter_context(
-                Sandbox.create(url=daemon.url, backend=request.param, **wanted)
-            )
+        def make() -> Sandbox:
+            sandbox = Sandbox.create(url=daemon.url, backend=wall, **wanted)
+            return made.enter_context(sandbox)
 
         yield make
 
@@ -109,6 +130,7 @@ def _status(said: str) -> int:
     return int(said.split(" ", 2)[1])
 
 
+@pytest.mark.parametrize("wall", [*WALLS, qemu.WALL])
 def test_nothing_gets_past_who_reads_it(boxes: Any, upstream: Upstream) -> None:
     """CONNECT, absolute targets, other hosts, requests within requests, a redirect that takes the
     credential along, and a placeholder where it is not put."""
@@ -145,6 +167,7 @@ print(json.dumps(found))
 )
 
 
+@pytest.mark.parametrize("wall", [*WALLS, *[qemu.WALL] * qemu.ALL])
 def test_the_authority_of_one_sandbox_is_nothing_to_another(boxes: Any) -> None:
     """Whoever had its key could speak for hosts in that one sandbox alone."""
     one, other = boxes(), boxes()
@@ -186,6 +209,7 @@ sys.stdin.read()
 )
 
 
+@pytest.mark.parametrize("wall", [*WALLS, *[qemu.WALL] * qemu.ALL])
 def test_a_flood_and_who_never_reads_keep_no_other_from_its_host(
     boxes: Any, upstream: Upstream
 ) -> None:
