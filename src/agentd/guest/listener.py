@@ -5,7 +5,7 @@ import socket
 from collections.abc import Callable
 
 from agentd.guest.loop import READ, Loop
-from agentd.guest.stream import descriptors
+from agentd.linux.rights import descriptors
 
 BACKLOG = 128
 # Room for more than the one descriptor expected, so that none is dropped in silence.

@@ -5,7 +5,6 @@ Descriptors that arrive by SCM_RIGHTS (AF_UNIX only) are close-on-exec from thei
 ``socket.recv_fds`` forgets the flag.
 """
 
-import array
 import contextlib
 import os
 import socket
@@ -15,6 +14,7 @@ from itertools import islice
 from typing import Protocol
 
 from agentd.guest.loop import READ, WRITE, Loop, Timer
+from agentd.linux.rights import descriptors
 
 READ_BYTES = 64 << 10
 # Outgoing bytes at which producers should stop, and at which they may go on.
@@ -352,12 +352,3 @@ class HostStream:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.close()
-
-
-def descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
-    """The descriptors in the ancillary data of a ``recvmsg``, in order."""
-    fds = array.array("i")
-    for level, kind, data in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return list(fds)

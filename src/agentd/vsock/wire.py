@@ -1,11 +1,11 @@
 """vhost-user messages, of the back-end's side (QEMU: docs/interop/vhost-user.rst)."""
 
-import array
 import os
 import socket
 import struct
 from typing import NamedTuple
 
+from agentd.linux.rights import descriptors
 from agentd.vsock.errors import Violation
 
 GET_FEATURES = 1
@@ -106,11 +106,7 @@ def _exactly(sock: socket.socket, size: int, fds: list[int]) -> bytes:
         part, control, flags, _ = sock.recvmsg(
             size - len(data), socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
         )
-        for level, kind, content in control:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                received = array.array("i")
-                received.frombytes(content[: len(content) - len(content) % received.itemsize])
-                fds.extend(received)
+        fds += descriptors(control)
         if flags & socket.MSG_CTRUNC or len(fds) > MAX_FDS:
             raise Violation("more descriptors than a message has, or than this process may hold")
         if not part:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from agentd.guest.zygote import box, image_root
 from agentd.guest.zygote.maps import Maps
-from agentd.guest.zygote.messages import close_all, receive
+from agentd.guest.zygote.messages import receive
+from agentd.linux.rights import close_all
 
 
 class WantedClone(NamedTuple):

@@ -25,10 +25,10 @@ from agentd.guest.zygote.asked import Request, dicts, number, pairs, strings
 from agentd.guest.zygote.disk import WORKSPACE
 from agentd.guest.zygote.limits import no_core
 from agentd.guest.zygote.maps import map_itself
-from agentd.guest.zygote.messages import close_all
 from agentd.guest.zygote.root import SANDBOX_HOME, masks
 from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
 from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
+from agentd.linux.rights import close_all
 
 NAMESPACES = (
     abi.CLONE_NEWUSER | abi.CLONE_NEWNS | abi.CLONE_NEWPID | abi.CLONE_NEWIPC | abi.CLONE_NEWUTS

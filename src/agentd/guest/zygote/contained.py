@@ -10,10 +10,11 @@ import stat
 
 from agentd.guest import agent
 from agentd.guest.zygote import limits, maps, served
-from agentd.guest.zygote.messages import COMING_FD, close_all
+from agentd.guest.zygote.messages import COMING_FD
 from agentd.guest.zygote.served import Request
 from agentd.linux import abi, caps, filtering, landlock, process
 from agentd.linux.kernel import KERNEL
+from agentd.linux.rights import close_all
 
 _ALL = landlock.READ | landlock.EXEC | landlock.WRITE
 _EVERYWHERE = landlock.READ | landlock.EXEC | landlock.TRUNCATE  # as ``box`` has it

@@ -14,12 +14,13 @@ from typing import NoReturn
 
 from agentd.guest.zygote import accounts, root
 from agentd.guest.zygote.asked import strings
-from agentd.guest.zygote.messages import close_all, receive, refuse
+from agentd.guest.zygote.messages import receive, refuse
 from agentd.guest.zygote.mounting import serve_mount
 from agentd.guest.zygote.subid_mapper import SubidMapper
 from agentd.linux import abi, process
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
+from agentd.linux.rights import close_all
 from agentd.linux.title import set_title
 
 CONTROL_FD = 3

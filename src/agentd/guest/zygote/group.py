@@ -1,8 +1,9 @@
 """Going into the cgroup that the host has made."""
 
-import array
 import os
 import socket
+
+from agentd.linux import rights
 
 _MAX_DOORS = 8
 _MAX_NAMES = 256  # bytes
@@ -16,13 +17,9 @@ def enter_group(listener: socket.socket) -> list[str]:
     Single-threaded only: version 1 moves the calling thread. Raises OSError, also when the host
     has gone.
     """
-    space = socket.CMSG_SPACE(_MAX_DOORS * 4)
-    data, ancillary, _, _ = listener.recvmsg(_MAX_NAMES, space, socket.MSG_CMSG_CLOEXEC)
+    data, doors, _ = rights.receive(listener, _MAX_NAMES, _MAX_DOORS)
     if not data:
         raise OSError("the host is gone")
-    doors = array.array("i")
-    for _level, _kind, raw in ancillary:
-        doors.frombytes(raw)
     try:
         for fd in doors:
             os.write(fd, b"0")

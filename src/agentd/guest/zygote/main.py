@@ -33,11 +33,12 @@ from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
 from agentd.guest.zygote.group import enter_group
 from agentd.guest.zygote.layer import Layer
 from agentd.guest.zygote.maps import Maps
-from agentd.guest.zygote.messages import close_all, receive, refuse, send
+from agentd.guest.zygote.messages import receive, refuse, send
 from agentd.guest.zygote.rehearsal import rehearse, rehearse_wall
 from agentd.linux import abi, caps, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
+from agentd.linux.rights import close_all
 
 # Milliseconds without a request after which there is time to clone ahead.
 _IDLE_MS = 5

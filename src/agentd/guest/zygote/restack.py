@@ -8,10 +8,11 @@ import os
 import socket
 
 from agentd.guest.zygote.asked import Request, number
-from agentd.guest.zygote.messages import close_all, refuse, send
+from agentd.guest.zygote.messages import refuse, send
 from agentd.guest.zygote.stack import NEXT, OVER, PLACES
 from agentd.linux import abi
 from agentd.linux.kernel import KERNEL
+from agentd.linux.rights import close_all
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CLONE = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC

@@ -1,6 +1,5 @@
 """Starting agentd's own processes, and talking with them by messages."""
 
-import array
 import errno
 import json
 import os
@@ -11,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from agentd.linux import python
+from agentd.linux import python, rights
 from agentd.model.errors import InvalidInput, SandboxError
 
 _MAX_MESSAGE = 64 << 10
@@ -48,24 +47,18 @@ def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, ob
     if not poll.poll(seconds * 1000):
         raise SandboxError(f"the {who} gave no answer within {seconds:g} s")
     try:
-        data, ancillary, flags, _ = sock.recvmsg(
-            _MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
-        )
+        data, fds, flags = rights.receive(sock, _MAX_MESSAGE, _MAX_FDS)
     except ConnectionResetError:  # it ended before it had read all that it was sent
         raise Ended(f"the {who} ended unexpectedly") from None
-    fds = array.array("i")
-    for _level, _kind, raw in ancillary:
-        fds.frombytes(raw)
     if flags & socket.MSG_CTRUNC:
-        for fd in fds:
-            os.close(fd)
+        rights.close_all(fds)
         raise Starved(
             f"no descriptor is left for what the {who} passes",
             remediation="close some, or raise the limit of open files (ulimit -n)",
         )
     if not data:
         raise Ended(f"the {who} ended unexpectedly")
-    return json.loads(data), list(fds)
+    return json.loads(data), fds
 
 
 def send(
@@ -82,9 +75,8 @@ def send(
             f"the request takes {len(data)} bytes, over {most}",
             remediation="give the sandbox less environment; write large values to a file in it",
         )
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
     try:
-        sock.sendmsg([data], rights)
+        rights.send(sock, data, fds)
     except OSError as error:
         if error.errno in (errno.EPIPE, errno.ECONNRESET, errno.EBADF, errno.ENOTCONN):
             raise Ended(f"the {who} is gone", cause=str(error)) from error

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from agentd.linux import rights
 from agentd.linux.python import LOADER
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox import guard
@@ -137,7 +138,7 @@ class SupervisorLink:
 
     def _take(self, message: wire.Message, fds: list[int]) -> None:
         if "event" in message:
-            wire.close_all(fds)
+            rights.close_all(fds)
             try:
                 if message["event"] == "asked":
                     self._on_asked(message)
@@ -152,7 +153,7 @@ class SupervisorLink:
         with self._lock:
             asked = self._waiting.pop(int(str(message["n"])), None)
         if asked is None:  # it came too late
-            wire.close_all(fds)
+            rights.close_all(fds)
         else:
             asked.give(message, fds)
 
@@ -181,7 +182,7 @@ class PendingAnswer:
             raise SandboxError(f"the supervisor did not answer {self._op} within {seconds:g} s")
         error = self._message.get("error")
         if isinstance(error, dict):
-            wire.close_all(self._fds)
+            rights.close_all(self._fds)
             raise wire.decode_error(error)
         return self._message.get("ok"), self._fds
 

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from agentd.egress.tally import TALLY
+from agentd.linux import rights
 from agentd.model import typed
 from agentd.model.cause import Cause
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
@@ -92,7 +93,7 @@ class Supervisor:
                 asking.refuse(self._all())
             while True:
                 message, fds = wire.receive(daemon)
-                wire.close_all(fds)
+                rights.close_all(fds)
                 if message.get("op") in _AT_ONCE:
                     self._answer(daemon, message)
                 elif message.get("op") == "kill":
@@ -165,7 +166,7 @@ class Supervisor:
             if number is not None:
                 self._send(daemon, reply, fds)
         finally:
-            wire.close_all(fds)
+            rights.close_all(fds)
 
     def _send(self, daemon: socket.socket, message: Message, fds: list[int]) -> None:
         with self._sending:

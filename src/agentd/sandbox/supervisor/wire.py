@@ -7,13 +7,12 @@
 Descriptors go from the supervisor to the daemon only. Both ends are ours and of the same user.
 """
 
-import array
-import contextlib
 import json
 import os
 import socket
 from collections.abc import Sequence
 
+from agentd.linux import rights
 from agentd.model import errors
 from agentd.model.errors import AgentdError, InvalidInput, SandboxError
 
@@ -37,8 +36,7 @@ def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None
             f"the request takes {len(data)} bytes, over {MAX_MESSAGE}",
             remediation="give the sandbox less environment; write large values to a file in it",
         )
-    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-    sock.sendmsg([data], rights)
+    rights.send(sock, data, fds)
 
 
 def receive(sock: socket.socket) -> tuple[Message, list[int]]:
@@ -47,27 +45,22 @@ def receive(sock: socket.socket) -> tuple[Message, list[int]]:
 
     Where no descriptor is left for those that came along, the answer they came with is an error.
     """
-    data, ancillary, flags, _ = sock.recvmsg(
-        MAX_MESSAGE + 1, socket.CMSG_SPACE(_MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
-    )
-    fds = array.array("i")
-    for _level, _kind, raw in ancillary:
-        fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
+    data, fds, flags = rights.receive(sock, MAX_MESSAGE + 1, _MAX_FDS)
     if not data:
         raise EOFError
     if flags & socket.MSG_TRUNC:
-        close_all(fds)
+        rights.close_all(fds)
         raise OSError("a message of the supervisor was cut")
     try:
         message = _decoded(data)
     except ValueError:
-        close_all(fds)
+        rights.close_all(fds)
         raise
     if flags & socket.MSG_CTRUNC:
-        close_all(fds)
+        rights.close_all(fds)
         lost = SandboxError("no descriptor is left for a sandbox's stream", remediation=_MORE)
         return {"n": message.get("n"), "error": encode_error(lost)}, []
-    return message, list(fds)
+    return message, fds
 
 
 def _decoded(data: bytes) -> Message:
@@ -91,12 +84,6 @@ def from_file(fd: int) -> object:
     with open(fd, "rb") as file:
         file.seek(0)
         return json.loads(file.read())
-
-
-def close_all(fds: Sequence[int]) -> None:
-    for fd in fds:
-        with contextlib.suppress(OSError):
-            os.close(fd)
 
 
 def encode_error(error: Exception) -> Message:

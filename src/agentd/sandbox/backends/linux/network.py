@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from agentd.egress.connections import ConnectionList
-from agentd.guest.zygote.messages import close_all
 from agentd.linux import anyip
 from agentd.linux.net import namespace_cookie
+from agentd.linux.rights import close_all
 from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control
 from agentd.model.errors import Refused, SandboxError

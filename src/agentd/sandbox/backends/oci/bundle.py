@@ -29,9 +29,10 @@ from typing import NoReturn
 from agentd.guest.zygote import certificates, cgroup_view, root, stack, var
 from agentd.guest.zygote.asked import Request, number, strings
 from agentd.guest.zygote.group import enter_group
-from agentd.guest.zygote.messages import COMING_FD, LISTENER_FD, close_all, refuse, send
+from agentd.guest.zygote.messages import COMING_FD, LISTENER_FD, refuse, send
 from agentd.guest.zygote.wall_kernel import KERNEL
 from agentd.linux import abi, anyip, mounts, net, overlay, process, seccomp, veth
+from agentd.linux.rights import close_all
 from agentd.sandbox.backends.oci import roots
 
 #: Covers what the host has there once all that comes from the host is open.

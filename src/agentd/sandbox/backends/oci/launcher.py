@@ -28,11 +28,12 @@ from typing import NoReturn
 
 from agentd.guest.zygote import restack, root
 from agentd.guest.zygote.maps import Maps
-from agentd.guest.zygote.messages import close_all, receive, refuse, send
+from agentd.guest.zygote.messages import receive, refuse, send
 from agentd.guest.zygote.mounting import serve_mount
 from agentd.linux import abi, privileges, process
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
+from agentd.linux.rights import close_all
 from agentd.linux.title import set_title
 from agentd.sandbox.backends.oci import bundle
 

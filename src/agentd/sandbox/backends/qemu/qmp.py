@@ -4,7 +4,6 @@ https://www.qemu.org/docs/master/interop/qmp-spec.html. What QEMU sends is bound
 guest that broke into it could say anything.
 """
 
-import array
 import contextlib
 import json
 import socket
@@ -14,6 +13,7 @@ from collections import deque
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from agentd.linux import rights
 from agentd.model.errors import BackendLost, SandboxError
 
 MAX_LINE = 1 << 20
@@ -98,10 +98,9 @@ class Qmp:
                 return message["return"]
 
     def _send(self, data: bytes, fds: Sequence[int]) -> None:
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             self._sock.settimeout(10.0)
-            self._sock.sendmsg([data], rights)
+            rights.send(self._sock, data, fds)
         except OSError as error:
             raise BackendLost("qemu is gone", cause=str(error)) from error
 

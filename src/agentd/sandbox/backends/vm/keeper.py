@@ -34,10 +34,11 @@ import time
 from collections import deque
 from typing import NoReturn
 
-from agentd.guest.zygote.messages import close_all, receive, refuse, send
+from agentd.guest.zygote.messages import receive, refuse, send
 from agentd.linux import abi, privileges, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
+from agentd.linux.rights import close_all
 from agentd.linux.title import set_title
 from agentd.sandbox.backends.vm import children, folders
 from agentd.sandbox.backends.vm.confine import Cell
