@@ -1,16 +1,22 @@
-"""What a daemon keeps of a command that has ended and was answered."""
+"""What a daemon keeps in memory of what commands write, while they run, and until they are answered
+and the answer is read."""
 
+import base64
+import contextlib
+import json
 import re
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.security.daemons import Daemon, running
+from tests.security.daemons import Daemon, running, until
 
 _COMMANDS, _BYTES = 12, 15_000_000
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
     with running() as made:
         yield made
@@ -37,3 +43,94 @@ def test_output_that_was_answered_is_in_the_journal_alone(daemon: Daemon) -> Non
     shown = daemon.ask("GET", f"{path}/processes/{process}").json
     assert shown["output"] == {"stdout": _BYTES} and shown["result"]["exit_code"] == 0
     assert len(daemon.ask("GET", f"{path}/processes/{process}/output?stream=stdout").body) == _BYTES
+
+
+def sent(daemon: Daemon, path: str, body: object) -> socket.socket:
+    """A connection on which it is asked for, and nothing is read."""
+    text = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    made = socket.socket(socket.AF_UNIX)
+    made.connect(daemon.socket)
+    made.sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+    return made
+
+
+def length(answer: socket.socket) -> int:
+    """Bytes of an answer, read to its end."""
+    with answer, answer.makefile("rb") as file:
+        assert file.readline().split()[1] == b"200"
+        told = next(line for line in file if line.lower().startswith(b"content-length:"))
+        while file.readline() != b"\r\n":
+            pass
+        return len(file.read(int(told.partition(b":")[2])))
+
+
+@contextlib.contextmanager
+def writers(daemon: Daemon, box: str) -> Iterator[list[socket.socket]]:
+    """So many commands, each of which has written to both streams, and goes on until there is
+    ``go``; nobody reads their answers."""
+    write = f"head -c {_BYTES} /dev/zero | tr '\\0'"
+    path = f"/v1/sandboxes/{box}/exec"
+    with contextlib.ExitStack() as stack:
+        made = []
+        for number in range(_COMMANDS):
+            wait = f"touch wrote.{number}; while [ ! -e go ]; do sleep 0.1; done"
+            cmd = f"{write} a; {write} b >&2; {wait}"
+            made.append(stack.enter_context(sent(daemon, path, {"cmd": cmd})))
+
+        def count() -> int:
+            found = daemon.ask("POST", path, {"cmd": "set -- wrote.*; echo $#"})
+            return int(found.json["stdout"])
+
+        until(lambda: count() == _COMMANDS)
+        yield made
+
+
+def test_output_of_commands_that_run_is_in_their_journals_alone(daemon: Daemon) -> None:
+    before = resident(daemon)
+    with writers(daemon, daemon.sandbox()):
+        assert resident(daemon) - before < _COMMANDS * _BYTES // 2
+
+
+def test_answers_wait_for_room_before_they_are_made(daemon: Daemon) -> None:
+    """Those that end together, while their client reads none, and those whose client goes."""
+    before = resident(daemon)
+    box = daemon.sandbox()
+    path = f"/v1/sandboxes/{box}"
+    with writers(daemon, box) as answers:
+        daemon.ask("POST", f"{path}/exec", {"cmd": "touch go"})
+
+        def ended() -> bool:
+            found = daemon.ask("GET", f"{path}/processes?limit=100")
+            return found.status == 429 or all(each["state"] == "ended" for each in found.json)
+
+        until(ended)
+        until(lambda: resident(daemon) - before > 100 << 20)
+        # Half of 512 MiB is one caller's, and the answer in the making is more than once there.
+        most = 0
+        for _ in range(20):
+            threading.Event().wait(0.05)
+            most = max(most, resident(daemon) - before)
+        assert most < _COMMANDS * 2 * _BYTES
+        for answer in answers[1::2]:
+            answer.close()
+        lengths = [length(answer) for answer in answers[::2]]
+        assert all(2 * _BYTES < each < 2 * _BYTES + 10_000 for each in lengths)
+    until(lambda: resident(daemon) - before < 100 << 20)
+    assert daemon.ask("POST", f"{path}/exec", {"cmd": "echo still"}).json["stdout"] == "still\n"
+
+
+def test_the_begin_of_a_long_output_is_answered_though_all_is_more_than_a_journal(
+    daemon: Daemon,
+) -> None:
+    box = daemon.sandbox()
+    path = f"/v1/sandboxes/{box}"
+    cmd = "head -c 90M /dev/urandom | tee -p all; head -c 16M all > begin; tail -c 1M all > end"
+    told = daemon.ask("POST", f"{path}/exec", {"cmd": ["bash", "-c", cmd]}).json
+    begin = daemon.ask("GET", f"{path}/files?path=/workspace/begin").body
+    assert base64.b64decode(told["stdout"]) == begin and told["truncated"]
+    assert len(begin) == 16 << 20
+    size = 90 << 20
+    query = f"stream=stdout&from={size - (1 << 20)}"
+    rest = daemon.ask("GET", f"{path}/processes/{told['process']}/output?{query}").body
+    assert rest == daemon.ask("GET", f"{path}/files?path=/workspace/end").body

@@ -11,6 +11,7 @@ _NO_HEADERS: Mapping[str, str] = {}
 _request: ContextVar[str] = ContextVar("agentd_request", default="")
 _recorded: "ContextVar[Recording | None]" = ContextVar("agentd_recorded", default=None)
 _gone: "ContextVar[Gone | None]" = ContextVar("agentd_gone", default=None)
+_room: "ContextVar[Callable[[int], None] | None]" = ContextVar("agentd_room", default=None)
 #: The sandbox that a thread or task works on, for the log; "" where it is none.
 sandbox: ContextVar[str] = ContextVar("agentd_sandbox", default="")
 _trace: ContextVar[Mapping[str, str]] = ContextVar("agentd_trace", default=_NO_HEADERS)
@@ -135,6 +136,24 @@ def waiting_client() -> Gone:
     """Enter the context of a request that ends when its client has gone. One with an
     Idempotency-Key is not: who sends it again gets its answer."""
     return NEVER if _recorded.get() is not None else _gone.get() or NEVER
+
+
+def make_room(size: int) -> None:
+    """Wait until an answer may have ``size`` bytes in memory, with all that it is made of. Raises
+    an AgentdError where its client has gone meanwhile."""
+    made = _room.get()
+    if made is not None:
+        made(size)
+
+
+@contextmanager
+def answering(make_room: Callable[[int], None]) -> Iterator[None]:
+    """Until the end of the block, an answer is made whose door has this room for it."""
+    token = _room.set(make_room)
+    try:
+        yield
+    finally:
+        _room.reset(token)
 
 
 @contextmanager

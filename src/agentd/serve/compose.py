@@ -18,6 +18,7 @@ from agentd.ingest.web import web
 from agentd.ingest.web.limits import WebLimits
 from agentd.ingest.web.listeners import Listener
 from agentd.ingest.web.server import Server
+from agentd.linux.allocator import give_back_large_blocks
 from agentd.linux.process import raise_file_limit
 from agentd.model.port import PortDomain
 from agentd.serve import doors
@@ -58,6 +59,7 @@ def serve(
         if metrics is not None:
             metrics.watch(daemon)
         raise_file_limit()
+        give_back_large_blocks()
         gatekeeper = Gatekeeper(config, daemon)
         server = _server(daemon, gatekeeper, mounts, listeners, metrics)
         process = DaemonProcess(load, daemon, gatekeeper, log, notifier)

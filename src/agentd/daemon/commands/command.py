@@ -7,30 +7,27 @@ and what they want of it (input, a signal) is done by the driving thread between
 import contextlib
 import signal
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import msgspec
 
 from agentd.daemon.commands.ends import (
+    CommandEnding,
     CommandLost,
     Digests,
     lost,
     of_result,
-    of_wall,
     ours,
-    refine,
-    status,
-    used,
+    with_output,
 )
-from agentd.daemon.commands.listed import bare
+from agentd.daemon.commands.listed import KeptOutput
 from agentd.model import context
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
 from agentd.model.drive import Stepped, drive
 from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
-from agentd.model.result import Exit, Result, Timing, Usage
+from agentd.model.result import Exit, Result, Usage
 from agentd.transport.events import Chunk, LostOutput
 
 if TYPE_CHECKING:
@@ -44,8 +41,6 @@ if TYPE_CHECKING:
 
 # Bytes of each stream that an answer holds; all of it is in the journal.
 MAX_ANSWER = 16 << 20
-# No agent starts a process faster: an exec alone takes longer.
-_START_SECONDS = 0.0003
 
 _DISCONNECTED = Cause.of(CauseCode.CANCELLED, "the client that waited for it has disconnected")
 
@@ -72,26 +67,20 @@ class Command(Stepped):
         self.result: ResultView | None = None  # of one that is listed, once it has ended; bare
         self.usage = Usage()
         self.unrecorded: AgentdError | None = None  # why its end is not written down
-        self.stdout, self.stderr = bytearray(), bytearray()  # the begin of each, for who waits
+        self._kept: KeptOutput | None = None  # for who waits for its end
         self._listed = listed
         self.listed = cast("Listed", listed)  # of one of a daemon, which lists each
         self.id, self.tag = ("", None) if listed is None else (listed.id, listed.tag)
-        self._keep = 0  # bytes of each
         self._driver = 0  # the thread that drives it
         self._digests = Digests() if admission is not None else None
         self._handle = handle
-        fresh = bool(handle.unreported_ms)
-        self._began = time.monotonic()
-        self._lost: Exit | None = None
+        self._ending = CommandEnding(handle)
         self._known: Result | None = None  # once it has ended, though that is not written down
         # Where an attached one was asked for from, until it is known where it really begins.
         self._place = begin.place
-        # The first command waited for the sandbox; those after it found it ready.
-        self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
         self._admission = admission if begin.place is None else None
         self.cursors = {"stdout": 0, "stderr": 0}  # of one that is not listed
         self._open = False
-        self._why: Cause | None = None  # who kills it says so, before it does
         try:
             follows = begin.place is not None  # one that runs, and does so while it is paused
             guest = handle.begin_command(paused=True) if follows else handle.begin_command()
@@ -101,13 +90,7 @@ class Command(Stepped):
             self._end(error)
             raise
         self._admission, self._pid = admission, begin.pid
-        # A sandbox that has run nothing has met no limit. Otherwise they are read while the agent
-        # is busy starting the command, unless we were held up and it may have met one already.
-        sent = time.monotonic()
-        counters = {} if fresh else dict(handle.wall.counters())
-        if time.monotonic() - sent < _START_SECONDS:
-            handle.counters = counters
-        self._before = handle.counters
+        self._ending.look()
 
     # --- what it is ---
 
@@ -122,7 +105,7 @@ class Command(Stepped):
 
     @property
     def exit(self) -> Exit | None:
-        return self._lost or self.running.exit
+        return self._ending.lost or self.running.exit
 
     @property
     def backlog(self) -> int:
@@ -137,7 +120,7 @@ class Command(Stepped):
         self, timeout: float | None = None, extra_fds: Sequence[int] = ()
     ) -> tuple[list[Chunk], list[int]]:
         """Take one round: chunks of output, and which of ``extra_fds`` are readable."""
-        if self._lost is not None:
+        if self._ending.lost is not None:
             return [], []
         try:
             # After the end nothing wakes a poll of ``extra_fds`` alone: take what is left.
@@ -151,7 +134,7 @@ class Command(Stepped):
                     self.cursors[name] += len(data)
             return found
         except (BackendLost, GuestError) as error:
-            self._lose(error)
+            self._ending.lose(error)
             return [], []
 
     def feed(self, data: bytes, *, eof: bool = True) -> None:
@@ -166,7 +149,7 @@ class Command(Stepped):
     def follow(self, emit: Emit | None = None, cancel: int = -1) -> Result:
         """Drives it to its end, all of its output in the result. What ``emit`` raises ends it and
         comes out here; ``cancel`` readable kills it."""
-        self._keep = 1 << 62  # the request's own limit bounds it
+        self._kept = KeptOutput(self._listed)
         try:
             self._take_all(emit, cancel)
             result = self.finish()
@@ -175,14 +158,19 @@ class Command(Stepped):
             raise
         finally:
             self.close()
-        out, err = result.stdout or self.stdout, result.stderr or self.stderr
         self._conclude(result)
-        return msgspec.structs.replace(result, stdout=bytes(out), stderr=bytes(err))
+        out, err, whole = self._kept.read()  # the request's own limit bounds it
+        return msgspec.structs.replace(
+            result,
+            stdout=result.stdout or out,
+            stderr=result.stderr or err,
+            truncated=result.truncated or not whole,
+        )
 
-    def drive(self, *, keep: bool) -> "ResultView":
-        """Takes its output until its end, which is never raised. ``keep``: so that the answer can
-        have it, too."""
-        self._keep = MAX_ANSWER if keep else 0
+    def drive(self, *, keep: bool) -> None:
+        """Takes its output until its end, which is never raised. ``keep``: so that ``answer`` has
+        it, too."""
+        self._kept = KeptOutput(self._listed) if keep else None
         try:
             self._take_all()
             result = self._finished()
@@ -192,9 +180,14 @@ class Command(Stepped):
         finally:
             with contextlib.suppress(AgentdError):
                 self.close()
-        view = self._conclude(result)
-        shortened = keep and self.listed.wrote_more_than(MAX_ANSWER)
-        return msgspec.structs.replace(view, truncated=view.truncated or shortened)
+        self._conclude(result)
+
+    def answer(self) -> "ResultView":
+        """Return how one ended that was driven to ``keep``, with the begin of each stream. Waits
+        until there is room for that. Raises what ``context.make_room`` does."""
+        if self.result is None or self._kept is None:
+            raise TypeError("nothing of it was kept")
+        return with_output(self.result, *self._kept.read(MAX_ANSWER))
 
     def abandon(self, error: Exception) -> None:
         """In place of ``drive``, where nobody can drive it: it is killed."""
@@ -209,28 +202,7 @@ class Command(Stepped):
         """Wait for the end; output that nobody took is dropped, unless it is captured."""
         while (end := self.exit) is None:
             self.step()
-        exec_ms = (time.monotonic() - self._began) * 1000
-        refined = end
-        if not end.ok and not self._lost:
-            self._handle.counters = dict(self._handle.wall.counters())
-            refined = refine(end, self._before, self._handle.counters)
-        if end.signal is not None and (why := self._ended_for()) is not None:
-            refined = msgspec.structs.replace(end, cause=why)
-        network, refused = (msgspec.UNSET, []) if self._lost else used(self._handle)
-        result = Result(
-            request_id=self.request_id,
-            status=status(refined),
-            exit_code=refined.exit_code,
-            signal=refined.signal,
-            cause=refined.cause,
-            stdout=bytes(getattr(self.running, "stdout", b"")),
-            stderr=bytes(getattr(self.running, "stderr", b"")),
-            truncated=self.running.truncated,
-            usage=msgspec.structs.replace(refined.usage, network=network),
-            timing=Timing(self._setup_ms, exec_ms, self._setup_ms + exec_ms),
-            sandbox=self._handle.info,
-            enforcement=dict(self._handle.enforcement),
-        )
+        result, refused = self._ending.result(end, self.running, self.request_id)
         self._known = result
         admission, self._admission = self._admission, None
         if admission is None or self._digests is None:
@@ -282,7 +254,7 @@ class Command(Stepped):
         """``kill``, for nobody waits for it any more: that is its cause. Never blocks."""
 
         def cancel() -> None:
-            self._why = why
+            self._ending.why = why
             self.running.kill()
 
         if self._listed is None:
@@ -300,7 +272,7 @@ class Command(Stepped):
         try:
             self.running.write(data)
         except BackendLost as error:
-            self._lose(error)
+            self._ending.lose(error)
 
     def _take_all(self, emit: Emit | None = None, cancel: int = -1) -> None:
         self._driver = threading.get_ident()
@@ -321,12 +293,9 @@ class Command(Stepped):
     def _take(self, stream: str, data: bytes, emit: Emit | None) -> None:
         if self._listed is not None:
             self._listed.take(stream, data)
-        if isinstance(data, LostOutput):
-            return
-        if self._keep:
-            kept = self.stdout if stream == "stdout" else self.stderr
-            kept += data[: self._keep - len(kept)]
-        if emit is not None:
+        if self._kept is not None:
+            self._kept.take(stream, data)
+        if emit is not None and not isinstance(data, LostOutput):
             emit(stream, bytes(data))
 
     def _missed(self, asked: tuple[int, int]) -> list[Chunk]:
@@ -348,27 +317,12 @@ class Command(Stepped):
             self.unrecorded = error
             return self._known
 
-    def _lose(self, error: BackendLost | GuestError) -> None:
-        why = self._ended_for()
-        if why is None:
-            spent = self._spent().wall_ms
-            self._lost = of_wall(self._handle.wall, error, self._before, spent)
-        else:
-            self._lost = Exit(None, None, why, self._spent())
-
-    def _spent(self) -> Usage:
-        return Usage(wall_ms=(time.monotonic() - self._began) * 1000)
-
-    def _ended_for(self) -> Cause | None:
-        """Why somebody ends it, or its sandbox; None where it ends by itself."""
-        return self._why or getattr(self._handle, "why", None)
-
     def _let_go(self, error: AgentdError) -> Result:
         """Kill what nobody follows any more: what is told to have ended does not go on; the
         record of its end says why. One that is lost with a sandbox that somebody ends ends so."""
-        why = self._ended_for() if isinstance(error, BackendLost | GuestError) else None
-        if why is not None and self._known is None and self._lost is None:
-            self._lost = Exit(None, None, why, self._spent())
+        is_lost = self._known is not None or self._ending.lost is not None
+        if isinstance(error, BackendLost | GuestError) and self._ending.reason and not is_lost:
+            self._ending.lose(error)
             with contextlib.suppress(AgentdError):
                 return self._finished()
         with contextlib.suppress(AgentdError):
@@ -380,14 +334,10 @@ class Command(Stepped):
             self._end(error)
         return lost(self.request_id, self._handle, error)
 
-    def _conclude(self, result: Result) -> "ResultView | Any":
-        if (listed := self._listed) is None:
-            return None
-        view = of_result(result, listed.id, bytes(self.stdout), bytes(self.stderr))
-        self.stdout, self.stderr = bytearray(), bytearray()  # it stays listed: the journal has them
-        self.result = bare(view)
-        listed.conclude(self.result)
-        return view
+    def _conclude(self, result: Result) -> None:
+        if self._listed is not None:
+            self.result = of_result(result, self._listed.id, b"", b"")
+            self._listed.conclude(self.result)
 
     def _end(self, error: BaseException | None) -> None:
         admission, self._admission = self._admission, None

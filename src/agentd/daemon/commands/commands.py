@@ -73,13 +73,13 @@ class Commands:
             if stdin:
                 command.feed(stdin)
             with context.waiting_client().telling(command.cancel):
-                view = command.drive(keep=True)
+                command.drive(keep=True)
         self._over(who, command)
         # An answer that is recorded itself is written behind this one, and waits for both.
         self._record(who, command, wait=context.recorded() is None)
         if command.unrecorded is not None:
             raise command.unrecorded
-        return view
+        return command.answer()
 
     def start(self, who: Principal, live: Live, body: ExecBody) -> ProcessView:
         """Returns once it has started. It outlives the daemon where its sandbox does."""

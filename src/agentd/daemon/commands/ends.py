@@ -1,6 +1,7 @@
 """What completes a command's request, and how it ends: its cause, its status, its digests."""
 
 import os
+import time
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from agentd.transport.events import Chunk
 
 if TYPE_CHECKING:
     from agentd.sandbox.manager import SandboxHandle
+    from agentd.transport.running import Running
 
 # A wall that dies takes its agent's stream along first; the process itself follows.
 _DEATH_SECONDS = 1.0
@@ -34,10 +36,83 @@ DESTROYED = Cause.of(CauseCode.CANCELLED, "its sandbox was ended while it ran")
 LEASE_OVER = Cause.of(CauseCode.LEASE_EXPIRED, "the lease of its sandbox ended while it ran")
 
 
+# No agent starts a process faster: an exec alone takes longer.
+_START_SECONDS = 0.0003
+
+
 class CommandLost(AgentdError):
     """A command of the daemon before is not there any more."""
 
     code = "interrupted"
+
+
+class CommandEnding:
+    """Made right before the command begins. ``why``: who kills it says so, before it does;
+    ``lost``: how one ended that was lost with its wall or its agent."""
+
+    def __init__(self, handle: "SandboxHandle") -> None:
+        self.why: Cause | None = None
+        self.lost: Exit | None = None
+        self._handle = handle
+        self._began = time.monotonic()
+        # The first command waited for the sandbox; those after it found it ready.
+        self._setup_ms, handle.unreported_ms = handle.unreported_ms, 0.0
+        self._before: Mapping[str, int] = {}
+
+    def look(self) -> None:
+        """Note which limits the sandbox has met before, right after the command began."""
+        # One that has run nothing has met none. Otherwise they are read while the agent is busy
+        # starting the command, unless we were held up and it may have met one already.
+        sent = time.monotonic()
+        counters = {} if self._setup_ms else dict(self._handle.wall.counters())
+        if time.monotonic() - sent < _START_SECONDS:
+            self._handle.counters = counters
+        self._before = self._handle.counters
+
+    @property
+    def reason(self) -> Cause | None:
+        """Why somebody ends it, or its sandbox; None where it ends by itself."""
+        return self.why or getattr(self._handle, "why", None)
+
+    def lose(self, error: BackendLost | GuestError) -> None:
+        """Raises GuestError where the wall lives, and its agent lies."""
+        why, spent = self.reason, self._spent()
+        if why is None:
+            self.lost = of_wall(self._handle.wall, error, self._before, spent.wall_ms)
+        else:
+            self.lost = Exit(None, None, why, spent)
+
+    def result(
+        self, end: Exit, running: "Running", request_id: str
+    ) -> tuple[Result, list[tuple[str, bool]]]:
+        """Return it with what was captured of its output; and what its sandbox was refused since it
+        was last looked at, as ``ends.used`` does."""
+        spent = self._spent().wall_ms
+        refined = end
+        if not end.ok and not self.lost:
+            self._handle.counters = dict(self._handle.wall.counters())
+            refined = refine(end, self._before, self._handle.counters)
+        if end.signal is not None and (why := self.reason) is not None:
+            refined = msgspec.structs.replace(end, cause=why)
+        network, refused = (msgspec.UNSET, []) if self.lost else used(self._handle)
+        result = Result(
+            request_id=request_id,
+            status=status(refined),
+            exit_code=refined.exit_code,
+            signal=refined.signal,
+            cause=refined.cause,
+            stdout=bytes(getattr(running, "stdout", b"")),
+            stderr=bytes(getattr(running, "stderr", b"")),
+            truncated=running.truncated,
+            usage=msgspec.structs.replace(refined.usage, network=network),
+            timing=Timing(self._setup_ms, spent, self._setup_ms + spent),
+            sandbox=self._handle.info,
+            enforcement=dict(self._handle.enforcement),
+        )
+        return result, refused
+
+    def _spent(self) -> Usage:
+        return Usage(wall_ms=(time.monotonic() - self._began) * 1000)
 
 
 class Digests:
@@ -187,6 +262,13 @@ def of_result(result: Result, process: str, stdout: bytes, stderr: bytes) -> Res
     """Return it in the words of the ways in."""
     out, err, encoding = as_texts(stdout, stderr)
     return like(ResultView, result, stdout=out, stderr=err, encoding=encoding, process=process)
+
+
+def with_output(view: ResultView, stdout: bytes, stderr: bytes, whole: bool) -> ResultView:
+    """Return one that is bare with what was written, or the begin of it."""
+    out, err, encoding = as_texts(stdout, stderr)
+    cut = view.truncated or not whole
+    return msgspec.structs.replace(view, stdout=out, stderr=err, encoding=encoding, truncated=cut)
 
 
 def ours(error: BaseException) -> AgentdError:

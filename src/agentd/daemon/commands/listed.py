@@ -1,9 +1,11 @@
 """A command as its daemon lists it: its id, where its output is kept, who may reach it, and what
-others are told of it; and the register of all: by sandbox, those that run, how many of whose."""
+others are told of it, its waiting caller too; and the register of all: by sandbox, those that run,
+how many of whose."""
 
 import contextlib
 import os
 import queue
+import sys
 import threading
 import time
 from collections import Counter
@@ -15,6 +17,7 @@ import msgspec
 
 from agentd.daemon import events
 from agentd.daemon.commands.ends import INTERRUPTED, CommandLost, ours
+from agentd.model import context
 from agentd.model.api import ProcessView, ResultView
 from agentd.model.errors import AgentdError, Conflict, Full, NotFound
 from agentd.model.events import EventKind
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
     from agentd.daemon.sandboxes.live import Live
 
 
+_WINDOW = 64 << 10  # bytes of each stream in memory; one that has more has none there
+_COPIES = 3  # as bytes, as text and as JSON
 RUNNING, ENDED = "running", "ended"
 
 
@@ -61,20 +66,28 @@ class Listed:
 
     def take(self, stream: str, data: bytes) -> None:
         """Into the journal."""
-        kept_as = "pty" if self._pty else stream
         if isinstance(data, LostOutput):
-            self.journal.skip(kept_as, data.length, LIMIT)
+            self.journal.skip(self._kept_as(stream), data.length, LIMIT)
         else:
-            self.journal.append(kept_as, data)
+            self.journal.append(self._kept_as(stream), data)
 
-    def wrote_more_than(self, size: int) -> bool:
-        """Any stream of it."""
-        return max(self.journal.offsets.values(), default=0) > size
+    def sizes(self) -> dict[str, int]:
+        """Return how many bytes of "stdout" and of "stderr" it has written, lost ones too."""
+        offsets = self.journal.offsets
+        return {name: offsets[self._kept_as(name)] for name in ("stdout", "stderr")}
+
+    def keep_begin(self) -> None:
+        """Before it writes: what follows does not take the place of its begin."""
+        self.journal.files.keeps_begin = True
+
+    def begin_of(self, stream: str, most: int) -> bytes:
+        """Read it in the journal, up to the first byte that is lost."""
+        return self.journal.begin_of(self._kept_as(stream), most)
 
     def conclude(self, view: ResultView) -> None:
         """Tell who follows it that it has ended; nothing more is done for it."""
         try:
-            self.journal.finish(msgspec.json.encode(bare(view)))
+            self.journal.finish(msgspec.json.encode(view))
         finally:
             self.ended = time.time()
             self.errands.close()
@@ -90,6 +103,9 @@ class Listed:
     def over(self) -> Conflict:
         return Conflict(f"process {self.id} has ended")
 
+    def _kept_as(self, stream: str) -> str:
+        return "pty" if self._pty and stream == "stdout" else stream
+
     def view(self, pid: int | None, result: ResultView | None) -> ProcessView:
         offsets = {name: count for name, count in self.journal.offsets.items() if count}
         return ProcessView(
@@ -102,7 +118,7 @@ class Listed:
             started=self.started,
             output=offsets,
             lost=lost_bytes(self.journal),
-            result=None if result is None else bare(result),
+            result=result,
         )
 
 
@@ -274,3 +290,41 @@ class Register:
     def running(self) -> "list[Command]":
         with self._lock:
             return list(self._running.values())
+
+
+class KeptOutput:
+    """What a command wrote, for who waits for its end: what is short from memory, all else from its
+    journal. Of one that is not ``listed`` all of it is in memory: nobody else has it."""
+
+    def __init__(self, listed: "Listed | None") -> None:
+        self._listed = listed
+        self._most = sys.maxsize if listed is None else _WINDOW
+        self._begun = {"stdout": bytearray(), "stderr": bytearray()}
+        if listed is not None:
+            listed.keep_begin()
+
+    def take(self, stream: str, data: bytes) -> None:
+        if isinstance(data, LostOutput):
+            return
+        kept = self._begun[stream]
+        if len(kept) + len(data) <= self._most:
+            kept += data
+        else:
+            kept.clear()
+
+    def read(self, most: int = sys.maxsize) -> tuple[bytes, bytes, bool]:
+        """Return the begin of stdout and of stderr, at most ``most`` bytes of each, up to the first
+        that is lost; and whether that is all. Waits until there is room for them in memory. Raises
+        what ``context.make_room`` does."""
+        out, err = self._begun.values()
+        if self._listed is None:
+            return bytes(out), bytes(err), True
+        sizes = self._listed.sizes()
+        if len(out) < sizes["stdout"] or len(err) < sizes["stderr"]:
+            context.make_room(_COPIES * sum(min(most, size) for size in sizes.values()))
+        found = {
+            name: bytes(kept) if len(kept) == sizes[name] else self._listed.begin_of(name, most)
+            for name, kept in self._begun.items()
+        }
+        is_all = all(len(found[name]) == size for name, size in sizes.items())
+        return found["stdout"], found["stderr"], is_all

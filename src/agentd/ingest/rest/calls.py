@@ -6,7 +6,7 @@ from typing import Any
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.operation import LARGE, Arguments, decode
 from agentd.ingest.rest.output import EVENTS, last_event
-from agentd.ingest.rest.respond import encode
+from agentd.ingest.rest.respond import answer
 from agentd.ingest.rest.table import OperationTable
 from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.errors import internal
@@ -43,14 +43,18 @@ async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
     The data of events is base64.
     """
     web, service = exchange.web, await exchange.authenticate()  # before the body is read
+    exchange.require_room()
     raw = await exchange.body(web.limits.body, LARGE)
     decode(exchange, CallBody, raw)  # raises what is wrong with it in REST's words
 
-    def call(bridge: Bridge[tuple[str, bytes]], cancel: int) -> CallView:
+    def call(bridge: Bridge[tuple[str, bytes]], cancel: int) -> Answer:
         def emit(kind: str, data: bytes) -> None:
             bridge.give((kind, data), len(data) + _PIECE)
 
-        return service.capabilities.request(raw, emit=emit, cancel=cancel)
+        def make() -> Answer:
+            return answer(service.capabilities.request(raw, emit=emit, cancel=cancel))
+
+        return exchange.build(make)
 
     followed = Followed(_AHEAD, call)
     with exchange.staying(followed):
@@ -64,9 +68,9 @@ async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
         await exchange.end()
 
 
-def _last(followed: Followed[tuple[str, bytes], CallView]) -> bytes:
+def _last(followed: Followed[tuple[str, bytes], Answer]) -> bytes:
     try:
-        return _event("result", encode(followed.result()))
+        return _event("result", followed.result().body)
     except AgentdError as error:
         failure = error
     except Exception as error:

@@ -192,7 +192,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         if rest is not None:
             await self._answer_before(rest, exchange)
             return
-        call = partial(self._answer, service, exchange, query, raw)
+        call = partial(exchange.build, partial(self._answer, service, exchange, query, raw))
         if key is None:
             made = await self._room(exchange).run(call)
         else:

@@ -14,8 +14,9 @@ import msgspec
 from agentd.ingest.web.door import Door
 from agentd.ingest.web.errors import RequestTimeout
 from agentd.ingest.web.link import Link
-from agentd.ingest.web.rooms import caller
+from agentd.ingest.web.rooms import AnswerRoom, caller
 from agentd.ingest.web.web import Stoppable
+from agentd.model import context
 from agentd.model.answer import Answer
 from agentd.model.credential import Credential
 from agentd.model.door import DoorService
@@ -173,6 +174,8 @@ class Exchange(WebRequest[D]):
     head_only = False
     _kept = 0  # bytes that stay in memory until it is answered
     _holder = ""  # whose they are
+    _share: AnswerRoom | None = None  # of those that all answers may have
+    _is_over = False
 
     # -- the request's body --
 
@@ -217,14 +220,13 @@ class Exchange(WebRequest[D]):
             parts.append(chunk)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def hold(self, size: int, *, refuse: bool = True) -> None:
+    def hold(self, size: int) -> None:
         """Count so many more bytes as kept in memory until it is answered; the first of each are
-        free, so that there is always room for what ends and renews. Raises Full, unless what was
-        done must be told: then they count beyond what there is room for."""
+        free, so that there is always room for what ends and renews. Raises Full."""
         more = max(0, self._kept + size - _FREE) - max(0, self._kept - _FREE)
         if more:
             self._holder = self._holder or caller.get()
-            self.web.holds.take(self._holder, more, refuse=refuse)
+            self.web.holds.take(self._holder, more)
         self._kept += size
 
     def release(self) -> None:
@@ -232,6 +234,13 @@ class Exchange(WebRequest[D]):
         if self._kept > _FREE:
             self.web.holds.give_back(self._holder, self._kept - _FREE)
         self._kept = 0
+        self._is_over = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        share: AnswerRoom | None = vars(self).pop("_share", None)  # at once, by whichever thread
+        if share is not None:
+            share.resize(0)
 
     @contextlib.contextmanager
     def staying(self, stream: Stoppable) -> Iterator[None]:
@@ -247,14 +256,31 @@ class Exchange(WebRequest[D]):
 
     # -- the answer --
 
+    def build(self, make: Callable[[], Answer]) -> Answer:
+        """Make the answer, in a thread. What says ``context.make_room`` waits until the caller has
+        room for it; the answer itself counts as theirs until ``release``."""
+        share, size = AnswerRoom(self.web.answers, caller.get()), 0
+        try:
+            with context.answering(share.make_room):
+                made = make()
+            size = len(made.body)
+        finally:
+            share.resize(size if size > _FREE else 0)
+            self._share = share
+            if self._is_over:  # its client has gone meanwhile
+                self._let_go()
+        return made
+
     async def answer(self, answer: Answer) -> None:
-        """Answer; a large one counts as the caller's until the client has taken most of it."""
+        """Answer; a large one counts as the caller's until the client has taken most of it. What
+        was done must be told, and counts beyond what there is room for; else it raises Full."""
         headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in answer.headers.items()]
         if answer.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(answer.body)))
         is_large = len(answer.body) > _FREE
         if is_large:
-            self.hold(len(answer.body), refuse=self.scope["method"] == "GET")
+            self._share = self._share or AnswerRoom(self.web.answers, caller.get())
+            self._share.resize(len(answer.body), refuse=self.scope["method"] == "GET")
         with self.link.transport.holding(), contextlib.suppress(Answered):
             await self.start(answer.status, headers)
             await (self.write if is_large else self.end)(answer.body)
@@ -264,7 +290,7 @@ class Exchange(WebRequest[D]):
     def require_room(self) -> None:
         """Of what has an effect and may have a large answer, before it is done. Raises Full where
         the caller has no room left for answers."""
-        self.web.holds.require_room(caller.get())
+        self.web.answers.require_room(caller.get())
 
     async def fail(self, error: AgentdError) -> None:
         """Answer with the error; where the answer has begun, cut it off."""

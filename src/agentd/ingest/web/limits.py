@@ -17,7 +17,7 @@ class WebLimits(msgspec.Struct, frozen=True, kw_only=True):
     head: int = 64 * KIB  # request line and headers
     headers: int = 128  # how many
     body: int = 64 * MIB  # of a request that is not a streamed upload
-    held: int = 512 * MIB  # of all requests and answers that are kept; of one caller half
+    held: int = 512 * MIB  # of all requests that are kept, and of all answers; of one caller half
     message: int = MIB  # of a WebSocket client
     pipelined: int = 16  # requests that a client sends before it has its answers
     discarded: int = MIB  # of a refused body, before the connection is cut

@@ -14,7 +14,8 @@ from queue import Empty, SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
 from agentd.ingest.web.limits import WebLimits
-from agentd.model.errors import Full
+from agentd.model import context
+from agentd.model.errors import AgentdError, Full
 from agentd.model.units import readable_size
 
 P = ParamSpec("P")
@@ -192,25 +193,67 @@ class ThreadRooms:
             room.close()
 
 
+class Unwanted(AgentdError):
+    """Whoever asked has gone before there was room for the answer."""
+
+    code = "cancelled"
+
+
 class Holds:
     """At most ``size`` bytes at once, and of one caller while it has fewer than are left: alone it
-    gets half of them, beside another a third. Belongs to the event loop."""
+    gets half of them, beside another a third. Thread-safe."""
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._held = 0
         self._of: Counter[str] = Counter()
+        self._change = threading.Condition()
+        self._closed = False
 
     def take(self, who: str, size: int, *, refuse: bool = True) -> None:
         """Count them as ``who``'s until ``give_back``. Raises Full, if they may be ``refuse``d."""
-        if refuse:
-            self.require_room(who, size)
-        self._of[who] += size
-        self._held += size
+        with self._change:
+            if refuse:
+                self._check(who, size)
+            self._add(who, size)
 
-    def require_room(self, who: str, size: int = 1) -> None:
+    def wait(self, who: str, size: int) -> int:
+        """``take``, in a thread, as soon as there is room; return how many it counts, a quarter of
+        all at most. Raises Unwanted once the client of the thread's request has gone."""
+        size = min(size, self._size // 4)
+        gone = context.waiting_client()
+        with gone.telling(self._stir), self._change:
+            self._change.wait_for(lambda: gone.is_set or self._closed or self._fits(who, size))
+            if gone.is_set:
+                raise Unwanted("whoever asked has gone before there was room for the answer")
+            self._add(who, size)
+        return size
+
+    def require_room(self, who: str) -> None:
         """Raises Full."""
-        if self._of.get(who, 0) + size > self._size - self._held:
+        with self._change:
+            self._check(who, 1)
+
+    def give_back(self, who: str, size: int) -> None:
+        with self._change:
+            self._add(who, -size)
+            self._change.notify_all()
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self._change:
+            self._closed = True
+            self._change.notify_all()
+
+    def _stir(self) -> None:
+        with self._change:
+            self._change.notify_all()
+
+    def _fits(self, who: str, size: int) -> bool:
+        return self._of.get(who, 0) + size <= self._size - self._held
+
+    def _check(self, who: str, size: int) -> None:
+        if not self._fits(who, size):
             raise Full(
                 "too many bytes of requests and answers wait for their clients",
                 cause=f"{readable_size(self._of.get(who, 0))} of {readable_size(self._held)} are"
@@ -220,8 +263,32 @@ class Holds:
                 retry_after=1.0,
             )
 
-    def give_back(self, who: str, size: int) -> None:
-        self._of[who] -= size
-        self._held -= size
+    def _add(self, who: str, size: int) -> None:
+        self._of[who] += size
+        self._held += size
         if not self._of[who]:
             del self._of[who]
+
+
+class AnswerRoom:
+    """What one answer holds of them, from when it is made until its client has taken it: first in
+    the thread that makes it, then on the loop."""
+
+    def __init__(self, holds: Holds, who: str) -> None:
+        self._holds = holds
+        self._who = who
+        self._size = 0
+
+    def make_room(self, size: int) -> None:
+        """Wait for ``size`` bytes, with none: others wait for those. Raises Unwanted."""
+        if size > self._size:
+            self.resize(0)
+            self._size = self._holds.wait(self._who, size)
+
+    def resize(self, size: int, *, refuse: bool = False) -> None:
+        """Hold ``size`` bytes. Raises Full, if more may be ``refuse``d."""
+        if size > self._size:
+            self._holds.take(self._who, size - self._size, refuse=refuse)
+        elif size < self._size:
+            self._holds.give_back(self._who, self._size - size)
+        self._size = size

@@ -38,7 +38,9 @@ class Web:
         self.ready = ready
         self.domains = tuple(domains)
         self.threads = ThreadRooms(self.limits)
-        self.holds = Holds(self.limits.held)
+        self.holds = Holds(self.limits.held)  # of requests
+        # Of their own: a request that waits for room for its answer holds its body.
+        self.answers = Holds(self.limits.held)
         self.draining = False
         self._streams: set[Stoppable] = set()
 
@@ -58,4 +60,5 @@ class Web:
             stream.stop()
 
     def close(self) -> None:
+        self.answers.close()
         self.threads.close()

@@ -1,4 +1,5 @@
-"""A journal's segments on disk: written at the end of the newest, dropped whole from the oldest."""
+"""A journal's segments on disk: written at the end of the newest, dropped whole from the oldest, or
+from the oldest behind its begin."""
 
 import contextlib
 import os
@@ -10,6 +11,7 @@ from agentd.sandbox.journal.record import Start
 
 MIN_BYTES = 4 << 20  # a segment, an eighth of it, must hold a write
 _SEGMENTS = 8
+_BEGIN = 5  # the first, where they are kept: more than two streams of 16 MiB, of 64
 _NUMBER = re.compile(r"\.(\d{6,})")
 
 
@@ -26,13 +28,13 @@ class Segment:
 
 class SegmentFiles:
     """Segments are ``prefix``.000001 and on. One writer at a time; ``segments`` may be read
-    meanwhile, by whoever takes a copy of it."""
+    meanwhile, by whoever takes a copy of it. ``keeps_begin``: the first of them stay."""
 
     def __init__(self, prefix: str, max_bytes: int) -> None:
         self.prefix = prefix
         self.max_bytes = max(max_bytes, MIN_BYTES)
         self.segments: list[Segment] = []
-        self.dropped = False  # whether the bound has cost anything
+        self.keeps_begin = False
         self._last = 0
         self._removed = False
         self._fd = -1
@@ -58,7 +60,6 @@ class SegmentFiles:
                     self.segments.append(Segment(path, start, os.fstat(fd).st_size))
             finally:
                 os.close(fd)
-        self.dropped = bool(found) and min(found)[0] > 1
 
     def write(self, buffers: Sequence[bytes], offsets: tuple[int, ...], total: int) -> None:
         """Whole records that begin at ``offsets``: all of them, or none. Raises OSError."""
@@ -77,11 +78,11 @@ class SegmentFiles:
                 os.ftruncate(self._fd, segment.size)
             raise
         segment.size += length
-        while self.size > self.max_bytes and len(self.segments) > 1:
-            self.dropped = True
+        oldest = _BEGIN if self.keeps_begin else 0
+        while self.size > self.max_bytes and len(self.segments) > oldest + 1:
             with contextlib.suppress(OSError):
-                os.unlink(self.segments[0].path)
-            del self.segments[0]
+                os.unlink(self.segments[oldest].path)
+            del self.segments[oldest]
 
     def end_segment(self) -> None:
         """Let go of the descriptor; what is written next begins a new file."""

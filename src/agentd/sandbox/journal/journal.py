@@ -9,7 +9,14 @@ from functools import partial
 
 from agentd.model.errors import InvalidInput, Refused
 from agentd.sandbox.journal import record
-from agentd.sandbox.journal.events import DISK_ERROR, DISK_FULL, STREAMS, Gap, JournalEntry
+from agentd.sandbox.journal.events import (
+    DISK_ERROR,
+    DISK_FULL,
+    STREAMS,
+    Gap,
+    JournalChunk,
+    JournalEntry,
+)
 from agentd.sandbox.journal.files import SegmentFiles
 from agentd.sandbox.journal.follower import JournalFollower
 from agentd.sandbox.journal.reader import JournalReader
@@ -134,6 +141,19 @@ class Journal:
                 )
             self._followers.append(follower)
         return follower
+
+    def begin_of(self, stream: str, most: int) -> bytes:
+        """Return at most ``most`` bytes of ``stream`` from its first on, up to one that is lost."""
+        found: list[bytes] = []
+        size = 0
+        with JournalFollower(self, {}, (stream,), None) as follower:
+            while size < most and (events := follower.read()):
+                for event in events:
+                    if not isinstance(event, JournalChunk):
+                        return b"".join(found)
+                    found.append(event.data[: most - size])
+                    size += len(found[-1])
+        return b"".join(found)
 
     def leave(self, follower: JournalFollower) -> None:
         with self.lock, contextlib.suppress(ValueError):

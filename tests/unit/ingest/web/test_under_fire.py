@@ -75,7 +75,7 @@ def test_no_callers_bodies_fill_the_memory(tmp_path: Path, keyed: bool) -> None:
 def test_no_callers_unread_answers_fill_the_memory(tmp_path: Path, reads: bool) -> None:
     """More is refused before it is done. There is room again once they are read, or given up."""
     mib = 1 << 20
-    with Running(tmp_path, WebLimits(held=15 * mib)) as running:
+    with Running(tmp_path, WebLimits(held=15 * mib // 2)) as running:
         small, other = {"X-API-Key": "agd_bob"}, {"X-API-Key": "agd_alice"}
         id_, alices = (
             running.ask("POST", "/v1/sandboxes", {}, whose).json["id"] for whose in (small, other)
