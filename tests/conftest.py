@@ -25,6 +25,8 @@ from agentd.testing.patience import SLOWER
 
 GRACE = 20.0  # seconds that a closing sandbox's last child, mount or group may take to go
 NOBODY = 65534
+#: Of tests that use up what is counted by user, and others would lack.
+ALONE = 64999
 MS_SHARED = 1 << 20  # mount(2)
 # Where root's daemon listens, keeps its state and its images of registries: mode of each.
 USUAL_PLACES = {"/run/agentd": 0o711, "/var/lib/agentd": 0o700, "/var/cache/agentd/oci": 0o700}
@@ -330,10 +332,10 @@ def _nothing_left_behind() -> Iterator[None]:
 
 
 class OrdinaryUser:
-    """Runs things as uid 65534, without capabilities, in its own home; as ourselves if not root."""
+    """Runs things as ``uid``, without capabilities, in its own home; as ourselves if not root."""
 
-    def __init__(self, home: Path, python: list[str], pythonpath: str) -> None:
-        self.home = home
+    def __init__(self, home: Path, python: list[str], pythonpath: str, uid: int = NOBODY) -> None:
+        self.home, self.uid = home, uid
         self.is_other = os.getuid() == 0
         self._python = python
         self.env = {
@@ -351,7 +353,7 @@ class OrdinaryUser:
         self, argv: list[str], *, timeout: float = 250, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[bytes]:
         """Output captured, stdin empty, in the user's home; a failure is the caller's to judge."""
-        drop = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+        drop = ["setpriv", f"--reuid={self.uid}", f"--regid={self.uid}", "--clear-groups"]
         return subprocess.run(
             [*(drop if self.is_other else []), *argv],
             stdin=subprocess.DEVNULL,
@@ -376,7 +378,7 @@ class OrdinaryUser:
         cache = self.home / "cache"
         shutil.copytree(store.default_folder(), cache / "agentd/images", symlinks=True)
         if self.is_other:
-            subprocess.run(["chown", "-R", f"{NOBODY}:{NOBODY}", cache], check=True)
+            subprocess.run(["chown", "-R", f"{self.uid}:{self.uid}", cache], check=True)
 
     def call(self, function: Callable[[], R]) -> R:
         """``function()`` in a forked child that has become the user: its value, or its exception.
@@ -404,7 +406,7 @@ class OrdinaryUser:
         try:
             try:
                 if self.is_other:
-                    become_nobody()
+                    become(self.uid)
                 os.environ.clear()
                 os.environ.update(self.env)
                 os.chdir(self.home)
@@ -417,10 +419,10 @@ class OrdinaryUser:
             os._exit(0)
 
 
-def become_nobody() -> None:
+def become(uid: int) -> None:
     os.setgroups([])
-    os.setresgid(NOBODY, NOBODY, NOBODY)
-    os.setresuid(NOBODY, NOBODY, NOBODY)
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
     # A change of uid makes /proc/self root's, and then uid_map cannot be written (proc(5)).
     PR_SET_DUMPABLE = 4
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
@@ -456,7 +458,20 @@ def _user_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[lis
 @pytest.fixture
 def as_user(_user_python: tuple[list[str], str]) -> Iterator[OrdinaryUser]:
     """An OrdinaryUser whose home lives as long as the test. pytest's tmp_path is closed to it."""
+    with _at_home(NOBODY, _user_python) as user:
+        yield user
+
+
+@pytest.fixture
+def as_user_alone(_user_python: tuple[list[str], str]) -> Iterator[OrdinaryUser]:
+    """``as_user`` of an id that no other test has."""
+    with _at_home(ALONE, _user_python) as user:
+        yield user
+
+
+@contextlib.contextmanager
+def _at_home(uid: int, python: tuple[list[str], str]) -> Iterator[OrdinaryUser]:
     with tempfile.TemporaryDirectory(prefix="agentd-home-") as home:
         if os.getuid() == 0:
-            os.chown(home, NOBODY, NOBODY)
-        yield OrdinaryUser(Path(home), *_user_python)
+            os.chown(home, uid, uid)
+        yield OrdinaryUser(Path(home), *python, uid)

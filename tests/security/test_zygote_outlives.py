@@ -90,7 +90,7 @@ def test_where_the_limit_cannot_be_raised_over_a_sandboxs_the_others_go_on() -> 
         until(lambda: daemon.ask("POST", "/v1/sandboxes", {}).status == 201)
 
 
-def test_an_ordinary_users_commands_run_beside_such_a_sandbox(as_user: Any) -> None:
+def test_an_ordinary_users_commands_run_beside_such_a_sandbox(as_user_alone: Any) -> None:
     script = f"""
 import json, resource, shutil, subprocess, sys
 from agentd import Sandbox
@@ -125,7 +125,7 @@ with Sandbox.create() as box, Sandbox.create() as other:
     p.kill()
 print(json.dumps([low, commands, high]))
 """
-    done = as_user.python("-c", script)
+    done = as_user_alone.python("-c", script)
     assert done.returncode == 0, done.stderr.decode()
     low, commands, high = json.loads(done.stdout)
     # A program with a limit of its own is told what it is that it has no room for.
@@ -224,7 +224,7 @@ def test_one_that_is_too_long_for_the_supervisor_is_refused_by_a_daemon() -> Non
         assert run(daemon, other)["stdout"] == "here\n"
 
 
-def test_an_ordinary_users_daemon_goes_on_beside_such_a_sandbox(as_user: Any) -> None:
+def test_an_ordinary_users_daemon_goes_on_beside_such_a_sandbox(as_user_alone: Any) -> None:
     script = f"""
 import json, os, resource, subprocess, sys, time
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -260,6 +260,6 @@ finally:
     link.close()
 print(json.dumps(said))
 """
-    done = as_user.python("-c", script)
+    done = as_user_alone.python("-c", script)
     assert done.returncode == 0, done.stderr.decode()
     assert json.loads(done.stdout) == ["here", "fresh"] * 3
