@@ -439,3 +439,24 @@ def test_programs_that_give_up_wait_no_more_where_others_do(
         until(lambda: len(_pending(daemon, bob, box)) == 2)
         ports = {view["asked"]["parameters"]["port"] for view in _pending(daemon, bob, box)}
         assert ports == {5432, 5433}
+
+
+_KEEPS_ALL = """
+import select, socket
+kept = [socket.create_connection(("db.internal", 5432), 60) for _ in range(64)]
+other = socket.create_connection(("db.internal", 5433), 60)
+ended, _, _ = select.select(kept, [], [], 60)
+print(len(ended), flush=True)
+other.recv(1)
+"""
+
+
+def test_another_place_is_asked_about_where_one_has_all_that_may_wait(
+    daemon: Daemon, alice: str, bob: str
+) -> None:
+    with _made(daemon, alice, "ask db.internal:*") as box:
+        with box.start(["python3", "-c", _KEEPS_ALL]) as process:
+            assert next(iter(process)).text == "1\n"
+            until(lambda: len(_pending(daemon, bob, box)) == 2)
+        ports = {view["asked"]["parameters"]["port"] for view in _pending(daemon, bob, box)}
+        assert ports == {5432, 5433}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 MAX_WAITING = 64  # connections of a sandbox
 ASK_SECONDS = 900.0  # that one waits at most, whatever becomes of whom the host asks
 WAITING = "it waits to be allowed"
+_FULL = f"{MAX_WAITING} connections of the sandbox wait to be allowed"
 _MAX_ANSWERS = 512  # that are remembered
 
 #: The name that was dialled, or the address where a number was, and the port.
@@ -47,8 +48,8 @@ class Questions:
         found = self._answer(place)
         if found is not None:
             return found.reason
-        if self._count >= MAX_WAITING and not waits and not self._make_room():
-            return f"{MAX_WAITING} connections of the sandbox wait to be allowed"
+        if self._count >= MAX_WAITING and not waits and not self._make_room(place):
+            return _FULL
         return ""
 
     def wait(self, connection: "RelayedConnection", rule: str) -> None:
@@ -70,13 +71,19 @@ class Questions:
         if not waiting:
             self._waiting.pop(connection.place, None)
 
-    def _make_room(self) -> bool:
-        """End one whose program says nothing more, if there is one: most of them have given up."""
+    def _make_room(self, place: Place) -> bool:
+        """End one whose program says nothing more, if there is one: most of them have given up.
+        Else, where none waits for ``place``, the last of those for which the most wait."""
         waiting = (each for some in self._waiting.values() for each in some)
         over = next((each for each in waiting if each.over), None)
         if over is not None:
             over.end("the program went away", reset=True)
-        return over is not None
+            return True
+        most = max(self._waiting.values(), key=len)
+        if place in self._waiting or len(most) == 1:
+            return False
+        next(reversed(most)).refuse(_FULL)
+        return True
 
     def answered(self, place: Place, allowed: bool, reason: str, seconds: float | None) -> None:
         """Let what waits go on, or refuse it; for ``seconds``, or for good, what comes as well."""
