@@ -24,10 +24,10 @@ _MODPROBE = ("/sbin/modprobe", "/usr/sbin/modprobe")
 _PROBE_S, _POLL_S = 1.0, 0.01
 
 
-def interfaces(root: str = "/sys/class/net") -> list[str]:
+def interfaces() -> list[str]:
     """Those that are no loopback, sorted."""
     try:
-        return sorted(name for name in os.listdir(root) if name != "lo")
+        return sorted(name for name in os.listdir("/sys/class/net") if name != "lo")
     except OSError:
         return []
 

@@ -154,7 +154,7 @@ def user_namespaces_error(kernel: Kernel = KERNEL) -> str:
     return os.strerror(code) if code else ""
 
 
-def restricted_network_error(kernel: Kernel = KERNEL, *, device: bool = False) -> str:
+def restricted_network_error(*, device: bool = False) -> str:
     """Return why a network cannot be restricted to rules; empty when it can. ``device``: behind a
     kernel that writes packets, which takes a device more.
 
@@ -168,7 +168,7 @@ def restricted_network_error(kernel: Kernel = KERNEL, *, device: bool = False) -
         code = 1
         try:
             step = "user and network namespaces cannot be made: "
-            kernel.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNET)
+            KERNEL.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNET)
             step = ""
             if device:
                 veth.capture()
@@ -187,16 +187,14 @@ def restricted_network_error(kernel: Kernel = KERNEL, *, device: bool = False) -
     return (said or f"what tries it ended with {code}") if code else ""
 
 
-def in_chroot(error: str, mounts: str = "", status: str = "") -> bool:
+def in_chroot(error: str) -> bool:
     """Return whether a user namespace was refused because our root is not the mount namespace's.
 
-    The kernel says EPERM then (unshare(2)), as seccomp filters do. ``mounts`` and ``status`` are
-    the texts of /proc/self/mountinfo and /proc/self/status.
+    The kernel says EPERM then (unshare(2)), as seccomp filters do.
     """
     if error != os.strerror(errno.EPERM):
         return False
-    mounts = mounts or _read("/proc/self/mountinfo")
-    status = status or _read("/proc/self/status")
+    mounts, status = _read("/proc/self/mountinfo"), _read("/proc/self/status")
     root_seen = any(line.split()[4:5] == ["/"] for line in mounts.splitlines())
     # A chroot to a mount point is seen by nothing else than that no filter can be to blame.
     return bool(mounts) and (not root_seen or "\nSeccomp:\t0\n" in status)

@@ -3,14 +3,14 @@
 import ctypes
 
 from agentd.linux import abi
-from agentd.linux.kernel import KERNEL, Kernel
+from agentd.linux.kernel import KERNEL
 
 _PR_SET_NAME = 15
 # /proc/PID/stat, fields 48 and 49 of proc(5): where the arguments begin and end in memory.
 _ARG_START, _ARG_END = 47, 48
 
 
-def set_title(name: str, kernel: Kernel = KERNEL) -> None:
+def set_title(name: str) -> None:
     """Overwrite the arguments with ``name``, cut to their size, and set the command name."""
     with open("/proc/self/stat", "rb") as file:
         head, _, tail = file.read().rpartition(b") ")
@@ -19,4 +19,4 @@ def set_title(name: str, kernel: Kernel = KERNEL) -> None:
     size = end - start
     if size > 0:
         ctypes.memmove(start, name.encode()[: size - 1].ljust(size, b"\0"), size)
-    kernel.syscall(abi.SYS.prctl, _PR_SET_NAME, name.encode(), 0, 0, 0)
+    KERNEL.syscall(abi.SYS.prctl, _PR_SET_NAME, name.encode(), 0, 0, 0)

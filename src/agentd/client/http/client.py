@@ -86,14 +86,12 @@ class HttpClient:
         answer = self.trying(safe or once or method in _SAFE, attempt)
         return None if into is None else self.decode(into, answer)
 
-    def pages(
-        self, path: str, into: type[T], query: "Iterable[tuple[str, object]]" = ()
-    ) -> tuple[T, ...]:
+    def pages(self, path: str, into: type[T]) -> tuple[T, ...]:
         """A list, all of its pages."""
         found: list[T] = []
         cursor: str | None = ""
         while cursor is not None:
-            more = [*query, *([("cursor", cursor)] if cursor else [])]
+            more = [("cursor", cursor)] if cursor else []
             with self.open("GET", path, query=more) as response:
                 found += self.decode(list[into], response.read())  # type: ignore[valid-type]
                 cursor = response.headers.get("agentd-next")

@@ -134,9 +134,9 @@ class Approvals:
                 self._finish(id_, "expired", _LATE)
         return self._view(self._get(id_))
 
-    def withdraw(self, id_: str, note: str = "its request has gone") -> None:
+    def withdraw(self, id_: str) -> None:
         """Withdraw it: nobody waits for it any more; idempotent."""
-        self._finish(id_, "withdrawn", note)
+        self._finish(id_, "withdrawn", "its request has gone")
 
     def look(self, id_: str) -> None:
         """Let who waits for it see whether it still wants to. Never blocks."""

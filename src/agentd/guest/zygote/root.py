@@ -10,7 +10,7 @@ from functools import cache
 
 from agentd.guest.zygote import cgroup_view, var
 from agentd.linux import abi, anyip, mounts
-from agentd.linux.kernel import KERNEL, Kernel
+from agentd.linux.kernel import KERNEL
 
 SANDBOX_HOME = "/home/sandbox"
 # Host directories that hold programs and libraries. Symbolic links among them (merged /usr) are
@@ -75,7 +75,7 @@ STAGE = "/tmp"
 Tree = tuple[str, int]  # where it goes, a detached mount
 
 
-def clone_trees(configuration: Sequence[str], kernel: Kernel = KERNEL) -> list[Tree]:
+def clone_trees(configuration: Sequence[str]) -> list[Tree]:
     """Detached read-only copies of what the root shows of the host: its programs, and of /etc and
     /var/lib the directories in ``configuration``.
 
@@ -85,11 +85,11 @@ def clone_trees(configuration: Sequence[str], kernel: Kernel = KERNEL) -> list[T
     for path in (*PROGRAMS, *configuration, *SYSFS):
         if os.path.isdir(path) and not os.path.islink(path):
             with suppress(FileNotFoundError):  # removed since
-                trees.append((path, mounts.clone_tree(path, readonly=True, kernel=kernel)))
+                trees.append((path, mounts.clone_tree(path, readonly=True)))
     for name in _DEVICES:
         path = f"/dev/{name}"
-        fd = kernel.open_tree(-1, path, abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC)
-        kernel.mount_setattr(
+        fd = KERNEL.open_tree(-1, path, abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC)
+        KERNEL.mount_setattr(
             fd,
             "",
             abi.AT_EMPTY_PATH,
@@ -132,22 +132,22 @@ def read_etc(
     return files
 
 
-def enter(trees: list[Tree], files: dict[str, bytes], kernel: Kernel = KERNEL) -> None:
+def enter(trees: list[Tree], files: dict[str, bytes]) -> None:
     """Build the root on a tmpfs, pivot into it, make it read-only. Raises OSError."""
-    kernel.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
-    kernel.mount("tmpfs", STAGE, "tmpfs", abi.MS_NOSUID, "mode=0755,size=8m,nr_inodes=1k")
+    KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
+    KERNEL.mount("tmpfs", STAGE, "tmpfs", abi.MS_NOSUID, "mode=0755,size=8m,nr_inodes=1k")
     skeleton(STAGE, trees, files)
     for path, fd in trees:
         target = STAGE + var.place(path)
-        kernel.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
+        KERNEL.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
         os.close(fd)
     # A new proc needs a fully visible one already there; it shows the zygote's pid namespace.
-    kernel.mount("proc", STAGE + "/proc", "proc", abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC)
+    KERNEL.mount("proc", STAGE + "/proc", "proc", abi.MS_NOSUID | abi.MS_NODEV | abi.MS_NOEXEC)
     os.chdir(STAGE)
-    kernel.pivot_root(".", ".")
-    kernel.umount(".", abi.MNT_DETACH)
+    KERNEL.pivot_root(".", ".")
+    KERNEL.umount(".", abi.MNT_DETACH)
     os.chdir("/")
-    kernel.mount_setattr(abi.AT_FDCWD, "/", 0, set_=abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID)
+    KERNEL.mount_setattr(abi.AT_FDCWD, "/", 0, set_=abi.MOUNT_ATTR_RDONLY | abi.MOUNT_ATTR_NOSUID)
 
 
 def skeleton(stage: str, trees: list[Tree], files: dict[str, bytes]) -> None:

@@ -38,9 +38,9 @@ class WallKernel(Kernel):
         if not self._dry:
             os.symlink(target, path)
 
-    def open_folder(self, path: str, above: int | None = None) -> int:
+    def open_folder(self, path: str) -> int:
         path = "/" if self._dry else path
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def setrlimit(self, number: int, limit: int) -> None:
         """Both the soft and the hard one."""

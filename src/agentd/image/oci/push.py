@@ -43,7 +43,6 @@ def push(
     target: str,
     progress: Progress | None = None,
     *,
-    store: OciStore | None = None,
     seconds: float = SECONDS,
     insecure: bool = False,
 ) -> OciImage:
@@ -53,7 +52,7 @@ def push(
     Raises InvalidInput, NotFound, Unavailable (skopeo is missing), Corrupt, ImageError.
     """
     wanted = _target(target)
-    store = store or OciStore()
+    store = OciStore()
     say = progress or (lambda what, done, steps: None)
     image = store.get(name)
     try:

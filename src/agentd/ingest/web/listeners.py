@@ -144,10 +144,8 @@ def tls_context(cert: str, key: str | None = None, client_ca: str | None = None)
     return context
 
 
-def inherited(
-    environ: MutableMapping[str, str], tls: ssl.SSLContext | None = None
-) -> list[Listener]:
-    """Take those that systemd passes (sd_listen_fds(3)), and forget that. TCP ones get ``tls``."""
+def inherited(environ: MutableMapping[str, str]) -> list[Listener]:
+    """Take those that systemd passes (sd_listen_fds(3)), and forget that."""
     pid, count = environ.pop("LISTEN_PID", ""), environ.pop("LISTEN_FDS", "")
     environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdigit():
@@ -161,7 +159,7 @@ def inherited(
         ):
             sock.close()
             raise InvalidInput(f"descriptor {fd} from systemd is no listening stream socket")
-        listeners.append(Listener(sock, None if sock.family == socket.AF_UNIX else tls))
+        listeners.append(Listener(sock))
     return listeners
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from agentd.linux import dialled
-from agentd.model.errors import Refused
 from agentd.model.limits import MIB
 from agentd.sandbox.backends.firecracker.plan import PORT, FirecrackerPlan
 from agentd.sandbox.backends.firecracker.version import Quirks, check_restore
@@ -48,9 +47,7 @@ class ApiRequest(NamedTuple):
     body: dict[str, object] | None
 
 
-def boot(
-    plan: FirecrackerPlan, found: Quirks, *, track_dirty: bool = False
-) -> Iterator[ApiRequest]:
+def boot(plan: FirecrackerPlan, found: Quirks) -> Iterator[ApiRequest]:
     """List the requests from a fresh process to a running guest."""
     yield from _observe()
     yield ApiRequest(
@@ -65,7 +62,7 @@ def boot(
             "vcpu_count": plan.vcpus,
             "mem_size_mib": plan.memory // MIB,
             "smt": False,  # sibling threads share caches: one machine's vCPUs count as strangers
-            "track_dirty_pages": track_dirty,
+            "track_dirty_pages": False,
         },
     )
     yield ApiRequest("PUT", "/vsock", {"guest_cid": GUEST_CID, "uds_path": VSOCK})
@@ -75,14 +72,11 @@ def boot(
     yield ApiRequest("PUT", "/actions", {"action_type": "InstanceStart"})
 
 
-def restore(
-    found: Quirks, *, vsock: str | None = None, clock_realtime: bool = False
-) -> Iterator[ApiRequest]:
+def restore(found: Quirks) -> Iterator[ApiRequest]:
     """List those from a fresh process to a running clone of what ``STATE`` and ``MEMORY`` hold.
 
-    ``vsock`` is for a socket elsewhere than the snapshot says. ``clock_realtime`` sets the clock,
-    and makes the monotonic one jump: every timer that is overdue then fires at once, so the agent
-    sets the clock instead. Raises Refused for what the release cannot do.
+    The agent sets the clock: by Firecracker's ``clock_realtime`` the monotonic one would jump, and
+    every timer that is overdue fire at once. Raises Refused for what the release cannot do.
     """
     check_restore(found)
     yield from _observe()
@@ -91,14 +85,6 @@ def restore(
         "mem_backend": {"backend_type": "File", "backend_path": MEMORY},
         "resume_vm": True,
     }
-    if vsock is not None:
-        if not found.vsock_override:
-            raise _newer("another vsock path", found, "1.16.0")
-        body["vsock_override"] = {"uds_path": vsock}
-    if clock_realtime:
-        if not found.clock_realtime:
-            raise _newer("clock_realtime", found, "1.14.4, 1.15.1 or 1.16.0")
-        body["clock_realtime"] = True
     yield ApiRequest("PUT", "/snapshot/load", body)
 
 
@@ -128,10 +114,3 @@ def _observe() -> Iterator[ApiRequest]:
 
 def _bucket(size: int, refill_ms: int) -> dict[str, object]:
     return {"size": size, "refill_time": refill_ms}
-
-
-def _newer(what: str, found: Quirks, wanted: str) -> Refused:
-    return Refused(
-        f"Firecracker {found.version} does not know {what}",
-        remediation=f"use Firecracker {wanted} or newer",
-    )

@@ -104,10 +104,10 @@ def _status(folder: str) -> dict[str, str]:
         return {name: value.strip() for name, _, value in pairs}
 
 
-def _has_swap(path: str = "/proc/swaps") -> bool:
-    if not os.path.exists(path):
+def _has_swap() -> bool:
+    if not os.path.exists("/proc/swaps"):
         return False
-    with open(path, encoding="ascii", errors="replace") as file:
+    with open("/proc/swaps", encoding="ascii", errors="replace") as file:
         return len(file.readlines()) > 1
 
 

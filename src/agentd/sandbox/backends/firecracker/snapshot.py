@@ -43,11 +43,11 @@ def of(plan: FirecrackerPlan, version: Version, image: str) -> SavedMachine:
     return SavedMachine(str(version), cpu_model(), image, plan.memory, plan.vcpus)
 
 
-def cpu_model(path: str = "/proc/cpuinfo") -> str:
+def cpu_model() -> str:
     """Name its maker, family, model and stepping, or the like on other architectures."""
     wanted = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
     found: dict[str, str] = {}
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
         for line in file:
             name, _, value = line.partition(":")
             if not line.strip():

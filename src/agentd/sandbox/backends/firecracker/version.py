@@ -43,10 +43,7 @@ class Quirks(NamedTuple):
     """The abilities of one release; the ``..._why`` fields are empty where it has them."""
 
     version: Version
-    vsock_override: bool  # snapshot/load may name another socket
-    clock_realtime: bool  # snapshot/load may set the guest's clock; else x86 never jumps, or always
     serial_limiter: bool
-    load_huge_pages: bool
     restore_why: str
     pause_why: str
 
@@ -59,22 +56,10 @@ def quirks(version: Version) -> Quirks:
         )
     return Quirks(
         version=version,
-        vsock_override=version >= Version(1, 16, 0),
-        clock_realtime=_clock_realtime(version),
         serial_limiter=version >= Version(1, 16, 0),
-        load_huge_pages=version >= Version(1, 17, 0),
         restore_why=_restore_why(version),
         pause_why=_pause_why(version),
     )
-
-
-def _clock_realtime(version: Version) -> bool:
-    """1.14.4, 1.15.1 and all from 1.16.0 on, but not 1.15.0 (#5809)."""
-    if version[:2] == (1, 14):
-        return version.patch >= 4
-    if version[:2] == (1, 15):
-        return version.patch >= 1
-    return version >= Version(1, 16, 0)
 
 
 def _restore_why(version: Version) -> str:
