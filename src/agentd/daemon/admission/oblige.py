@@ -18,6 +18,7 @@ N = TypeVar("N", int, float)
 # Of one command; the others are of a whole sandbox.
 _PER_COMMAND = ("timeout", "output")
 _OF_NETWORK = ("net_bytes", "net_rate")
+_UNBOUNDED = Limits()  # as most policies leave it
 
 
 def new_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
@@ -145,6 +146,8 @@ class Exceeded(NamedTuple):
 def exceeded(held: Limits, most: Limits, *, network: bool) -> Iterator[Exceeded]:
     """Yield each limit of a whole sandbox, its ``network``'s among them or not, that is above
     ``most``. What was not asked for is as usual."""
+    if most == _UNBOUNDED:
+        return
     usual = msgspec.structs.asdict(limits.usual(held))
     for name in _PER_COMMAND if network else (*_PER_COMMAND, *_OF_NETWORK):
         del usual[name]
