@@ -17,10 +17,9 @@ from agentd.sandbox.journal.events import (
     JournalChunk,
     JournalEntry,
 )
-from agentd.sandbox.journal.files import SegmentFiles
 from agentd.sandbox.journal.follower import JournalFollower
 from agentd.sandbox.journal.reader import JournalReader
-from agentd.sandbox.journal.ring import JournalRing
+from agentd.sandbox.journal.stores import JournalRing, SegmentFiles
 
 MAX_FOLLOWERS = 1024
 _BLOCK = 128 << 10  # bytes that are written to the file at once, by whoever appends

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from agentd.sandbox.journal import record
 from agentd.sandbox.journal.events import CORRUPT, CRASH, JournalEntry
-from agentd.sandbox.journal.files import Segment, SegmentFiles
 from agentd.sandbox.journal.record import DATA, END, Head, Start
+from agentd.sandbox.journal.stores import Segment, SegmentFiles
 
 _AHEAD = 64 << 10
 

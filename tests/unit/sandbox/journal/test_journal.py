@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from agentd.model.errors import InvalidInput, Refused
 from agentd.sandbox.journal import codec, journal
 from agentd.sandbox.journal.events import LIMIT, STREAMS, End, Gap, JournalChunk
-from agentd.sandbox.journal.files import MIN_BYTES
 from agentd.sandbox.journal.journal import Journal
+from agentd.sandbox.journal.stores import MIN_BYTES
 
 PIECES = st.lists(
     st.tuples(
