@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 from agentd.guest import agent
 from agentd.guest.zygote import box as boxes
-from agentd.guest.zygote import entry, image_root, immortal, restack, root, var
+from agentd.guest.zygote import entry, image_root, immortal, reserve, restack, root, var
 from agentd.guest.zygote.ahead import Ahead, maps_of, prepare
 from agentd.guest.zygote.disk import WORKSPACE
 from agentd.guest.zygote.entry import CONTROL_FD, MOUNTS_FD
@@ -135,6 +135,8 @@ class _Zygote:
                 self._season()
             if "layer" in request:
                 restack.answer(self._control, request, fds, WORKSPACE)
+            elif "reserve" in request:
+                reserve.answer(self._control, request, fds)
             elif "next" in request:
                 self._ahead.add(request, fds)
             else:

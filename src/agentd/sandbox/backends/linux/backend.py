@@ -14,7 +14,7 @@ from agentd.model.errors import AgentdError, InvalidInput, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends import cgroups, identity, leases, shared
-from agentd.sandbox.backends.cgroups import explained, own_hierarchy
+from agentd.sandbox.backends.cgroups import explained, let_in, own_hierarchy
 from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
@@ -33,10 +33,12 @@ from agentd.sandbox.backends.linux.born import (
     Born,
     disk_of,
     from_spare,
+    group_of,
     let_into_group,
     release,
     room,
     scratch,
+    uncounted,
 )
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.image import LinuxImageRoot
@@ -44,6 +46,7 @@ from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.network import admitted, rest
 from agentd.sandbox.backends.linux.nursery import Nursery, adopt
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan, with_authority
+from agentd.sandbox.backends.linux.reserving import reserve
 from agentd.sandbox.backends.linux.shared_layer import SharedLayer
 from agentd.sandbox.backends.linux.spares import SpareKind
 from agentd.sandbox.backends.linux.subid_range import SubidRange
@@ -176,11 +179,13 @@ class LinuxBackend(NamespaceBackend):
                 undo.callback(os.close, fd)
         if copied:  # it waits for its request until they are there
             user = None if block is None else block.id
+            group, detail = group_of(plan, nursery, undo)
             if kept is not None and keeping.has_files(kept):
-                restoring.restore(kept, fds[1], user)
+                with explained(group, plan.limits), reserve(nursery, group) as counted:
+                    restoring.restore(kept, fds[1], user, counted)
             loans.copy_all(lent, fds[1], user)
             ask(listener, block)
-            group, detail = let_into_group(plan, listener, nursery, undo)
+            let_in(listener, group)
         return Born(fds, listener, block, group, detail, shared, copied)
 
     def _pass_request(
@@ -247,6 +252,7 @@ class LinuxBackend(NamespaceBackend):
                 shown=len(nursery.configuration),
                 lent={loan.mount.target: loan.how for loan in lent},
                 image=None if root is None else root.image,
+                uncounted=uncounted(born.shared, lent),
             ),
             without_group=born.detail,
             block=born.block,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from agentd.linux import cgroup
+from agentd.model.units import readable_size
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.cgroups import let_in, make_group
 from agentd.sandbox.backends.identity import Block
@@ -64,12 +65,20 @@ def release(block: Block | None, ended: bool = False) -> None:
 def let_into_group(
     plan: LinuxPlan, listener: socket.socket, nursery: Nursery, undo: contextlib.ExitStack
 ) -> tuple[cgroup.Group | None, str]:
+    group, detail = group_of(plan, nursery, undo)
+    let_in(listener, group)
+    return group, detail
+
+
+def group_of(
+    plan: LinuxPlan, nursery: Nursery, undo: contextlib.ExitStack
+) -> tuple[cgroup.Group | None, str]:
+    """The sandbox's group, in which nothing is yet, or why there is none."""
     # What else counts processes counts each user's, and root may become others.
     needed = ("memory", "cpus", "pids") if has_range(plan, nursery) else ("memory", "cpus")
     group, detail = make_group(plan.spec.limits, plan.limits, needed)
     if group is not None:
         undo.callback(group.remove)
-    let_in(listener, group)
     return group, detail
 
 
@@ -80,6 +89,15 @@ def room(plan: LinuxPlan, lent: list[Loan]) -> Taken:
         (plan.limits.disk or 0) + sum(size.bytes for size in copied),
         plan.inodes + sum(size.files for size in copied),
     )
+
+
+def uncounted(shared: SharedLayer | None, lent: list[Loan]) -> list[str]:
+    """What is on its disk, and is no memory of its group's: others' processes have written it."""
+    copied = sum(loan.copy.bytes for loan in lent if loan.copy is not None)
+    told = [f"{readable_size(copied)} of copied folders"] if copied else []
+    if shared is not None:
+        told.append(f"{readable_size(shared.taken.size)} of files that it shares")
+    return told
 
 
 def scratch(wanted: Taken, shared: SharedLayer | None) -> dict[str, object]:

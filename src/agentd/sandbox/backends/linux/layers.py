@@ -1,13 +1,15 @@
-"""What both makers of sandboxes do for forks that share: a layer is put on a disk, and lent."""
+"""What both makers of sandboxes do for copies: a layer is put on a disk, and lent; or room on one
+is taken for what is copied."""
 
 import errno
+import socket
 from collections.abc import Sequence
 
 from agentd.sandbox.backends.helper import Helper
 
 
 class LayerMaker(Helper):
-    """``guest/zygote/restack.py`` is the other end."""
+    """``guest/zygote/restack.py`` and ``reserve.py`` are the other end."""
 
     def stack(
         self, namespaces: Sequence[int], disk: int, size: int, inodes: int
@@ -19,16 +21,21 @@ class LayerMaker(Helper):
         ``lend`` would of those; all the caller's to close. Raises OSError, SandboxError.
         """
         request: dict[str, object] = {"layer": "freeze", "size": size, "inodes": inodes}
-        namespace, tree, lent = self._ask_of_layer(request, (disk, *namespaces))
+        namespace, tree, lent = self._ask(request, (disk, *namespaces))
         return (namespace, tree), lent
 
     def lend(self, held: tuple[int, int]) -> int:
         """A detached mount of what ``stack`` returned, the caller's to close. Raises OSError,
         SandboxError."""
-        (lent,) = self._ask_of_layer({"layer": "lend"}, held)
+        (lent,) = self._ask({"layer": "lend"}, held)
         return lent
 
-    def _ask_of_layer(self, request: dict[str, object], fds: Sequence[int]) -> list[int]:
+    def reserve(self, sock: socket.socket) -> None:
+        """Have a process go into the group whose doors come at ``sock``, and take there what is
+        asked for until that is closed. Raises OSError, SandboxError."""
+        self._ask({"reserve": True}, [sock.fileno()])
+
+    def _ask(self, request: dict[str, object], fds: Sequence[int]) -> list[int]:
         with self._lock:
             self._wait_ready()
             number = self._next_number()

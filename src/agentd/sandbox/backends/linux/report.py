@@ -52,13 +52,15 @@ def enforcement(
     lent: Mapping[str, str],
     given: SubidRange | str = "",
     image: "OciImage | None" = None,
+    uncounted: Sequence[str] = (),
 ) -> dict[str, Control]:
     """Every control of the level: asked, enforced, and by what.
 
     ``detail`` says why there is no group; ``given`` which subordinate ids root has, or why it has
     none; ``digest`` is that of the seccomp filter;
     ``shown`` how many directories of the host's /etc and /var/lib there are; ``lent`` how each
-    mount came in, by its target; ``image`` what it starts of, if anything.
+    mount came in, by its target; ``image`` what it starts of, if anything; ``uncounted`` what of
+    its files is no memory of the group's.
     """
     table = {
         "user_namespace": _fixed(True, _users(plan, own_user, given)),
@@ -81,6 +83,9 @@ def enforcement(
         "shared": shared.of_namespaces("user_counts" in controls, own_user),
     }
     table |= group_controls(plan.spec.limits, plan.limits, group, detail)
+    if uncounted and (memory := table.get("memory")) is not None and memory.enforced:
+        more = ", ".join((memory.detail, *uncounted))
+        table["memory"] = Control(memory.asked, memory.enforced, more)
     table |= {
         "disk": limit_control(
             plan.spec.limits.disk, plan.limits.disk, True, "one tmpfs; not in mounts"

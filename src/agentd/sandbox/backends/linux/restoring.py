@@ -11,30 +11,34 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from agentd.guest.zygote.reserve import MAX_FILES
 from agentd.linux.kernel import KERNEL
 from agentd.model.errors import SandboxError
 from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import kept, lower
 from agentd.sandbox.backends.linux.kept import DamagedFiles, KeptFile
+from agentd.sandbox.backends.linux.reserving import Reserve
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def restore(folder: str, disk: int, first: int | None) -> None:
+def restore(folder: str, disk: int, first: int | None, room: Reserve | None = None) -> None:
     """Read what ``saving.save`` wrote into ``folder``; put it on ``disk``, an empty tmpfs.
 
-    ``first`` is the first id of the new sandbox outside, None where that is the caller.
-    Raises SandboxError.
+    ``first`` is the first id of the new sandbox outside, None where that is the caller; ``room``
+    has what is written count as its memory. Raises SandboxError.
     """
     try:
         with contextlib.ExitStack() as opened:
             content = os.open(f"{folder}/{kept.CONTENT}", _READ)
             opened.callback(os.close, content)
             entries = opened.enter_context(open(f"{folder}/{kept.ENTRIES}", "rb", opener=_plain))
-            restorer = opened.enter_context(contextlib.closing(_Restorer(content, disk, first)))
+            restorer = opened.enter_context(
+                contextlib.closing(_Restorer(content, disk, first, room))
+            )
             with _acting(first):
                 restorer.all(entries)
     except (OSError, DamagedFiles) as error:
@@ -54,13 +58,16 @@ class _Folder:
 
 
 class _Restorer:
-    def __init__(self, content: int, disk: int, first: int | None) -> None:
-        self._content, self._first = content, first
+    def __init__(self, content: int, disk: int, first: int | None, room: Reserve | None) -> None:
+        self._content, self._first, self._room = content, first, room
+        self._empty: list[tuple[int, KeptFile]] = []  # files that wait for their data
         self._size = os.fstat(content).st_size
         self._place = 0
         self._open = [_Folder(os.dup(disk), None)]
 
     def close(self) -> None:
+        for fd, _ in self._empty:
+            os.close(fd)
         while self._open:
             os.close(self._open.pop().fd)
 
@@ -73,6 +80,7 @@ class _Restorer:
             self._make(entry)
         while len(self._open) > 1:
             self._leave()
+        self._fill()
 
     def _make(self, entry: KeptFile) -> None:
         above, name = self._open[-1].fd, os.fsdecode(entry.name)
@@ -102,17 +110,29 @@ class _Restorer:
 
     def _file(self, entry: KeptFile, name: str, above: int) -> None:
         fd = os.open(name, _NEW, 0o600, dir_fd=above)
-        try:
-            os.ftruncate(fd, entry.size)
-            for start, length in entry.data:
-                if self._place + length > self._size:
-                    raise DamagedFiles(f"{name!a} has data that is not there")
-                os.lseek(fd, start, os.SEEK_SET)
-                for count in sparse.send(self._content, fd, self._place, length):
-                    self._place += count
-            self._finish(fd, entry)
-        finally:
+        self._empty.append((fd, entry))
+        os.ftruncate(fd, entry.size)
+        if len(self._empty) == MAX_FILES:
+            self._fill()
+
+    def _fill(self) -> None:
+        """Write the data of those that wait for it, in the order in which it was kept."""
+        if self._room is not None:
+            self._room.take([(fd, entry.data) for fd, entry in self._empty if entry.data])
+        while self._empty:
+            fd, entry = self._empty[0]
+            self._write(fd, entry)
+            del self._empty[0]
             os.close(fd)
+
+    def _write(self, fd: int, entry: KeptFile) -> None:
+        for start, length in entry.data:
+            if self._place + length > self._size:
+                raise DamagedFiles(f"{os.fsdecode(entry.name)!a} has data that is not there")
+            os.lseek(fd, start, os.SEEK_SET)
+            for count in sparse.send(self._content, fd, self._place, length):
+                self._place += count
+        self._finish(fd, entry)
 
     def _hard_link(self, target: bytes, name: str, above: int) -> None:
         """To a file that was made before, by a path of folders that were."""

@@ -7,7 +7,7 @@ import select
 import signal
 import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.image.runtime import store
@@ -188,13 +188,14 @@ class ContainerBackend(NamespaceBackend):
                 fds.append(fd)
                 passed.callback(os.close, fd)
             launcher.start(request, fds)
-        if request["lend"]:
-            _fill(answers, lent, block, kept, launcher)
         bounds = self._bounds(plan.limits)
         group, detail = make_group(plan.spec.limits, bounds, needed(plan, block))
         if group is not None:
             undo.callback(group.remove)
         with explained(group, plan.limits):
+            if request["lend"]:
+                user = None if block is None else block.id
+                _fill(answers, launcher, lambda disk: lent.fill(disk, user, kept, launcher, group))
             try:
                 let_in(answers, group)
                 send(listener, asked, [], "sandbox", MAX_MESSAGE)
@@ -364,13 +365,11 @@ def _blockers() -> list[Blocker]:
     return []
 
 
-def _fill(
-    answers: socket.socket, lent: Lent, block: Block | None, kept: str | None, launcher: Launcher
-) -> None:
+def _fill(answers: socket.socket, launcher: Launcher, fill: Callable[[int], None]) -> None:
     """Put on its disk what it is to begin with; nothing of it runs yet."""
     (disk,) = await_started(answers, _RUNTIME_SECONDS, "the launcher", launcher).fds
     try:
-        lent.fill(disk, None if block is None else block.id, kept)
+        fill(disk)
     finally:
         os.close(disk)
 

@@ -16,6 +16,8 @@ Requests come over a SEQPACKET socket, one JSON object each, descriptors beside 
     A detached mount, made with this user's rights.
 ``{"n":N,"layer":..}``
     What a fork takes (``guest/zygote/restack.py``).
+``{"n":N,"reserve":true}``
+    A process that takes room on a disk (``guest/zygote/reserve.py``).
 """
 
 import codecs
@@ -26,7 +28,7 @@ import socket
 import sys
 from typing import NoReturn
 
-from agentd.guest.zygote import restack, root
+from agentd.guest.zygote import reserve, restack, root
 from agentd.guest.zygote.maps import Maps
 from agentd.guest.zygote.messages import receive, refuse, send
 from agentd.guest.zygote.mounting import serve_mount
@@ -125,6 +127,9 @@ class _Launcher:
             try:
                 if "layer" in request:
                     restack.answer(self._control, request, fds, bundle.STAGE)
+                    fds = []
+                elif "reserve" in request:
+                    reserve.answer(self._control, request, fds)
                     fds = []
                 elif request.get("op") == "mount":
                     serve_mount(self._control, request)

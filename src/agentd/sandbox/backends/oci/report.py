@@ -8,6 +8,7 @@ from agentd.linux import seccomp
 from agentd.model.enforcement import Control
 from agentd.sandbox.backends import configuration
 from agentd.sandbox.backends.linux import report
+from agentd.sandbox.backends.linux.born import uncounted
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.oci import config
 from agentd.sandbox.backends.oci.request import Lent
@@ -44,5 +45,6 @@ def of_namespaces(
         shown=len(configuration.trees(plan.spec.configuration)),
         lent={loan.mount.target: loan.how for loan in lent.loans},
         image=None if lent.image is None else lent.image.image,
+        uncounted=uncounted(lent.shared, lent.loans),
     )
     return table | {"runtime": Control(plan.spec.runtime or "default", True, runtime)}

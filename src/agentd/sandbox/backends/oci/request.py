@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from agentd.linux import paths
+from agentd.linux.cgroup import Group
 from agentd.model.spec import DEFAULT_IMAGE
 from agentd.sandbox.backends import configuration, identity, shared
 from agentd.sandbox.backends.identity import Block
@@ -15,6 +16,7 @@ from agentd.sandbox.backends.linux.born import room, scratch
 from agentd.sandbox.backends.linux.image import LinuxImageRoot
 from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.plan import LinuxPlan
+from agentd.sandbox.backends.linux.reserving import reserve
 from agentd.sandbox.backends.linux.shared_layer import SharedLayer
 from agentd.sandbox.backends.oci import bundle, config
 from agentd.sandbox.backends.oci.starting import Launcher
@@ -44,10 +46,14 @@ class Lent(msgspec.Struct, frozen=True):
         if self.shared is not None:
             yield self.shared.lend(block)
 
-    def fill(self, disk: int, user: int | None, kept: str | None) -> None:
-        """Put there what its sandbox begins with: of a snapshot, ``kept``, and what is copied."""
+    def fill(
+        self, disk: int, user: int | None, kept: str | None, launcher: Launcher, group: Group | None
+    ) -> None:
+        """Put there what its sandbox begins with: of a snapshot, ``kept``, which counts as its
+        memory, and what is copied."""
         if kept is not None and keeping.has_files(kept):
-            restoring.restore(kept, disk, user)
+            with reserve(launcher, group) as counted:
+                restoring.restore(kept, disk, user, counted)
         loans.copy_all(self.loans, disk, user)
 
     def shown(self, plan: LinuxPlan) -> list[str]:
