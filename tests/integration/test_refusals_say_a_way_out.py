@@ -37,6 +37,16 @@ def test_a_working_directory_that_is_not_there(where: dict[str, Any]) -> None:
     assert cause.remediation.startswith("name a directory of the sandbox as the working directory")
 
 
+@pytest.mark.parametrize("backend", ["linux", "landlock", "host", "oci", "gvisor"])
+def test_a_workspace_that_is_no_directory(daemon: Daemon, backend: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    wanted = {"workspace": str(tmp_path / "file"), "backend": backend}
+    for where in ({"embedded": True}, {"url": daemon.url}):
+        with pytest.raises(InvalidInput, match="file' is not a directory") as caught:
+            Sandbox.create(**wanted, **where)  # type: ignore[arg-type]
+        assert caught.value.remediation == "give a directory"
+
+
 def test_a_disk_on_which_nothing_fits(where: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match="disk of 1 byte is too little") as caught:
         Sandbox.create(disk="1", **where)

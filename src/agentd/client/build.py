@@ -14,7 +14,7 @@ from agentd.model import options
 from agentd.model.egress import RESTRICTED, network
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
-from agentd.model.mount import WORKSPACE, Mount, MountMode, unknown_mode
+from agentd.model.mount import WORKSPACE, Mount, MountMode, check_workspace, unknown_mode
 from agentd.model.options import Command, ExecOptions, SandboxOptions, check_variable, exec_request
 from agentd.model.spec import Pty, SandboxSpec
 from agentd.model.typed import like
@@ -131,10 +131,7 @@ def _source(mount: Mount) -> str:
             cause=error.strerror or "",
             remediation="correct the path, and see that you may enter every folder of it",
         ) from None
-    if mount.target == WORKSPACE and not is_dir:
-        raise InvalidInput(
-            f"workspace {mount.source!r} is not a directory", remediation="give a directory"
-        )
+    check_workspace(mount, directory=is_dir)
     return real
 
 

@@ -135,6 +135,14 @@ def unmountable(mount: Mount, why: str, check: str = "the path") -> InvalidInput
     )
 
 
+def check_workspace(mount: Mount, *, directory: bool) -> None:
+    """Raises InvalidInput where it is the workspace, and no ``directory``."""
+    if mount.target == WORKSPACE and not directory:
+        raise InvalidInput(
+            f"workspace {mount.source!r} is not a directory", remediation="give a directory"
+        )
+
+
 def unknown_mode(text: str, mode: str, known: tuple[MountMode, ...]) -> InvalidInput:
     return InvalidInput(
         f"unknown mode {mode!r} of the mount {text!r}",

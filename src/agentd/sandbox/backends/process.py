@@ -17,7 +17,14 @@ from agentd.model.enforcement import Control
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.mount import WORKSPACE, Mount, MountMode, is_reserved, unmountable
+from agentd.model.mount import (
+    WORKSPACE,
+    Mount,
+    MountMode,
+    check_workspace,
+    is_reserved,
+    unmountable,
+)
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import configuration, identity, shared
 from agentd.sandbox.backends.cgroups import explained, lacking, let_in, make_group, ready_to_start
@@ -139,6 +146,7 @@ class HostBackend:
             )
         if not os.path.exists(mount.source):
             raise unmountable(mount, "no such file or directory")
+        check_workspace(mount, directory=os.path.isdir(mount.source))
         own = os.path.realpath(mount.source)
         if mount.target != WORKSPACE and os.path.realpath(mount.target) != own:
             there = "" if is_reserved(own) else f"mount it there, as {own}:{own}, or "

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from agentd.linux import disk as disks
 from agentd.linux import idmap, mounts, paths
 from agentd.model.errors import InvalidInput
-from agentd.model.mount import Mount, MountMode, unmountable
+from agentd.model.mount import Mount, MountMode, check_workspace, unmountable
 from agentd.model.units import readable_size
 from agentd.sandbox.backends import identity, unmapped
 from agentd.sandbox.backends.identity import Block
@@ -89,6 +89,7 @@ def open_source(mount: Mount, undo: contextlib.ExitStack) -> int:
     except OSError as error:
         raise unmountable(mount, error.strerror or "") from error
     undo.callback(os.close, fd)
+    check_workspace(mount, directory=os.path.isdir(fd))
     return fd
 
 
