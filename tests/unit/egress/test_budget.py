@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import socket
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -108,6 +109,29 @@ def test_a_rate_is_saved_up_for_a_second_and_taken_in_pieces() -> None:
     assert budget.room(1 << 20) == 0
     loop.now += budget.seconds() + 0.001
     assert budget.room(1 << 20) >= 4096
+
+
+def test_a_rate_is_not_had_anew_with_each_change_of_rules(host, inside, served) -> None:
+    """A caller could have moved as much as it liked, whatever the operator's ``limits.max``."""
+    keeper, _ = host
+    rules = table(served(echo).port, net_rate=200_000)
+    admitted = keeper.admit(inside.sockets, rules)
+    moved = threading.Event()
+
+    def change() -> None:
+        while not moved.wait(0.02):
+            admitted.set(rules)
+
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        begun = time.monotonic()
+        assert inside.ask("len(whole('db.internal', 5432, b'x' * 300000))") == 300_000
+        assert time.monotonic() - begun >= 1.9
+    finally:
+        moved.set()
+        changing.join()
+    admitted.close()
 
 
 def test_a_rate_holds_a_connection_up_and_loses_nothing(host, inside, served) -> None:

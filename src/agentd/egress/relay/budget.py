@@ -36,9 +36,10 @@ class TrafficBudget:
         self.change(wire)
 
     def change(self, wire: Mapping[str, Any]) -> None:
-        """Others from now on; what was spent is."""
+        """Others from now on; what was spent is, and no new second begins."""
+        had = self._tokens if self._rate is not None else float("inf")
         self._bytes, self._rate = wire["bytes"], wire["rate"]
-        self._tokens = float(self._rate or 0)
+        self._tokens = min(had, float(self._rate or 0))
 
     @property
     def over(self) -> str:
