@@ -90,13 +90,16 @@ class GuestFiles:
                 )
         return bytes(parts)
 
-    def read_iter(self, path: str, offset: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes as they come."""
+    def read_iter(
+        self, path: str, offset: int = 0, length: int | None = None, *, wake: int = -1
+    ) -> Iterator[bytes]:
+        """The bytes as they come; a readable descriptor ``wake`` ends them early."""
         fields = {"op": "fs.read", "path": checked(path), "offset": offset}
         if length is not None:
             fields["length"] = length
         left = length
-        with self._call(fields) as call:
+        with self._call(fields) as call, contextlib.suppress(WaitEnded):
+            call.wake = wake
             at_end = False
             while True:
                 kind, payload = call.next()
