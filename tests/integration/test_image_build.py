@@ -558,6 +558,7 @@ def test_a_file_and_a_context_elsewhere(builds: Builds) -> None:
     assert "there is no Dockerfile in context (name one: -f FILE)" in done.stderr
     for words, told in (
         (["-t", "x", "nosuch"], "context nosuch is no directory (give one that there is)"),
+        (["-t", "x", "other"], "context other is no directory (give one that there is)"),
         (["context"], "give it one: -t NAME"),
         (["-t", "UP", "context"], "is no name for an image"),
         (["-t", "x", "https://x.example/y"], "is no directory"),

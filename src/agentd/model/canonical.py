@@ -47,7 +47,9 @@ def loads_strict(data: bytes, *, limit: int = MAX_BYTES) -> Any:
     except RecursionError:
         raise _too_deep() from None
     except ValueError as error:  # of JSON, and of UTF-8
-        raise InvalidInput("this is no JSON", cause=str(error)) from None
+        raise InvalidInput(
+            "this is no JSON", cause=str(error), remediation="write one value of it, in UTF-8"
+        ) from None
     # What could nest too deeply, or spell a lone surrogate, has as many of these.
     if data.count(b"[") + data.count(b"{") > MAX_DEPTH or b"\\u" in data:
         canonical(value)

@@ -173,6 +173,9 @@ def parse_rule(text: str) -> EgressRule:
     word, _, asked = rest.partition(" ")
     if word.lower() == ASK and asked:
         return _asking(text, asked.strip(), allow)
+    word = rest.partition(":")[0].lower()
+    if word in (RECORD, REPLAY) and ":" in rest:
+        _wrong(text, "has a file, which is for agentd run and Sandbox.create", f"say {word}")
     if _URL.match(rest):
         _wrong(text, "is a URL", f"write its host, as {_of_url(rest)}")
     if "@" in rest.partition("/")[0]:
@@ -182,9 +185,6 @@ def parse_rule(text: str) -> EgressRule:
     if " " in rest or _has_path(rest):
         return _of_requests(text, sign, rest)
     rest = rest.lower()
-    if rest.startswith((f"{RECORD}:", f"{REPLAY}:")):
-        word = rest[: len(RECORD)]
-        _wrong(text, "has a file, which is for agentd run and Sandbox.create", f"say {word}")
     _check_length(text, rest)
     if (name := rest.removeprefix("preset:")) != rest or _PRESET.fullmatch(rest):
         return _preset(text, name, sign)

@@ -4,6 +4,7 @@ A shape is a capability with the folder of its path, the origin of its url, its 
 sandbox, network and mounts it had. Words of commands and contents of files are no part of it.
 """
 
+import errno
 import os
 import posixpath
 import re
@@ -64,6 +65,14 @@ def learn(seen: Sequence[Asked], out: str) -> Path:
     data = {"policy": _policy(seen, learned), "learned": learned}
     cases = [asked for calls in first.values() for _, asked in calls]
     return _write(out, data, tests(cases))
+
+
+def check_out(out: str) -> None:
+    """Raises InvalidInput, OperationFailed where ``learn`` could not write into that folder."""
+    try:
+        _new_folder(Path(out))
+    except OSError as error:
+        raise _unwritten(out, error) from error
 
 
 def _shape(asked: Asked) -> Shape:
@@ -132,21 +141,32 @@ def _write(out: str, data: object, cases: str) -> Path:
         "learned_test.rego": cases.encode(),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.listdir(folder):
-            raise InvalidInput(f"{folder} is not empty", remediation="name a new folder")
+        _new_folder(folder)
         for name, content in text.items():
             (folder / name).write_bytes(content)
             os.chmod(folder / name, 0o644)
     except OSError as error:
-        raise OperationFailed(
-            f"cannot write {folder}",
-            errno=error.errno or 0,
-            cause=error.strerror or str(error),
-            remediation="name a new folder where you can write",
-        ) from error
+        raise _unwritten(out, error) from error
     read(folder)
     return folder
+
+
+def _new_folder(folder: Path) -> None:
+    """Raises InvalidInput, OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.listdir(folder):
+        raise InvalidInput(f"{folder} is not empty", remediation="name a new folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _unwritten(out: str, error: OSError) -> OperationFailed:
+    return OperationFailed(
+        f"cannot write {out}",
+        errno=error.errno or 0,
+        cause=error.strerror or str(error),
+        remediation="name a new folder where you can write",
+    )
 
 
 def _json(value: object) -> bytes:

@@ -85,6 +85,7 @@ def test_what_is_wrong_is_named_with_its_line(data: bytes, said: str, fix: str) 
         ("replay,10.1.2.3:443", "'10.1.2.3:443' cannot be replayed"),
         ("record,replay", "'replay' cannot stand beside record"),
         ("record:tape,pypi", "'record:tape' has a file, which is for agentd run"),
+        ("replay:/a b/@tape", "'replay:/a b/@tape' has a file, which is for agentd run"),
         ("!record", "'!record' is no rule"),
     ],
 )

@@ -49,7 +49,7 @@ def text(given: str | None) -> bytes:
 
 
 def read(path: str) -> bytes:
-    with os_errors_as(InvalidInput, f"cannot read {path}"):
+    with os_errors_as(InvalidInput, f"cannot read {path}", "name a file that you can read"):
         if path == "-":
             return sys.stdin.buffer.read(_MAX_INPUT)
         with open(path, "rb") as file:

@@ -195,6 +195,7 @@ def _learn(options: argparse.Namespace, command: list[str]) -> int:
 
     if not command:
         raise InvalidInput("no command given", remediation="write it after --")
+    learn.check_out(options.out)  # before a long day of what it does
     with tempfile.TemporaryDirectory(prefix="agentd-learn-") as folder:
         path = os.path.join(folder, "seen")
         open(path, "xb").close()

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import stat
 import sys
 
 from agentd.client.cli import remote
@@ -85,6 +86,8 @@ def _write(path: str, data: bytes) -> None:
         os_errors_as(InvalidInput, f"cannot write {path}", "give another file"),
         os.fdopen(os.open(path, flags, 0o600), "wb") as file,
     ):
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            os.fchmod(file.fileno(), 0o600)  # it may have been there, for others to read
         file.write(data)
 
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from agentd.client.cli import policy as cli
-from agentd.model.errors import InvalidInput, NotFound
+from agentd.model.errors import InvalidInput, NotFound, OperationFailed
 
 EXPLAIN = ["explain", "--bundle", "strict", "--as", "bob", "--scopes", "files,run"]
 RECORD = """
@@ -145,6 +145,16 @@ except KeyboardInterrupt:
     out = str(tmp_path / "policy")
     assert cli.main(["learn", "--out", out, "--", sys.executable, "-c", script]) == 0
     assert capfd.readouterr().out == f"{out}: 1 call seen, 5 tests; the command ended with 7\n"
+
+
+def test_learn_runs_nothing_where_it_could_not_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    ran = tmp_path / "ran"
+    with pytest.raises(InvalidInput, match="is not empty"):
+        cli.main(["learn", "--out", str(tmp_path), "--", "touch", str(ran)])
+    with pytest.raises(OperationFailed, match="/file: File exists"):
+        cli.main(["learn", "--out", str(tmp_path / "file"), "--", "touch", str(ran)])
+    assert not ran.exists()
 
 
 def test_learn_of_nothing_is_refused(tmp_path):

@@ -57,6 +57,9 @@ def test_into_a_file_that_is_ones_own(place, key, capsys):
     signature = check(found.read_text(), key, audience="build-1")["signature"]
     assert signature["audience"] == "build-1"
     assert signature["expires"] == pytest.approx(signature["issued"] + 30)
+    found.chmod(0o644)
+    assert cli.main(["sign", "request.json", *words]) == 0
+    assert stat.S_IMODE(found.stat().st_mode) == 0o600
 
 
 def test_from_stdin(place, key, capsys, monkeypatch):

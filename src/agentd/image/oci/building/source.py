@@ -262,7 +262,7 @@ def read_small(folder: str, name: str, most: int) -> str | None:
     InvalidInput."""
     try:
         fd = os.open(os.path.join(folder, name), _FILE)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise InvalidInput(
