@@ -5,14 +5,20 @@ a file has no name before it is whole, and what a killed agentd left is removed 
 
 Threat: it, or the folder's owner, changes by root's ``--apply`` what that owner may not change.
 Controls: names are changed with the owner's rights (setfsuid); no mount is entered.
+
+Threat: what it closes to its own user keeps that user from the changes, and from the result.
+Controls: an ordinary user, who owns them, has them open while they are read; what a command
+did is told, whatever becomes of its changes.
 """
 
 import contextlib
 import fcntl
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,3 +183,53 @@ def test_the_folders_owner_gets_no_file_of_roots_meanwhile(tmp_path: Path) -> No
     files = [path for path in tmp_path.iterdir() if path.is_file() and not path.is_symlink()]
     secret = [path for path in files if path.read_text() == "secret"]
     assert len(secret) == 20 and {path.stat().st_uid for path in secret} == {0}
+
+
+CLOSED = """
+mkdir shut; echo 1 > shut/f; echo 2 > f; rm -r d; mkdir d; echo 3 > d/new; chmod 0 shut/f shut f d
+"""
+
+
+@pytest.mark.parametrize("backend", ["linux", "oci"])
+def test_what_is_closed_to_its_owner_is_listed_and_applied(as_user: Any, backend: str) -> None:
+    project = Path(as_user.home, f"project-{backend}")
+    script = f"""
+import os
+from agentd import Sandbox
+os.makedirs("{project}/d"); open("{project}/d/old", "w").close()
+with Sandbox.create(workspace="{project}:cow", embedded=True, backend="{backend}") as box:
+    box.run({CLOSED!r}, check=True)
+    print(box.changes())
+    print(box.run("stat -c %a shut f d", check=True).text.split())
+    box.apply()
+os.chdir("{project}")
+print([oct(os.stat(name).st_mode & 0o777) for name in ("shut", "f", "d")])
+for name in ("shut", "shut/f", "f", "d"):
+    os.chmod(name, 0o700)
+print([open(name).read() for name in ("shut/f", "f", "d/new")], os.listdir("d"))
+"""
+    ran = as_user.python("-c", script)
+    if b"Unavailable" in ran.stderr:
+        pytest.skip(ran.stderr.decode())
+    assert ran.stdout.decode().splitlines() == [
+        "('M d/', 'A d/new', 'D d/old', 'A f', 'A shut/', 'A shut/f')",
+        "['0', '0', '0']",
+        "['0o0', '0o0', '0o0']",
+        "['1\\n', '2\\n', '3\\n'] ['new']",
+    ], ran.stderr.decode()
+
+
+def test_what_cannot_be_listed_or_kept_takes_no_result_along(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    deep = "d=x; for i in $(seq 300); do mkdir $d; cd $d; done; echo done"
+    for words, code in (
+        (("-w", f"{tmp_path}/w:cow", "--apply"), "conflict"),
+        (("--save-snapshot", f"{tmp_path}/s"), "sandbox_error"),
+    ):
+        argv = [*RUN, "--json", "--embedded", *words, "--", "sh", "-ec", deep]
+        ran = subprocess.run(argv, capture_output=True, text=True, check=False)
+        told = json.loads(ran.stdout)
+        assert (ran.returncode, told["exit_code"], told["stdout"]) == (125, 0, "done\n")
+        assert told["error"]["code"] == code and "256 folders" in told["error"]["message"]
+        assert "256 folders" in ran.stderr
+    assert os.listdir(tmp_path) == ["w"] and not os.listdir(tmp_path / "w")

@@ -36,10 +36,12 @@ def as_json(
     changes: tuple[str, ...] | None = None,
     saved: "Snapshot | None" = None,
     via: str | None = None,
+    error: AgentdError | None = None,
 ) -> bytes:
     """Write one object on one line.
 
-    ``changes`` is there where the workspace is copy-on-write, ``snapshot`` where one was saved;
+    ``changes`` is there where the workspace is copy-on-write, ``snapshot`` where one was saved, and
+    ``error`` where one of these, or to apply the changes, failed once the command had ended;
     ``via`` is "embedded", or the address of the daemon that did it.
     """
     stdout, stderr, encoding = as_texts(result.stdout, result.stderr)
@@ -64,6 +66,8 @@ def as_json(
         fields["changes"] = changes
     if saved is not None:
         fields["snapshot"] = {"id": saved.id, "path": saved.path, "fidelity": saved.fidelity}
+    if error is not None:
+        fields["error"] = _cause(error)
     if via is not None:
         fields["via"] = via
     return json_line(fields)
@@ -71,18 +75,12 @@ def as_json(
 
 def error_json(error: AgentdError) -> bytes:
     """The same object for a request that never ran: its cause is the error."""
-    message = f"{error.message}: {error.cause}" if error.cause else error.message
     fields: dict[str, object] = {
         "request_id": None,
         "status": "error",
         "exit_code": None,
         "signal": None,
-        "cause": {
-            "code": error.code,
-            "message": message,
-            "remediation": error.remediation,
-            "infrastructure": error.infrastructure,
-        },
+        "cause": _cause(error),
         "stdout": "",
         "stderr": "",
         "encoding": "utf-8",
@@ -93,6 +91,15 @@ def error_json(error: AgentdError) -> bytes:
         "enforcement": {},
     }
     return json_line(fields)
+
+
+def _cause(error: AgentdError) -> dict[str, object]:
+    return {
+        "code": error.code,
+        "message": f"{error.message}: {error.cause}" if error.cause else error.message,
+        "remediation": error.remediation,
+        "infrastructure": error.infrastructure,
+    }
 
 
 def explain(cause: Cause, name: str = "run", *, truncated: bool = False) -> None:

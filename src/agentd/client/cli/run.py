@@ -2,7 +2,7 @@
 
 import argparse
 from contextlib import suppress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from agentd.client.cli.interrupts import Interrupted, Interrupts
 from agentd.client.cli.options import parse_run, run_parser, sandbox_options
@@ -68,10 +68,7 @@ def _run(where: "Address | None", options: argparse.Namespace, interrupts: Inter
             if options.save_snapshot:  # refused before the command runs, not after
                 cast("EmbeddedService", service).handle(view.id).snapshots("snapshot")
             result = _execute(service, view, options, asked, interrupts)
-            saved = None
-            if options.save_snapshot and result.status == "ok":
-                saved = service.sandboxes.keep(view.id, options.save_snapshot)
-            return _report(service, view, options, result, saved)
+            return _report(service, view, options, result)
         finally:
             try:
                 cassettes.save(files, service.network, view.id)
@@ -154,31 +151,53 @@ def _execute(
         return running.finish()
 
 
+class _Kept(NamedTuple):
+    """What became of a sandbox's files. ``error`` is why no more did: the command has run, and what
+    it did is told all the same."""
+
+    saved: "Snapshot | None" = None
+    changes: tuple[str, ...] | None = None
+    applied: bool = False
+    error: AgentdError | None = None
+
+
+def _keep(
+    service: "Service", view: "SandboxView", options: argparse.Namespace, *, ok: bool
+) -> _Kept:
+    kept = _Kept()
+    try:
+        if options.save_snapshot and ok:
+            kept = kept._replace(saved=service.sandboxes.keep(view.id, options.save_snapshot))
+        # A daemon of an older version tells no abilities.
+        if "changes" in view.abilities or (options.workspace or "").endswith(":cow"):
+            kept = kept._replace(changes=service.sandboxes.changes(view.id))
+        if kept.changes and options.apply and ok:
+            service.sandboxes.apply(view.id)
+            kept = kept._replace(applied=True)
+    except AgentdError as error:
+        kept = kept._replace(error=error)
+    return kept
+
+
 def _report(
-    service: "Service",
-    view: "SandboxView",
-    options: argparse.Namespace,
-    result: "Result",
-    saved: "Snapshot | None",
+    service: "Service", view: "SandboxView", options: argparse.Namespace, result: "Result"
 ) -> int:
     from agentd.client.cli import output, refused
 
-    changes = None
-    # A daemon of an older version tells no abilities.
-    if "changes" in view.abilities or (options.workspace or "").endswith(":cow"):
-        changes = service.sandboxes.changes(view.id)
-    applied = bool(changes) and options.apply and result.status == "ok"
-    if applied:
-        service.sandboxes.apply(view.id)
+    kept = _keep(service, view, options, ok=result.status == "ok")
     if options.json:
         via = service.url or "embedded"
-        output.write_all(1, output.as_json(result, changes, saved, via=via))
+        told = output.as_json(result, kept.changes, kept.saved, via=via, error=kept.error)
+        output.write_all(1, told)
     else:
         output.explain(result.cause, truncated=result.truncated)
         failed = result.status != "ok"
         refused.tell(service, view, failed=failed, verbose=options.verbose)
-        if changes is not None:
-            output.list_changes(changes, applied)
-        if saved is not None:
-            output.say(f"snapshot {saved.id} of the sandbox is in {saved.path}")
+        if kept.changes is not None:
+            output.list_changes(kept.changes, kept.applied)
+        if kept.saved is not None:
+            output.say(f"snapshot {kept.saved.id} of the sandbox is in {kept.saved.path}")
+    if kept.error is not None:
+        output.say(str(kept.error))
+        return output.OWN_FAILURE
     return output.exit_code(result)

@@ -17,11 +17,13 @@ from agentd.model.errors import Conflict, SandboxError
 from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import placing
+from agentd.sandbox.backends.linux.closed import is_closed, opened
 from agentd.sandbox.backends.linux.lower import Lower, enter, lstat, mounted_beneath
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
 _OPAQUE = "user.overlay.opaque"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _MAX_DEPTH = 256
 _MAX_CHANGES = 1_000_000
 _MAX_TEXT = 32 << 20  # of the paths of all changes
@@ -96,7 +98,7 @@ def _list(upper: int, lower: int | None, prefix: str, note: Callable[[str, str],
             merged = before is not None and stat.S_ISDIR(before.st_mode)
             if not merged or _permissions(before) != _permissions(info):
                 note("A" if before is None else "M", path + "/")
-            _descend(name, upper, lower if merged else None, path + "/", note)
+            _descend(name, info, upper, lower if merged else None, path + "/", note)
         else:
             note("A" if before is None else "M", path)
     if lower is not None and _is_opaque(upper):
@@ -106,19 +108,23 @@ def _list(upper: int, lower: int | None, prefix: str, note: Callable[[str, str],
 
 
 def _descend(
-    name: str, upper: int, lower: int | None, prefix: str, note: Callable[[str, str], None]
+    name: str,
+    info: os.stat_result,
+    upper: int,
+    lower: int | None,
+    prefix: str,
+    note: Callable[[str, str], None],
 ) -> None:
-    inner = os.open(name, _DIR, dir_fd=upper)
     below = None
-    try:
-        if lower is not None:
-            with contextlib.suppress(OSError):  # a mount, of which the sandbox saw nothing
-                below = enter(name, lower)
-        _list(inner, below, prefix, note)
-    finally:
-        os.close(inner)
-        if below is not None:
-            os.close(below)
+    with opened(name, upper, info, _DIR) as inner:
+        try:
+            if lower is not None:
+                with contextlib.suppress(OSError):  # a mount, of which the sandbox saw nothing
+                    below = enter(name, lower)
+            _list(inner, below, prefix, note)
+        finally:
+            if below is not None:
+                os.close(below)
 
 
 class _Check:
@@ -161,15 +167,14 @@ class _Check:
                 self._file(info, path)
                 continue
             writes = writes or not merged
-            inner = os.open(name, _DIR, dir_fd=upper)
             below = None
-            try:
-                below = enter(name, lower) if merged and lower is not None else None
-                self._folder(inner, below, path + "/")
-            finally:
-                os.close(inner)
-                if below is not None:
-                    os.close(below)
+            with opened(name, upper, info, _DIR) as inner:
+                try:
+                    below = enter(name, lower) if merged and lower is not None else None
+                    self._folder(inner, below, path + "/")
+                finally:
+                    if below is not None:
+                        os.close(below)
         if writes and lower is not None and not self._host.may_write(lower):
             raise _cannot(f"{_shown(prefix) or 'the folder itself'} may not be written here")
 
@@ -264,24 +269,23 @@ class _Writer:
         if before is None:
             with self._host.acting():
                 os.mkdir(name, 0o700, dir_fd=lower)
-        inner = os.open(name, _DIR, dir_fd=upper)
         below = -1
-        try:
-            below = enter(name, lower)
-            self.apply(inner, below, depth + 1)
-            if _permissions(os.fstat(below)) != _permissions(info):
-                self._host.set_mode(below, _permissions(info))
-        finally:
-            os.close(inner)
-            if below >= 0:
-                os.close(below)
+        with opened(name, upper, info, _DIR) as inner:
+            try:
+                below = enter(name, lower)
+                self.apply(inner, below, depth + 1)
+                if _permissions(os.fstat(below)) != _permissions(info):
+                    self._host.set_mode(below, _permissions(info))
+            finally:
+                if below >= 0:
+                    os.close(below)
 
     def _replace(
         self, name: str, info: os.stat_result, before: os.stat_result | None, upper: int, lower: int
     ) -> None:
         """A reader sees the old or the new, whole."""
         if stat.S_ISREG(info.st_mode):
-            self._copy(name, before, upper, lower)
+            self._copy(name, info, before, upper, lower)
             return
         temporary = placing.temporary_name()
         try:
@@ -293,22 +297,28 @@ class _Writer:
             self._host.remove(temporary, lower)
             raise
 
-    def _copy(self, name: str, before: os.stat_result | None, upper: int, lower: int) -> None:
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        source = os.open(name, flags, dir_fd=upper)
-        try:
-            info = os.fstat(source)  # of what was opened, whatever stood there before
-            if not stat.S_ISREG(info.st_mode):
+    def _copy(
+        self,
+        name: str,
+        info: os.stat_result,
+        before: os.stat_result | None,
+        upper: int,
+        lower: int,
+    ) -> None:
+        with opened(name, upper, info, _FILE) as source:
+            found = os.fstat(source)  # of what was opened, whatever stood there before
+            if not stat.S_ISREG(found.st_mode):
                 raise OSError(errno.EAGAIN, "it changed into another kind meanwhile", name)
+            mode = _permissions(info if is_closed(info) else found)
             with self._host.acting():
                 out, temporary = placing.create(lower)
             try:
-                self._copy_data(source, out, info.st_size)
+                self._copy_data(source, out, found.st_size)
                 with self._host.acting():
                     temporary = temporary or placing.named(out, lower)
                 self._host.keep_group(out, before)
-                os.fchmod(out, _permissions(info))
-                os.utime(out, ns=(info.st_atime_ns, info.st_mtime_ns))
+                os.fchmod(out, mode)
+                os.utime(out, ns=(found.st_atime_ns, found.st_mtime_ns))
                 with self._host.acting():
                     os.rename(temporary, name, src_dir_fd=lower, dst_dir_fd=lower)
             except OSError:
@@ -317,8 +327,6 @@ class _Writer:
                 raise
             finally:
                 os.close(out)
-        finally:
-            os.close(source)
 
     def _copy_data(self, source: int, out: int, size: int) -> None:
         """A hole of exabytes costs the sandbox nothing, and us neither."""

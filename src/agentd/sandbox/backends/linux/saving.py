@@ -6,7 +6,6 @@ its process is nothing), and no more is written than the sandbox can hold.
 """
 
 import contextlib
-import errno
 import hashlib
 import os
 import stat
@@ -19,6 +18,7 @@ from agentd.model.units import readable_size
 from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import kept
+from agentd.sandbox.backends.linux.closed import is_closed, opened
 from agentd.sandbox.backends.linux.kept import KeptFile
 from agentd.sandbox.backends.linux.lower import lstat
 
@@ -82,7 +82,7 @@ class _Stamps:
         self._found = hashlib.sha256()
 
     def add(self, depth: int, name: str, info: os.stat_result) -> None:
-        changed = 0 if _is_closed(info) else info.st_ctime_ns  # which our own look changes
+        changed = 0 if is_closed(info) else info.st_ctime_ns  # which our own look changes
         told = (depth, name, info.st_ino, info.st_mode, info.st_size, info.st_mtime_ns, changed)
         self._found.update(repr(told).encode())
 
@@ -128,7 +128,7 @@ class _Look(_Walk):
         for name, info in self._found(fd, depth):
             self._stamps.add(depth, name, info)
             if stat.S_ISDIR(info.st_mode) and depth < kept.MAX_DEPTH:
-                with _opened(name, fd, info, _DIR) as inner:
+                with opened(name, fd, info, _DIR) as inner:
                     self._folder(inner, depth + 1)
 
 
@@ -146,12 +146,12 @@ class _Saver(_Walk):
         ] = {}  # the path of each file that has another name
 
     def save(self) -> bytes:
-        with contextlib.ExitStack() as opened:
-            self._entries: BinaryIO = opened.enter_context(
+        with contextlib.ExitStack() as files:
+            self._entries: BinaryIO = files.enter_context(
                 open(f"{self._where}/{kept.ENTRIES}", "xb", opener=_private)
             )
             self._content = os.open(f"{self._where}/{kept.CONTENT}", _NEW, 0o600)
-            opened.callback(os.close, self._content)
+            files.callback(os.close, self._content)
             kept.write(self._entries, kept.KeptHead(kept.FORMAT))
             self._folder(self._disk.fd, b"", 1)
         return self._stamps.digest()
@@ -165,11 +165,11 @@ class _Saver(_Walk):
     def _entry(self, name: str, info: os.stat_result, fd: int, path: bytes, depth: int) -> None:
         self._inside(info.st_uid, os.geteuid(), path)  # before it is opened, which may not be ours
         if stat.S_ISDIR(info.st_mode):
-            with _opened(name, fd, info, _DIR) as inner:
+            with opened(name, fd, info, _DIR) as inner:
                 self._write("folder", name, info, path, depth, attributes=_attributes(inner, path))
                 self._folder(inner, path, depth + 1)
         elif stat.S_ISREG(info.st_mode):
-            with _opened(name, fd, info, _FILE) as inner:
+            with opened(name, fd, info, _FILE) as inner:
                 self._file(name, inner, info, path, depth)
         elif stat.S_ISLNK(info.st_mode):
             target = os.fsencode(os.readlink(name, dir_fd=fd))
@@ -262,42 +262,6 @@ def _attributes(fd: int, path: bytes) -> dict[str, bytes]:
         if size > kept.MAX_ATTRIBUTES:
             raise _unkept(path, f"has over {kept.MAX_ATTRIBUTES} bytes of extended attributes")
     return found
-
-
-@contextlib.contextmanager
-def _opened(name: str, folder: int, info: os.stat_result, flags: int) -> Iterator[int]:
-    """A descriptor, also of what is closed to its owner, as whom an ordinary user reads: that is
-    open to it for as long, which only its time of change tells later."""
-    closed = _is_closed(info)
-    fd = _open_closed(name, folder, info, flags) if closed else os.open(name, flags, dir_fd=folder)
-    try:
-        yield fd
-    finally:
-        if closed:
-            os.fchmod(fd, stat.S_IMODE(info.st_mode))
-        os.close(fd)
-
-
-def _needed(info: os.stat_result) -> int:
-    return stat.S_IRUSR | (stat.S_IXUSR if stat.S_ISDIR(info.st_mode) else 0)
-
-
-def _is_closed(info: os.stat_result) -> bool:
-    """Return whether we own it, and its mode keeps us from reading it."""
-    own = info.st_uid == os.geteuid() and not stat.S_ISLNK(info.st_mode)
-    return own and info.st_mode & _needed(info) != _needed(info)
-
-
-def _open_closed(name: str, folder: int, info: os.stat_result, flags: int) -> int:
-    pinned = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        if os.fstat(pinned).st_ino != info.st_ino:  # /proc would lead on to what a link names
-            raise OSError(errno.EAGAIN, "it was replaced meanwhile", name)
-        path = f"/proc/self/fd/{pinned}"
-        os.chmod(path, stat.S_IMODE(info.st_mode) | _needed(info))
-        return os.open(path, flags & ~os.O_NOFOLLOW)
-    finally:
-        os.close(pinned)
 
 
 def _private(path: str, flags: int) -> int:
