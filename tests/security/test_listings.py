@@ -91,6 +91,13 @@ def test_many_long_names_are_listed(daemon: Daemon, box: str) -> None:
     assert answer.status == 200 and len(answer.json) == 30_000
 
 
+def test_what_is_no_utf_8_in_a_name_is_no_other_name(daemon: Daemon, box: str) -> None:
+    """It was a question mark, as another file may have it in its name."""
+    inside(daemon, box, "for name in (b'\\xff\\xfe', b'??'): open(name, 'w').close()")
+    found = daemon.ask("GET", f"/v1/sandboxes/{box}/files/list?path=/workspace").json
+    assert {entry["name"] for entry in found} == {"\ufffd\ufffd", "??"}
+
+
 def test_a_search_is_bounded_too(daemon: Daemon, box: str) -> None:
     inside(
         daemon, box, "for n in range(2000): open('\\x01' * 240 + str(n), 'w').write('\\x01' * 999)"

@@ -6,6 +6,7 @@ other packages log by the standard library's ``logging`` comes out in the same f
 
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -180,7 +181,7 @@ def _json(event: EventDict) -> bytes:
 
 
 def _printable(value: Any) -> Any:
-    return str(value).encode("utf-8", "replace").decode()
+    return re.sub("[\ud800-\udfff]", "\ufffd", str(value))
 
 
 def _text(event: EventDict) -> bytes:

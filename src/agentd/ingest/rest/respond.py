@@ -3,6 +3,8 @@
 In REST's own words: JSON's keys, where messages name options.
 """
 
+import re
+
 import msgspec
 
 from agentd.ingest.web.status import headers_of, status_of
@@ -63,7 +65,7 @@ def _value_in_json(value: object) -> object:
 
 def _printable(value: object) -> object:
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return re.sub("[\ud800-\udfff]", "\ufffd", value)
     if isinstance(value, dict):
         return {_printable(key): _printable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
