@@ -37,6 +37,14 @@ def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
         raise SandboxError(f"cannot start {sys.executable}", cause=str(error)) from error
 
 
+def _silent(what: str) -> SandboxError:
+    return SandboxError(
+        what,
+        cause="the machine is too busy, or one of the file systems that it is made of hangs",
+        remediation="ps -eo pid,stat,wchan,args shows what waits: for a disk, in state D",
+    )
+
+
 def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, object], list[int]]:
     """Receive one message and its descriptors, from our own process.
 
@@ -45,7 +53,7 @@ def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, ob
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     if not poll.poll(seconds * 1000):
-        raise SandboxError(f"the {who} gave no answer within {seconds:g} s")
+        raise _silent(f"the {who} gave no answer within {seconds:g} s")
     try:
         data, fds, flags = rights.receive(sock, _MAX_MESSAGE, _MAX_FDS)
     except ConnectionResetError:  # it ended before it had read all that it was sent
@@ -113,7 +121,7 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> Readiness:
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     if not poll.poll(seconds * 1000):
-        raise SandboxError(f"the sandbox was not ready within {seconds:g} s")
+        raise _silent(f"the sandbox was not ready within {seconds:g} s")
     try:
         answer, fds = receive(listener, seconds, "sandbox")
     except Ended:

@@ -41,8 +41,9 @@ def test_a_module_that_is_not_there_is_an_unexpected_end(pair: Pair) -> None:
 def test_silence_has_an_end(pair: Pair) -> None:
     with pytest.raises(SandboxError, match=r"the zygote gave no answer within 0\.01 s"):
         child.receive(pair[0], 0.01, "zygote")
-    with pytest.raises(SandboxError, match=r"not ready within 0\.01 s"):
+    with pytest.raises(SandboxError, match=r"not ready within 0\.01 s") as caught:
         child.await_ready(pair[0], 0.01)
+    assert "file systems that it is made of hangs" in caught.value.cause
 
 
 def test_a_message_brings_its_descriptors_close_on_exec(pair: Pair) -> None:
