@@ -23,7 +23,8 @@ _CHECK_SECONDS = 1.0  # between looks at what stands ready: each is a question t
 _LOOK_SECONDS = 0.1  # between looks at whether a shelf is short
 # The wait after a failure, so that a broken machine is not kept busy with tries.
 _RETRY_SECONDS = 5.0
-# A shelf grows when it runs low, and shrinks to ``least`` after so long without a claim.
+# A shelf grows when it runs low, and shrinks to ``least`` after so long without a claim and without
+# another that stands ready: to make one may take longer.
 _QUIET_SECONDS = 30.0
 # Filling waits until no claim has come for so long, or it would compete with the command that the
 # last claimer runs. A shelf with a quarter left or less waits only after a miss: then the caller
@@ -165,6 +166,7 @@ class SandboxPool:
             kept = self._shelves.get(shelf_key(shelf.wanted.spec))
             if kept is not None:
                 kept.ready.append(_Ready(handle, made))
+                kept.filled = time.monotonic()
         if kept is None:  # the shelf was taken away meanwhile
             self._end(handle)
 
@@ -195,7 +197,7 @@ class _Shelf:
         self.ready: deque[_Ready] = deque()
         self.target = wanted.least
         # Never: the clock begins at the machine's boot, which may have been a moment ago.
-        self.asked = float("-inf")
+        self.asked = self.filled = float("-inf")
         self.missed = float("-inf")  # when a claim found none, and its caller had to make one
         self.retry_at = 0.0
 
@@ -211,7 +213,7 @@ class _Shelf:
         return max(0.0, since + _CALM_SECONDS - time.monotonic())
 
     def settle(self) -> None:
-        if time.monotonic() - self.asked > _QUIET_SECONDS:
+        if time.monotonic() - max(self.asked, self.filled) > _QUIET_SECONDS:
             self.target = self.wanted.least
 
 

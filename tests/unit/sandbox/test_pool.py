@@ -140,6 +140,26 @@ def test_an_empty_shelf_gives_none_and_grows_to_its_bound(
     until(lambda: ready(pool) == 3)
 
 
+def test_what_took_long_to_make_stands_ready_for_a_while(
+    factory: Factory, pool_of: Callable[..., SandboxPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.sandbox.pool._CHECK_SECONDS", 0.0)
+    looks: list[Any] = []
+
+    def create(spec: SandboxSpec) -> Any:
+        (shelf,) = pool._shelves.values()
+        shelf.asked -= 60  # as an emulated machine takes to boot
+        handle = factory.create(spec)
+        handle.wall.alive = lambda: not looks.append(handle)
+        return handle
+
+    pool = pool_of(least=0, most=2)
+    pool._create = create
+    assert pool.claim(PLAIN) is None
+    until(lambda: bool(factory.destroyed) or len(looks) >= 3)
+    assert not factory.destroyed and ready(pool) == 1
+
+
 def test_environment_and_command_bounds_are_the_claimers(
     pool_of: Callable[..., SandboxPool],
 ) -> None:
