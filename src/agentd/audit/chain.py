@@ -227,7 +227,7 @@ class Chain:
         return owed
 
     def _before(self, found: list[LogFile], accept: bool) -> RecordSeal | None:
-        """The last record of the file before the newest, which is empty."""
+        """Return the last record of the file before the newest, which is empty."""
         newest = found[-1]
         if len(found) == 1:
             last = None
@@ -345,7 +345,7 @@ class Chain:
         return lines
 
     def _doomed(self) -> tuple[list[LogFile], LogFile]:
-        """The files to delete, the oldest first, and the one that is then the oldest."""
+        """Return the files to delete, the oldest first, and the one that is then the oldest."""
         found = files.ls(self._directory)
         count = 0
         if self._keep.files is not None:

@@ -159,8 +159,8 @@ _statement = typed.decoder(_Statement).decode
 
 
 def position_in(envelope: bytes) -> tuple[int, str] | None:
-    """The record that a receipt names; None of what is no receipt. Its signature is not looked
-    at."""
+    """Return the record that a receipt names; None of what is no receipt. Its signature is not
+    looked at."""
     try:
         record = _statement(b64decode(_envelope(envelope).payload)).predicate.record
     except (msgspec.DecodeError, UnicodeDecodeError, NoBase64, ValueError):

@@ -36,14 +36,14 @@ def pae(payload_type: str, payload: bytes) -> bytes:
 
 
 def sign(payload: bytes, key: KeyPair) -> bytes:
-    """The envelope, as JSON on one line."""
+    """Return the envelope, as JSON on one line."""
     signature = key.sign(pae(PAYLOAD_TYPE, payload))
     signatures = [_Signature(base64.b64encode(signature).decode(), key.id)]
     return _encode(_Envelope(base64.b64encode(payload).decode(), PAYLOAD_TYPE, signatures))
 
 
 def open_envelope(envelope: bytes, public_key: PublicKey) -> bytes:
-    """The payload, where ``public_key`` has signed it. Raises ReceiptInvalid."""
+    """Return the payload, where ``public_key`` has signed it. Raises ReceiptInvalid."""
     found = _parsed(envelope)
     payload = _base64(found.payload)
     key = as_public_key(public_key)
@@ -59,7 +59,8 @@ def open_envelope(envelope: bytes, public_key: PublicKey) -> bytes:
 
 
 def payload_of(envelope: bytes) -> bytes:
-    """The payload, which anybody may have written: for display alone. Raises ReceiptInvalid."""
+    """Return the payload, which anybody may have written: for display alone. Raises
+    ReceiptInvalid."""
     return _base64(_parsed(envelope).payload)
 
 

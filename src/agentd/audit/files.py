@@ -55,7 +55,7 @@ def path(directory: str, first: int) -> str:
 
 
 def ls(directory: str) -> list[LogFile]:
-    """The oldest first. Raises NoLog, AuditError."""
+    """List the log's files, the oldest first. Raises NoLog, AuditError."""
     try:
         names = os.listdir(directory)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -81,7 +81,7 @@ def unreadable(where: str, error: OSError) -> AuditError:
 
 
 def open_reading(where: str) -> int:
-    """A descriptor, of a regular file and nothing else. Raises OSError."""
+    """Open a regular file, and nothing else, to be read. Raises OSError."""
     # Non-blocking: a fifo with such a name must not hold up who reads it.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     fd = os.open(where, flags)
@@ -102,7 +102,7 @@ def irregular(where: str) -> str:
 
 
 def find_tail(fd: int, size: int) -> Tail | None:
-    """The last whole record of ``size`` bytes, looked for from the end."""
+    """Find the last whole record of ``size`` bytes, from their end."""
     window = MAX_LINE
     while True:
         begin = max(0, size - window)
@@ -133,7 +133,8 @@ def behind_copies(fd: int, end: int) -> int:
 
 
 def find_hash(found: list[LogFile], seq: int) -> bytes | None:
-    """The hash of record ``seq``, looked for in the file that should hold it; None without it."""
+    """Return the hash of record ``seq``, looked for in the file that should hold it; None without
+    it."""
     holder = next((file for file in reversed(found) if file.first <= seq), None)
     if holder is None:
         return None

@@ -31,7 +31,7 @@ class KeyPair:
 
     @classmethod
     def load_or_create(cls, path: str) -> "KeyPair":
-        """The private key at ``path``, and the public one at ``path``.pub, both in PEM.
+        """Load the private key at ``path``, or make it and the public one at ``path``.pub, in PEM.
 
         Raises AuditError for a key that others can read or have written.
         """

@@ -27,7 +27,7 @@ def lines(directory: str, first: int = 1, last: int | None = None) -> Iterator[b
 
 
 def tail(directory: str, count: int) -> list[bytes]:
-    """The last ``count`` lines."""
+    """Return the last ``count`` lines."""
     kept: deque[bytes] = deque()
     for file in reversed(files.ls(directory)):
         wanted = count - len(kept)
@@ -89,7 +89,7 @@ def _from(found: list[LogFile], first: int) -> list[LogFile]:
 
 
 def _place(file: LogFile, first: int) -> tuple[int, int]:
-    """The offset of a line that is not behind record ``first``, and its number."""
+    """Return the offset of a line that is not behind record ``first``, and its number."""
     try:
         fd = files.open_reading(file.path)
     except OSError:

@@ -71,7 +71,7 @@ class Execution(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
-    """A copy that can be recorded. Raises InvalidInput for what is no digest.
+    """Return a copy that can be recorded. Raises InvalidInput for what is no digest.
 
     ``secrets`` are hidden in what others wrote: reasons, messages, names of controls and outputs.
     Names, digests and numbers are ours, and stay: nobody hides them by calling them secrets.
@@ -227,7 +227,7 @@ def facts_of(record: Record) -> ReceiptFacts:
 
 
 def issue(facts: ReceiptFacts, key: KeyPair) -> bytes:
-    """The signed envelope, JSON on one line."""
+    """Return the signed envelope, JSON on one line."""
     outputs = facts.execution.outputs
     subjects = tuple(
         Subject(name, {"sha256": digest.removeprefix("sha256:")})

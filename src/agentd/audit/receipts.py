@@ -61,7 +61,7 @@ class ReceiptStore:
             self._size += len(line)
 
     def get(self, receipt_id: str) -> bytes | None:
-        """The envelope; None where it is not, or no longer, kept. Raises AuditError."""
+        """Return the envelope; None where it is not, or no longer, kept. Raises AuditError."""
         with self._guard:
             offset = self._offsets.get(_tag(receipt_id))
             number = self._number
@@ -231,7 +231,7 @@ def _lines(where: str, at: int = 0) -> Iterator[bytes]:
 
 
 def newest(directory: str) -> int:
-    """The number of the segment that is written to; 0 where there is none."""
+    """Return the number of the segment that is written to; 0 where there is none."""
     return max(_numbers(directory), default=0)
 
 

@@ -99,7 +99,7 @@ def plain(clean: Event, now: float) -> LogEntry:
 
 
 def seal(seq: int, prev: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """The line, and its hash."""
+    """Return the line, and its hash."""
     begun = b'{"seq":%d,"prev":"%b",%b' % (seq, prev, body)
     digest = sha256(begun).hexdigest().encode()
     return b'%b,"hash":"%b"}\n' % (begun, digest), digest

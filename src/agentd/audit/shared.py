@@ -61,7 +61,7 @@ class SharedLog:
             return position
 
     def seq(self) -> int:
-        """The number of the last record; 0 where there is none. Raises AuditError."""
+        """Return the number of the last record; 0 where there is none. Raises AuditError."""
         found = read.tail(self.directory, 1)
         return decode(found[0]).seq if found else 0
 

@@ -62,7 +62,7 @@ def _of_executions(directory: str, first: int, last: int) -> Iterator[bytes]:
 
 
 def _newest(directory: str) -> int:
-    """The number of the record that begins the newest MAX_BYTES, whole files of them."""
+    """Return the number of the record that begins the newest MAX_BYTES, whole files of them."""
     first, size = 1, 0
     for file in reversed(files.ls(directory)):
         try:

@@ -108,7 +108,7 @@ def _has_bytes(file: LogFile) -> bool:
 
 
 def _receipts(directory: str) -> dict[int, str]:
-    """The hashes of the records that the receipts beside the log name, by their numbers."""
+    """Return the hashes of the records that the receipts beside the log name, by their numbers."""
     beside = os.path.join(os.path.dirname(os.path.abspath(directory)), "receipts")
     try:
         lines = receipts.every_line(beside)

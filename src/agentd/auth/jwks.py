@@ -26,7 +26,7 @@ class KeySet(Protocol):
     """Thread-safe."""
 
     def find(self, kid: str | None) -> list[Jwk]:
-        """The keys of that id, or all without one; [] where there is none.
+        """Return the keys of that id, or all without one; [] where there is none.
 
         Raises Unauthenticated where there are no keys at all to go by.
         """
@@ -108,7 +108,7 @@ class UrlKeySet:
 
 
 def parse(data: bytes) -> list[Jwk]:
-    """The public signing keys of a JWK set. Raises ValueError where it is none."""
+    """Return the public signing keys of a JWK set. Raises ValueError where it is none."""
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
     found = msgspec.json.decode(data)  # its errors are ValueErrors

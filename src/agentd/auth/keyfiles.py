@@ -66,8 +66,8 @@ def load_private(path: str) -> "Ed25519PrivateKey":
 
 
 def new_pair(path: str) -> tuple[str, str]:
-    """A new private key as ``path``, mode 0600, and its public one beside it: the key's id, and
-    the public file's name. Raises InvalidInput; a file that is there already stays as it is."""
+    """Make a new private key as ``path``, mode 0600, and its public one beside it: the key's id,
+    and the public file's name. Raises InvalidInput; a file that is there already stays as it is."""
     from cryptography.hazmat.primitives import serialization as form
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 

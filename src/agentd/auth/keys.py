@@ -137,7 +137,8 @@ class KeyService:
         principal: str | None = None,
         record: Callable[[KeyRecord], object] = lambda _: None,
     ) -> NewKey:
-        """A key named ``name`` that acts as ``principal``: an admin's choice, by default ``name``.
+        """Make a key named ``name`` that acts as ``principal``: an admin's choice, by default
+        ``name``.
 
         Anybody else's key acts as themselves, with no scope that they lack. A key that is made
         with a key ends no later than that one. ``record`` writes down that there will be one; what
@@ -179,7 +180,8 @@ class KeyService:
         return msgspec.structs.replace(record, digest=b"")
 
     def ls(self, asker: Principal) -> list[KeyRecord]:
-        """The asker's own, or everybody's for an admin; without their hashes, oldest first."""
+        """Return the asker's own, or everybody's for an admin; without their hashes, oldest
+        first."""
         asker.require("keys")
         found = [r for r in self._store.list() if asker.owns(r.principal)]
         return [
@@ -268,7 +270,7 @@ def digest(key: str) -> bytes:
 
 
 def _check_line(store: KeyStore, record: KeyRecord, now: float) -> list[KeyRecord]:
-    """The key and those that it was made with. Raises Unauthenticated where one has ended.
+    """Return the key and those that it was made with. Raises Unauthenticated where one has ended.
 
     Each is looked at: a key may be made in the very moment in which its parent is revoked.
     """

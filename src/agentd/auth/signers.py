@@ -120,7 +120,7 @@ def _names(folder: str) -> list[str]:
 
 
 def _load(folder: str) -> tuple[dict[str, Signer], tuple[str, ...]]:
-    """The signers by their keys' ids, and what is wrong. Raises OSError, ValueError."""
+    """Return the signers by their keys' ids, and what is wrong. Raises OSError, ValueError."""
     for path in _ways(folder):
         _check_owner(os.lstat(path), path)
     place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -46,8 +46,8 @@ class Inside(Protocol):
         stdin: bytes = b"",
         emit: Callable[[str, bytes], None] | None = None,
     ) -> Result:
-        """A command to its end. Its output is in the result (bounded by ``output_limit``, 64 MiB a
-        stream otherwise), and goes to ``emit`` ("stdout" or "stderr") as it comes, too."""
+        """Run a command to its end. Its output is in the result (bounded by ``output_limit``, 64
+        MiB a stream otherwise), and goes to ``emit`` ("stdout" or "stderr") as it comes, too."""
 
 
 class Call(Protocol):

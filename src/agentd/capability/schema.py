@@ -24,8 +24,8 @@ _MAX_INTEGER = 1 << 64
 
 
 def check(about: About, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with the schema's defaults; a copy. Raises InvalidInput that names the first
-    wrong one, what is wrong with it and the fix."""
+    """Return the parameters with the schema's defaults; a copy. Raises InvalidInput that names the
+    first wrong one, what is wrong with it and the fix."""
     if not isinstance(parameters, Mapping):
         raise InvalidInput(
             f"the parameters of {about.name} are not an object",
@@ -150,8 +150,8 @@ def _over(what: str, limit: str, fix: str) -> InvalidInput:
 
 
 def _filled(schema: Any, value: Any) -> Any:
-    """A copy with the defaults of ``properties`` and ``items``, and 2.0 as 2 where an integer is
-    asked for. References and alternatives are not looked into."""
+    """Return a copy with the defaults of ``properties`` and ``items``, and 2.0 as 2 where an
+    integer is asked for. References and alternatives are not looked into."""
     if not isinstance(schema, Mapping):
         return value
     if isinstance(value, Mapping):

@@ -88,7 +88,7 @@ def run(
 
 @functools.cache
 def source(name: str) -> str:
-    """The text of a script of ours, with its parts."""
+    """Return the text of a script of ours, with its parts."""
     text = bundled(name)
     if len(text.encode()) > MAX_SOURCE:
         raise ValueError(f"inside/{name}.py is over {MAX_SOURCE} bytes")

@@ -11,7 +11,7 @@ Schema = dict[str, Any]
 
 
 def parameters(required: Sequence[str] = (), /, **properties: Schema) -> Schema:
-    """An object that refuses unknown properties."""
+    """Describe an object that refuses unknown properties."""
     wanted = {"required": list(required)} if required else {}
     return {"type": "object", **wanted, "additionalProperties": False, "properties": properties}
 
@@ -57,7 +57,7 @@ def array(items: Schema, maximum: int, description: str | None = None, **more: A
 
 
 def mapping(values: Schema, maximum: int, description: str | None = None, **more: Any) -> Schema:
-    """An object of any names; ``more`` are other keywords of the schema's."""
+    """Describe an object of any names; ``more`` are other keywords of the schema's."""
     return _given(
         type="object",
         maxProperties=maximum,

@@ -18,7 +18,8 @@ _MAX_DIGITS = 400  # of a number's text; the longest double that a program print
 
 
 def canonical(value: Any) -> bytes:
-    """The one form of ``value``: dict with text keys, list or tuple, str, int, float, bool, None.
+    """Return the one form of ``value``: dict with text keys, list or tuple, str, int, float, bool,
+    None.
 
     Raises InvalidInput for everything else, NaN and infinities, lone surrogates, whole numbers
     beyond 2**53, and what is nested deeper than MAX_DEPTH.
@@ -30,7 +31,7 @@ def canonical(value: Any) -> bytes:
 
 
 def loads_strict(data: bytes, *, limit: int = MAX_BYTES) -> Any:
-    """A JSON value from UTF-8 text of at most ``limit`` bytes.
+    """Return a JSON value from UTF-8 text of at most ``limit`` bytes.
 
     ``canonical`` takes what this gives, and this gives the same again for what that made. Raises
     InvalidInput for what is no JSON, keys that are there twice, and what ``canonical`` refuses.
@@ -101,7 +102,7 @@ def _object(value: dict[Any, Any], left: int) -> str:
 
 
 def number(value: float) -> str:
-    """A double as ECMAScript prints it (ECMA-262, Number::toString). Raises InvalidInput."""
+    """Return a double as ECMAScript prints it (ECMA-262, Number::toString). Raises InvalidInput."""
     if value == 0:
         return "0"  # also the negative one
     text = repr(value)  # the shortest digits that give the same double again: ECMAScript's, too

@@ -22,7 +22,7 @@ def new_id() -> str:
 
 
 def current() -> str:
-    """The request's id, or "" outside of one."""
+    """Return the request's id, or "" outside of one."""
     return _request.get()
 
 

@@ -108,7 +108,7 @@ class EgressBounds(msgspec.Struct, frozen=True):
 
 
 def network(net: Net) -> tuple[str, tuple[str, ...]]:
-    """The kind of a sandbox's network, and the rules of one that is restricted. Raises
+    """Return the kind of a sandbox's network, and the rules of one that is restricted. Raises
     InvalidInput."""
     if net is None or net in NETS:
         return (net if isinstance(net, str) else "none"), ()
@@ -211,7 +211,7 @@ def asks(rule: str) -> bool:
 
 
 def _asking(text: str, rest: str, allow: bool) -> EgressRule:
-    """A rule behind ``ASK``, which may not be about what is never allowed."""
+    """Return a rule behind ``ASK``, which may not be about what is never allowed."""
     if allow and rest.lower() == PUBLIC:
         return EgressRule(ASK_PUBLIC, host="*", ask=True)
     rule = parse_rule(rest)

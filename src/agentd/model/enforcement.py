@@ -22,7 +22,7 @@ _DEFAULT = "default"
 
 
 def unheld(enforcement: Enforcement) -> dict[str, Control]:
-    """The limits that a sandbox has by default and that nothing enforces.
+    """Return the limits that a sandbox has by default and that nothing enforces.
 
     One that was asked for and cannot be enforced is refused before.
     """

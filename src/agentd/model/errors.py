@@ -53,7 +53,7 @@ class AgentdError(Exception):
         return text
 
     def as_dict(self) -> dict[str, str]:
-        """The four fields, as they go over any wire."""
+        """Return the four fields, as they go over any wire."""
         return {
             "code": self.code,
             "message": self.message,

@@ -38,7 +38,8 @@ DEFAULTS = Limits(
 
 
 def said(name: str, value: float | None) -> str:
-    """A limit's value for a person: ``2 GiB`` of memory, ``60 s`` of time, ``4096`` files."""
+    """Return a limit's value for a person: ``2 GiB`` of memory, ``60 s`` of time, ``4096``
+    files."""
     if value is None:
         return "no bound"
     if name in _BYTES:

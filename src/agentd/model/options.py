@@ -83,7 +83,7 @@ class ExecOptions(TypedDict, total=False):
 
 
 def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
-    """The spec of a sandbox. Raises InvalidInput, naming what is wrong and the fix."""
+    """Return the spec of a sandbox. Raises InvalidInput, naming what is wrong and the fix."""
     _check_names(options, SandboxOptions)
     cpus, pids, open_files = options.get("cpus"), options.get("pids"), options.get("open_files")
     user, image = options.get("user"), options.get("image")
@@ -147,7 +147,7 @@ def with_rules(spec: SandboxSpec, net: Net) -> SandboxSpec:
 
 
 def restored_spec(kept: SandboxSpec, **options: Unpack[SandboxOptions]) -> SandboxSpec:
-    """The spec of a sandbox from a snapshot, whose machine is given.
+    """Return the spec of a sandbox from a snapshot, whose machine is given.
 
     ``env``, ``timeout`` and ``output`` may be chosen anew, and the rules of a restricted network
     and the secrets that are used there.
@@ -195,7 +195,7 @@ def _kept(name: str) -> InvalidInput:
 def exec_request(
     cmd: Command, *, stdin: bool = False, pty: Pty | None = None, **options: Unpack[ExecOptions]
 ) -> ExecRequest:
-    """A command; a plain string is run by ``sh -c``. Raises InvalidInput."""
+    """Return a command's request; a plain string is run by ``sh -c``. Raises InvalidInput."""
     _check_names(options, ExecOptions)
     argv = ("sh", "-c", cmd) if isinstance(cmd, str) else _words(cmd)
     if not argv or not argv[0] or [a for a in argv if not isinstance(a, str) or "\0" in a]:

@@ -47,7 +47,7 @@ class Redactor:
         self._left = _MAX_VALUES
 
     def fields(self, event: Mapping[str, Any], depth: int = _MAX_DEPTH) -> dict[str, Any]:
-        """A copy with nothing secret in it, and every value bounded."""
+        """Return a copy with nothing secret in it, and every value bounded."""
         found: dict[str, Any] = {}
         for count, (key, value) in enumerate(event.items()):
             if count == _MAX_ITEMS:
@@ -110,7 +110,7 @@ def _plain(char: str) -> str:
 
 
 def fields(event: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with nothing secret in it, by names and looks, and every value bounded."""
+    """Return a copy with nothing secret in it, by names and looks, and every value bounded."""
     return Redactor().fields(event)
 
 

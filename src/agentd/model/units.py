@@ -106,7 +106,7 @@ def readable_size(value: float) -> str:
 
 
 def format_size(value: int) -> str:
-    """The shortest exact binary form: ``128M``, ``1536K``, ``1000``."""
+    """Return the shortest exact binary form: ``128M``, ``1536K``, ``1000``."""
     for unit in ("T", "G", "M", "K"):
         if value and value % _SIZE[unit] == 0:
             return f"{value // _SIZE[unit]}{unit}"

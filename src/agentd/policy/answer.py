@@ -82,7 +82,7 @@ def decision(text: str, bundle: str) -> Decision:
 
 
 def texts(text: str) -> tuple[str, ...]:
-    """A set of texts; none where it is undefined. Raises ValueError."""
+    """Return a set of texts; none where it is undefined. Raises ValueError."""
     if text == "undefined":
         return ()
     return typed.convert(_parsed(text), _Texts).expressions[0]

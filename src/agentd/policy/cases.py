@@ -25,7 +25,7 @@ _ELSEWHERE: Mapping[str, Any] = {
 
 
 def tests(seen: Sequence[Asked]) -> str:
-    """The text of a module. Raises InvalidInput for what cannot be written in one."""
+    """Return the text of a module. Raises InvalidInput for what cannot be written in one."""
     rules = [_HEAD]
     for number, asked in enumerate(seen, 1):
         document = _document(asked)

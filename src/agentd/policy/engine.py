@@ -100,7 +100,7 @@ class PolicyEngine:
         return decision
 
     def explain(self, asked: Asked) -> Explanation:
-        """The decision, and which rules it comes of. Never raises."""
+        """Return the decision, and which rules it comes of. Never raises."""
         decision = self.decide(asked)
         now = self._now
         if decision.undecided:
@@ -138,7 +138,7 @@ class PolicyEngine:
 
 
 def pruned(document: Any, read: Reads) -> Any:
-    """The document without what is not read."""
+    """Return the document without what is not read."""
     if read is None or type(document) is not dict:
         return document
     return {

@@ -89,7 +89,7 @@ def _shape(asked: Asked) -> Shape:
 
 
 def _folder(name: str, path: object) -> str:
-    """The folder that the file is in; a file of the root folder stands for itself."""
+    """Return the folder that the file is in; a file of the root folder stands for itself."""
     if path is None:
         return ""
     if not isinstance(path, str) or ".." in path.split("/"):

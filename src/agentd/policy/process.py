@@ -81,7 +81,7 @@ class WorkerProcess:
             raise AgentdError("cannot start a policy worker", cause=str(error)) from error
 
     def ask(self, operation: bytes, body: bytes, seconds: float) -> bytes:
-        """A decision that may compute for so long.
+        """Ask for a decision that may compute for so long.
 
         Raises NoAnswer; WorkerLost and NoEngine, after which it is closed.
         """
@@ -103,7 +103,7 @@ class WorkerProcess:
         return self._answer(frame, f"it took more than {seconds:g} s")
 
     def work(self, operation: bytes, body: bytes, what: str) -> bytes:
-        """A compile or a load (``what`` says of what), for as long as it works.
+        """Have it compile or load (``what`` says what), for as long as it works.
 
         Raises what ``ask`` does.
         """
@@ -188,7 +188,7 @@ class WorkerProcess:
         return f"{how}: {words}" if words else how
 
     def _last_words(self) -> str:
-        """The last line of what it said, where it said anything."""
+        """Return the last line of what it said, where it said anything."""
         try:
             said = os.read(self._words, _MAX_WORDS)
         except BlockingIOError:

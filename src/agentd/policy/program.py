@@ -85,7 +85,7 @@ class Program:
             raise Unevaluated(f"the engine cannot load {path}")
 
     def query(self, entrypoint: str, document: Any) -> str:
-        """The engine's own text, or "undefined". Raises Unevaluated."""
+        """Return the engine's own text, or "undefined". Raises Unevaluated."""
         self._set(document)
         raw = rego_shared.rego.regoBundleQueryEntrypoint(
             self._interpreter._impl, self._bundle._impl, entrypoint.encode()

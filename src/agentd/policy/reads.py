@@ -64,7 +64,7 @@ def _statements(value: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _taken(
     kind: str, body: Mapping[str, Any], of: Mapping[int, Any], strings: list[str]
 ) -> str | None:
-    """The name, where the statement takes the member of that name of one of these locals."""
+    """Return the name, where the statement takes the member of that name of one of these locals."""
     if kind != "DotStmt":
         return None
     source, key = body["source"], body["key"]

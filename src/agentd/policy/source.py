@@ -47,7 +47,7 @@ class BundleSource(msgspec.Struct, frozen=True):
 
 
 def read(where: str | Path) -> BundleSource:
-    """The bundle in a folder, or the shipped one of that name. Raises BundleError."""
+    """Read the bundle in a folder, or the shipped one of that name. Raises BundleError."""
     folder = locate(where)
     found = _folder(folder)
     problems: list[BundleProblem] = []
@@ -77,7 +77,7 @@ def read(where: str | Path) -> BundleSource:
 
 
 def locate(where: str | Path) -> Path:
-    """The folder of a bundle: a path, or the name of a shipped one."""
+    """Return the folder of a bundle: a path, or the name of a shipped one."""
     return shipped(str(where)) if str(where) in SHIPPED else Path(where)
 
 

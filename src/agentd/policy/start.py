@@ -88,7 +88,7 @@ def _prefix(pid: int) -> str:
 
 
 def _c_library() -> str:
-    """The path of the one that this process has. Raises OSError."""
+    """Return the path of the one that this process has. Raises OSError."""
     library, found = ctypes.CDLL(None), _Found()
     if not library.dladdr(ctypes.cast(library.getpid, ctypes.c_void_p), ctypes.byref(found)):
         raise OSError("the loader does not say where the C library is")
@@ -96,7 +96,8 @@ def _c_library() -> str:
 
 
 def _named(error: Exception) -> str:
-    """The library that the loader did not find, as it says: "NAME: cannot open shared ..."."""
+    """Return the library that the loader did not find, as it says: "NAME: cannot open shared
+    ..."."""
     return str(error).partition(":")[0]
 
 

@@ -94,7 +94,7 @@ def arrived(*names: str) -> Judge:
 
 
 def unfinished(seen: AttackOutcome) -> Judged | None:
-    """The verdict on a script that was cut short or had nothing to attack."""
+    """Return the verdict on a script that was cut short or had nothing to attack."""
     if ABSENT in seen.said:
         return Verdict.NOT_APPLICABLE, safe_text(seen.said[ABSENT])
     if END not in seen.said:
@@ -104,7 +104,7 @@ def unfinished(seen: AttackOutcome) -> Judged | None:
 
 
 def shown(answers: Mapping[str, str]) -> str:
-    """The answers in a few words: ``mount EPERM, pivot_root EPERM and 3 more``."""
+    """Return the answers in a few words: ``mount EPERM, pivot_root EPERM and 3 more``."""
     words = [f"{name} {value}" for name, value in answers.items() if name != END]
     if len({value for name, value in answers.items() if name != END}) == 1 and len(words) > 1:
         return safe_text(next(iter(answers.values())))

@@ -60,7 +60,7 @@ class Planted:
     program: str | None
 
     def halves(self) -> tuple[str, str]:
-        """The marker in two, so that a hunt does not find its own arguments."""
+        """Return the marker in two, so that a hunt does not find its own arguments."""
         half = len(self.marker) // 2
         return self.marker[:half], self.marker[half:]
 
@@ -72,7 +72,7 @@ class Planted:
         return (*ports, abstract[1:].decode(), *paths)
 
     def rule(self) -> str:
-        """The one of a network of rules: what listens there says ``granted``."""
+        """Return the rule of a restricted network: what listens there says ``granted``."""
         return f"{THIS_HOST}:{self.granted}"
 
     def arrived(self) -> set[str]:
@@ -232,7 +232,8 @@ def _own(stack: contextlib.ExitStack) -> tuple[socket.socket, ...]:
 
 
 def _granted(stack: contextlib.ExitStack) -> int:
-    """The port of a service on the host's loopback, which says ``granted`` to whoever speaks."""
+    """Return the port of a service on the host's loopback, which says ``granted`` to whoever
+    speaks."""
     server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
     thread = threading.Thread(target=_serve, args=(server,), daemon=True)
     thread.start()

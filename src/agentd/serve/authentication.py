@@ -36,7 +36,7 @@ def _peers(auth: Auth) -> PeerProvider:
 
 
 def _name(name: str | None) -> str | None:
-    """A plain text: what a principal is called is encoded, for policies and for records."""
+    """Return a plain text: what a principal is called is encoded, for policies and for records."""
     return None if name is None else str(name)
 
 

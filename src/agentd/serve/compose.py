@@ -76,7 +76,7 @@ def _server(
     listeners: Sequence[tuple[Listener, Listen]],
     metrics: Metrics | None,
 ) -> Server:
-    """The doors on the listeners, in front of the gatekeeper."""
+    """Put the doors on the listeners, in front of the gatekeeper."""
     config = daemon.config
     told = None if metrics is None else web.MetricsSource(metrics.render, config.metrics.public)
     set_ = config.ports.url

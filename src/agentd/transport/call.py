@@ -38,7 +38,8 @@ class AgentCall:
         self.connection.send(frame, self._deadline())
 
     def next(self, timeout: float | None = None, *, forever: bool = False) -> tuple[int, bytes]:
-        """The next ``(type, payload)``. ``timeout`` overrides the operation's; or wait ``forever``.
+        """Return the next ``(type, payload)``. ``timeout`` overrides the operation's; or wait
+        ``forever``.
 
         Raises TimeoutError after an own ``timeout``, else GuestError; WaitEnded by ``wake``.
         """

@@ -26,7 +26,7 @@ Frame = tuple[int, int, bytes]
 
 
 def encode_request(kind: int, channel: int, fields: dict[str, Any]) -> bytes:
-    """A JSON frame. Raises InvalidInput where it is over the limit of a frame."""
+    """Make a JSON frame. Raises InvalidInput where it is over the limit of a frame."""
     try:
         frame = wire.encode(kind, channel, msgspec.json.encode(fields))
     except UnicodeEncodeError:
@@ -80,7 +80,7 @@ class Channel:
         return wire.encode_credit(self.number, grant)
 
     def data(self, kind: int, payload: bytes | memoryview) -> bytes:
-        """A data frame, taken off the credit: the caller keeps to ``send_credit``."""
+        """Make a data frame, and take it off the credit: the caller keeps to ``send_credit``."""
         self.send_credit -= len(payload)
         return wire.encode(kind, self.number, bytes(payload))
 
@@ -210,7 +210,7 @@ class V2Connection:
             raise _lost(error) from None
 
     def receive(self) -> list[Frame]:
-        """The frames that are here now, from one read. Raises BackendLost, GuestError."""
+        """Return the frames that are here now, from one read. Raises BackendLost, GuestError."""
         try:
             data = self._early or self._socket.recv(self._read)
         except BlockingIOError:

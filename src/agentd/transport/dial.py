@@ -16,7 +16,7 @@ _HINT = "use unix:PATH, vsock:CID:PORT or hybrid:PATH:PORT"
 
 
 def dial(address: str, timeout: float = 10.0) -> socket.socket:
-    """A connected stream; refusals are tried again every 20 ms within ``timeout`` seconds.
+    """Connect a stream; refusals are tried again every 20 ms within ``timeout`` seconds.
 
     ``hybrid`` is the unix socket of Firecracker's and Cloud Hypervisor's vsock device.
     Raises InvalidInput for the address, BackendLost when nobody answered in time.

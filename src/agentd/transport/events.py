@@ -119,7 +119,7 @@ def decode(decoder: "msgspec.json.Decoder[T]", payload: bytes) -> T:
 
 
 def decode_any(payload: bytes) -> dict[str, Any]:
-    """An event as it is. Raises GuestError unless it is an object that names its event."""
+    """Return an event as it is. Raises GuestError unless it is an object that names its event."""
     value = decode(_ANY, payload)
     if not isinstance(value.get("event"), str):
         raise GuestError("the agent sent an event without a name")
@@ -131,7 +131,7 @@ def _malformed(error: Exception) -> GuestError:
 
 
 def failure(event: Error, what: str) -> OperationFailed:
-    """The agent's refusal of ``what`` as an exception."""
+    """Return the agent's refusal of ``what`` as an exception."""
     return OperationFailed(f"{what}: {kernel_text(event.errno, event.message)}", errno=event.errno)
 
 

@@ -93,7 +93,7 @@ class GuestFiles:
     def read_iter(
         self, path: str, offset: int = 0, length: int | None = None, *, wake: int = -1
     ) -> Iterator[bytes]:
-        """The bytes as they come; a readable descriptor ``wake`` ends them early."""
+        """Yield the bytes as they come; a readable descriptor ``wake`` ends them early."""
         fields = {"op": "fs.read", "path": checked(path), "offset": offset}
         if length is not None:
             fields["length"] = length
@@ -133,7 +133,8 @@ class GuestFiles:
             return done.size
 
     def read_tar(self, path: str) -> Iterator[bytes]:
-        """The tree at ``path`` as a tar, as it comes; its members begin with the last part of it.
+        """Yield the tree at ``path`` as a tar, as it comes; its members begin with the last part of
+        it.
 
         What ends it early is raised.
         """

@@ -92,7 +92,7 @@ class Guest:
         return end, bytes(command.stdout), bytes(command.stderr), command.truncated
 
     def start(self, request: ExecRequest, *, capture: bool = False) -> Running:
-        """A command to follow; ``capture`` keeps its output for ``wait`` instead of yielding it.
+        """Start a command to follow; ``capture`` keeps its output for ``wait``, and yields none.
 
         Raises StdinNotStreamed where only ``start_with_whole_stdin`` will do.
         """
@@ -109,7 +109,8 @@ class Guest:
         return self._start(connection, request, feeds=request.stdin, capture=False)
 
     def start_detached(self, request: ExecRequest, *, hold: bool = False) -> int:
-        """The pid of a command that outlives this connection; its output is had by ``attach``.
+        """Start a command that outlives this connection, and return its pid; ``attach`` has its
+        output.
 
         ``hold``: it waits for the first of those once the agent's rings are full.
 
@@ -202,7 +203,7 @@ class Guest:
         self._pool.give_back(connection)
 
     def tunnel(self, port: int) -> Tunnel:
-        """A TCP connection to ``port`` on the sandbox's loopback."""
+        """Open a TCP connection to ``port`` on the sandbox's loopback."""
         connection = self._v2("tunnels")
         try:
             return Tunnel(AgentCall(connection, self._answer_timeout), port)
@@ -339,7 +340,7 @@ class Guest:
 
 
 def _answer(call: AgentCall, op: str) -> dict[str, Any]:
-    """The fields of the one result. Raises OperationFailed, GuestError."""
+    """Return the fields of the one result. Raises OperationFailed, GuestError."""
     kind, payload = call.next()
     if kind != wire.EVENT:
         raise GuestError(f"the agent sent a frame of type {kind} out of place")
@@ -358,7 +359,7 @@ def _hold(hold: bool) -> dict[str, Any]:
 
 
 def exec_fields(request: ExecRequest, *, stdin: bool, fds: Sequence[str] = ()) -> dict[str, Any]:
-    """The ``exec`` request; passed descriptors take the place of in-band streams."""
+    """Return the ``exec`` request; passed descriptors take the place of in-band streams."""
     fields: dict[str, Any] = {"op": "exec", "argv": request.argv}
     limits = {} if request.limits is None else _limit_fields(request.limits)
     if request.cwd is not None:

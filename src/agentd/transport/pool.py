@@ -44,8 +44,8 @@ class Connections:
         self._closed = False
 
     def take(self, *, urgent: bool = False) -> V2Connection | V1Connection:
-        """An idle connection that still is one, or a new one. Raises Full where too many are in
-        use, BackendLost, GuestError. There are more for what is ``urgent``."""
+        """Return an idle connection that still is one, or a new one. Raises Full where too many are
+        in use, BackendLost, GuestError. There are more for what is ``urgent``."""
         most = MAX_USED + (_RESERVE if urgent else 0)
         with self._lock:
             if len(self._used) + self._opening >= most:

@@ -15,6 +15,6 @@ def _escape(char: str) -> str:
 
 
 def kernel_text(number: int, message: str) -> str:
-    """The host's own words for an errno where it has them, else the guest's, made safe."""
+    """Return the host's own words for an errno where it has them, else the guest's, made safe."""
     known = os.strerror(number) if 0 < number < 200 else "Unknown"
     return safe_text(message) if known.startswith("Unknown") else known

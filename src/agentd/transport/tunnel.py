@@ -64,7 +64,7 @@ class Tunnel:
         return sent
 
     def recv(self, timeout: float | None = None) -> bytes:
-        """The next bytes; b"" for ever after the end of file. Raises TimeoutError."""
+        """Return the next bytes; b"" for ever after the end of file. Raises TimeoutError."""
         while not self._received_all:
             kind, payload = self._call.next(timeout, forever=timeout is None)
             if kind == wire.DATA and payload:

@@ -77,7 +77,7 @@ class V1Connection:
                 raise BackendLost("the connection to the agent broke", cause=str(error)) from None
 
     def _receive(self, deadline: float | None) -> bytes | None:
-        """The answer's line; None when it did not come in time."""
+        """Return the answer's line; None when it did not come in time."""
         buffer = bytearray()
         while ready(self._socket.fileno(), select.POLLIN, deadline):
             try:
@@ -121,7 +121,7 @@ def check(request: ExecRequest) -> None:
 
 
 def encode(request: ExecRequest, stdin: bytes | None) -> bytes:
-    """The request's line. Raises Refused for what v1 lacks, InvalidInput over its bound."""
+    """Return the request's line. Raises Refused for what v1 lacks, InvalidInput over its bound."""
     check(request)
     try:
         text = None if stdin is None else stdin.decode()

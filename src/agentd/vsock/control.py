@@ -176,7 +176,7 @@ class VhostControl:
         return vring, number
 
     def _descriptor(self, message: VhostMessage) -> tuple[Vring, int]:
-        """The queue, and the message's descriptor, now the caller's; or -1."""
+        """Return the queue, and the message's descriptor, now the caller's; or -1."""
         (value,) = wire.U64.unpack(message.payload)
         if value & ~(_INDEX | _NO_FD):
             raise Violation(f"vhost-user request {message.request} of virtqueue {value:#x}")

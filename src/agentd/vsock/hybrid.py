@@ -107,7 +107,7 @@ class Host:
 
 
 def _port(line: bytes) -> int | None:
-    """The port of a CONNECT line, or None when it is no such line."""
+    """Return the port of a CONNECT line, or None when it is no such line."""
     words = line.split()
     if len(words) < 2 or words[0].lower() != b"connect" or not words[1].isdigit():
         return None

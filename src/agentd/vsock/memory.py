@@ -34,7 +34,7 @@ class Memory:
 
     @classmethod
     def map(cls, regions: Sequence[Region], fds: Sequence[int]) -> "Memory":
-        """A descriptor for each region; they stay the caller's. Raises Violation."""
+        """Return a descriptor for each region; they stay the caller's. Raises Violation."""
         memory = cls()
         try:
             for region, fd in zip(regions, fds, strict=True):
@@ -45,7 +45,8 @@ class Memory:
         return memory
 
     def guest(self, address: int, length: int) -> memoryview:
-        """The bytes at a guest physical address; they lie in one region. Raises Violation."""
+        """Return the bytes at a guest physical address; they lie in one region. Raises
+        Violation."""
         for start, end, view in self._guest:
             if start <= address and address + length <= end:
                 address -= start
@@ -53,7 +54,7 @@ class Memory:
         raise Violation(f"{length} bytes at guest address {address:#x} are not all memory")
 
     def user(self, address: int, length: int) -> memoryview:
-        """The bytes at an address of the VMM's. Raises Violation."""
+        """Return the bytes at an address of the VMM's. Raises Violation."""
         for start, end, view in self._user:
             if start <= address and address + length <= end:
                 return view[address - start : address - start + length]

@@ -243,7 +243,7 @@ class Muxer:
             self._attend(connection)
 
     def _serve(self, ring: DescriptorRing, connection: VsockConnection, room: int) -> int:
-        """The number of chains used."""
+        """Return the number of chains used."""
         used = self._tell(ring, connection, room)
         if used < room and connection.wants_data:
             used += self._stream(ring, connection, room - used)

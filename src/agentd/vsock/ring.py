@@ -68,7 +68,7 @@ class DescriptorRing:
         return count
 
     def take(self) -> DescriptorChain:
-        """The next of the ``waiting`` chains."""
+        """Return the next of the ``waiting`` chains."""
         head = self._available[2 + (self.next & (self.size - 1))]
         index, size = head, 0
         parts: list[memoryview] = []

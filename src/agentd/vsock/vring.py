@@ -51,7 +51,7 @@ class Vring:
             )
 
     def stop(self) -> int:
-        """The index of the next available entry, where a later start would go on."""
+        """Return the index of the next available entry, where a later start would go on."""
         if self._running is not None:
             self._running.publish()
             self.base = self._running.next

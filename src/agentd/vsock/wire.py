@@ -54,7 +54,7 @@ class VhostMessage(NamedTuple):
 
 
 def receive(sock: socket.socket) -> VhostMessage | None:
-    """The next message, or None at the end of the stream between two.
+    """Return the next message, or None at the end of the stream between two.
 
     Raises Violation for what is no message, and when its rest is not there in 5 s.
     """

@@ -111,7 +111,7 @@ class OtlpSink(HttpSink):
 
 
 def _target(url: str) -> tuple[str, dict[str, str]]:
-    """The address in ASCII, and its user and password as the header that carries them."""
+    """Return the address in ASCII, and its user and password as the header that carries them."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     plain = parts._replace(netloc=host.encode("idna").decode())

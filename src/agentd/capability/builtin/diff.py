@@ -47,7 +47,7 @@ def replaced(old: str, spans: Sequence[Span]) -> str:
 
 
 def unified(old: str, spans: Sequence[Span], name: str, limit: int) -> tuple[str, bool]:
-    """The diff, at most ``limit`` characters of it, and whether that is not all."""
+    """Return the diff, at most ``limit`` characters of it, and whether that is not all."""
     shown = name if name.isprintable() else ascii(name)[1:-1]
     text = ""
     moved = 0  # by how many lines the new text is ahead
@@ -149,7 +149,7 @@ def _blocks(old: str, spans: Sequence[Span]) -> Iterator[_Block | None]:
 
 
 def _extent(old: str, spans: Sequence[Span], index: int) -> tuple[int, int, int]:
-    """The whole lines that the span at ``index`` changes, with the spans that begin in them:
+    """Return the whole lines that the span at ``index`` changes, with the spans that begin in them:
     where they start and end, and the first span behind them."""
     first = index
     start = end = at = old.rfind("\n", 0, spans[index].start) + 1

@@ -75,7 +75,7 @@ class FsRead:
 
 
 def _as_text(data: bytes, encoding: str, eof: bool) -> tuple[str, str, int]:
-    """The content, its encoding, and how many bytes it stands for."""
+    """Return the content, its encoding, and how many bytes it stands for."""
     if encoding == "base64":
         return text.as_base64(data), encoding, len(data)
     # A part may end within a character, which the next part begins with then.

@@ -231,7 +231,8 @@ _OF_OP: dict[str, Any] = {
 
 @functools.cache
 def _sources() -> list[list[str]]:
-    """The kernel's modules in the order in which it loads them, the one with ``main`` last."""
+    """Return the kernel's modules in the order in which it loads them, the one with ``main``
+    last."""
     here = "agentd.capability.inside"
     order = ("python_bundle", "python_server", "python_kernel", "python_jupyter", "python_engine")
     return [[f"{here}.{name}", script.source(name)] for name in (*order, "python_main")]

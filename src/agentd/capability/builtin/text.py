@@ -32,7 +32,7 @@ def as_base64(data: bytes) -> str:
 
 
 def decoded(text: str, encoding: str) -> bytes:
-    """The bytes that a parameter stands for. Raises InvalidInput."""
+    """Return the bytes that a parameter stands for. Raises InvalidInput."""
     if encoding == "utf-8":
         return text.encode()
     try:
@@ -44,7 +44,7 @@ def decoded(text: str, encoding: str) -> bytes:
 
 
 def clean(name: str) -> str:
-    """A name of the agent's that can be sent on: U+FFFD for each byte that is not UTF-8."""
+    """Return a name of the agent's that can be sent on: U+FFFD for each byte that is not UTF-8."""
     return _SURROGATE.sub("\ufffd", name)
 
 

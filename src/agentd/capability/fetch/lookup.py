@@ -16,7 +16,7 @@ _slots = threading.BoundedSemaphore(MAX_LOOKUPS)
 
 
 def system(host: str) -> Sequence[str]:
-    """The machine's addresses of a name, the preferred first. Raises OSError."""
+    """Return the machine's addresses of a name, the preferred first. Raises OSError."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in found]
 

@@ -102,7 +102,7 @@ def _lies(planted: Planted) -> tuple[str, ...]:
 
 
 def _hello(name: str) -> bytes:
-    """The first that a client of TLS says to the host of that name."""
+    """Return the first that a client of TLS says to the host of that name."""
     said = ssl.MemoryBIO()
     client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), said, server_hostname=name)
     try:
