@@ -63,7 +63,8 @@ class Lock:
         except BlockingIOError:
             return False
         except FileNotFoundError:
-            pass
+            if not os.path.isdir(self._directory):
+                return True  # nobody has another; who writes to the log tells that it is gone
         # It was removed: others hold the lock of another by now.
         self.close()
         self._fd = self._opened()
