@@ -80,6 +80,13 @@ class _Run:
         self._loop = asyncio.get_running_loop()
         self._told: asyncio.Event | None = None  # of that, if somebody waits for it
 
+    def ended(self, task: "asyncio.Task[Answer]") -> None:
+        """Retrieve an error that nobody may wait for: asyncio would complain that nobody saw it.
+        Its frames have this run, and the request."""
+        self.task = None
+        if not task.cancelled():
+            task.exception()
+
     async def wait_decided(self) -> None:
         # First this and then a look, where ``decide`` does it the other way round: no call is lost.
         self._told = self._told or asyncio.Event()
@@ -151,9 +158,9 @@ class Idempotency:
             else:
                 await running.wait_decided()
         running = self._running[principal, key] = _Run(digest, lasting, authorise)
-        running.task = _begin(self._answer(principal, key, running, work, carry))
-        running.task.add_done_callback(_retrieve)
-        return await asyncio.shield(running.task)
+        running.task = task = _begin(self._answer(principal, key, running, work, carry))
+        task.add_done_callback(running.ended)
+        return await asyncio.shield(task)
 
     async def drain(self) -> None:
         """Wait until what runs has ended and is recorded."""
@@ -338,9 +345,3 @@ def _begin(work: "Coroutine[Any, Any, Answer]") -> "asyncio.Task[Answer]":
     loop = asyncio.get_running_loop()
     eager = getattr(asyncio, "eager_task_factory", None)  # Python 3.12
     return loop.create_task(work) if eager is None else eager(loop, work)
-
-
-def _retrieve(task: "asyncio.Task[Answer]") -> None:
-    """Retrieve an error that nobody may wait for: asyncio would complain that nobody saw it."""
-    if not task.cancelled():
-        task.exception()

@@ -33,6 +33,8 @@ Every error says what happened, why, and what to do about it: ``code``, ``messag
 and ``remediation`` are the same four fields on every way in.
 """
 
+from typing import TypeVar
+
 
 class AgentdError(Exception):
     code = "internal"
@@ -168,3 +170,17 @@ class OperationFailed(AgentdError):
     ) -> None:
         super().__init__(message, cause=cause, remediation=remediation)
         self.errno = errno
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def without_frames(error: E) -> E:
+    """Return it, and what it came of, without the frames that it was raised in: they have the
+    request's body, and some of them the error. They would stay until the collector of cycles looks
+    for them, which counts objects and not bytes."""
+    each: BaseException | None = error
+    while each is not None:
+        each.__traceback__ = None
+        each = each.__context__
+    return error

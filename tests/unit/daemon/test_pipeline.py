@@ -14,7 +14,7 @@ from agentd.model.spec import ExecRequest, SandboxSpec
 
 class Command:
     exit = Exit(0, None, Cause.of(CauseCode.EXITED, "done"))
-    truncated = False
+    truncated, backlog = False, 0
     stdout, stderr = b"out", b"err"
 
     def __init__(self):
@@ -70,7 +70,7 @@ class Gate:
         self.seen, self.ends = [], []
         self._tighten = tighten
 
-    def sandbox(self, who, spec, labels):
+    def sandbox(self, who, spec, labels, *, restored=False):
         self.seen.append(("sandbox", who.name, spec, labels))
         return self._tighten(spec)
 

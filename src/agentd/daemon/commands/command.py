@@ -8,6 +8,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import msgspec
@@ -21,12 +22,12 @@ from agentd.daemon.commands.ends import (
     ours,
     with_output,
 )
-from agentd.daemon.commands.listed import KeptOutput
+from agentd.daemon.commands.listed import CommandInput, KeptOutput
 from agentd.model import context
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
 from agentd.model.drive import Stepped, drive
-from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
+from agentd.model.errors import AgentdError, BackendLost, Conflict, GuestError, Refused
 from agentd.model.result import Exit, Result, Usage
 from agentd.transport.events import Chunk, LostOutput
 
@@ -72,6 +73,7 @@ class Command(Stepped):
         self.listed = cast("Listed", listed)  # of one of a daemon, which lists each
         self.id, self.tag = ("", None) if listed is None else (listed.id, listed.tag)
         self._driver = 0  # the thread that drives it
+        self._input = CommandInput()
         self._digests = Digests() if admission is not None else None
         self._handle = handle
         self._ending = CommandEnding(handle)
@@ -123,6 +125,8 @@ class Command(Stepped):
         if self._ending.lost is not None:
             return [], []
         try:
+            if self.running.exit is None:
+                self._input.give(self.running)
             # After the end nothing wakes a poll of ``extra_fds`` alone: take what is left.
             found = self.running.step(timeout, extra_fds if self.exit is None else ())
             if self._place is not None:
@@ -137,14 +141,14 @@ class Command(Stepped):
             self._ending.lose(error)
             return [], []
 
-    def feed(self, data: bytes, *, eof: bool = True) -> None:
-        """Input from its driver, before it drives: what cannot be written at once is kept by the
-        transport."""
+    def feed(self, data: bytes, *, eof: bool = True, done: "Future[None] | None" = None) -> None:
+        """Input from its driver, before it drives: it is given as it is read, and ``done`` then."""
         self._driver = threading.get_ident()
-        if data:
-            self._write(data)
-        if eof:
-            self.running.close_stdin()
+        self._input.add(data, eof, done or Future())
+        try:
+            self._input.give(self.running)
+        except (BackendLost, GuestError) as error:
+            self._ending.lose(error)
 
     def follow(self, emit: Emit | None = None, cancel: int = -1) -> Result:
         """Drives it to its end, all of its output in the result. What ``emit`` raises ends it and
@@ -221,20 +225,26 @@ class Command(Stepped):
         )
 
     def close(self) -> None:
+        self._input.close(Conflict(f"process {self.id} has ended"))
         self.running.close()
         self._end(None)
 
     # --- from any thread, where it is listed ---
 
     def write(self, data: bytes, *, eof: bool = False) -> None:
-        """Raises Conflict once it has ended."""
-        if data:
-            self._do(lambda: self._write(data))
-        if eof:
-            self.close_stdin()
+        """Waits until it reads. Raises Conflict once it has ended."""
+        if self._is_driven_here():
+            if data:
+                self._write(data)
+            if eof:
+                self.running.close_stdin()
+        elif data or eof:
+            done: Future[None] = Future()
+            self.listed.errands.do(lambda: self._input.add(data, eof, done))
+            done.result()
 
     def close_stdin(self) -> None:
-        self._do(self.running.close_stdin)
+        self.write(b"", eof=True)
 
     def signal(self, number: int, target: str = "group") -> None:
         """Raises InvalidInput, Conflict once it has ended; 0 asks for no more than that."""
@@ -263,10 +273,13 @@ class Command(Stepped):
             self._listed.errands.leave(cancel)
 
     def _do(self, work: Callable[[], object]) -> None:
-        if self._listed is None or self._driver == threading.get_ident():
+        if self._is_driven_here():
             work()
         else:
-            self._listed.errands.do(work)
+            self.listed.errands.do(work)
+
+    def _is_driven_here(self) -> bool:
+        return self._listed is None or self._driver == threading.get_ident()
 
     def _write(self, data: bytes) -> None:
         try:

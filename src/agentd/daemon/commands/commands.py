@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Set
+from concurrent.futures import Future
 from functools import partial
 
 import msgspec
@@ -30,11 +31,15 @@ from agentd.daemon.store.view import Transaction
 from agentd.model import context
 from agentd.model.api import ExecBody, ProcessView, ResultView
 from agentd.model.errors import AgentdError, Full
+from agentd.model.holds import Holds
 from agentd.model.principal import Principal
 from agentd.model.result import Exit, Result
 from agentd.model.spec import ExecRequest
 from agentd.sandbox import guard
 from agentd.sandbox.journal.journals import Journals
+
+MAX_STDIN = 512 << 20  # bytes that commands have not read, of one caller half
+_FREE = 64 << 10  # of each that count for nobody
 
 
 class Commands:
@@ -53,6 +58,8 @@ class Commands:
         self._gate = gate
         self._journals = journals
         self._ledger = ledger
+        # Of commands that nobody waits for: no request holds it any more.
+        self._stdin = Holds(MAX_STDIN, "of stdin wait for commands", "have commands read theirs")
         self._meter = counts
         self._lock = threading.Lock()
         self._register = Register(publish)
@@ -83,19 +90,22 @@ class Commands:
 
     def start(self, who: Principal, live: Live, body: ExecBody) -> ProcessView:
         """Returns once it has started. It outlives the daemon where its sandbox does."""
-        stdin = stdin_of(body)
+        unread, eof = [stdin_of(body)], not body.stdin_open
+        feeds, fed = bool(unread[0]), Future[None]()
         with contextlib.ExitStack() as undo:
             undo.enter_context(self._ledger.command(who.name))
-            feeds = body.stdin_open or bool(stdin)
-            command = self._begin(who, live, body, detached=True, feeds=feeds)
+            give_back = self._stdin.hold(who.name, max(0, len(unread[0]) - _FREE))
+            undo.callback(give_back)
+            fed.add_done_callback(lambda _: give_back())
+            command = self._begin(who, live, body, detached=True, feeds=feeds or not eof)
             undo.callback(self._over, who, command)
             over = undo.pop_all()
         recorded = threading.Event()
 
         def run() -> None:
             try:
-                if stdin:
-                    command.feed(stdin, eof=not body.stdin_open)
+                if feeds:
+                    command.feed(unread.pop(), eof=eof, done=fed)
                 command.drive(keep=False)
             except Exception as error:
                 guard.tell(error)
@@ -114,7 +124,8 @@ class Commands:
         try:
             self._record(who, command)
         except BaseException:
-            _kill(command)  # who is told that it was not begun does not have it going on
+            with contextlib.suppress(AgentdError):
+                command.kill()  # who is told that it was not begun does not have it going on
             raise
         finally:
             recorded.set()
@@ -387,8 +398,3 @@ class Commands:
             self._store.write(lambda t: t.put(record), synced=False)
         else:
             self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
-
-
-def _kill(command: Command) -> None:
-    with contextlib.suppress(AgentdError):
-        command.kill()

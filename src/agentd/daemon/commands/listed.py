@@ -8,7 +8,7 @@ import queue
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from agentd.daemon import events
 from agentd.daemon.commands.ends import INTERRUPTED, CommandLost, ours
 from agentd.model import context
 from agentd.model.api import ProcessView, ResultView
-from agentd.model.errors import AgentdError, Conflict, Full, NotFound
+from agentd.model.errors import AgentdError, Conflict, Full, InvalidInput, NotFound
 from agentd.model.events import EventKind
 from agentd.model.principal import Principal
 from agentd.sandbox import guard
@@ -31,10 +31,13 @@ if TYPE_CHECKING:
     from agentd.daemon.commands.command import Command
     from agentd.daemon.commands.past import Past
     from agentd.daemon.sandboxes.live import Live
+    from agentd.transport.running import Running
 
 
 _WINDOW = 64 << 10  # bytes of each stream in memory; one that has more has none there
 _COPIES = 3  # as bytes, as text and as JSON
+_PIECE = 64 << 10
+_BACKLOG = 256 << 10  # bytes of stdin given ahead of the command
 RUNNING, ENDED = "running", "ended"
 
 
@@ -177,6 +180,41 @@ class Errands:
     def _put(self, work: Callable[[], object], done: "Future[None]") -> None:
         self._wanted.put((work, done))
         os.eventfd_write(self.wake, 1)
+
+
+class CommandInput:
+    """What a command is to read, in the order in which it came, given to it as it reads: whoever
+    drives it never waits for that. Belongs to the driving thread."""
+
+    def __init__(self) -> None:
+        self._items: deque[tuple[memoryview, bool, Future[None]]] = deque()
+
+    def add(self, data: bytes, eof: bool, done: "Future[None]") -> None:
+        """``done`` once it has most of it; with what it raises, or with what ``close`` is told."""
+        self._items.append((memoryview(data), eof, done))
+
+    def give(self, running: "Running") -> None:
+        """Give as much as it takes now. Raises BackendLost and GuestError."""
+        while self._items and running.backlog < _BACKLOG:
+            data, eof, done = self._items.popleft()
+            piece, rest = bytes(data[:_PIECE]), data[_PIECE:]
+            try:
+                if piece:
+                    running.write(piece)
+                if eof and not rest:
+                    running.close_stdin()
+            except InvalidInput as error:
+                done.set_exception(error)
+                continue
+            if rest:
+                self._items.appendleft((rest, eof, done))
+            else:
+                done.set_result(None)
+
+    def close(self, error: Exception) -> None:
+        """Drop what it has not read."""
+        while self._items:
+            self._items.popleft()[2].set_exception(error)
 
 
 def lost_bytes(journal: Journal) -> dict[str, int]:

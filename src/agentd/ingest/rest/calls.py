@@ -13,7 +13,7 @@ from agentd.ingest.web.errors import internal
 from agentd.ingest.web.followed import Followed
 from agentd.model.answer import Answer
 from agentd.model.api import CallBody, CallView, CapabilityView
-from agentd.model.errors import AgentdError
+from agentd.model.errors import AgentdError, without_frames
 from agentd.model.service import Service
 
 OPERATIONS = OperationTable()
@@ -72,10 +72,9 @@ def _last(followed: Followed[tuple[str, bytes], Answer]) -> bytes:
     try:
         return _event("result", followed.result().body)
     except AgentdError as error:
-        failure = error
+        return last_event(without_frames(error))
     except Exception as error:
-        failure = internal(error, "a call")
-    return last_event(failure)
+        return last_event(internal(error, "a call"))
 
 
 def _event(name: str, data: bytes) -> bytes:

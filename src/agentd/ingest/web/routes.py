@@ -19,7 +19,7 @@ from agentd.ingest.web.web import Web
 from agentd.ingest.web.websocket import Closed, Socket
 from agentd.model import context
 from agentd.model.answer import Answer
-from agentd.model.errors import AgentdError, InvalidInput, NotFound
+from agentd.model.errors import AgentdError, InvalidInput, NotFound, without_frames
 
 _TRACE = (b"traceparent", b"tracestate")
 _MAX_HEADER = 512  # tracestate's own bound, W3C Trace Context §3.3.1.5
@@ -197,7 +197,7 @@ class _Resource(Generic[D]):
         except Aborted:
             await exchange.abort()
         except AgentdError as error:
-            await exchange.fail(error)
+            await exchange.fail(without_frames(error))
         except asyncio.CancelledError:
             await exchange.abort()
         except Exception as error:
@@ -228,7 +228,7 @@ class _SocketResource(Generic[D]):
         except Closed:
             return
         except AgentdError as error:
-            await socket.fail(error)
+            await socket.fail(without_frames(error))
         except asyncio.CancelledError:
             socket.link.transport.abort()
         except Exception as error:

@@ -6,7 +6,8 @@ from typing import Protocol
 import msgspec
 
 from agentd.ingest.web.limits import WebLimits
-from agentd.ingest.web.rooms import Holds, ThreadRooms
+from agentd.ingest.web.rooms import ThreadRooms
+from agentd.model.holds import Holds
 from agentd.model.port import PortDomain
 
 
@@ -38,9 +39,10 @@ class Web:
         self.ready = ready
         self.domains = tuple(domains)
         self.threads = ThreadRooms(self.limits)
-        self.holds = Holds(self.limits.held)  # of requests
+        waits = "of requests and answers wait for their clients", "read the answers that wait"
+        self.holds = Holds(self.limits.held, *waits)  # of requests
         # Of their own: a request that waits for room for its answer holds its body.
-        self.answers = Holds(self.limits.held)
+        self.answers = Holds(self.limits.held, *waits)
         self.draining = False
         self._streams: set[Stoppable] = set()
 
