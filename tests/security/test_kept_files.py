@@ -123,6 +123,29 @@ def test_a_kind_that_is_no_text_is_damage(snapshot: str) -> None:
         load(snapshot).export(f"{snapshot}.tar")
 
 
+TIMES = """
+import os
+os.mkdir("d")
+for name, seconds in (("far", 1 << 40), ("early", -(1 << 40)), ("d", 1 << 40), ("now", 5)):
+    if name != "d":
+        open(name, "w").close()
+    os.utime(name, (seconds, seconds))
+"""
+
+
+def test_a_file_of_another_age_stops_no_fork_and_no_snapshot(tmp_path: Path) -> None:
+    """Programs say of which year a file is: one of the year 36812 once was an error for good."""
+    with Sandbox.create(backend="linux", embedded=True) as sandbox:
+        sandbox.run(["python3", "-c", TIMES], check=True)
+        kept_at = sandbox.snapshot(tmp_path / "snapshot")
+        copies = [*sandbox.fork(1), Sandbox.create(snapshot=kept_at, embedded=True)]
+        for copy in copies:
+            with copy:
+                told = copy.run("stat -c %Y far early d now", check=True).text.split()
+                assert told == ["9223372036", "-9223372037", "9223372036", "5"]
+        kept_at.export(tmp_path / "image.tar")
+
+
 def test_nothing_of_a_sandbox_is_a_file_of_the_hosts(tmp_path: Path) -> None:
     with Sandbox.create(backend="linux", embedded=True) as sandbox:
         sandbox.run("cp /bin/true x; chmod 6755 x; ln -s /etc/shadow y; mkfifo z", check=True)

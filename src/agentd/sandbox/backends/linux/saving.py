@@ -28,6 +28,7 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 # Of files that others write meanwhile.
 _ATTEMPTS = 3
 _OF_AN_OVERLAY = frozenset(f"user.overlay.{name}" for name in ("origin", "impure", "uuid"))
+_MOST_TIME = (1 << 63) - 1
 _MAX_TARGET = 4000  # of a hard link: the kernel takes a path of 4096 bytes
 
 
@@ -222,8 +223,8 @@ class _Saver(_Walk):
             "mode": stat.S_IMODE(info.st_mode),
             "uid": self._inside(info.st_uid, os.geteuid(), path),
             "gid": self._inside(info.st_gid, os.getegid(), path),
-            "accessed": info.st_atime_ns,
-            "modified": info.st_mtime_ns,
+            "accessed": _kept_time(info.st_atime_ns),
+            "modified": _kept_time(info.st_mtime_ns),
         }
         try:
             kept.write(self._entries, KeptFile(**about, **fields))  # type: ignore[arg-type]
@@ -241,6 +242,12 @@ class _Saver(_Walk):
         if not 0 <= owner - first < size:
             raise _unkept(path, f"belongs to {owner}, who is not one of the sandbox's")
         return owner - first
+
+
+def _kept_time(nanoseconds: int) -> int:
+    """Return the nearest that has 64 bits: a program may say of a file that it is of any year, and
+    until 2262 that is what is kept."""
+    return max(-_MOST_TIME, min(nanoseconds, _MOST_TIME))
 
 
 def _is_kept(name: str) -> bool:
