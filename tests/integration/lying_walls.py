@@ -63,6 +63,7 @@ LIES: dict[str, set[str]] = {
     "pauses_nothing": {"test_nothing_runs_while_it_is_paused"},
     "keeps_snapshots": set(),  # the truth that the next one bends
     "forgets_snapshots": {"test_a_snapshot_keeps_files", "test_forks_are_sandboxes_of_their_own"},
+    "claims_of_copies": set(),  # the suite has to be asked of copies
 }
 
 
@@ -300,3 +301,12 @@ class forgets_snapshots(keeps_snapshots):
 
     def restore(self, plan: ToyPlan, folder: str) -> ToyWall:
         return self.wall(plan)
+
+
+class claims_of_copies(keeps_snapshots):
+    name = "claims_of_copies"
+
+    def restore(self, plan: ToyPlan, folder: str) -> ToyWall:
+        wall = super().restore(plan, folder)
+        wall.enforcement["seccomp"] = Control("default", True, "upon my word")
+        return wall

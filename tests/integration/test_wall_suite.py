@@ -105,6 +105,29 @@ def test_each_lie_fails_the_cases_that_name_it_and_no_other(run: Run, tmp_path: 
     assert "toy has no snapshot: see the case of its refusal" in done.stdout
 
 
+@pytest.mark.parametrize("copies", ["fork", "snapshot"])
+def test_a_lie_of_copies_alone_is_found_by_copies(run: Run, copies: str) -> None:
+    case = "test_seccomp_filters_each_command"
+    words = ("--pyargs", f"{SUITE}.test_enforcement", "-k", case, "--backend=claims_of_copies")
+    assert "1 skipped" in run(*words).stdout
+    found = run(*words, "--copies", copies).stdout
+    assert "1 failed" in found, found
+
+
+def test_of_a_wall_without_copies_none_are_asked(run: Run) -> None:
+    done = run("--pyargs", SUITE, "--backend=toy", "--copies=fork")
+    assert done.returncode == 4
+    assert "there are no copies to test: toy has no fork" in done.stdout
+
+
+@pytest.mark.parametrize("copies", ["fork", "snapshot"])
+def test_what_namespaces_hold_their_copies_hold(run: Run, copies: str) -> None:
+    words = ("--pyargs", *(f"{SUITE}.{name}" for name in ("test_enforcement", "test_network")))
+    done = run(*words, "--backend=linux", "--copies", copies)
+    assert done.returncode == 0, done.stdout
+    assert " passed" in done.stdout
+
+
 def test_a_wall_that_is_not_there_ends_the_run(run: Run) -> None:
     done = run("--pyargs", SUITE, "--backend=nobody")
     assert done.returncode == 4

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentd import AgentdError, Client, Sandbox, Snapshot
+from agentd import AgentdError, Client, Refused, Sandbox, Snapshot
 from agentd.testing.walls.fixtures import canary, folder, workspace
 
 __all__ = ["canary", "folder", "workspace"]
@@ -39,25 +39,49 @@ def where(request: pytest.FixtureRequest, backend: str | None, canary: str) -> d
     found |= {"url": url} if url else {"embedded": True}
     if image := request.config.getoption("image"):
         found["image"] = image
+    copies = request.config.getoption("copies")
     try:
-        Sandbox.create(**found).close()
+        with Sandbox.create(**found) as sandbox:
+            name = sandbox.info.backend
     except AgentdError as error:
         pytest.exit(f"there is no wall to test: {error}", returncode=4)
+    if copies and copies not in told(url)[name]:
+        pytest.exit(f"there are no copies to test: {name} has no {copies}", returncode=4)
     return found
 
 
 @pytest.fixture
-def make(where: dict[str, Any]) -> Iterator[Callable[..., Sandbox]]:
-    """``Sandbox.create`` of the wall; closed after the test."""
+def make(
+    request: pytest.FixtureRequest, where: dict[str, Any], restore: Callable[[Snapshot], Sandbox]
+) -> Iterator[Callable[..., Sandbox]]:
+    """``Sandbox.create`` of the wall, or a copy of that; closed after the test."""
+    copies = request.config.getoption("copies")
     made: list[Sandbox] = []
 
     def make(**wanted: Any) -> Sandbox:
         made.append(Sandbox.create(**where, **wanted))
+        if copies:
+            first = made[-1]
+            made[-1] = copy_of(first, copies, restore)
+            if made[-1] is not first:
+                first.close()
         return made[-1]
 
     yield make
     for sandbox in made:
         sandbox.close()
+
+
+def copy_of(first: Sandbox, how: str, restore: Callable[[Snapshot], Sandbox]) -> Sandbox:
+    """A copy; or the sandbox itself where it is one of which there are none, with folders say."""
+    try:
+        if how == "fork":
+            return first.fork()[0]
+        with first.snapshot() as kept:
+            return restore(kept)
+    except Refused as refusal:
+        assert refusal.remediation, f"a refusal that says no way out: {refusal}"
+        return first
 
 
 @pytest.fixture

@@ -8,6 +8,10 @@ from agentd.testing.patience import SLOWER
 SECONDS = 600
 
 
+#: Each is an ability as well.
+COPIES = ("fork", "snapshot")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("agentd walls", "the wall suite of agentd")
     group.addoption(
@@ -25,6 +29,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--image",
         metavar="NAME",
         help="an image that sandboxes start of; it must have a shell; else they start of none",
+    )
+    group.addoption(
+        "--copies",
+        choices=COPIES,
+        help="ask all of it of copies: forks, or what is restored of snapshots, of new sandboxes",
     )
 
 
