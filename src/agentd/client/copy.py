@@ -110,7 +110,7 @@ def download(
 
 
 def download_stream(files: "Files", path: str, stream: IO[bytes]) -> Copied:
-    """A file's bytes."""
+    """Return a file's bytes."""
     entry = files.stat(path)
     if entry.type != "file":
         raise InvalidInput(
@@ -259,7 +259,7 @@ def _too_large(path: str) -> SandboxError:
 
 
 def _read(pieces: Iterable[bytes], source: str) -> Iterator[bytes]:
-    """An error of the source is told apart from one of the connection that they go to."""
+    """Tell an error of the source apart from one of the connection that they go to."""
     try:
         yield from pieces
     except OSError as error:

@@ -85,7 +85,7 @@ def call(
     handle: "SandboxHandle | None" = None,
     cancel: int = -1,
 ) -> "CallView":
-    """A capability, decided and written down as a daemon does it; ``handle`` is of
+    """Call a capability, decided and written down as a daemon does it; ``handle`` is of
     ``body.sandbox``, and ``cancel`` a descriptor that ends it once it is readable.
 
     AGENTD_POLICY names the bundle (default: permissive). The log and the receipts lie in the
@@ -97,7 +97,7 @@ def call(
 
 
 def commit(pipeline: "Pipeline", handle: "SandboxHandle", name: str) -> "ImageView":
-    """An OCI image of what a sandbox is now. Raises what refuses it."""
+    """Make an OCI image of what a sandbox is now. Raises what refuses it."""
     from agentd.daemon import commits
 
     return commits.commit(pipeline.manager, handle, name)
@@ -158,7 +158,7 @@ def step_runner(net: str, limits: "Limits") -> "SandboxRunner":
 
 
 def requested(body: "ExecBody") -> "tuple[ExecRequest, bytes]":
-    """The command of a body, and its stdin. Raises InvalidInput."""
+    """Return the command of a body, and its stdin. Raises InvalidInput."""
     from agentd.daemon.commands import begin
 
     return begin.request_of(body, body.stdin_open), begin.stdin_of(body)
@@ -208,7 +208,7 @@ def selftest(
 def seccomp_profile(
     capability: str | None, level: IsolationLevel | None, net: str | None, *, rw: bool
 ) -> "Profile":
-    """The system call filter of a level's sandboxes. Raises InvalidInput."""
+    """Return the system call filter of a level's sandboxes. Raises InvalidInput."""
     from agentd.daemon.seccomp_profile import profile
 
     return profile(capability, level, net, rw=rw)
@@ -221,7 +221,7 @@ def seccomp_assembly(profile: "Profile") -> list[str]:
 
 
 def read_config(path: str | None) -> "tuple[str | None, ReadConfig]":
-    """The daemon's configuration as this process would have it, and the file it is from.
+    """Return the daemon's configuration as this process would have it, and the file it is from.
 
     Without ``path`` the file is the usual one, or none where there is none.
     """
@@ -275,8 +275,8 @@ def made_of(
     spec: "SandboxSpec",
     values: "Mapping[str, SecretValue]",
 ) -> "SandboxHandle":
-    """A sandbox of a template, ready as that says; ``values`` are those of its secrets. Raises what
-    refuses it, and NotReady."""
+    """Make a sandbox of a template, ready as that says; ``values`` are those of its secrets.
+    Raises what refuses it, and NotReady."""
     from agentd.daemon.sandboxes import starting
 
     return starting.built(pipeline, pipeline.admit(who, spec), None, config, values)
@@ -285,8 +285,8 @@ def made_of(
 def given_secrets(
     spec: "SandboxSpec", body: "SandboxBody"
 ) -> "tuple[SandboxSpec, Mapping[str, SecretValue]]":
-    """The spec with what stands in for its secrets, and their values; one without a source is a
-    variable of this process. Raises InvalidInput, Refused."""
+    """Return the spec with what stands in for its secrets, and their values; one without a source
+    is a variable of this process. Raises InvalidInput, Refused."""
     if not spec.secrets:
         return spec, {}
     from agentd.client import secrets
@@ -296,15 +296,15 @@ def given_secrets(
 
 
 def with_own_hosts(spec: "SandboxSpec") -> "SandboxSpec":
-    """The spec, with what a configuration of this process's says of its network: hosts of its own
-    and certificates. Raises InvalidInput."""
+    """Return the spec, with what a configuration of this process's says of its network: hosts of
+    its own and certificates. Raises InvalidInput."""
     from agentd.daemon import pipeline
 
     return pipeline.with_own_hosts(spec)
 
 
 def with_volumes(who: "Principal", spec: "SandboxSpec") -> "SandboxSpec":
-    """The spec, with the place of each volume. Raises NotFound."""
+    """Return the spec, with the place of each volume. Raises NotFound."""
     from agentd.daemon.calls import embedded
 
     return embedded.found(who, spec)
@@ -316,7 +316,7 @@ def serve(
     profile: str | None,
     options: "Sequence[tuple[Sequence[str], object]]",
 ) -> int:
-    """The daemon, until a signal ends it. Raises AgentdError where it cannot come up.
+    """Run the daemon until a signal ends it. Raises AgentdError where it cannot come up.
 
     The configuration is read anew at each reload, with the same options above it.
     """

@@ -151,7 +151,7 @@ class Files:
             yield Change(kind=change.kind, path=change.path)  # type: ignore[arg-type]
 
     def _read_tar(self, path: str) -> Iterator[bytes]:
-        """A tar of it, in pieces; its members begin with the last part of ``path``."""
+        """Yield a tar of it, in pieces; its members begin with the last part of ``path``."""
         return self._files.read_tar(self._sandbox, path)
 
     def _write_tar(self, path: str, data: Iterable[bytes], *, replace: bool) -> None:

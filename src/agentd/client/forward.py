@@ -209,15 +209,15 @@ class SandboxPorts:
         self._forwards = forwards
 
     def url(self, port: int) -> str:
-        """The address, on this machine, of a server inside that speaks HTTP.
+        """Return the address, on this machine, of a server inside that speaks HTTP.
 
         It leads there until the sandbox is closed, by ``forward``; the same each time it is asked.
         """
         return self._forwards.shared(port, lambda: self.forward(port)).url
 
     def link(self, port: int, *, ttl: str | float = "1h") -> "PortLink":
-        """The address of a server inside for a browser, on a host of its own: its pages share no
-        origin and no cookies with those of any other port.
+        """Return the address of a server inside for a browser, on a host of its own: its pages
+        share no origin and no cookies with those of any other port.
 
         A daemon that listens on TCP gives one that is valid for ``ttl``, for whoever has it.
         Elsewhere it is a port of this machine, by ``forward``, which lasts until the sandbox is
@@ -267,7 +267,7 @@ class Forwards:
         return forward
 
     def shared(self, port: int, make: Callable[[], Forward]) -> Forward:
-        """The one that ``port`` has in common for all who ask, made for the first."""
+        """Return the one that ``port`` has in common for all who ask, made for the first."""
         with self._lock:
             found = self._shared.get(port)
         if found is None:

@@ -20,8 +20,8 @@ def find(
     snapshot: "Snapshot | str | os.PathLike[str] | None",
     embedded: bool,
 ) -> "tuple[address.Address | None, bool]":
-    """The daemon to ask, or None for this process; and whether it was named. A ``snapshot`` that a
-    daemon keeps names that one.
+    """Return the daemon to ask, or None for this process; and whether it was named. A ``snapshot``
+    that a daemon keeps names that one.
 
     Raises InvalidInput.
     """
@@ -59,7 +59,7 @@ def kept_here(snapshot: "Snapshot | str | os.PathLike[str] | None") -> bool:
 
 
 def state(snapshot: "Snapshot | str | os.PathLike[str] | None", *, of_daemon: bool) -> str | None:
-    """A snapshot's name where it is kept: at a daemon its id, here its path. May raise."""
+    """Return a snapshot's name where it is kept: at a daemon its id, here its path. May raise."""
     if snapshot is None or isinstance(snapshot, str):
         return snapshot
     if not isinstance(snapshot, os.PathLike) and not hasattr(snapshot, "path"):

@@ -109,7 +109,7 @@ class Service(service.Service, Protocol):
     @property
     def files(self) -> Files: ...
     def again(self) -> "Service":
-        """The same once more, to be closed by itself."""
+        """Return the same once more, to be closed by itself."""
 
     def close(self) -> None:
         """Free what it holds; idempotent."""

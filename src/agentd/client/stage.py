@@ -157,7 +157,7 @@ def _mounts_below(real: str) -> Iterator[str]:
 
 
 def _made(parent: int) -> tuple[str, int]:
-    """A new folder of ours, locked: its name, and its descriptor."""
+    """Make a new folder of ours, locked: its name, and its descriptor."""
     for _ in range(_TRIES):
         name = f"{_PREFIX}{secrets.token_hex(6)}"
         try:

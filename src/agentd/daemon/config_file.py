@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 
 def find(env: Mapping[str, str], uid: int | None = None) -> str | None:
-    """The file that holds where none is named: AGENTD_CONFIG, or one of the usual places."""
+    """Return the file that holds where none is named: AGENTD_CONFIG, or one of the usual places."""
     if env.get("AGENTD_CONFIG"):
         return env["AGENTD_CONFIG"]
     places = ["/etc/agentd/agentd.toml"]

@@ -79,7 +79,7 @@ def parse(url: str, api_key: str | None = None, env: Mapping[str, str] = os.envi
 def given(
     url: str | None, api_key: str | None = None, env: Mapping[str, str] = os.environ
 ) -> Address | None:
-    """The address in ``url``, or in the environment; None where neither says one.
+    """Return the address in ``url``, or in the environment; None where neither says one.
 
     Raises InvalidInput, for an empty ``url`` too: where a variable of the caller's is not set, no
     other daemon is meant, and not this process.
@@ -89,7 +89,7 @@ def given(
 
 
 def default(api_key: str | None = None, env: Mapping[str, str] = os.environ) -> Address | None:
-    """The usual socket that is there: the user's own daemon, else the machine's."""
+    """Return the usual socket that is there: the user's own daemon, else the machine's."""
     for path in sockets(env):
         try:
             if stat.S_ISSOCK(os.stat(path).st_mode):
@@ -102,7 +102,8 @@ def default(api_key: str | None = None, env: Mapping[str, str] = os.environ) -> 
 def running(
     url: str | None = None, api_key: str | None = None, env: Mapping[str, str] = os.environ
 ) -> Address | None:
-    """The daemon that is named, else one that listens at its usual place; None where none does."""
+    """Return the daemon that is named, else one that listens at its usual place; None where none
+    does."""
     found = given(url, api_key, env)
     if found is not None:
         return found
@@ -111,7 +112,7 @@ def running(
 
 
 def sockets(env: Mapping[str, str] = os.environ) -> list[str]:
-    """The user's own, in the order of their likelihood, and the machine's."""
+    """Return the user's own, in the order of their likelihood, and the machine's."""
     from agentd.linux import runtime_dir
 
     own = [f"{folder}/agentd.sock" for folder in runtime_dir.folders(env, os.geteuid())]
@@ -121,8 +122,8 @@ def sockets(env: Mapping[str, str] = os.environ) -> list[str]:
 def find(
     url: str | None, api_key: str | None = None, env: Mapping[str, str] = os.environ
 ) -> Address:
-    """The daemon to talk to. Raises Unreachable where none is named and none is at its place,
-    InvalidInput for what is no address."""
+    """Return the daemon to talk to. Raises Unreachable where none is named and none is at its
+    place, InvalidInput for what is no address."""
     found = given(url, api_key, env) or default(api_key, env)
     if found is None:
         # Late: who only asks whether there is a daemon needs nothing of HTTP's.

@@ -87,7 +87,7 @@ class HttpClient:
         return None if into is None else self.decode(into, answer)
 
     def pages(self, path: str, into: type[T]) -> tuple[T, ...]:
-        """A list, all of its pages."""
+        """Return a list, all of its pages."""
         found: list[T] = []
         cursor: str | None = ""
         while cursor is not None:
@@ -342,7 +342,7 @@ _resting: list[HttpClient] = []  # at most one: the last that nobody uses any mo
 
 
 def shared(address: Address) -> HttpClient:
-    """The process's client for it; ``release`` it."""
+    """Return the process's client for it; ``release`` it."""
     with _lock:
         client, users = _shared.get(address) or (_rested(address) or HttpClient(address), 0)
         _shared[address] = client, users + 1

@@ -51,7 +51,7 @@ _EVENT = typed.decoder(_Event)
 
 
 def _shown(name: str) -> str:
-    """The stream that a caller knows: a terminal's is its stdout."""
+    """Return the stream that a caller knows: a terminal's is its stdout."""
     return "stderr" if name == "stderr" else "stdout"
 
 

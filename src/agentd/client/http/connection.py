@@ -65,7 +65,7 @@ class _TLSSocket(_Wakes, ssl.SSLSocket):
 
 
 def dial(address: Address, context: ssl.SSLContext | None = None) -> socket.socket:
-    """A connected socket. Raises Unreachable."""
+    """Connect a socket. Raises Unreachable."""
     try:
         if address.path:
             plain: socket.socket = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -66,7 +66,7 @@ class Headers(Protocol):
 
 
 def from_answer(status: int, headers: Headers, body: bytes) -> AgentdError:
-    """The error that an answer with a status of 400 or more stands for."""
+    """Return the error that an answer with a status of 400 or more stands for."""
     try:
         return from_fields(_DECODER.decode(body), status, headers)
     except msgspec.DecodeError:
@@ -128,7 +128,7 @@ def _class(code: str) -> type[AgentdError] | None:
 
 
 def _errno(found: _Error) -> int:
-    """The kernel's number from its words, which stand at the end of what happened or why."""
+    """Return the kernel's number from its words, which stand at the end of what happened or why."""
     for text in (found.cause, found.message):
         name = text.rpartition(": ")[2] or text
         if name in _NAMES:

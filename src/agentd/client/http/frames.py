@@ -36,7 +36,7 @@ class Frames:
         self._kind = CONTINUATION  # of the message whose parts are coming
 
     def feed(self, data: bytes) -> list[Message]:
-        """The messages that ``data`` completes. Raises Malformed."""
+        """Return the messages that ``data`` completes. Raises Malformed."""
         self._buffer += data
         found = []
         while (frame := self._frame()) is not None:
@@ -108,7 +108,7 @@ def _masked(data: bytes, key: bytes) -> bytes:
 
 
 def upgrade() -> tuple[dict[str, str], str]:
-    """The headers that ask for it, and what must come back as Sec-WebSocket-Accept."""
+    """Return the headers that ask for it, and what must come back as Sec-WebSocket-Accept."""
     key = b64encode(os.urandom(16))
     digest = sha1(key + _GUID, usedforsecurity=False).digest()
     headers = {

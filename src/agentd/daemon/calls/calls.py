@@ -53,8 +53,9 @@ class CallSandboxes(Protocol):
         *,
         kept: list[str] | None = None,
     ) -> Result:
-        """A command of a call, to its end; what ``emit`` raises ends it and comes out here, and
-        ``cancel`` readable kills it. With ``kept``, which gets its id, it stays to be looked at."""
+        """Run a command of a call to its end; what ``emit`` raises ends it and comes out here,
+        and ``cancel`` readable kills it. With ``kept``, which gets its id, it stays to be looked
+        at."""
 
     def made(
         self, who: Principal, spec: SandboxSpec, labels: Mapping[str, str]
@@ -158,7 +159,7 @@ class Calls:
     def _place(
         self, who: Principal, admission: Admission, handle: SandboxHandle | None, about: About
     ) -> AbstractContextManager[SandboxHandle | None]:
-        """The sandbox that it runs in; none for what acts in the daemon itself."""
+        """Return the sandbox that it runs in; none for what acts in the daemon itself."""
         obligations, place = admission.obligations, admission.act.place
         if not about.needs.sandbox:
             _check_network(about, obligations)
@@ -184,7 +185,7 @@ def _kept(body: CallBody) -> list[str] | None:
 
 
 def _ended(admission: Admission, outcome: Outcome) -> str:
-    """The id of its receipt."""
+    """Return the id of its receipt."""
     outputs = {"value": records.digest(msgspec.json.encode(outcome.value))}
     if outcome.end is None:
         return admission.done(outputs)

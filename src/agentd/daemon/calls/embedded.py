@@ -98,7 +98,7 @@ def volumes() -> VolumeStore:
 
 
 def found(who: Principal, spec: SandboxSpec) -> SandboxSpec:
-    """The spec, with the place of each volume. Raises NotFound."""
+    """Return the spec, with the place of each volume. Raises NotFound."""
     if not any(mount.volume for mount in spec.mounts):
         return spec
     return msgspec.structs.replace(spec, mounts=volumes().found(who.name, spec.mounts))

@@ -48,7 +48,8 @@ class HandleInside:
         return posixpath.join(self.workspace, path)
 
     def execute(self, request: ExecRequest, stdin: bytes = b"", emit: Emit | None = None) -> Result:
-        """A command to its end, no longer and with no more output than the sandbox's limits say.
+        """Run a command to its end, no longer and with no more output than the sandbox's limits
+        say.
 
         What ``emit`` raises ends the command and comes out here.
         """

@@ -21,7 +21,7 @@ _SCALAR = re.compile(r"[^,\]}#\n]+")
 
 
 def lines_of(text: str) -> dict[Path, int]:
-    """The first line, from 1, of every key, table and element of an array, by its path."""
+    """Return the first line, from 1, of every key, table and element of an array, by its path."""
     return _Scan(text.replace("\r\n", "\n")).run()
 
 
@@ -60,7 +60,7 @@ class _Scan:
         return self._inside(path, line)
 
     def _inside(self, path: Path, line: int) -> Path:
-        """A table's path; of an array of tables, its last one's."""
+        """Return a table's path; of an array of tables, its last one's."""
         self._lines.setdefault(path, line)
         if path in self._arrays:
             path = (*path, self._arrays[path] - 1)

@@ -132,7 +132,7 @@ def known_keys(kind: Any = Config, path: str = "") -> Iterator[str]:
 
 
 def _elsewhere(key: str) -> str | None:
-    """A key of that name, or nearly so, in another section."""
+    """Return a key of that name, or nearly so, in another section."""
     by_leaf: dict[str, str] = {}
     for name in known_keys():
         by_leaf.setdefault(name.rpartition(".")[2], name)

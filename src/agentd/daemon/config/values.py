@@ -273,7 +273,7 @@ class Uid(str):
         )
 
     def resolve(self) -> int | str:
-        """The uid, or ``*``. Raises InvalidInput for a user that is not there."""
+        """Return the uid, or ``*``. Raises InvalidInput for a user that is not there."""
         if self == "*":
             return "*"
         if self == "self":

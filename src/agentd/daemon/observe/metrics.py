@@ -136,7 +136,7 @@ class Metrics(Meter):
         self._state.daemon = daemon
 
     def render(self) -> bytes:
-        """The text format 0.0.4."""
+        """Render it in the text format 0.0.4."""
         return generate_latest(self._registry)
 
     def request(self, op: str, status: str, seconds: float) -> None:
@@ -241,7 +241,8 @@ def _of_control(control: "AdmissionControl") -> Iterator[Metric]:
 
 
 def _of_network(found: Mapping[str, int]) -> Iterator[Metric]:
-    """The supervisor's counts: they begin anew with it, and are 0 before the first network."""
+    """Yield the supervisor's counts: they begin anew with it, and are 0 before the first
+    network."""
     known = Count(found)
     yield _gauge("agentd_network_sandboxes", {(): known["sandboxes"]})
     for name, kinds in (("connections", ("allowed", "denied")), ("bytes", ("sent", "received"))):

@@ -73,7 +73,7 @@ def span(
 
 
 def operation(op: str, who: str, sandbox: str) -> AbstractContextManager[Any]:
-    """A span of one that a request asked for, beneath the trace that this came with."""
+    """Return a span of one that a request asked for, beneath the trace that this came with."""
     if _tracer is None:
         return _NOTHING
     values = {"agentd.principal": who, "agentd.sandbox": sandbox}

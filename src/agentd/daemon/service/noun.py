@@ -34,7 +34,7 @@ class Noun:
     def _open(
         self, id_: str, name: str, doing: str, **parameters: object
     ) -> "tuple[Live, Admission]":
-        """A sandbox, and what is to be done there in a capability's words, ``name``.
+        """Return a sandbox, and what is to be done there in a capability's words, ``name``.
 
         Raises Forbidden, NotFound, Conflict (``doing`` says what for), and what the policy refuses.
         """

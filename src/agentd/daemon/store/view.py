@@ -81,7 +81,7 @@ class Table(Generic[R]):
 
 
 def _is_plain(annotation: Any) -> bool:
-    """A column type of SQLite, or that or None."""
+    """Return a column type of SQLite, or that or None."""
     union = isinstance(annotation, types.UnionType)
     parts = typing.get_args(annotation) if union else (annotation,)
     return all(part in _PLAIN or part is type(None) for part in parts)
@@ -129,7 +129,8 @@ class View(ABC):
         labels: Mapping[str, str] | None = None,
         **equal: Value,
     ) -> list[R]:
-        """A page in the order of the keys, from behind the key ``after``, ``MAX_PAGE`` at most.
+        """Return a page in the order of the keys, from behind the key ``after``, ``MAX_PAGE`` at
+        most.
 
         ``equal`` names columns; ``labels`` must all be among the record's.
         """
@@ -172,8 +173,8 @@ class View(ABC):
         return [table.record(row) for row in rows]
 
     def heaviest(self, kind: type[StoreRecord], column: str, weight: str = "") -> Value:
-        """The value of ``column`` that most rows have, or whose rows weigh the most; None without
-        rows."""
+        """Return the value of ``column`` that most rows have, or whose rows weigh the most; None
+        without rows."""
         table = table_of(kind)
         group = table.column(column)
         by = f"SUM({table.column(weight)})" if weight else "COUNT(*)"

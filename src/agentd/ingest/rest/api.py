@@ -22,5 +22,5 @@ Socket = websocket.Socket[Api]
 
 
 def event(name: str, **fields: object) -> str:
-    """A text message of a WebSocket."""
+    """Make a text message of a WebSocket."""
     return encode({"event": name, **fields}).decode()

@@ -23,7 +23,8 @@ def inwards(values: list[bytes], prefix: bytes) -> bytes:
 
 
 def outwards(value: bytes, prefix: bytes, target: bytes) -> bytes | None:
-    """A Set-Cookie header as seen from here; None where it sets nothing that could come back.
+    """Return a Set-Cookie header as seen from here; None where it sets nothing that could come
+    back.
 
     ``target`` is what was asked for: without a Path a cookie is of that folder (RFC 6265, 5.1.4).
     """

@@ -93,13 +93,13 @@ def _forms(components: dict[str, Any], name: str, member: str) -> list[dict[str,
 
 
 def tag(path: str) -> str:
-    """The last word of a path that names a subject."""
+    """Return the last word of a path that names a subject."""
     words = [word for word in re.split(r"[/{}]+", path) if word in _WORDS]
     return _WORDS[words[-1]] if words else "daemon"
 
 
 def errors(operation: Operation) -> dict[int, str]:
-    """The statuses of what may go wrong, beside those that any request may have."""
+    """Return the statuses of what may go wrong, beside those that any request may have."""
     found = {400: "it does not fit", 429: "a quota or a room is full", 500: "a fault of ours"}
     found[503] = "the daemon ends, or cannot write it down"
     if operation.scope != "none":

@@ -56,7 +56,8 @@ def _headers(length: int) -> list[tuple[bytes, bytes]]:
 
 
 def _range(header: str | None) -> tuple[int, int | None] | None:
-    """The offset, from the end where it is negative, and how many bytes at most; None for all."""
+    """Return the offset, from the end where it is negative, and how many bytes at most; None for
+    all."""
     match = _RANGE.fullmatch(header.replace(" ", "")) if header else None
     if match is None or match[0] == "bytes=-":
         return None
@@ -140,7 +141,8 @@ class _Pieces:
             raise self._error
 
     def take(self) -> bytes:
-        """The next ones. Those before an error still go out: a tar tells in them what it is."""
+        """Return the next ones. Those before an error still go out: a tar tells in them what it
+        is."""
         self.check()
         if self._source is None:
             self._source = iter(self._read())

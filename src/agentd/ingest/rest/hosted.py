@@ -48,7 +48,7 @@ class HostTarget(Target):
         return _SECURE if self.secure else _PLAIN
 
     def tokens(self, scope: Any) -> list[str]:
-        """The link's, or those in the visitor's cookies of its name: in the clear, a page of
+        """Return the link's, or those in the visitor's cookies of its name: in the clear, a page of
         another port may have set some for all below the operator's name (``Domain``)."""
         if self.token is not None:
             return [self.token]
@@ -149,7 +149,7 @@ def _shows_pages(exchange: Exchange) -> bool:
 
 
 def _sent_on(exchange: Exchange, target: HostTarget) -> Answer:
-    """The same without the token, which from then on is in a cookie."""
+    """Return the same without the token, which from then on is in a cookie."""
     scheme = "https" if target.secure else "http"
     where = f"{scheme}://{exchange.headers.get('host')}{target.target.decode('latin-1')}"
     cookie = f"{target.cookie_name.decode()}={target.token}; Path=/; HttpOnly; SameSite=Lax"

@@ -65,7 +65,7 @@ class Target:
     )
 
     def host(self, given: bytes) -> bytes:
-        """The Host that the server is told; ``given`` is what the visitor said."""
+        """Return the Host that the server is told; ``given`` is what the visitor said."""
         return b"localhost:%d" % self.port
 
     def passes(self, name: bytes, value: bytes) -> bool:
@@ -73,11 +73,11 @@ class Target:
         return False
 
     def inwards(self, values: list[bytes]) -> bytes:
-        """The visitor's cookies as the server has set them; empty where there are none."""
+        """Return the visitor's cookies as the server has set them; empty where there are none."""
         return cookies.inwards(values, self.prefix)
 
     def outwards(self, value: bytes) -> bytes | None:
-        """The server's Set-Cookie header for the visitor; None where it sets nothing."""
+        """Return the server's Set-Cookie header for the visitor; None where it sets nothing."""
         return cookies.outwards(value, self.prefix, self.target)
 
 

@@ -38,7 +38,7 @@ def _meant(kind: Any, name: str, prefix: str) -> str:
 
 
 def _at(kind: Any, path: list[str]) -> Any:
-    """The type of what is at ``path``, if its fields are known."""
+    """Return the type of what is at ``path``, if its fields are known."""
     for part in path:
         types = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
         kind = _struct_of(types.get(part))
