@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from agentd.sandbox.backends.qemu import plan
 from agentd.sandbox.backends.qemu.backend import QemuBackend
 from agentd.sandbox.backends.qemu.wall import QemuWall
 from agentd.sandbox.backends.vm import ceiling, folders
+from agentd.sandbox.backends.vm.supervisor import MachineStatus
 from agentd.sandbox.backends.vm.template import Templates
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.volumes import VolumeStore
@@ -570,6 +573,35 @@ def test_the_end_of_a_machine_is_the_cause_of_its_command(create: Callable[..., 
         assert cause.message.startswith("the virtual machine ended: it was killed")
         with pytest.raises(BackendLost, match="it was killed"):
             sandbox.run(["true"])
+
+
+def test_who_asks_as_it_is_ended_is_told_how_it_ended(create: Callable[..., Sandbox]) -> None:
+    with create(memory="64M") as sandbox:
+        wall: Any = sandbox._service.handle(sandbox.id).wall  # type: ignore[attr-defined]
+        keeper = wall._process._keeper
+        asked, forgotten = threading.Event(), threading.Event()
+
+        def look(number: int) -> MachineStatus:
+            if not asked.is_set():
+                asked.set()
+                forgotten.wait(1)
+            return type(keeper).look(keeper, number)  # type: ignore[no-any-return]
+
+        def end(number: int) -> MachineStatus:
+            try:
+                return type(keeper).end(keeper, number)  # type: ignore[no-any-return]
+            finally:
+                forgotten.set()
+
+        os.kill(wall.pid, signal.SIGKILL)
+        assert wall.wait(SECONDS)
+        with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor() as pool:
+            patch.setattr(keeper, "look", look)
+            patch.setattr(keeper, "end", end)
+            told = pool.submit(wall.ending)
+            assert asked.wait(SECONDS)
+            wall.kill()
+            assert told.result().message.startswith("the virtual machine ended: it was killed")
 
 
 def test_its_end_is_told_through_a_supervisor_too(own: QemuBackend) -> None:

@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -55,7 +54,6 @@ class FirecrackerProcess(MonitorProcess):
         super().__init__(group)
         self.jail = jail
         self._block = block
-        self._looking = threading.Lock()  # one question to the warden at a time
         self._owner = os.getpid()
         with contextlib.ExitStack() as undo:
             jailer.prepare(jail, binds)
@@ -106,11 +104,9 @@ class FirecrackerProcess(MonitorProcess):
         with contextlib.suppress(SandboxError):
             self.api = ApiClient(self._connect())
 
-    def ending(self) -> Ending:
-        with self._looking:
-            if self._ending is None:
-                self._ending = exits.of_status(*self._look(), oom=self._oom())
-            return self._ending
+    def _seen_ending(self) -> Ending:
+        self._ending = exits.of_status(*self._look(), oom=self._oom())
+        return self._ending
 
     def ended(self) -> MachineEnded:
         """Return the error to raise once it has ended."""

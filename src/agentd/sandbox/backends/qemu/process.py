@@ -286,9 +286,7 @@ class QemuProcess(MonitorProcess):
             return self._keeper.look(self._number).console
         return ""
 
-    def ending(self) -> Ending:
-        if self._ending is not None:
-            return self._ending
+    def _seen_ending(self) -> Ending:
         try:
             seen = self._keeper.look(self._number)
         except AgentdError as error:
@@ -313,7 +311,8 @@ class QemuProcess(MonitorProcess):
                 return
             if self.pidfd >= 0:
                 closed = Ending(CauseCode.BACKEND_LOST, "it was closed")
-                self._ending = self.ending() if self.wait(0) else closed
+                with self._looking:
+                    self._ending = self._seen_ending() if self.wait(0) else closed
                 self._kill()
                 with contextlib.suppress(AgentdError):
                     self._keeper.end(self._number)

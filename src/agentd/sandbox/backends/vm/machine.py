@@ -32,10 +32,16 @@ class MonitorProcess(ABC):
         self._group = group
         self._ended = False
         self._ending: Ending | None = None
+        self._looking = threading.Lock()  # one question at a time, and none of what is forgotten
 
-    @abstractmethod
     def ending(self) -> Ending:
         """Return how it ended, once it has; also after ``end``."""
+        with self._looking:
+            return self._ending or self._seen_ending()
+
+    @abstractmethod
+    def _seen_ending(self) -> Ending:
+        """Ask who has seen it. ``_looking`` is held."""
 
     @abstractmethod
     def end(self) -> None:
