@@ -18,7 +18,10 @@ def found():
     kept = ("CapEff", "CapBnd", "NoNewPrivs", "Seccomp", "Threads", "Uid")
     return {
         **{name: status[name] for name in kept},
-        "files": sorted(os.listdir("/proc/self/fd")),
+        "files": sorted(
+            os.readlink(path) for fd in os.listdir("/proc/self/fd")
+            if os.path.lexists(path := f"/proc/self/fd/{fd}")  # but the one that lists
+        ),
         "host": os.uname().nodename,
         "mounts": open("/proc/self/mounts").read(),
         "limits": open("/proc/self/limits").read(),
