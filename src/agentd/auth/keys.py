@@ -25,6 +25,7 @@ from agentd.model.principal import ADMIN, SCOPES, Principal
 from agentd.model.units import format_duration
 
 PREFIX = "agd_"
+_ANOTHER = "create another: agentd key create"
 # Ended ones too: of these the one that ended first goes for a new key.
 MAX_KEYS = 10_000
 MAX_KEYS_OF_ONE = 200  # principal, so that none fills the store
@@ -230,7 +231,7 @@ class KeyService:
             return None
         record = self._store.get(asker.credential)
         if record is None:
-            raise Unauthenticated(f"key {asker.credential} is gone")
+            raise Unauthenticated(f"key {asker.credential} is gone", remediation=_ANOTHER)
         if len(_check_line(self._store, record, now)) >= MAX_DEPTH:
             raise Forbidden(
                 f"key {record.id} is too far from the first", remediation="use an older key"
@@ -280,14 +281,13 @@ def _check_line(store: KeyStore, record: KeyRecord, now: float) -> list[KeyRecor
         if key.revoked is not None or (key.expires is not None and now >= key.expires):
             end = "was revoked" if key.revoked is not None else "has expired"
             whose = "" if key is record else f", and key {record.id} with it"
-            raise Unauthenticated(
-                f"key {key.id} {end}{whose}", remediation="create another: agentd key create"
-            )
+            raise Unauthenticated(f"key {key.id} {end}{whose}", remediation=_ANOTHER)
         if key.parent is None:
             return line
         parent = store.get(key.parent)
         if parent is None or len(line) > MAX_DEPTH:
-            raise Unauthenticated(f"the key that key {key.id} was made with is gone")
+            gone = f"the key that key {key.id} was made with is gone"
+            raise Unauthenticated(gone, remediation=_ANOTHER)
         line.append(parent)
 
 

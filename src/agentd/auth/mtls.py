@@ -126,7 +126,11 @@ def _load(der: bytes) -> "Certificate":
         certificate: Certificate = x509.load_der_x509_certificate(der)
         certificate.extensions  # noqa: B018  parsed late: a broken one fails here
     except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
-        raise Unauthenticated("the client certificate is malformed", cause=str(error)) from error
+        raise Unauthenticated(
+            "the client certificate is malformed",
+            cause=str(error),
+            remediation="present one in X.509, as openssl x509 reads it",
+        ) from error
     return certificate
 
 

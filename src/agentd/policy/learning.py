@@ -55,4 +55,8 @@ def recorded(path: str) -> list[Asked]:
     try:
         return [typed.decoder(Asked).decode(line) for line in lines if line]
     except msgspec.MsgspecError as error:
-        raise InvalidInput(f"{path} holds no requests", cause=str(error)) from error
+        raise InvalidInput(
+            f"{path} holds no requests",
+            cause=str(error),
+            remediation="name a file that agentd policy learn has written",
+        ) from error

@@ -237,7 +237,7 @@ class WorkerPool:
     def _take(self, seconds: float | None) -> WorkerProcess | None:
         with self._changed:
             if not self._changed.wait_for(lambda: self._free, seconds):
-                raise Full("all policy workers are busy")
+                raise Full("all policy workers are busy", remediation="send it again in a moment")
             return self._free.pop()
 
     def _give(self, process: WorkerProcess | None) -> None:

@@ -117,7 +117,7 @@ class Guest:
         Raises SpawnFailed, Full.
         """
         if not request.argv:
-            raise InvalidInput("the command is empty")
+            raise InvalidInput("the command is empty", remediation="name a program")
         fields = exec_fields(request, stdin=request.stdin) | {"detach": True} | _hold(hold)
         with self._call(fields) as call:
             command = CommandChannel(call.channel, request, passed=False, elsewhere=self._elsewhere)
@@ -226,7 +226,7 @@ class Guest:
 
     def _take(self, request: ExecRequest) -> V2Connection | V1Connection:
         if not request.argv:
-            raise InvalidInput("the command is empty")
+            raise InvalidInput("the command is empty", remediation="name a program")
         return self._connect()
 
     def _v2(self, what: str, *, urgent: bool = False) -> V2Connection:

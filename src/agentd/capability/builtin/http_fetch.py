@@ -94,7 +94,11 @@ def _body(given: dict[str, Any]) -> bytes:
         else:
             body = text.encode()
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput("parameter body is not in its body_encoding", cause=str(error)) from None
+        raise InvalidInput(
+            "parameter body is not in its body_encoding",
+            cause=str(error),
+            remediation="encode it so, or correct body_encoding",
+        ) from None
     if len(body) > MAX_BODY:
         raise InvalidInput(
             f"parameter body is over {MAX_BODY} bytes", remediation="send less at once"

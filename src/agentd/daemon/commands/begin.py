@@ -63,7 +63,11 @@ def stdin_of(body: ExecBody) -> bytes:
         else:
             raise ValueError("it is neither utf-8 nor base64")
     except ValueError as error:
-        raise InvalidInput("stdin is not encoded as it says", cause=str(error)) from error
+        raise InvalidInput(
+            "stdin is not encoded as it says",
+            cause=str(error),
+            remediation="encode it as stdin_encoding says, utf-8 or base64",
+        ) from error
     if len(data) > _MAX_STDIN:
         raise InvalidInput(
             f"stdin has {len(data)} bytes, over {_MAX_STDIN}",

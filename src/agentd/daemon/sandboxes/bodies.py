@@ -274,7 +274,8 @@ def bounded(asked: Limits, bounds: LimitBounds) -> Limits:
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
     """Raises InvalidInput for more or longer ones than are kept."""
     if len(labels) > MAX_LABELS:
-        raise InvalidInput(f"{len(labels)} labels are more than the {MAX_LABELS} allowed")
+        many = f"{len(labels)} labels are more than the {MAX_LABELS} allowed"
+        raise InvalidInput(many, remediation="drop some")
     for key, value in labels.items():
         long = len(key) > MAX_LABEL or len(value) > MAX_LABEL
         if not key or long or not key.isprintable() or "\0" in value:

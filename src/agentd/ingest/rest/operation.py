@@ -55,7 +55,11 @@ def parse(query: bytes, declared: Sequence[Parameter]) -> dict[str, Any]:
             query.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST, errors="strict"
         )
     except ValueError as error:
-        raise InvalidInput("the query is malformed", cause=str(error)) from None
+        raise InvalidInput(
+            "the query is malformed",
+            cause=str(error),
+            remediation="write it as name=value&name=value, percent-encoded",
+        ) from None
     given: dict[str, list[str]] = {}
     for name, value in pairs:
         given.setdefault(name, []).append(value)
@@ -71,13 +75,18 @@ def parse(query: bytes, declared: Sequence[Parameter]) -> dict[str, Any]:
 def _value(parameter: Parameter, given: list[str] | None) -> Any:
     if given is None:
         if parameter.default is msgspec.UNSET:
-            raise InvalidInput(f"the query parameter {parameter.name!r} is missing")
+            raise InvalidInput(
+                f"the query parameter {parameter.name!r} is missing",
+                remediation=f"add {parameter.name}=... to the URL",
+            )
         return parameter.default
     values = tuple(_convert(parameter, text) for text in given)
     if parameter.repeat:
         return values
     if len(values) > 1:
-        raise InvalidInput(f"the query parameter {parameter.name!r} is there twice")
+        raise InvalidInput(
+            f"the query parameter {parameter.name!r} is there twice", remediation="give it once"
+        )
     return values[0]
 
 
@@ -96,7 +105,10 @@ def _convert(parameter: Parameter, text: str) -> Any:
             return int(text, 8)
     else:
         if "\0" in text:
-            raise InvalidInput(f"the query parameter {parameter.name!r} has a zero byte in it")
+            raise InvalidInput(
+                f"the query parameter {parameter.name!r} has a zero byte in it",
+                remediation="leave it out",
+            )
         return text
     told = f"the query parameter {parameter.name}={text[:64]!r} cannot be read"
     raise InvalidInput(told, remediation=f"give {_TAKES[kind]}")
@@ -108,7 +120,10 @@ def labels(pairs: Sequence[str]) -> Mapping[str, str]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not key or not equals:
-            raise InvalidInput(f"label={pair[:64]!r} is not of the form key=value")
+            raise InvalidInput(
+                f"label={pair[:64]!r} is not of the form key=value",
+                remediation="write it as label=key=value",
+            )
         found[key] = value
     return found
 
@@ -241,7 +256,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
             raise TypeError(f"{self.path} has nothing to call")
         body = None if self.body is None else decode(exchange, self.body, raw)
         if self.body is None and raw:
-            raise InvalidInput("this takes no body")
+            raise InvalidInput("this takes no body", remediation="send it without one")
         value = self.call(service, Arguments(exchange.path, query, body, raw))
         return answer(value, self.status)
 
@@ -269,7 +284,7 @@ def decode_json(kind: Any, raw: bytes | str) -> Any:
         fix = unfit.remediation(kind, str(error))
         raise InvalidInput(f"the body does not fit: {_why(error, raw)}", remediation=fix) from None
     except RecursionError:
-        raise InvalidInput("the body is nested too deeply") from None
+        raise InvalidInput("the body is nested too deeply", remediation="nest it less") from None
     return found
 
 

@@ -51,7 +51,9 @@ async def _output(exchange: Exchange, query: dict[str, Any]) -> None:
             remediation=f"{_names()}; or send Accept: {EVENTS} for all of them",
         )
     if query["from"] > _MAX_CURSOR:
-        raise InvalidInput(f"from={query['from']} is no cursor")
+        raise InvalidInput(
+            f"from={query['from']} is no cursor", remediation="give the number of a byte"
+        )
     cursors = dict.fromkeys(streams, query["from"])
     if is_events and (last := exchange.headers.get("last-event-id")):
         cursors.update(parse_event_id(last))
@@ -128,7 +130,10 @@ def parse_event_id(text: str) -> dict[str, int]:
     numbers = text.strip().split(":")
     good = all(n.isascii() and n.isdigit() and len(n) < 19 for n in numbers)
     if not good or len(numbers) not in (2, 3):
-        raise InvalidInput(f"Last-Event-ID {text[:64]!r} is not an id of this stream")
+        raise InvalidInput(
+            f"Last-Event-ID {text[:64]!r} is not an id of this stream",
+            remediation="send the id of the last event, as it came",
+        )
     return dict(zip(STREAMS, map(int, numbers), strict=False))
 
 

@@ -51,7 +51,7 @@ class Target:
         match = _PREFIX.match(scope["raw_path"])
         path = scope["path_params"]
         if match is None:
-            raise NotFound("there is no such path")
+            raise NotFound("there is no such path", remediation="write it as /ports/8080/")
         self.id: str = path["id"]
         self.port = port_of(path["port"])
         self.prefix = match[0]
@@ -216,7 +216,11 @@ class _Forward:
             request = h11.Request(method=method, target=self._target.target, headers=headers)
             head = self._peer.send(request)
         except h11.LocalProtocolError as error:
-            raise InvalidInput("the request cannot be forwarded", cause=str(error)) from None
+            raise InvalidInput(
+                "the request cannot be forwarded",
+                cause=str(error),
+                remediation="send a method, a target and headers that HTTP/1.1 has",
+            ) from None
         await self._pipe.send(head or b"")
         async for chunk in self._exchange.chunks():
             await self._pipe.send(self._peer.send(h11.Data(chunk)) or b"")

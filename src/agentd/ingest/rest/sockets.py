@@ -76,7 +76,9 @@ async def execute(socket: Socket) -> None:
         async with asyncio.timeout(web.limits.first_message):
             first = await socket.receive()
     except TimeoutError:
-        raise InvalidInput("no ExecBody came in time") from None
+        raise InvalidInput(
+            "no ExecBody came in time", remediation="send it as the first message, at once"
+        ) from None
     body = decode_json(ExecBody, first)
     view = await web.threads.waits.run(service.commands.start, id_, body)
     await _Session(socket, service, id_, view).run({}, accept=False)

@@ -34,7 +34,9 @@ def credential_of(link: Link, headers: Iterable[tuple[bytes, bytes]]) -> Credent
         if name in _READ:
             # Two servers in a row could each believe another one of them.
             if name in found:
-                raise InvalidInput(f"the header {name.decode()} is there twice")
+                raise InvalidInput(
+                    f"the header {name.decode()} is there twice", remediation="send it once"
+                )
             found[name] = value
     authorization, api_key = found.get(b"authorization"), found.get(b"x-api-key")
     if authorization is None and api_key is None:

@@ -107,7 +107,11 @@ def tcp(host: str, port: int, *, tls: ssl.SSLContext | None = None) -> list[List
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )
     except socket.gaierror as error:
-        raise InvalidInput(f"the host {host!r} has no address", cause=str(error)) from None
+        raise InvalidInput(
+            f"the host {host!r} has no address",
+            cause=str(error),
+            remediation="name one that this machine knows, or give its address",
+        ) from None
     listeners: list[Listener] = []
     try:
         for family, kind, proto, _, address in dict.fromkeys(found):
@@ -140,7 +144,11 @@ def tls_context(cert: str, key: str | None = None, client_ca: str | None = None)
             context.load_verify_locations(client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ssl.SSLError) as error:
-        raise InvalidInput("the TLS files cannot be used", cause=str(error)) from None
+        raise InvalidInput(
+            "the TLS files cannot be used",
+            cause=str(error),
+            remediation="give cert and key in PEM, which belong together, and client_ca in PEM",
+        ) from None
     return context
 
 
@@ -158,7 +166,10 @@ def inherited(environ: MutableMapping[str, str]) -> list[Listener]:
             socket.SOL_SOCKET, socket.SO_ACCEPTCONN
         ):
             sock.close()
-            raise InvalidInput(f"descriptor {fd} from systemd is no listening stream socket")
+            raise InvalidInput(
+                f"descriptor {fd} from systemd is no listening stream socket",
+                remediation="have the unit pass ListenStream= ones alone",
+            )
         listeners.append(Listener(sock))
     return listeners
 
@@ -206,4 +217,6 @@ def _gid(group: str | None) -> int:
     try:
         return int(group) if group.isascii() and group.isdigit() else grp.getgrnam(group).gr_gid
     except KeyError:
-        raise InvalidInput(f"there is no group {group!r}") from None
+        raise InvalidInput(
+            f"there is no group {group!r}", remediation="give another, or its number"
+        ) from None

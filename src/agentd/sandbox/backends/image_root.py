@@ -90,7 +90,10 @@ class ImageRoot:
         try:
             return [(self._behind_links(path), is_dir) for path, is_dir in wanted]
         except inside.LinkCircle as error:
-            raise Refused(f"/{error} leads in a circle in the image {self.image.name}") from None
+            raise Refused(
+                f"/{error} leads in a circle in the image {self.image.name}",
+                remediation="mount it elsewhere, or mend that link in the image",
+            ) from None
 
     def uid(self) -> int:
         """Return whom it runs as. Raises Refused for a user whom the image does not have."""
