@@ -314,7 +314,7 @@ class Daemon:
         # That it was asked for is in the log already; this tells which one came of it.
         record = live.record
         self.commands.list_begun(live)
-        about = {"backend": record.backend, "level": record.level}
+        about = {"backend": record.backend, "level": record.level, **live.origin}
         with contextlib.suppress(AgentdError):
             self.control.note(Kind.SANDBOX_CREATED, record.principal, live.id, lazily=True, **about)
         self.events.publish(EventKind.CREATED, record.principal, live.id, **about)

@@ -16,8 +16,8 @@ class Meter:
     def command(self, command: "Command") -> None:
         """Count a command that ended; its result is there."""
 
-    def sandbox(self, live: "Live", *, pooled: bool, seconds: float) -> None:
-        """Count a sandbox that was made, or claimed from the pool."""
+    def sandbox(self, live: "Live", source: str, seconds: float) -> None:
+        """Count a sandbox that was made: "cold", "pool", "snapshot" or "fork"."""
 
     def sandbox_ended(self, live: "Live", reason: str) -> None: ...
 

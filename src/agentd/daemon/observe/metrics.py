@@ -38,6 +38,9 @@ _OVER_QUOTA = frozenset(("quota_exceeded", "full"))
 _Values = Mapping[Any, float]  # by the values of its labels
 
 
+_MADE = "from pool or snapshot, by fork, or cold"
+
+
 class Row(NamedTuple):
     name: str
     kind: str
@@ -54,7 +57,7 @@ TABLE = (
     Row("agentd_request_seconds", "histogram", ("op",), "how long calls took"),
     Row("agentd_quota_refusals_total", "counter", ("op", "code"), "calls refused for want of room"),
     Row("agentd_sandboxes", "gauge", ("backend", "level", "state"), "sandboxes there are now"),
-    Row("agentd_sandboxes_made_total", "counter", ("backend", "source"), "from pool, or cold"),
+    Row("agentd_sandboxes_made_total", "counter", ("backend", "source"), _MADE),
     Row("agentd_sandbox_seconds", "histogram", ("backend", "source"), "how long making one took"),
     Row("agentd_sandbox_ends_total", "counter", ("backend", "reason"), "why sandboxes ended"),
     Row(
@@ -145,8 +148,8 @@ class Metrics(Meter):
         if status in _OVER_QUOTA:
             self._refusals(op, status).inc()
 
-    def sandbox(self, live: "Live", *, pooled: bool, seconds: float) -> None:
-        labels = live.record.backend, "pool" if pooled else "cold"
+    def sandbox(self, live: "Live", source: str, seconds: float) -> None:
+        labels = live.record.backend, source
         self._made(*labels).inc()
         self._making(*labels).observe(seconds)
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Mapping
 from typing import cast
 
 from agentd.daemon.commands.ends import DESTROYED, LEASE_OVER
@@ -17,16 +18,25 @@ from agentd.sandbox.lifecycle import State
 from agentd.sandbox.ports import Leased
 from agentd.sandbox.supervisor.held import boottime
 
+NO_ORIGIN: Mapping[str, str] = {}
 # What is told to have ended the commands that ran in it, where it did not end by itself.
 _WHY = {"destroyed": DESTROYED, "lease_expired": LEASE_OVER}
 
 
 class Live:
-    def __init__(self, handle: SandboxHandle, record: SandboxRecord, left: float | None) -> None:
-        """Its lease ends in ``left`` seconds; never, for None."""
+    def __init__(
+        self,
+        handle: SandboxHandle,
+        record: SandboxRecord,
+        left: float | None,
+        origin: Mapping[str, str] = NO_ORIGIN,
+    ) -> None:
+        """Its lease ends in ``left`` seconds; never, for None. ``origin`` says of which
+        ``snapshot`` it was made, or that it is a ``fork_of`` a sandbox, by their ids."""
         self.handle = handle
         self.record = record
         self.id = record.id
+        self.origin = origin
         self.lease(left)
         self.lock = threading.Lock()  # held while its record changes
         self.standing = threading.Lock()  # held while it is paused or resumed

@@ -18,7 +18,7 @@ from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS, Adoption, ended, without_env
 from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.changes import Changing
-from agentd.daemon.sandboxes.live import Live
+from agentd.daemon.sandboxes.live import NO_ORIGIN, Live
 from agentd.daemon.sandboxes.names import Names, recalled
 from agentd.daemon.sandboxes.pauses import Pauses, agents
 from agentd.daemon.sandboxes.pools import Pools
@@ -93,11 +93,12 @@ class Sandboxes(Changing, Pauses, Adoption):
         name: str = "",
         idle: IdleRule = NEVER,
         values: SecretValues = NO_VALUES,
+        origin: Mapping[str, str] = NO_ORIGIN,
     ) -> Live:
         """A sandbox that is ready and written down. ``admitted``: it is part of a call that was
         decided as a whole; ``wait``: seconds at most that it waits for room in the principal's
-        quota; ``name``: one that ``names.making`` holds; ``values``: of its secrets. Raises Full,
-        QuotaExceeded, Refused, ..."""
+        quota; ``name``: one that ``names.making`` holds; ``values``: of its secrets; ``origin``: as
+        ``Live`` has it. Raises Full, QuotaExceeded, Refused, ..."""
         seconds = self._ttl(ttl)
         checked = check_labels(labels or {})
         self._admit()
@@ -108,13 +109,16 @@ class Sandboxes(Changing, Pauses, Adoption):
         begun = time.monotonic()
         try:
             handle = None if snapshot is not None else self._claim(spec)
-            pooled = handle is not None
+            source = "cold" if snapshot is None else "snapshot"
+            source = source if handle is None else "pool"
             if handle is None:
                 with trace.span("sandbox.open"), bodies.telling_least(spec, asked, self._config()):
                     handle = built(self._pipeline, spec, snapshot, self._config(), values)
             try:
-                live = self._write_down(principal.name, handle, checked, seconds, name, idle)
-                self._meter.sandbox(live, pooled=pooled, seconds=time.monotonic() - begun)
+                live = self._write_down(
+                    principal.name, handle, checked, seconds, origin, name, idle
+                )
+                self._meter.sandbox(live, source, time.monotonic() - begun)
                 return live
             except BaseException:
                 self._pipeline.close(handle)
@@ -150,10 +154,13 @@ class Sandboxes(Changing, Pauses, Adoption):
                 self._ledger.take(principal.name, source.handle.spec.limits)
                 taken += 1
             labels, idle = source.record.labels, source.idle
+            begun = time.monotonic()
             handles = self._pipeline.fork(principal, source.handle, count, labels, spec, values)
-            seconds = self._ttl(None)
+            seconds, origin = self._ttl(None), {"fork_of": source.id}
             for handle in handles:
-                made.append(self._write_down(principal.name, handle, labels, seconds, idle=idle))
+                live = self._write_down(principal.name, handle, labels, seconds, origin, idle=idle)
+                made.append(live)
+                self._meter.sandbox(live, "fork", (time.monotonic() - begun) / len(made))
             return made
         except BaseException:
             for live in made:
@@ -285,6 +292,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         handle: SandboxHandle,
         labels: Mapping[str, str],
         seconds: float,
+        origin: Mapping[str, str],
         name: str = "",
         idle: IdleRule = NEVER,
     ) -> Live:
@@ -304,7 +312,7 @@ class Sandboxes(Changing, Pauses, Adoption):
             idle_timeout=idle.seconds,
             on_idle=idle.then,
         )
-        live = Live(handle, record, seconds)
+        live = Live(handle, record, seconds, origin)
         self.wake_by_use(live)
         if not live.wall.alive():
             raise BackendLost(f"sandbox {handle.id} has ended", remediation="create another")

@@ -180,6 +180,7 @@ class DaemonSandboxes(Noun):
             name=body.name or "",
             idle=idle,
             values=values,
+            origin={} if body.snapshot is None else {"snapshot": body.snapshot},
         )
 
     def _stored(self, name: str) -> SecretValue:

@@ -90,7 +90,7 @@ def values(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 def used(metrics: Metrics) -> Metrics:
     metrics.request("exec", "quota_exceeded", 0.001)
-    metrics.sandbox(LIVE, pooled=True, seconds=0.001)
+    metrics.sandbox(LIVE, "pool", 0.001)
     metrics.sandbox_ended(LIVE, "destroyed")
     metrics.command(command(lost=5))
     return metrics
