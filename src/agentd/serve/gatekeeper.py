@@ -3,11 +3,11 @@
 import socket
 
 from agentd.auth.chain import ProviderChain
-from agentd.auth.peer import peer_of
 from agentd.daemon.app import Daemon
 from agentd.daemon.config.schema import Config
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.service import DaemonService
+from agentd.linux.peer import peer_of
 from agentd.model.credential import Credential
 from agentd.model.principal import Principal
 from agentd.serve import authentication

@@ -4,9 +4,9 @@ import os
 import pytest
 
 from agentd.auth.keys import KeyRecord
-from agentd.auth.peer import peer_of
 from agentd.daemon import config
 from agentd.daemon.service.keystore import key_service
+from agentd.linux.peer import peer_of
 from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden, InvalidInput, Unauthenticated
 from agentd.model.principal import local

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 
+from agentd.linux.peer import peer_of
 from agentd.linux.process import raise_file_limit
 from agentd.linux.title import set_title
 from agentd.sandbox import guard
@@ -72,7 +73,7 @@ def _accept(supervisor: Supervisor, listener: socket.socket) -> bool:
     except TimeoutError:
         return False
     try:
-        if _same_user(daemon):
+        if _is_ours(daemon):
             threading.Thread(target=supervisor.serve, args=(daemon,), daemon=True).start()
             return True
     except BaseException:
@@ -82,9 +83,11 @@ def _accept(supervisor: Supervisor, listener: socket.socket) -> bool:
     return True
 
 
-def _same_user(peer: socket.socket) -> bool:
-    credentials = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return int.from_bytes(credentials[4:8], sys.byteorder) == os.geteuid()
+def _is_ours(connection: socket.socket) -> bool:
+    """Of our own user, and no sandbox: one of an ordinary user's is that user, too, and finds the
+    socket where a folder that is mounted in it has the daemon's state."""
+    found = peer_of(connection)
+    return found.uid == os.geteuid() and not found.foreign
 
 
 if __name__ == "__main__":
