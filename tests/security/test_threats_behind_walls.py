@@ -66,6 +66,7 @@ told("behind another", "GET /first HTTP/1.1", own, mine, "", f"GET /second HTTP/
 told("query", f"GET /?key={key} HTTP/1.1", own, bye)
 basic = base64.b64encode(f"user:{key}".encode()).decode()
 told("basic", "GET /basic HTTP/1.1", own, f"Authorization: Basic {basic}", bye)
+told("body", "POST /body HTTP/1.1", own, mine, f"Content-Length: {len(key)}", bye, "", key)
 told("redirect", "GET /redirect HTTP/1.1", own, mine, bye)
 where = found["redirect"].partition("Location: ")[2].partition("\r")[0]
 where = where.rpartition("/")[2].replace(" ", "%20")
@@ -138,16 +139,19 @@ def test_nothing_gets_past_who_reads_it(boxes: Any, upstream: Upstream) -> None:
     found = _run(boxes(), ATTACKS)
     assert {name: _status(found[name]) for name in _REFUSED} == _REFUSED, found
     assert all(KEY not in said for said in found.values())
-    assert _status(found["basic"]) == 200 and _status(found["redirect"]) == 302
+    assert _status(found["basic"]) == _status(found["body"]) == 200
+    assert _status(found["redirect"]) == 302
     first, _, second = found["behind another"].partition("HTTP/1.1 403")
     assert _status(first) == 200 and "asks for" in second
     assert [each["target"] for each in upstream.asked] == [
-        "/first", "/basic", "/redirect", "/websocket"
+        "/first", "/basic", "/body", "/redirect", "/websocket"
     ]  # fmt: skip
     said = {each["target"]: each["headers"]["Authorization"] for each in upstream.asked}
     assert said["/basic"] == "Basic " + base64.b64encode(f"user:{KEY}".encode()).decode()
     assert {said[name] for name in said if name != "/basic"} == {f"Bearer {KEY}"}
     assert all(each["headers"]["Host"] == API for each in upstream.asked)
+    (body,) = [each["body"] for each in upstream.asked if each["target"] == "/body"]
+    assert body != KEY and body.startswith("sk-ant-") and body in found["body"]
     # Of a frame it is the placeholder that its own host is sent, and says back.
     assert "HTTP/1.1 101" in found["websocket"] and found["websocket"].count("sk-ant-") == 1
     assert KEY.encode().hex() not in str(upstream.asked)
