@@ -7,7 +7,7 @@
               and ``libc``, are programs of that (``tests/data/musl.c``)
 ``debian``    Debian's essential programs with their libraries, merged /usr; no Python
 ``python``    the same with /usr/bin/python3 and its library, for what only a language can ask
-``clients``   the same with the first of ``_CLIENTS``; ``every-client``: with all of them
+``clients``   the same with some programs that ask others, of ``_CLIENTS``, which has more kinds
 
 In each, commands run as ``sandbox`` (1000), as they do without an image.
 """
@@ -52,15 +52,17 @@ _PACKAGES = (
     ),
     *("procps", "sed", "tar", "util-linux"),
 )
-#: Programs, with all that their packages have; of ``every-client`` with what those depend on.
+#: Programs, with all that their packages have; but for the first with what those depend on, too.
 _CLIENTS = {
     "clients": ("curl", "wget", "git"),
     "every-client": (
         *("curl", "wget", "git", "pip", "node", "npm", "java", "javac"),
         *("apt-get", "dpkg"),
     ),
+    "clients-of-registries": ("curl", "pip", "node", "npm", "apt-get", "dpkg"),
 }
-_MADE = "/usr/lib/jvm/*/lib/server/*.jsa"  # as they are installed, without which Java is slow
+#: What no package has: what makes Java start sooner, and an npm that has updated itself.
+_MADE = ("/usr/lib/jvm/*/lib/server/*.jsa", "/usr/lib/node_modules/npm/**")
 _MERGED = ("bin", "sbin", "lib", "lib64")
 _LEFT_OUT = re.compile(
     r"/usr/share/(doc|man|locale|info|lintian|bash-completion)|/usr/lib/(systemd|jvm/[^/]+/jmods)"
@@ -130,7 +132,7 @@ def _entries(kind: str) -> Iterator[Entry]:
     if kind == "busybox":
         return _busybox()
     if kind in _CLIENTS:
-        return _of_clients(_CLIENTS[kind], dependencies=kind == "every-client")
+        return _of_clients(_CLIENTS[kind], dependencies=kind != "clients")
     return _musl() if kind == "musl" else _debian(python=kind == "python")
 
 
@@ -172,7 +174,10 @@ def _of_clients(names: Sequence[str], *, dependencies: bool) -> Iterator[Entry]:
     if dependencies:
         packages = _with_dependencies(packages)
     files = {path for name in packages for path in _files_of(name)}
-    return _debian(python=True, more={*programs, *files, *glob.glob(_MADE)})
+    if dependencies:
+        found = (path for each in _MADE for path in glob.glob(each, recursive=True))
+        files |= {path for path in found if os.path.isfile(path)}
+    return _debian(python=True, more={*programs, *files})
 
 
 def _with_dependencies(packages: set[str]) -> set[str]:

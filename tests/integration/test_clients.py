@@ -5,12 +5,13 @@ theirs. What each reaches, what it is refused, and a secret that it uses by its 
 """
 
 import base64
+import functools
 import os
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os.path import exists
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.serialization import pkcs12
-from tests import oci, rootfs
+from tests import oci, qemu, rootfs
 from tests.integration.clients import origin
 from tests.integration.clients.origin import Origin
 from tests.integration.clients.rows import PROGRAMS, ROWS, Program
@@ -41,21 +42,22 @@ _WALLS = {
     "linux": (),
     "oci": ("runc",),
     "gvisor": ("runsc",),
-    "qemu": ("qemu-system-x86_64", "mkfs.erofs", "skopeo", "umoci"),
+    "qemu": qemu.PROGRAMS,
 }
-#: What the image of a machine has; the others have the host's programs.
-_IN_A_MACHINE = ("curl", "wget", "urllib")
+#: A machine has all of them, since each of its programs is translated anew.
+_PACKAGES = tuple(sorted({each for program in ROWS for each in program.packages}))
+#: What the image of a machine has in the gate; the other walls have the host's programs.
+_IN_A_MACHINE = ("curl", "wget", "git")
 
 
 @dataclass(frozen=True)
 class World:
     """A daemon, and a server that has the names of the rules. ``made`` is a folder which has the
-    certificate of the server's authority, as programs want it; ``image`` is what machines have."""
+    certificate of the server's authority, as programs want it."""
 
     daemon: Daemon
     server: EchoServer
     made: Path
-    image: str
 
     def asked(self, host: str) -> list[tuple[str, str]]:
         """The requests that came for ``host``: first line, and who it says it is from."""
@@ -80,21 +82,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for name in names:
             address = f"127.0.0.1:{server.server_port}"
             config += f'[[egress.host]]\nname = "{name}"\naddress = "{address}"\n'
-        with _image() as image, running(config) as daemon:
-            yield World(daemon, server, made, image)
+        with rootfs.own_store(), running(config) as daemon:
+            yield World(daemon, server, made)
 
 
-@contextmanager
-def _image() -> Iterator[str]:
-    """Of machines; nothing where there are none."""
-    if not ALL or any(shutil.which(program) is None for program in _WALLS["qemu"]):
-        yield ""
-        return
-    folders = (oci.folder(f"etc/ssl{name}") for name in ("", "/certs", "/certs/java"))
-    places = (each for each in ("/etc/ssl/certs/ca-certificates.crt", OF_DEBIAN) if exists(each))
-    files = (oci.file(place[1:], Path(place).read_bytes()) for place in places)
-    with rootfs.stored("clients", *folders, *files) as name:
-        yield name
+@pytest.fixture(scope="module")
+def image(world: World) -> str:
+    """Of machines."""
+    deepest = (
+        "etc/ssl/certs/java",
+        "var/lib/dpkg",
+        "var/log/apt",
+        "var/cache/apt/archives/partial",
+    )
+    places = (Path(place) for place in deepest)
+    names = (str(each) for place in places for each in (*reversed(place.parents[:-1]), place))
+    folders = (oci.folder(name) for name in names)
+    trusted = (each for each in ("/etc/ssl/certs/ca-certificates.crt", OF_DEBIAN) if exists(each))
+    files = (oci.file(place[1:], Path(place).read_bytes()) for place in trusted)
+    return rootfs.pulled("every-client" if ALL else "clients", *folders, *files)
 
 
 def _made(folder: Path, ca: bytes) -> Path:
@@ -109,6 +115,8 @@ def _made(folder: Path, ca: bytes) -> Path:
     if ALL and shutil.which("go"):
         argv = ["go", "build", "-o", f"{made}/go-client", f"{_sources()}/client.go"]
         subprocess.run(argv, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
+    if ALL and shutil.which("javac"):
+        subprocess.run(["javac", "-d", str(made), f"{_sources()}/Client.java"], check=True)
     modules = [module for program in ROWS for module in program.modules]
     if ALL and shutil.which("npm"):
         argv = ["npm", "install", "--silent", "--prefix", str(made), *modules]
@@ -135,24 +143,31 @@ class Kind:
     wall: str
     writable: bool
     packages: tuple[str, ...]
+    image: str = ""
 
     @contextmanager
     def sandbox(self, world: World, **wanted: Any) -> Iterator[Sandbox]:
         if self.writable:
             wanted |= {"user": "root", "writable": True}
         if self.wall == "qemu":
-            wanted |= {"image": world.image, "memory": "256M"}
+            wanted |= {"image": self.image, "memory": "768M" if ALL else "192M"}
         mounts = [f"{_sources()}:{PROGRAMS}:ro", f"{world.made}:/made:ro"]
-        url, packages = world.daemon.url, self.packages
-        with Sandbox.create(
-            url=url, backend=self.wall, mounts=mounts, packages=packages, **wanted
-        ) as made:
+        wanted |= {"mounts": mounts, "packages": self.packages, "ttl": "3h"}
+        with Sandbox.create(url=world.daemon.url, backend=self.wall, **wanted) as made:
             yield made
+
+
+@functools.cache
+def _kind(wall: str, packages: tuple[str, ...], *, writable: bool = False) -> Kind:
+    """The same one for the same words: by that pytest knows that it has its sandboxes."""
+    return Kind(wall, writable, packages)
 
 
 @pytest.fixture(scope="module")
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
+    if found.wall == "qemu":
+        found = replace(found, image=request.getfixturevalue("image"))
     return found
 
 
@@ -180,18 +195,21 @@ def _runs(sandbox: Sandbox, script: str, base: str, before: str = "") -> tuple[b
 def _cases() -> Iterator[object]:
     for wall, needed in _WALLS.items():
         for program in ROWS:
-            if wall == "qemu" and program.name not in _IN_A_MACHINE:
+            if wall not in ("linux", "qemu") and program.writable:
                 continue
-            if wall != "linux" and program.writable:
-                continue
-            if not ALL and not (wall == "linux" and program.in_gate):
+            in_gate = {"linux": program.in_gate, "qemu": program.name in _IN_A_MACHINE}
+            if not ALL and not in_gate.get(wall):
                 continue
             needs = pytest.mark.needs(*needed, *program.needs)
-            kind = Kind(wall, program.writable, program.packages)
-            yield pytest.param(kind, program, id=f"{program.name}-{wall}", marks=needs)
+            own = _PACKAGES if wall == "qemu" and ALL and not program.writable else program.packages
+            kind = _kind(wall, own, writable=program.writable)
+            # One that is equal to no other: pytest would run those of one program together.
+            yield pytest.param(kind, replace(program), id=f"{program.name}-{wall}", marks=needs)
 
 
-each = pytest.mark.parametrize(("kind", "program"), list(_cases()), indirect=["kind"])
+each = pytest.mark.parametrize(
+    ("kind", "program"), list(_cases()), indirect=["kind"], scope="module"
+)
 
 
 @each
@@ -240,7 +258,7 @@ def test_it_uses_a_secret_by_its_placeholder(world: World, read: Sandbox, progra
 
 @pytest.mark.skipif(not ALL, reason="make test-clients asks it")
 @pytest.mark.needs("keytool", *_WALLS["qemu"])
-@pytest.mark.parametrize("kind", [Kind("qemu", False, ())], indirect=True)
+@pytest.mark.parametrize("kind", [_kind("qemu", _PACKAGES)], indirect=True)
 def test_java_of_a_machine_trusts_its_authority_beside_its_own(
     read: Sandbox, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ _BEARER = '${API_TOKEN:+"Authorization: Bearer $API_TOKEN"}'
 _AS_USER = "https://${API_TOKEN:+user:$API_TOKEN@}$1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """``writes`` is empty where it never does. ``packages`` are PyPI's, which it comes from;
     ``modules`` npm's, which a test has installed. ``in_gate``: cheap, and mostly installed.
@@ -46,7 +46,7 @@ def _node(library: str, *modules: str) -> Program:
 
 
 def _java(library: str) -> Program:
-    command = f"java {PROGRAMS}/Client.java {library}"
+    command = f"java -cp /made Client {library}"
     return Program(library, *_asking(command), ("javac",))
 
 
