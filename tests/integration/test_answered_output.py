@@ -1,5 +1,5 @@
-"""What a daemon keeps in memory of what commands write, while they run, and until they are answered
-and the answer is read."""
+"""What a daemon keeps in memory of what sandboxes write: of output while commands run, and until
+they are answered and the answer is read; of other answers, which it takes apart."""
 
 import base64
 import contextlib
@@ -7,7 +7,7 @@ import json
 import re
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,21 @@ def resident(daemon: Daemon) -> int:
     assert daemon.process is not None
     status = Path(f"/proc/{daemon.process.pid}/status").read_text()
     return int(re.findall(r"VmRSS:\s+(\d+) kB", status)[0]) << 10
+
+
+@contextlib.contextmanager
+def peak(daemon: Daemon) -> Iterator[Callable[[], int]]:
+    """How many bytes more than now it had at most by then."""
+    assert daemon.process is not None
+    folder = Path(f"/proc/{daemon.process.pid}")
+    (folder / "clear_refs").write_text("5")  # proc(5): its peak begins anew
+    before = resident(daemon)
+
+    def more() -> int:
+        found = re.findall(r"VmHWM:\s+(\d+) kB", (folder / "status").read_text())
+        return (int(found[0]) << 10) - before
+
+    yield more
 
 
 def test_output_that_was_answered_is_in_the_journal_alone(daemon: Daemon) -> None:
@@ -134,3 +149,78 @@ def test_the_begin_of_a_long_output_is_answered_though_all_is_more_than_a_journa
     query = f"stream=stdout&from={size - (1 << 20)}"
     rest = daemon.ask("GET", f"{path}/processes/{told['process']}/output?{query}").body
     assert rest == daemon.ask("GET", f"{path}/files?path=/workspace/end").body
+
+
+# As if it were the python3 that asks SQLite.
+_PYTHON = r"""#!/bin/sh
+printf '{"columns":["a"],"rows":['
+head -c 12000000 /dev/zero | sed 's/\x0/[],/g' | head -c 12000000
+printf '[]],"truncated":"","immutable":false}'
+"""
+
+
+def test_a_python3_that_answers_with_millions_of_values_is_not_taken_at_its_word(
+    daemon: Daemon,
+) -> None:
+    box = daemon.sandbox(env={"PATH": "/workspace/bin:/usr/bin:/bin"})
+    put = "mkdir bin; cat > bin/python3; chmod +x bin/python3; touch a.db"
+    daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": put, "stdin": _PYTHON})
+    with peak(daemon) as more:
+        asked = {"path": "a.db", "sql": "select 1"}
+        answer = daemon.call("sqlite.query.v1", asked, sandbox=box)
+        assert (answer.status, answer.code) == (413, "too_large")
+        assert "values" in answer.json["message"]
+        assert more() < 100 << 20
+
+
+def test_what_an_interpreter_prints_is_not_kept_while_it_runs(daemon: Daemon) -> None:
+    box = daemon.sandbox()
+    code = """if True:
+        import os, sys, time
+        for each in (sys.stdout, sys.stderr):
+            each.write("a" * (4 << 20))
+            each.flush()
+        open("printed.CONTEXT", "w").close()
+        while not os.path.exists("go"):
+            time.sleep(0.1)
+    """
+    answers: list[int] = []
+
+    def ask(context: str) -> None:
+        asked = {"code": code.replace("CONTEXT", context), "context": context}
+        answer = daemon.call("python.exec.v1", {**asked, "max_output": 4 << 20}, sandbox=box)
+        answers.append(len(answer.json["value"]["stdout"]) + len(answer.json["value"]["stderr"]))
+
+    before = resident(daemon)
+    threads = [threading.Thread(target=ask, args=(f"c{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    path = f"/v1/sandboxes/{box}/exec"
+    count = {"cmd": "set -- printed.*; echo $#"}
+    until(lambda: daemon.ask("POST", path, count).json["stdout"] == "8\n")
+    assert resident(daemon) - before < 60 << 20
+    daemon.ask("POST", path, {"cmd": "touch go"})
+    for thread in threads:
+        thread.join()
+    assert answers == [8 << 20] * 8
+
+
+def test_long_listings_wait_for_room(daemon: Daemon) -> None:
+    box = daemon.sandbox()
+    path = f"/v1/sandboxes/{box}"
+    make = "import os\nos.mkdir('many')\nos.chdir('many')\n"
+    make += "for i in range(30000):\n  os.close(os.open(f'{i:0200}', os.O_CREAT))"
+    daemon.ask("POST", f"{path}/exec", {"cmd": ["python3", "-c", make]})
+    answers: list[int] = []
+
+    def ask() -> None:
+        answers.append(len(daemon.ask("GET", f"{path}/files/list?path=/workspace/many").json))
+
+    with peak(daemon) as more:
+        threads = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [30_000] * 12
+        assert more() < 200 << 20

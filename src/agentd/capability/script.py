@@ -23,6 +23,7 @@ from agentd.model.spec import ExecRequest
 T = TypeVar("T")
 MAX_STDIN = 16 << 20
 MAX_OUTPUT = 32 << 20
+MAX_VALUES = 1 << 20  # of an answer: arrays, objects and what is in them
 # One argument of execve(2) is at most 128 KiB (MAX_ARG_STRLEN).
 MAX_SOURCE = 100 << 10
 _MAX_TEXT = 500
@@ -60,11 +61,13 @@ def run(
     max_stdin: int = MAX_STDIN,
     max_output: int = MAX_OUTPUT,
     emit: Callable[[str, bytes], None] | None = None,
+    said: Callable[[bytes], None] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> T:
     """``inside/SOURCE_NAME.py`` with ``parameters`` on its stdin; its answer by ``decoder``.
 
-    ``timeout`` in seconds, ``max_stdin`` and ``max_output`` in bytes of JSON. A script that
+    ``timeout`` in seconds, ``max_stdin`` and ``max_output`` in bytes of JSON. What it wrote on
+    stderr goes to ``emit`` as it comes, and whole to ``said`` once it has ended. A script that
     answers ``{"error": {"code", "message", "remediation"}}`` ends in CallFailed with that code;
     others are "no_python", "timeout", "too_large", "out_of_memory" and "script_failed". Raises
     BackendLost.
@@ -83,7 +86,11 @@ def run(
         timeout=timeout,
         output_limit=max_output,
     )
-    return _answer(inside.execute(request, stdin, emit), decoder, timeout)
+    result = inside.execute(request, stdin, emit)
+    answer = _answer(result, decoder, timeout)
+    if said is not None:
+        said(result.stderr)
+    return answer
 
 
 @functools.cache
@@ -98,6 +105,12 @@ def source(name: str) -> str:
 def _answer(result: Result, decoder: "msgspec.json.Decoder[T]", timeout: float) -> T:
     if result.cause.code is not CauseCode.EXITED or result.exit_code != 0:
         raise _failure(result, timeout)
+    if typed.has_more_values(result.stdout, MAX_VALUES):
+        raise CallFailed(
+            "too_large",
+            f"the sandbox's Python answered with over {MAX_VALUES} values",
+            remediation="ask for less at once",
+        )
     try:
         error = _ANSWER.decode(result.stdout).error
         if error is None:

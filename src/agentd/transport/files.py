@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 import msgspec
 
 from agentd.guest import wire
-from agentd.model import typed
+from agentd.model import context, typed
 from agentd.model.errors import GuestError, InvalidInput, OperationFailed
 from agentd.transport.call import AgentCall, WaitEnded
 from agentd.transport.events import Count, Error, decode, failure
@@ -20,6 +20,8 @@ MAX_READ = 256 << 20
 MAX_ENTRIES = 250_000
 # Bytes of one listing as they come, which are several times as many once they are taken apart.
 MAX_LISTING = 32 << 20
+_SHORT = 1 << 20
+_COPIES = 4  # as they come, taken apart, told and written
 MAX_PATH = 4095
 _ROOT = ("/", "//")  # as normpath leaves it
 _PIECE = 1 << 20
@@ -190,15 +192,19 @@ class GuestFiles:
         return done.entry
 
     def list(self, path: str) -> "list[Entry]":
-        """List at most 250 000 entries, and 32 MiB of names, paths and links' targets."""
+        """List at most 250 000 entries, and 32 MiB of names, paths and links' targets. One that is
+        long waits until there is room for it in memory. Raises what ``context.make_room`` does."""
         entries: list[Entry] = []
-        size = 0
+        size, room = 0, _SHORT
         with self._call({"op": "fs.list", "path": checked(path)}) as call:
             while True:
                 payload = _event(call)
                 size += len(payload)
                 if size > MAX_LISTING:
                     raise _too_long(path)
+                if size > room:
+                    room = MAX_LISTING
+                    context.make_room(_COPIES * room)
                 event = decode(_LIST, payload)
                 if isinstance(event, Error):
                     raise _too_long(path) if event.errno == errno.EFBIG else failure(event, path)

@@ -22,6 +22,8 @@ MAX_OUTPUT = 4 << 20  # bytes of each stream
 MAX_DISPLAYS = 64
 _MAX_DISPLAY_BYTES = 8 << 20
 _MAX_LINE = 12 << 20
+_MAX_LIVE = 1 << 20  # bytes of a line that is passed on before the end
+_MAX_FORMS = 1024  # of a display
 _TIMEOUT = 60.0
 # For what comes after the code's own time: two interrupts, then the kill.
 _GRACE = 8.0
@@ -140,7 +142,13 @@ class PythonExec:
         }
         try:
             value = script.run(
-                inside, "python_client", parameters, _ANSWER, timeout + _GRACE, emit=heard.feed
+                inside,
+                "python_client",
+                parameters,
+                _ANSWER,
+                timeout + _GRACE,
+                emit=heard.feed,
+                said=heard.keep,
             ).value
         except CallFailed as error:
             remedy = error.remediation or _REMEDIES.get(error.code, "")
@@ -151,7 +159,8 @@ class PythonExec:
 
 
 class _Heard:
-    """Takes what the program in the sandbox emits before its end, and bounds all of it again."""
+    """What the program in the sandbox says before its end: passed on as it comes, but for lines
+    that are long, and kept once it has ended."""
 
     def __init__(self, call: Call, most: int) -> None:
         self.streams = {"stdout": bytearray(), "stderr": bytearray()}
@@ -159,51 +168,81 @@ class _Heard:
         self.truncated = False
         self._call = call
         self._most = most
-        self._room = _MAX_DISPLAY_BYTES
+        self._live = _Bounded(most)
         self._rest = bytearray()
+        self._length = 0  # of the line that is to be ended
 
     def feed(self, stream: str, data: bytes) -> None:
         """Raises CallFailed "script_failed" where it is not as our program writes it."""
         if stream != "stderr":
             return
-        self._rest += data
-        if b"\n" not in data:
-            if len(self._rest) > _MAX_LINE:
-                raise _broken("a line without end")
-            return
-        *lines, rest = bytes(self._rest).split(b"\n")
-        self._rest = bytearray(rest)
-        for line in lines:
-            self._take(line)
+        *ends, rest = data.split(b"\n")
+        for end in ends:
+            self._add(end)
+            if self._length <= _MAX_LIVE:
+                self._pass_on(*self._live.take(bytes(self._rest)))
+            self._rest.clear()
+            self._length = 0
+        self._add(rest)
+
+    def _add(self, data: bytes) -> None:
+        self._length += len(data)
+        if self._length > _MAX_LINE:
+            raise _broken("a line without end")
+        if self._length <= _MAX_LIVE:
+            self._rest += data
+
+    def keep(self, said: bytes) -> None:
+        """Keep all that it said and ``feed`` has seen. Raises CallFailed as that."""
+        bounded, begin = _Bounded(self._most), 0
+        while (end := said.find(b"\n", begin)) >= 0:
+            line = said[begin:end]
+            begin = end + 1
+            kind, data = bounded.take(line)
+            if len(line) > _MAX_LIVE:
+                self._pass_on(kind, data)
+            if kind == "display" and data:
+                self.displays.append(_DISPLAY.decode(data))
+            elif kind != "display":
+                self.streams[kind] += data
+        self.truncated = bounded.truncated
 
     def text(self, stream: str) -> str:
         """Return what was kept; the bound cuts through no character."""
         data = bytes(self.streams[stream])
         return (whole_characters(data) if self.truncated else data).decode(errors="replace")
 
-    def _take(self, line: bytes) -> None:
+    def _pass_on(self, kind: str, data: bytes) -> None:
+        if data:
+            self._call.emit(kind, data)
+
+
+class _Bounded:
+    """Bounds all that the lines say, together."""
+
+    def __init__(self, most: int) -> None:
+        self.truncated = False
+        self._left = {"stdout": most, "stderr": most, "display": _MAX_DISPLAY_BYTES}
+        self._displays = 0
+
+    def take(self, line: bytes) -> tuple[str, bytes]:
+        """Return what one says: its kind, and as much as there is room for. Raises CallFailed."""
         try:
             heard = _LINE.decode(line)
-            if heard.kind == "display":
-                self._show(heard.data)
-                return
+            kind, data = heard.kind, heard.data
+            if kind == "display":
+                if typed.has_more_values(data, _MAX_FORMS):
+                    raise _broken("a display of too many forms")
+                _DISPLAY.decode(data)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise _broken(str(error)) from None
-        into = self.streams[heard.kind]
-        kept = heard.data[: self._most - len(into)]
-        self.truncated = self.truncated or len(kept) < len(heard.data)
-        into += kept
-        if kept:
-            self._call.emit(heard.kind, kept)
-
-    def _show(self, data: bytes) -> None:
-        bundle = _DISPLAY.decode(data)
-        self._room -= len(data)
-        if self._room < 0 or len(self.displays) >= MAX_DISPLAYS:
-            self.truncated = True
-            return
-        self.displays.append(bundle)
-        self._call.emit("display", data)
+        kept = data[: self._left[kind]]
+        if kind == "display":  # whole, or not at all
+            self._displays += 1
+            kept = data if len(kept) == len(data) and self._displays <= MAX_DISPLAYS else b""
+        self._left[kind] -= len(data) if kind == "display" else len(kept)
+        self.truncated = self.truncated or len(kept) < len(data)
+        return kind, kept
 
 
 def _ran(value: _Value, heard: _Heard) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Liar:
             signal=None,
             cause=Cause(CauseCode.EXITED, ""),
             stdout=self._answer,
-            stderr=b"",
+            stderr=b"".join(self._pieces),
             truncated=False,
             usage=Usage(),
             timing=Timing(),
@@ -93,6 +93,18 @@ def test_displays_are_bounded() -> None:
     assert (len(got["displays"]), got["truncated"]) == (2, True)
 
 
+def test_a_long_line_is_passed_on_at_the_end_in_one_with_the_others() -> None:
+    emitted: list[tuple[str, bytes]] = []
+    big = json.dumps({"text/plain": "x" * (2 << 20)}).encode()
+    said = line("stdout", b"one") + line("display", big) + line("stdout", b"two")
+    got = value(
+        Liar([said[start : start + 65536] for start in range(0, len(said), 65536)]), emitted
+    )
+    assert (got["stdout"], got["displays"]) == ("onetwo", [json.loads(big)])
+    whole = [*emitted[:2], ("display", b"".join(data for _, data in emitted[2:]))]
+    assert whole == [("stdout", b"one"), ("stdout", b"two"), ("display", big)]
+
+
 @pytest.mark.parametrize(
     "pieces",
     [
@@ -104,6 +116,7 @@ def test_displays_are_bounded() -> None:
         [b'{"kind":"stdout","data":5}\n'],
         [b"[" * 100_000 + b"\n"],
         [b"x" * (1 << 20)] * 13,
+        [line("display", b"{%b}" % b",".join(b'"%d":""' % n for n in range(2000)))],
         [line("display", b"[]")],
         [line("display", b'{"text/plain": {"a": 1}}')],
         [line("display", b"\xff")],
