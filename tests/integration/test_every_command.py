@@ -334,3 +334,58 @@ def test_json_is_one_document_or_one_a_line(daemon: Daemon, tmp_path: Path) -> N
         assert found and (number < len(lines) or len(found) == 1), each
         for line in found:
             assert isinstance(json.loads(line), dict | list), each
+
+
+# What is read of the caller's own files, @ in place of the path.
+_READS = (
+    "run --embedded --env-file @ -- true",
+    "run --embedded -w @:ro -- cat nosuch",
+    "run --embedded --snapshot @ -- true",
+    "run --embedded --net replay:@ -- true",
+    "create --env-file @",
+    "create -w @",
+    "exec --env-file @ ID -- true",
+    "cp @ ID:/tmp/x",
+    "cp ID:/etc/passwd @",
+    "net cassette ID --put @",
+    "policy check @",
+    "policy test @",
+    "policy learn --out @ -- true",
+    "image build -t x @",
+    "image build -t x -f @ here",
+    "image build --kernel @",
+    "audit verify --dir @",
+    "audit export --dir @",
+    "receipt verify @ --key nosuch",
+    "receipt verify request --key @",
+    "snapshot export @ here.tar",
+    "sign @ --key nosuch",
+    "sign request --key @",
+    "call --request @",
+    "call fs.read.v1 --params @@",
+    "config check @",
+    "config show @",
+)
+
+
+def test_a_path_of_another_kind_is_told_in_a_line(daemon: Daemon) -> None:
+    id_ = daemon.cli("create").stdout.decode().strip()
+    (daemon.folder / "folder").mkdir()
+    (daemon.folder / "bytes").write_bytes(bytes(range(256)) * 40_000)
+    (daemon.folder / "request").write_text("{}")
+    asked = []
+    for line in _READS:
+        for path in ("folder", "bytes", "nosuch", "bytes/below"):
+            words = [word.replace("@", path, 1).replace("ID", id_) for word in line.split()]
+            words = [word.replace(f"{path}@", f"@{path}") for word in words]
+            at = words.index("--") if "--" in words else len(words)
+            at = 1 if words[0] == "exec" else at
+            asked.append([*words[:at], "--json", *words[at:]])
+    for each in ended(daemon, asked, "kept"):
+        lines = [line for line in each.said.splitlines() if not line.endswith(daemon.url)]
+        assert each.code in (0, 1, 2, 125), each
+        assert len(lines) <= 1 and "internal error" not in each.said, each
+        assert each.code == 0 or lines or each.wrote, each
+        if each.wrote and not each.command.startswith("audit export"):
+            json.loads(each.wrote)
+    daemon.cli("kill", id_)

@@ -68,9 +68,15 @@ def learn(seen: Sequence[Asked], out: str) -> Path:
 
 
 def check_out(out: str) -> None:
-    """Raises InvalidInput, OperationFailed where ``learn`` could not write into that folder."""
+    """Raises InvalidInput, OperationFailed where ``learn`` could not write into that folder, which
+    is not made yet."""
+    folder = Path(out).absolute()
+    there = next(each for each in (folder, *folder.parents) if each.exists())
     try:
-        _new_folder(Path(out))
+        if os.listdir(there) and there == folder:
+            raise _not_empty(out)
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise _unwritten(out, error) from error
 
@@ -141,7 +147,9 @@ def _write(out: str, data: object, cases: str) -> Path:
         "learned_test.rego": cases.encode(),
     }
     try:
-        _new_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.listdir(folder):
+            raise _not_empty(out)
         for name, content in text.items():
             (folder / name).write_bytes(content)
             os.chmod(folder / name, 0o644)
@@ -151,13 +159,8 @@ def _write(out: str, data: object, cases: str) -> Path:
     return folder
 
 
-def _new_folder(folder: Path) -> None:
-    """Raises InvalidInput, OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.listdir(folder):
-        raise InvalidInput(f"{folder} is not empty", remediation="name a new folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+def _not_empty(out: str) -> InvalidInput:
+    return InvalidInput(f"{out} is not empty", remediation="name a new folder")
 
 
 def _unwritten(out: str, error: OSError) -> OperationFailed:

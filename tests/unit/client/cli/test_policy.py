@@ -152,9 +152,13 @@ def test_learn_runs_nothing_where_it_could_not_be_written(tmp_path):
     ran = tmp_path / "ran"
     with pytest.raises(InvalidInput, match="is not empty"):
         cli.main(["learn", "--out", str(tmp_path), "--", "touch", str(ran)])
-    with pytest.raises(OperationFailed, match="/file: File exists"):
+    with pytest.raises(OperationFailed, match="/file: Not a directory"):
         cli.main(["learn", "--out", str(tmp_path / "file"), "--", "touch", str(ran)])
-    assert not ran.exists()
+    with pytest.raises(OperationFailed, match="/file/new: Not a directory"):
+        cli.main(["learn", "--out", str(tmp_path / "file/new"), "--", "touch", str(ran)])
+    with pytest.raises(InvalidInput, match="cannot run"):
+        cli.main(["learn", "--out", str(tmp_path / "new"), "--", "/no/such"])
+    assert not ran.exists() and not (tmp_path / "new").exists()
 
 
 def test_learn_of_nothing_is_refused(tmp_path):
