@@ -79,6 +79,33 @@ def test_a_full_disk_is_told_and_a_daemon_starts_on_it() -> None:
             daemon.end()
 
 
+@pytest.mark.root
+def test_snapshots_of_one_leave_room_for_what_all_others_do() -> None:
+    with _small_disk() as folder:
+        daemon = Daemon(folder)
+        try:
+            daemon.start()
+            until((daemon.state / "reserve").exists)
+            key = daemon.key("alice")
+            path = f"/v1/sandboxes/{daemon.sandbox(key)}"
+            for size in ("16M", "1M", "64K"):  # until not even these go on it
+                made = {"cmd": f"head -c {size} /dev/zero | tr '\\0' x > file"}
+                ran = daemon.ask("POST", f"{path}/exec", made, key=key)
+                assert (ran.status, ran.json["status"]) == (200, "ok"), ran.body
+                while (taken := daemon.ask("POST", f"{path}/snapshot", key=key)).status == 201:
+                    pass
+                assert taken.status in (429, 502), taken.body
+            assert (taken.status, taken.code) == (429, "full"), taken.body
+            assert "snapshots leave 4 MiB of their disk" in taken.json["message"]
+            assert _ready(daemon).status == 200
+            known = {view["id"] for view in daemon.ask("GET", "/v1/snapshots", key=key).json}
+            assert {each.name for each in (daemon.state / "snapshots").iterdir()} == known
+            daemon.sandbox()
+            assert daemon.ask("DELETE", f"/v1/snapshots/{known.pop()}", key=key).status == 204
+        finally:
+            daemon.end()
+
+
 @contextmanager
 def _with_a_small_store(config: str) -> Iterator[Daemon]:
     """A daemon whose state has 64 MiB, but for its log, which has as many of its own."""

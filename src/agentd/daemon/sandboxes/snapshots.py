@@ -12,12 +12,15 @@ import msgspec
 from agentd.linux.replacing import replacing
 from agentd.model import typed
 from agentd.model.api import SnapshotView
-from agentd.model.errors import AgentdError, NotFound, QuotaExceeded
+from agentd.model.errors import AgentdError, Full, NotFound, QuotaExceeded
 from agentd.model.principal import Principal
+from agentd.model.units import readable_size
 from agentd.sandbox import snapshots
 from agentd.sandbox.snapshots import Snapshot
 
 MAX_OF_ONE = 256  # snapshots of one principal
+# Of the disk that they are on: what is for all others, the log too. A sixteenth, if that is less.
+_LEFT_BYTES = 1 << 30
 _ABOUT = "about.json"
 
 
@@ -38,13 +41,15 @@ class Snapshots:
 
     @contextlib.contextmanager
     def making(self, principal: str) -> Iterator[str]:
-        """Yields the id of one that is to be taken; what is there of it goes where the block fails.
-        Raises QuotaExceeded."""
+        """Yields the id of one that is to be taken; what is there of it goes where the block fails,
+        or leaves too little of the disk. Raises QuotaExceeded, Full."""
         id_ = f"snp-{os.urandom(8).hex()}"
         with self._room(principal):
+            self._check_left()
             try:
                 os.makedirs(os.path.join(self._folder, id_), 0o700)
                 yield id_
+                self._check_left()
             except BaseException:
                 self.discard(id_)
                 raise
@@ -65,6 +70,17 @@ class Snapshots:
         finally:
             with self._lock:
                 self._making[principal] -= 1
+
+    def _check_left(self) -> None:
+        disk = os.statvfs(self._folder)
+        left, least = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize // 16
+        if left < (least := min(least, _LEFT_BYTES)):
+            raise Full(
+                f"snapshots leave {readable_size(least)} of their disk, which is for all that the "
+                "daemon writes",
+                remediation="remove some: agentd snapshot ls lists yours; or make room on it",
+                retry_after=60.0,
+            )
 
     def place(self, id_: str) -> str:
         return os.path.join(self._folder, id_, "snapshot")
