@@ -45,9 +45,10 @@ class Snapshots:
         or leaves too little of the disk. Raises QuotaExceeded, Full."""
         id_ = f"snp-{os.urandom(8).hex()}"
         with self._room(principal):
-            self._check_left()
             try:
-                os.makedirs(os.path.join(self._folder, id_), 0o700)
+                os.makedirs(self._folder, 0o700, exist_ok=True)  # somebody may have removed it
+                self._check_left()
+                os.mkdir(os.path.join(self._folder, id_), 0o700)
                 yield id_
                 self._check_left()
             except BaseException:
