@@ -652,6 +652,14 @@ def _is_of(pid: int, wall: QemuWall) -> bool:
     return pid in process.children(inner[0])
 
 
+def test_its_sockets_have_no_names(make: Make) -> None:
+    """A sandbox of an ordinary user, who is this user too, would find them where the folder is
+    mounted in it: the machine's agent behind one, and the rules of its network behind another."""
+    box = make()
+    assert box.sh("echo it answers") == "it answers\n"
+    assert not [at for at in Path(box.wall._process._keeper.folder).iterdir() if at.is_socket()]
+
+
 @pytest.mark.parametrize("victim", ["monitor", "device"])
 def test_killed_one_by_one(own: QemuBackend, make: Make, victim: str) -> None:
     box = make(own)

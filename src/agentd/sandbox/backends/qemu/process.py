@@ -19,7 +19,8 @@ from agentd.sandbox.backends.qemu import shares
 from agentd.sandbox.backends.qemu.plan import QemuMachine
 from agentd.sandbox.backends.qemu.qmp import Qmp, QmpError
 from agentd.sandbox.backends.qemu.shares import Share
-from agentd.sandbox.backends.vm import ending, network, states, streams
+from agentd.sandbox.backends.qemu.sockets import NamelessSockets
+from agentd.sandbox.backends.vm import ending, states, streams
 from agentd.sandbox.backends.vm.ending import Ending, MachineEnded
 from agentd.sandbox.backends.vm.image import SERIAL
 from agentd.sandbox.backends.vm.machine import MonitorProcess
@@ -78,7 +79,7 @@ class QemuProcess(MonitorProcess):
         self._end_lock = threading.Lock()
         self._devices = 0
         self._memory = 0  # the machine's, in bytes
-        self._sockets: dict[str, str] = {}
+        self._sockets = NamelessSockets()
         self._listener: socket.socket | None = None
         self._qmp: Qmp | None = None
         self.controls: dict[str, list[str]] = {}
@@ -184,7 +185,7 @@ class QemuProcess(MonitorProcess):
             if self._listener is None:
                 self._listener = self._listen("vsock")
             ours, theirs = socket.socketpair()
-            with ours, theirs, network.ports(self._sockets.get(_NETWORK)) as ports:
+            with ours, theirs, self._ports() as ports:
                 started = self._keeper.device(
                     self._number, plans.CID, ours, self._listener, self._group, self._uid, ports
                 )
@@ -199,7 +200,8 @@ class QemuProcess(MonitorProcess):
         attached; the caller's to close. Raises SandboxError."""
         listener = self._listen(_NETWORK, dialled.BACKLOG)
         if self._uid is not None:
-            os.chown(self._sockets[_NETWORK], self._uid, self._uid)
+            with self._sockets.place(_NETWORK) as path:
+                os.chown(path, self._uid, self._uid)
         return listener
 
     def attach_share(self, share: Share, guest_uid: int) -> None:
@@ -207,8 +209,9 @@ class QemuProcess(MonitorProcess):
         path = shares.program()
         with self._listen(share.tag) as listener, socket.socket(socket.AF_UNIX) as ours:
             # One that it has not accepted yet: nobody else ever connects.
-            ours.connect(self._sockets[share.tag])
-            os.unlink(self._sockets.pop(share.tag))
+            with self._sockets.place(share.tag) as place:
+                ours.connect(place)
+            self._sockets.forget(share.tag)
             started = self._keeper.start(
                 self._number,
                 shares.command(path, share, guest_uid),
@@ -254,15 +257,13 @@ class QemuProcess(MonitorProcess):
             self.execute("chardev-remove", {"id": name})
 
     def vsock_stream(self, seconds: float) -> socket.socket:
-        with self._explained():
-            address = f"hybrid:{self._sockets['vsock']}:{plans.PORT}"
-            return streams.open_stream(address, seconds, self._check)
+        with self._explained(), self._sockets.place("vsock") as path:
+            return streams.open_stream(f"hybrid:{path}:{plans.PORT}", seconds, self._check)
 
     def serial_stream(self, seconds: float) -> socket.socket:
         """The one stream of the serial port; a second one waits for the first to be closed."""
-        with self._explained():
-            address = f"unix:{self._sockets['serial']}"
-            return streams.open_stream(address, seconds, self._check)
+        with self._explained(), self._sockets.place("serial") as path:
+            return streams.open_stream(f"unix:{path}", seconds, self._check)
 
     def _check(self) -> None:
         if self.wait(0):
@@ -324,23 +325,21 @@ class QemuProcess(MonitorProcess):
                 self._qmp.close()
             if self._listener is not None:
                 self._listener.close()
-            for path in self._sockets.values():
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+            self._sockets.close()
             if self._block is not None:  # its helpers end after it, and we see none of them
                 self._block.release(ended=False)
 
     def _listen(self, name: str, backlog: int = _BACKLOG) -> socket.socket:
-        path = f"{self._keeper.folder}/{self._number}.{name}"
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(path)
-            self._sockets[name] = path
-            listener.listen(backlog)
-        except OSError as error:
-            listener.close()
-            raise SandboxError(f"cannot listen at {path}", cause=str(error)) from error
-        return listener
+        return self._sockets.listen(name, f"{self._keeper.folder}/{self._number}.{name}", backlog)
+
+    @contextlib.contextmanager
+    def _ports(self) -> Iterator[dict[int, int]]:
+        """The socket that the port of a network leads to, by port; none without a network."""
+        if _NETWORK not in self._sockets:
+            yield {}
+            return
+        with self._sockets.file(_NETWORK) as file:
+            yield {dialled.PORT: file}
 
     @property
     def _monitor(self) -> Qmp:

@@ -2,9 +2,7 @@
 the host for each connection that is dialled in it (``linux.dialled``)."""
 
 import contextlib
-import os
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 from agentd.linux import anyip, dialled
@@ -58,20 +56,6 @@ def setup(network: SandboxNetwork) -> dict[str, object]:
     """Return what sys.setup is told of it."""
     whom = network.certificate
     return {"relay": dialled.PORT} | ({} if whom is None else {"authority": whom})
-
-
-@contextlib.contextmanager
-def ports(path: str | None) -> Iterator[dict[int, int]]:
-    """A descriptor of the socket that the port of a network leads to, by port; of none without a
-    path. Raises OSError."""
-    if path is None:
-        yield {}
-        return
-    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        yield {dialled.PORT: fd}
-    finally:
-        os.close(fd)
 
 
 def control(spec: SandboxSpec) -> Control:
