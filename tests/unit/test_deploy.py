@@ -54,6 +54,13 @@ def test_readiness_reload_and_watchdog_are_what_the_daemon_speaks() -> None:
     assert int(SERVICE["TimeoutStopSec"][0].removesuffix("s")) > drain + 10
 
 
+def test_no_core_dump_has_secrets_and_no_crash_inside_starts_a_handler() -> None:
+    """A sandbox's limit is 1, which the kernel takes for no handler, where the hard one allows it:
+    ``guest.zygote.limits``."""
+    soft, hard = SERVICE["LimitCORE"][0].split(":")
+    assert (soft, hard) == ("0", "infinity")
+
+
 def test_the_command_line_is_one_that_is_understood() -> None:
     program, command, *words = SERVICE["ExecStart"][0].split()
     assert program.endswith("/bin/agentd") and command == "serve"
