@@ -168,7 +168,7 @@ def told(result: "Result") -> "ResultView":
     """A result as the contract has it."""
     from agentd.daemon.commands import ends
 
-    return ends.of_result(result, "", result.stdout, result.stderr)
+    return ends.with_output(ends.of_result(result, ""), result.stdout, result.stderr)
 
 
 def doctor() -> "Checkup":

@@ -61,8 +61,9 @@ class Holds:
 
     def require_room(self, who: str) -> None:
         """Raises Full."""
-        with self._change:
-            self._check(who, 1)
+        if self._held:
+            with self._change:
+                self._check(who, 1)
 
     def give_back(self, who: str, size: int) -> None:
         with self._change:

@@ -27,7 +27,7 @@ from agentd.model import context
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
 from agentd.model.drive import Stepped, drive
-from agentd.model.errors import AgentdError, BackendLost, Conflict, GuestError, Refused
+from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
 from agentd.model.result import Exit, Result, Usage
 from agentd.transport.events import Chunk, LostOutput
 
@@ -225,7 +225,7 @@ class Command(Stepped):
         )
 
     def close(self) -> None:
-        self._input.close(Conflict(f"process {self.id} has ended"))
+        self._input.close(self.id)
         self.running.close()
         self._end(None)
 
@@ -349,7 +349,7 @@ class Command(Stepped):
 
     def _conclude(self, result: Result) -> None:
         if self._listed is not None:
-            self.result = of_result(result, self._listed.id, b"", b"")
+            self.result = of_result(result, self._listed.id)
             self._listed.conclude(self.result)
 
     def _end(self, error: BaseException | None) -> None:

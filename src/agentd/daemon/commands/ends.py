@@ -258,13 +258,12 @@ def lost(request_id: str, handle: "SandboxHandle", error: AgentdError) -> Result
     )
 
 
-def of_result(result: Result, process: str, stdout: bytes, stderr: bytes) -> ResultView:
-    """Return it in the words of the ways in."""
-    out, err, encoding = as_texts(stdout, stderr)
-    return like(ResultView, result, stdout=out, stderr=err, encoding=encoding, process=process)
+def of_result(result: Result, process: str) -> ResultView:
+    """Return it in the words of the ways in, bare: without output."""
+    return like(ResultView, result, stdout="", stderr="", encoding="utf-8", process=process)
 
 
-def with_output(view: ResultView, stdout: bytes, stderr: bytes, whole: bool) -> ResultView:
+def with_output(view: ResultView, stdout: bytes, stderr: bytes, whole: bool = True) -> ResultView:
     """Return one that is bare with what was written, or the begin of it."""
     out, err, encoding = as_texts(stdout, stderr)
     cut = view.truncated or not whole

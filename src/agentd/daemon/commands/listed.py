@@ -211,10 +211,11 @@ class CommandInput:
             else:
                 done.set_result(None)
 
-    def close(self, error: Exception) -> None:
-        """Drop what it has not read."""
+    def close(self, process: str) -> None:
+        """Drop what it has not read: the ``process`` of that id has ended."""
         while self._items:
-            self._items.popleft()[2].set_exception(error)
+            over = Conflict(f"process {process} has ended")
+            self._items.popleft()[2].set_exception(over)
 
 
 def lost_bytes(journal: Journal) -> dict[str, int]:
@@ -338,31 +339,28 @@ class KeptOutput:
         self._listed = listed
         self._most = sys.maxsize if listed is None else _WINDOW
         self._begun = {"stdout": bytearray(), "stderr": bytearray()}
+        self._is_all = True
         if listed is not None:
             listed.keep_begin()
 
     def take(self, stream: str, data: bytes) -> None:
-        if isinstance(data, LostOutput):
-            return
         kept = self._begun[stream]
-        if len(kept) + len(data) <= self._most:
+        if isinstance(data, LostOutput):
+            self._is_all = False
+        elif len(kept) + len(data) <= self._most:
             kept += data
         else:
+            self._is_all = False
             kept.clear()
 
     def read(self, most: int = sys.maxsize) -> tuple[bytes, bytes, bool]:
         """Return the begin of stdout and of stderr, at most ``most`` bytes of each, up to the first
         that is lost; and whether that is all. Waits until there is room for them in memory. Raises
         what ``context.make_room`` does."""
-        out, err = self._begun.values()
-        if self._listed is None:
-            return bytes(out), bytes(err), True
+        if self._is_all or self._listed is None:
+            out, err = map(bytes, self._begun.values())
+            return out, err, self._is_all
         sizes = self._listed.sizes()
-        if len(out) < sizes["stdout"] or len(err) < sizes["stderr"]:
-            context.make_room(_COPIES * sum(min(most, size) for size in sizes.values()))
-        found = {
-            name: bytes(kept) if len(kept) == sizes[name] else self._listed.begin_of(name, most)
-            for name, kept in self._begun.items()
-        }
-        is_all = all(len(found[name]) == size for name, size in sizes.items())
-        return found["stdout"], found["stderr"], is_all
+        context.make_room(_COPIES * sum(min(most, size) for size in sizes.values()))
+        out, err = (self._listed.begin_of(name, most) for name in sizes)
+        return out, err, len(out) + len(err) == sum(sizes.values())
