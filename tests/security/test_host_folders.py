@@ -1,4 +1,5 @@
-"""Threat: a caller who may mount one folder makes the daemon mount another.
+"""Threat: a caller who may mount one folder makes the daemon mount another; a program shortens what
+is mounted to be read alone.
 
 Controls: what may be mounted is judged by its path without links, which is then opened without
 following any; host folders and the host's network each need a scope.
@@ -150,3 +151,63 @@ def test_each_needs_a_scope_by_every_way_in(place: Path) -> None:
                 assert taken.status in (200, 201), (path, taken.body)
         made = daemon.cli("create", "-w", folder, key=bare)
         assert made.returncode == 125 and b"scope 'mount'" in made.stderr
+
+
+#: What shortens a file that may be read, or changes it otherwise, in as many ways as there are.
+SHORTEN = """
+import fcntl, mmap, os, struct, sys
+path = sys.argv[1]
+fd = os.open(path, os.O_RDONLY)
+ways = {
+    "truncate": lambda: os.truncate(path, 1),
+    "by its descriptor": lambda: os.truncate(f"/proc/self/fd/{fd}", 1),
+    "as it is opened": lambda: os.open(path, os.O_RDONLY | os.O_TRUNC),
+    "as it is opened again": lambda: os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_TRUNC),
+    "ftruncate": lambda: os.ftruncate(fd, 1),
+    "mapped": lambda: mmap.mmap(fd, 1, mmap.MAP_SHARED, mmap.PROT_WRITE),
+    "flags": lambda: fcntl.ioctl(fd, 0x40086602, struct.pack("l", 0x40)),
+}
+done = []
+for name, way in ways.items():
+    try:
+        way()
+        done.append(name)
+    except (OSError, ValueError):  # an empty file cannot be mapped
+        pass
+print(*done, sep=", ")
+"""
+AS_USER = """
+import sys
+from agentd import Sandbox, Unavailable
+backend, mode, folder, script = sys.argv[1:]
+levels = {"landlock": "process"}
+try:
+    with Sandbox.create(
+        embedded=True, backend=backend, isolation=levels.get(backend, "namespace"),
+        workspace=f"{folder}:{mode}",
+    ) as box:
+        print(box.run(["python3", "-c", script, "file"], check=True).text, end="")
+except Unavailable as error:
+    print("unavailable", error)
+"""
+
+
+@pytest.mark.parametrize("backend", ["linux", "oci", "gvisor", "landlock"])
+def test_what_an_ordinary_user_mounts_to_be_read_is_not_shortened(
+    as_user: Any, backend: str
+) -> None:
+    """The file is the sandbox's own user's, and Landlock lets truncate(2) pass at the namespace
+    level: it is the mount that refuses it, and at the process level, without mounts, Landlock."""
+    folder = Path(as_user.home, f"folder-{backend}")
+    script = (
+        f"import os; os.mkdir({str(folder)!r}); open({str(folder / 'file')!r}, 'w').write('x' * 99)"
+    )
+    assert as_user.python("-c", script).returncode == 0
+    ran = as_user.python("-c", AS_USER, backend, "ro", str(folder), SHORTEN)
+    if ran.stdout.startswith(b"unavailable"):
+        pytest.skip(ran.stdout.decode())
+    assert ran.stdout == b"\n", (ran.stdout, ran.stderr.decode())
+    assert (folder / "file").read_text() == "x" * 99
+    ran = as_user.python("-c", AS_USER, backend, "rw", str(folder), SHORTEN)
+    assert b"truncate" in ran.stdout, ran.stderr.decode()
+    assert len((folder / "file").read_text()) < 99
