@@ -342,6 +342,7 @@ def test_without_a_host_nothing_is_reached_and_what_is_missing_is_told(
             assert "has the network none, which has no rules" in none.stderr
 
 
+@pytest.mark.needs("curl")
 def test_over_rest_what_is_wrong_is_told(barred: Daemon, tape: Path) -> None:
     net = ["replay", f"{HOST}:443"]
     made = barred.ask("POST", "/v1/sandboxes", {"net": net})

@@ -40,7 +40,7 @@ def test_the_command_line_names_the_runtime(
     assert told["enforcement"]["runtime"]["detail"].startswith(f"{runtime} ")
 
 
-@pytest.mark.parametrize("most", [28, 40])
+@pytest.mark.parametrize("most", [28, 32])
 def test_what_is_short_of_descriptors_is_told(runtime: str, most: int) -> None:
     words = ["run", "--embedded", "--backend", "oci", "--runtime", runtime, "--", "true"]
     done = subprocess.run(
