@@ -34,13 +34,14 @@ ASK = (
     "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)"
     ".sendto(query('x.crash.example'), ('9.9.9.9', 53))"
 )
+REQUEST_SAID = f"talk('db.internal', 80, {REQUEST!r})"
 HOLES = {
     "what is said": (
         (
             "from agentd.egress.relay import hello; host = hello.host; "
             "hello.host = lambda data: (fall(b'crash' in data), host(data))[1]"
         ),
-        f"talk('db.internal', 80, {REQUEST!r})",
+        REQUEST_SAID,
     ),
     "what is asked": (
         (
@@ -65,6 +66,9 @@ HOLES = {
         "talk('db.internal', 443)",
     ),
 }
+# waitid(2) tells the number of a signal where it tells an exit code.
+EXIT = f"import os; fall = lambda found: os._exit({signal.SIGKILL:d}) if found else None; "
+HOLES["an exit with the number of SIGKILL"] = EXIT + HOLES["what is said"][0], REQUEST_SAID
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from base64 import b64decode
-from binascii import Error as NoBase64
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -163,6 +162,6 @@ def position_in(envelope: bytes) -> tuple[int, str] | None:
     looked at."""
     try:
         record = _statement(b64decode(_envelope(envelope).payload)).predicate.record
-    except (msgspec.DecodeError, UnicodeDecodeError, NoBase64, ValueError):
+    except (msgspec.DecodeError, ValueError):
         return None
     return record.seq, record.hash

@@ -20,6 +20,7 @@ from agentd.model.errors import InvalidInput, SandboxError
 MODULE = "agentd.egress.relay.main"
 _SEND_SECONDS = 20.0
 _END_SECONDS = 1.0
+_KILLED = os.CLD_KILLED, signal.SIGKILL  # and not exit code 9
 _NOBODY = 65534
 
 
@@ -116,15 +117,15 @@ class RelayProcess:
         return int.from_bytes(os.pread(self._mark, MARK_BYTES, 0), sys.byteorder)
 
     def _was_killed(self) -> bool:
-        """By SIGKILL, and not by us. One that is gone and has not ended yet is waited for a little:
-        it may be that it only says so."""
+        """Return whether a SIGKILL of another's ended it. One that has not ended is waited for a
+        little: that it is gone may be what it says alone."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         if self._killed or not poll.poll(_END_SECONDS * 1000):
             return False
         with contextlib.suppress(ChildProcessError):  # it was somebody else's to collect
             ended = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOWAIT)
-            return ended is not None and ended.si_status == signal.SIGKILL
+            return ended is not None and (ended.si_code, ended.si_status) == _KILLED
         return False
 
     def shut(self) -> None:

@@ -1,4 +1,4 @@
-"""Other programs, asked something: what they say is bounded in time, and text whatever it is."""
+"""Asking other programs: each ends in time, and what it prints is text, whatever its bytes."""
 
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ def ask(
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
 ) -> Said:
-    """Run a program that reads nothing, and ends. Raises OSError, of it TimeoutError where it has
-    not ended after so many seconds, and is killed."""
+    """Run a program to its end, with nothing to read, and return what it printed. Raises OSError;
+    a TimeoutError, which is one, where it was killed after ``seconds``."""
     try:
         done = subprocess.run(
             argv,

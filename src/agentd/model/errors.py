@@ -176,9 +176,9 @@ E = TypeVar("E", bound=BaseException)
 
 
 def without_frames(error: E) -> E:
-    """Return it, and what it came of, without the frames that it was raised in: they have the
-    request's body, and some of them the error. They would stay until the collector of cycles looks
-    for them, which counts objects and not bytes."""
+    """Drop the frames that ``error``, and each that it came of, was raised in; return it. They hold
+    the request's body, and some hold the error: such a cycle stays until Python's collector runs,
+    which counts objects and not bytes."""
     each: BaseException | None = error
     while each is not None:
         each.__traceback__ = None

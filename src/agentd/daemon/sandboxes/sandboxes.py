@@ -156,11 +156,12 @@ class Sandboxes(Changing, Pauses, Adoption):
             labels, idle = source.record.labels, source.idle
             begun = time.monotonic()
             handles = self._pipeline.fork(principal, source.handle, count, labels, spec, values)
+            each = (time.monotonic() - begun) / count
             seconds, origin = self._ttl(None), {"fork_of": source.id}
             for handle in handles:
                 live = self._write_down(principal.name, handle, labels, seconds, origin, idle=idle)
                 made.append(live)
-                self._meter.sandbox(live, "fork", (time.monotonic() - begun) / len(made))
+                self._meter.sandbox(live, "fork", each)
             return made
         except BaseException:
             for live in made:

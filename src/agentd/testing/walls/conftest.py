@@ -73,7 +73,7 @@ def make(
 
 
 def copy_of(first: Sandbox, how: str, restore: Callable[[Snapshot], Sandbox]) -> Sandbox:
-    """A copy; or the sandbox itself where it is one of which there are none, with folders say."""
+    """Return a copy of ``first``; ``first`` itself where it is refused, as with mounted folders."""
     try:
         if how == "fork":
             return first.fork()[0]

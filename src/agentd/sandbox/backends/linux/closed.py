@@ -1,5 +1,5 @@
-"""Files of a sandbox's that are closed to their owner: to root they are open, and to an ordinary
-user, who owns them too, for as long as they are read. Nothing is followed."""
+"""Files of a sandbox's that are closed to their owner (``chmod 0``). Root reads them as they are;
+an ordinary user, who owns them, opens them for as long as it reads. No link is followed."""
 
 import contextlib
 import errno
@@ -10,17 +10,18 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def opened(name: str, folder: int, info: os.stat_result, flags: int) -> Iterator[int]:
-    """A descriptor of an entry of ``folder``, which ``info`` is of; also of what is closed to its
-    owner, as whom an ordinary user reads: that is open to it for as long, which only its time of
-    change tells later."""
+    """Open the entry of ``folder`` that ``info`` is of; yield its descriptor. One that is closed to
+    us, its owner, has another mode for as long; only its time of change tells of that later."""
     closed = is_closed(info)
     fd = _open_closed(name, folder, info, flags) if closed else os.open(name, flags, dir_fd=folder)
     try:
         yield fd
     finally:
-        if closed:
-            os.fchmod(fd, stat.S_IMODE(info.st_mode))
-        os.close(fd)
+        try:
+            if closed:
+                os.fchmod(fd, stat.S_IMODE(info.st_mode))
+        finally:
+            os.close(fd)
 
 
 def _needed(info: os.stat_result) -> int:
@@ -38,8 +39,12 @@ def _open_closed(name: str, folder: int, info: os.stat_result, flags: int) -> in
     try:
         if os.fstat(pinned).st_ino != info.st_ino:  # /proc would lead on to what a link names
             raise OSError(errno.EAGAIN, "it was replaced meanwhile", name)
-        path = f"/proc/self/fd/{pinned}"
-        os.chmod(path, stat.S_IMODE(info.st_mode) | _needed(info))
-        return os.open(path, flags & ~os.O_NOFOLLOW)
+        path, mode = f"/proc/self/fd/{pinned}", stat.S_IMODE(info.st_mode)
+        os.chmod(path, mode | _needed(info))
+        try:
+            return os.open(path, flags & ~os.O_NOFOLLOW)
+        except OSError:  # no descriptor is left, say
+            os.chmod(path, mode)
+            raise
     finally:
         os.close(pinned)
