@@ -260,7 +260,7 @@ def test_an_escape_of_its_own_and_the_base_are_heeded(on_base: Builds) -> None:
         ("FROM scratch\n\n\nADD https://x.example/y /\n", 2, "Dockerfile:4: ADD of a URL, https"),
         ("FROM scratch\nADD git@x.example:y /\n", 2, "Dockerfile:2: ADD of a URL"),
         ("FROM scratch\nCOPY a\n", 2, "Dockerfile:2: COPY wants two words"),
-        ("FROM scratch\nCOPY nosuch /\n", 2, "2: COPY: nosuch is not in the context"),
+        ("FROM scratch\nCOPY nosuch /\n", 2, "2: COPY: nosuch is not in the context (name paths"),
         ("FROM scratch\nCOPY no* /\n", 2, "2: COPY: nothing in the context fits no*"),
         ("FROM scratch\nCOPY ../x /\n", 2, "2: COPY: ../x leads out of the context"),
         ("FROM scratch\nCOPY Dockerfile .dockerignore /x\n", 2, "end it with /"),
@@ -557,8 +557,8 @@ def test_a_file_and_a_context_elsewhere(builds: Builds) -> None:
     done = builds.run("build", "-t", "mine", "context", code=2)
     assert "there is no Dockerfile in context (name one: -f FILE)" in done.stderr
     for words, told in (
-        (["-t", "x", "nosuch"], "context nosuch is no directory (give one that there is)"),
-        (["-t", "x", "other"], "context other is no directory (give one that there is)"),
+        (["-t", "x", "nosuch"], "context nosuch is no directory (give a folder that is there)"),
+        (["-t", "x", "other"], "context other is no directory (give a folder that is there)"),
         (["context"], "give it one: -t NAME"),
         (["-t", "UP", "context"], "is no name for an image"),
         (["-t", "x", "https://x.example/y"], "is no directory"),

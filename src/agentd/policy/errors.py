@@ -22,10 +22,10 @@ class BundleError(InvalidInput):
 
     code = "policy_bundle"
 
-    def __init__(self, where: str, problems: list[BundleProblem], *, remediation: str = "") -> None:
+    def __init__(self, where: str, problems: list[BundleProblem]) -> None:
         super().__init__(
             f"the policy bundle {where} cannot be used",
             cause="; ".join(map(str, problems)),
-            remediation=remediation or "agentd policy check says what to fix",
+            remediation="agentd policy check says what to fix",
         )
         self.problems = problems

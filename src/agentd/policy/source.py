@@ -93,11 +93,9 @@ def _folder(folder: Path) -> dict[str, bytes]:
             raise BundleError(str(folder), [BundleProblem("", 0, f"more than {MAX_FILES} files")])
         found = {n: _bytes(folder, n) for n in names}
     except OSError as error:
-        raise BundleError(
-            str(folder),
-            [BundleProblem("", 0, f"cannot read {error.filename}: {error.strerror}")],
-            remediation=f"give the path of a folder, or one of {', '.join(SHIPPED)}",
-        ) from error
+        fix = f"give the path of a folder, or one of {', '.join(SHIPPED)}"
+        what = f"cannot read {error.filename}: {error.strerror}: {fix}"
+        raise BundleError(str(folder), [BundleProblem("", 0, what)]) from error
     if sum(map(len, found.values())) > MAX_TOTAL:
         raise BundleError(str(folder), [BundleProblem("", 0, f"more than {MAX_TOTAL >> 20} MiB")])
     return found

@@ -42,6 +42,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
         for name in (None, "store"):
             self.register("action", name, Once)
+        self.set_defaults(prog=" ".join(self.prog.split()[:2]))  # as errors begin
         self.is_action = False
         self._intermixed = False
         self._actions_here: Mapping[str, str] = {}

@@ -86,7 +86,7 @@ def to_each(
         return 0
     *others, last = failed.values()
     for other in others:
-        print(f"agentd: {safe(other)}", file=sys.stderr)
+        print(f"{options.prog}: {safe(other)}", file=sys.stderr)
     raise last
 
 

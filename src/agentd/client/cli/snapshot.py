@@ -30,7 +30,6 @@ _ACTIONS = {
     "export": "write it to FILE as an archive of an OCI image",
     "rm": "delete it",
 }
-_NO_FILE = "only export takes a FILE"
 _ID = re.compile(r"snp-[0-9a-f]{16}")
 
 
@@ -40,7 +39,11 @@ def main(words: list[str]) -> int:
     if (options.what is None) is not (options.action == "ls"):
         parser.error("ls takes no name" if options.what else f"{options.action} WHAT is missing")
     if (options.file is None) is (options.action == "export"):
-        parser.error("export WHAT FILE: FILE is missing" if options.file is None else _NO_FILE)
+        parser.error(
+            "export WHAT FILE: FILE is missing"
+            if options.file is None
+            else f"{options.action} takes one WHAT, and only export a FILE"
+        )
     if options.action in ("take", "ls") or _is_id(options.what):
         return _of_daemon(options)
     from agentd.sandbox import snapshots

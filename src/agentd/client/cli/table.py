@@ -11,6 +11,7 @@ from agentd.client.cli.remote import print_json, safe
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 class Marked(NamedTuple):
@@ -148,6 +149,28 @@ def _padded(text: str, columns: int) -> str:
 def _draw(
     headings: Sequence[str], rows: Sequence[Sequence[Marked]], file: TextIO, *, headed: bool = True
 ) -> None:
+    made, table = console(file), _grid(headings, rows, headed=headed)
+    if headed and rows:
+        narrow = _grid(("", ""), _records(headings, rows), headed=False)
+        if len(made.render_lines(narrow)) < len(made.render_lines(table)):
+            table = narrow
+    made.print(table)
+
+
+def _records(
+    headings: Sequence[str], rows: Sequence[Sequence[Marked]]
+) -> list[tuple[Marked, Marked]]:
+    """Return each row as lines of its own, a cell each: a narrow terminal breaks words of fewer."""
+    blank = Marked("", "")
+    lines = []
+    for row in rows:
+        named = zip(headings, row, strict=True)
+        lines += [(Marked(name, "bold"), cell) for name, cell in named if cell.text]
+        lines.append((blank, blank))
+    return lines[:-1]
+
+
+def _grid(headings: Sequence[str], rows: Sequence[Sequence[Marked]], *, headed: bool) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
@@ -156,7 +179,7 @@ def _draw(
         table.add_column(heading, overflow="fold", no_wrap=heading == "ID")  # it is copied
     for row in rows:
         table.add_row(*(Text(cell.text, cell.style) for cell in row))
-    console(file).print(table)
+    return table
 
 
 def console(file: TextIO | None = None) -> "Console":

@@ -155,7 +155,8 @@ def _text(path: str) -> tuple[str, Problem | None]:
             data = file.read(MAX_BYTES + 1)
         text = data.decode()
     except OSError as error:
-        return "", Problem(0, "", f"cannot read {path}: {error.strerror}")
+        fix = "name a file that is there and that you may read"
+        return "", Problem(0, "", f"cannot read {path}: {error.strerror}", fix)
     except UnicodeDecodeError as error:
         return "", Problem(data.count(b"\n", 0, error.start) + 1, "", "not UTF-8")
     if len(data) > MAX_BYTES:

@@ -20,7 +20,8 @@ class Problem(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         where = f"line {self.line}: " if self.line else ""
         hint = f" ({self.suggestion})" if self.suggestion else ""
-        return f"{where}{self.key}: {self.message}{hint}" if self.key else f"{where}{self.message}"
+        key = f"{self.key}: " if self.key else ""
+        return f"{where}{key}{self.message}{hint}"
 
 
 def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str | None:

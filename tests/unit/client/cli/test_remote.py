@@ -108,6 +108,46 @@ def test_on_a_terminal_it_is_drawn(capsys, monkeypatch):
     assert lines == ["ID", "[red]x", "two", "lines"]  # no markup of theirs
 
 
+ROWS = [("sbx-abcdefghijkl", "ready", "linux (namespace)"), ("sbx-abcdefghijkm", "paused", "")]
+TABLE = """\
+ID                STATE   WALL
+sbx-abcdefghijkl  ready   linux (namespace)
+sbx-abcdefghijkm  paused
+"""
+RECORDS = """\
+ID     sbx-abcdefghijkl
+STATE  ready
+WALL   linux (namespace)
+
+ID     sbx-abcdefghijkm
+STATE  paused
+"""
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "expected"),
+    [(80, ROWS, TABLE), (24, ROWS, RECORDS), (24, [], TABLE.splitlines()[0].replace("  ", " "))],
+    ids=["wide", "narrow", "empty"],
+)
+def test_on_a_narrow_terminal_each_row_has_lines_of_its_own(
+    capsys, monkeypatch, columns, rows, expected
+):
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    table.show(("ID", "STATE", "WALL"), rows)
+    out = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())
+    assert out.split() == expected.split() if not rows else out == expected
+
+
+def test_of_several_that_fail_each_is_told_as_the_command_s(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("AGENTD_DAEMON__STATE", str(tmp_path))
+    assert cli.main(["volume", "rm", "--embedded", "a", "b"]) == 125
+    assert [line.split("'")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "agentd volume: there is no volume "
+    ] * 2
+
+
 def test_times():
     now = time.time()
     assert table.ago(now - 90) == "90s ago"

@@ -58,7 +58,10 @@ def test_without_options_nothing_is_said(asked: list[tuple[object, ...]]) -> Non
         (["--listen", "0.0.0.0:8443", "--insecure"], "let in without a credential"),
         (["--listen", "nonsense"], "is no address"),
         (["--profile", "servr"], "did you mean 'server'"),
-        (["--config", "/nowhere/agentd.toml"], "cannot read /nowhere/agentd.toml"),
+        (
+            ["--config", "/nowhere/agentd.toml"],
+            "No such file or directory (name a file that is there",
+        ),
     ],
 )
 def test_what_is_wrong_is_told_before_anything_is_started(

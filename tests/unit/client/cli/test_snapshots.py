@@ -84,6 +84,11 @@ def test_inspect_and_remove(kept, capfd):
     assert not os.path.exists(kept)
 
 
+def test_of_several_names_it_is_told_that_one_is_taken():
+    with pytest.raises(InvalidInput, match="rm takes one WHAT, and only export a FILE"):
+        snapshot.main(["rm", "a", "b"])
+
+
 @pytest.mark.parametrize("words", [[], ["rm"], ["look", "x"]])
 def test_wrong_words(words):
     with pytest.raises(InvalidInput):

@@ -93,7 +93,7 @@ class ImageBuild:
             try:
                 self._step(stage, state, instruction)
             except (Unusable, BadPattern) as error:
-                fix = "see agentd image build --help, and the page Images"
+                fix = "name paths in the context; docs/building-images.md says what COPY takes"
                 raise state.wrong(instruction, f"{instruction.word}: {error}", fix) from error
         self._done[stage.number] = state
         return state

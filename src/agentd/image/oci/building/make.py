@@ -168,7 +168,7 @@ def _dockerfile(wanted: Wanted) -> tuple[str, str]:
     text = files.read_small(wanted.context, DOCKERFILE, syntax.MAX_BYTES)
     if text is None and not os.path.isdir(wanted.context):
         raise InvalidInput(
-            f"context {wanted.context} is no directory", remediation="give one that there is"
+            f"context {wanted.context} is no directory", remediation="give a folder that is there"
         )
     if text is None:
         raise InvalidInput(
