@@ -114,11 +114,8 @@ def _bytes(folder: Path, name: str) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise BundleError(str(folder), [BundleProblem(name, 0, "is not a regular file")])
         if status.st_mode & stat.S_IWOTH:
-            raise BundleError(
-                str(folder),
-                [BundleProblem(name, 0, "anybody may write it")],
-                remediation=f"chmod o-w {folder / name}",
-            )
+            what = f"anybody may write it: chmod o-w {folder / name}"
+            raise BundleError(str(folder), [BundleProblem(name, 0, what)])
         content = file.read(MAX_FILE + 1)
     if len(content) > MAX_FILE:
         raise BundleError(str(folder), [BundleProblem(name, 0, f"more than {MAX_FILE >> 10} KiB")])
