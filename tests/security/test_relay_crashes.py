@@ -128,7 +128,7 @@ def test_it_keeps_its_network_where_another_killed_what_serves_it() -> None:
         with falling(f"{WORK}{patch}"), relayed() as (keeper, _):
             admitted = keeper.admit(busy.sockets, table)
             for _ in range(deaths.MOST_OF_ONE):
-                eventually(lambda: keeper.pid and keeper.confinement)
+                eventually(lambda: keeper._ready)
                 process = keeper._process
                 assert process is not None
                 busy.begin(attack)
@@ -136,6 +136,7 @@ def test_it_keeps_its_network_where_another_killed_what_serves_it() -> None:
                 os.kill(process.pid, signal.SIGKILL)
                 busy.answer()
                 eventually(lambda pid=process.pid: keeper.pid != pid)
+            eventually(lambda: keeper._ready or not keeper.pid)
             assert busy.ask("talk('db.internal', 82, b'x')") == "x"
             admitted.close()
     finally:

@@ -80,7 +80,7 @@ class RelayProcess:
         try:
             socket.send_fds(self.control, [data], [sock.fileno() for sock in sockets])
         except OSError as error:
-            self.kill()
+            self.kill(gone=isinstance(error, (BrokenPipeError, ConnectionResetError)))
             raise SandboxError("the network relay takes no messages", cause=str(error)) from error
 
     def listen(
@@ -133,8 +133,9 @@ class RelayProcess:
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)
 
-    def kill(self) -> None:
-        self._killed = True
+    def kill(self, *, gone: bool = False) -> None:
+        """Whatever it is at; ``gone``: it seems that it has ended already, by others' doing."""
+        self._killed = self._killed or not gone
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
