@@ -18,6 +18,7 @@ from agentd import (
     NotFound,
     OperationFailed,
     Sandbox,
+    TooLarge,
     Unauthenticated,
     Unreachable,
     Unsupported,
@@ -69,6 +70,21 @@ def test_a_sandbox_is_paused_and_goes_on(daemon: Daemon, client: Client) -> None
             sandbox.run("true")
         assert client.sandboxes.resume(sandbox.id).state == "ready"
         assert sandbox.run("true").ok
+
+
+def test_output_of_more_than_64_mib_is_read_in_parts(daemon: Daemon, client: Client) -> None:
+    """What a sandbox writes is kept compressed, and may be many times as much as memory."""
+    with (
+        Sandbox.create(url=daemon.url) as sandbox,
+        sandbox.start("head -c 70000000 /dev/zero; echo end") as begun,
+    ):
+        assert begun.id is not None
+        for _ in begun:
+            pass
+        with pytest.raises(TooLarge) as caught:
+            client.commands.output(sandbox.id, begun.id)
+        assert "later byte" in caught.value.remediation
+        assert client.commands.output(sandbox.id, begun.id, start=69_999_999) == b"\0end\n"
 
 
 def test_commands_are_listed_read_and_signalled(daemon: Daemon, client: Client) -> None:

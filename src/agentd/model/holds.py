@@ -59,11 +59,11 @@ class Holds:
             self._add(who, size)
         return size
 
-    def require_room(self, who: str) -> None:
+    def require_room(self, who: str, size: int = 1) -> None:
         """Raises Full."""
         if self._held:
             with self._change:
-                self._check(who, 1)
+                self._check(who, size)
 
     def give_back(self, who: str, size: int) -> None:
         with self._change:

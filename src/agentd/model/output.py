@@ -6,8 +6,18 @@ from typing import Protocol
 import msgspec
 
 from agentd.model.api import ResultView
+from agentd.model.errors import TooLarge
 
 STREAMS = ("stdout", "stderr", "pty")
+MAX_OUTPUT = 64 << 20  # bytes of a stream at once; what is kept compressed is many times as many
+
+
+def too_long(process: str, stream: str, start: int) -> TooLarge:
+    """Make the refusal of more than MAX_OUTPUT bytes at once."""
+    return TooLarge(
+        f"{stream} of {process} has over {MAX_OUTPUT} bytes from {start} on",
+        remediation="follow it, or begin at a later byte",
+    )
 
 
 class OutputEvent(msgspec.Struct, frozen=True):

@@ -121,8 +121,9 @@ class Commands(Protocol):
     def output(self, sandbox: str, process: str, stream: str = "stdout", start: int = 0) -> bytes:
         """Return what is kept of a stream ("stdout", "stderr" or "pty") from that byte on.
 
-        A command that runs may write more: ``follow`` has it as it comes. Raises NotFound, and
-        Conflict where bytes behind ``start`` are gone: ``get`` says how many, in ``lost``.
+        A command that runs may write more: ``follow`` has it as it comes. Raises NotFound, TooLarge
+        for over 64 MiB, and Conflict where bytes behind ``start`` are gone: ``get`` says how many,
+        in ``lost``.
         """
 
     def follow(

@@ -16,7 +16,7 @@ from agentd.client.http.errors import Unreachable, from_event
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody, SignalBody
 from agentd.model.drive import execute
 from agentd.model.errors import AgentdError, Conflict
-from agentd.model.output import STREAMS
+from agentd.model.output import MAX_OUTPUT, STREAMS, too_long
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest, Pty
 
@@ -59,7 +59,10 @@ class HttpCommands:
                     f"bytes {lost} of {stream} of {process} are gone",
                     remediation=f"start={lost.partition('-')[2]} has what is kept",
                 )
-            return bytes(response.read())
+            found = bytes(response.read(MAX_OUTPUT + 1))
+        if len(found) > MAX_OUTPUT:
+            raise too_long(process, stream, start)
+        return found
 
     def follow(
         self,

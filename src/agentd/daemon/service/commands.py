@@ -8,7 +8,7 @@ from agentd.daemon.service.noun import Noun
 from agentd.daemon.service.sandboxes import DaemonSandboxes
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody
 from agentd.model.errors import Conflict, InvalidInput
-from agentd.model.output import STREAMS
+from agentd.model.output import MAX_OUTPUT, STREAMS, too_long
 
 _PIECE = 1 << 20
 
@@ -59,6 +59,8 @@ class DaemonCommands(Noun):
                             remediation=f"start={end} has what is kept",
                         )
                     found += event.data
+                    if len(found) > MAX_OUTPUT:
+                        raise too_long(process, stream, start)
         finally:
             output.close()
         return bytes(found)

@@ -17,7 +17,7 @@ from agentd.model.errors import AgentdError, without_frames
 from agentd.model.service import Service
 
 OPERATIONS = OperationTable()
-_AHEAD = 1 << 20  # bytes that wait for a slow client; then the call does
+_AHEAD = 256 << 10  # bytes that wait for a slow client; then the call does
 _PIECE = 256  # that one more piece takes, however short it is
 _ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 _SCOPE = "the capability's"
@@ -43,7 +43,6 @@ async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
     The data of events is base64.
     """
     web, service = exchange.web, await exchange.authenticate()  # before the body is read
-    exchange.require_room()
     raw = await exchange.body(web.limits.body, LARGE)
     decode(exchange, CallBody, raw)  # raises what is wrong with it in REST's words
 
@@ -57,7 +56,7 @@ async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
         return exchange.build(make)
 
     followed = Followed(_AHEAD, call)
-    with exchange.staying(followed):
+    with exchange.staying(followed, 2 * _AHEAD):
         followed.start(web.threads.waits)
         headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-store")]
         await exchange.start(200, headers)

@@ -1,15 +1,16 @@
 """A process's output on the event loop: no thread, and nothing to do while nothing comes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from agentd.ingest.rest.api import Api
 from agentd.ingest.web.link import Link
+from agentd.ingest.web.rooms import STREAM, caller
 from agentd.ingest.web.signal import Signal
 from agentd.model.output import STREAMS, Output, OutputEvent
 from agentd.model.service import Service
 
-_PIECE = 256 << 10
+_PIECE = STREAM // 2  # and as much that is being sent
 
 
 class Stopped(Exception):
@@ -24,6 +25,7 @@ class Follower:
         self._link = link
         self._more = Signal()
         self._output: Output | None = None
+        self._give_back: Callable[[], object] = lambda: None
         self.stopped = False
 
     async def open(
@@ -34,7 +36,8 @@ class Follower:
         cursors: Mapping[str, int],
         streams: Sequence[str] = STREAMS,
     ) -> None:
-        """Raises NotFound and others, also for cursors that cannot be."""
+        """Raises NotFound and others, also for cursors that cannot be; Full."""
+        self._give_back = self._api.web.answers.hold(caller.get(), STREAM)
         follow, run = service.commands.follow, self._api.web.threads.short.run
         self._output = await run(follow, id_, process, cursors, self._more.set, streams)
         self._api.web.add(self)
@@ -72,3 +75,4 @@ class Follower:
         self._link.forget(self.stop)
         if self._output is not None:
             self._output.close()
+        self._give_back()

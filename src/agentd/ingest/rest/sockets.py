@@ -17,6 +17,7 @@ from agentd.ingest.rest.follower import Follower, Stopped
 from agentd.ingest.rest.operation import Parameter, decode_json, parse
 from agentd.ingest.rest.output import without_output
 from agentd.ingest.web.bridge import Bridge
+from agentd.ingest.web.rooms import STREAM, caller
 from agentd.ingest.web.standing import Standing, standing
 from agentd.model.api import ExecBody, ProcessView
 from agentd.model.door import DoorService
@@ -80,6 +81,7 @@ async def execute(socket: Socket) -> None:
             "no ExecBody came in time", remediation="send it as the first message, at once"
         ) from None
     body = decode_json(ExecBody, first)
+    web.answers.require_room(caller.get(), STREAM)
     view = await web.threads.waits.run(service.commands.start, id_, body)
     await _Session(socket, service, id_, view).run({}, accept=False)
 

@@ -14,6 +14,7 @@ from agentd.model.api import ChangeView
 # Bytes of changes that wait for a slow client, which is then cut off; a change is its path and so
 # many more.
 _MOST = 4 << 20
+_COUNTED = 1 << 20  # for the caller: most are read at once
 _EACH = 400
 
 
@@ -31,7 +32,7 @@ async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
             raise Aborted("the client is too slow for so many changes")
 
     followed = Followed(_MOST, watching)
-    with exchange.staying(followed):
+    with exchange.staying(followed, _COUNTED):
         followed.start(web.threads.watches)
         found = await followed.first()
         headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-store")]

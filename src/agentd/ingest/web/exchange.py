@@ -14,7 +14,7 @@ import msgspec
 from agentd.ingest.web.door import Door
 from agentd.ingest.web.errors import RequestTimeout
 from agentd.ingest.web.link import Link
-from agentd.ingest.web.rooms import AnswerRoom, caller
+from agentd.ingest.web.rooms import STREAM, AnswerRoom, caller
 from agentd.ingest.web.web import Stoppable
 from agentd.model import context
 from agentd.model.answer import Answer
@@ -245,16 +245,20 @@ class Exchange(WebRequest[D]):
             share.resize(0)
 
     @contextlib.contextmanager
-    def staying(self, stream: Stoppable) -> Iterator[None]:
-        """Stop the stream when the client goes, when agentd drains, and at the end of the block."""
+    def staying(self, stream: Stoppable, size: int = STREAM) -> Iterator[None]:
+        """Stop the stream when the client goes, when agentd drains, and at the end of the block.
+        It counts as ``size`` bytes of answers, whatever waits for its client. Raises Full."""
+        room = AnswerRoom(self.web.answers, caller.get())
         self.web.add(stream)
         self.link.on_lost(stream.stop)
         try:
+            room.resize(size, refuse=True)
             yield
         finally:
             self.web.remove(stream)
             self.link.forget(stream.stop)
             stream.stop()
+            room.resize(0)
 
     # -- the answer --
 

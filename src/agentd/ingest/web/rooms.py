@@ -19,6 +19,7 @@ from agentd.model.holds import Holds
 
 P = ParamSpec("P")
 R = TypeVar("R")
+STREAM = 256 << 10  # bytes that wait for the client of an answer without an end, at most
 _IDLE = 30.0  # seconds until a thread with nothing to do ends
 #: Whose share of a room a task's calls take: a principal's name, before that an address.
 caller: ContextVar[str] = ContextVar("agentd_caller", default="")

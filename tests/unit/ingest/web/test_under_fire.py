@@ -107,6 +107,43 @@ def test_no_callers_unread_answers_fill_the_memory(tmp_path: Path, reads: bool) 
         until(lambda: running.ask("POST", path, short, small).status == 200)
 
 
+@pytest.mark.parametrize("what", ["bytes", "events", "attached", "feed", "call"])
+def test_no_callers_streams_fill_the_memory(tmp_path: Path, what: str) -> None:
+    """Each counts among the answers, whatever of it is read; one call that is followed as two."""
+    with Running(tmp_path, WebLimits(held=1 << 20)) as running:
+        id_, process = running.process("wait")
+        path = f"/v1/sandboxes/{id_}/processes/{process}"
+        body = json.dumps({"capability": "wait.v1", "parameters": {}, "sandbox": id_}).encode()
+        upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        upgrade += "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+        head = {
+            "bytes": f"GET {path}/output?stream=stdout&follow=true HTTP/1.1\r\n",
+            "events": f"GET {path}/output HTTP/1.1\r\nAccept: text/event-stream\r\n",
+            "attached": f"GET {path}/attach HTTP/1.1\r\n{upgrade}",
+            "feed": "GET /v1/events HTTP/1.1\r\nAccept: text/event-stream\r\n",
+            "call": f"POST /v1/call/stream HTTP/1.1\r\nContent-Length: {len(body)}\r\n"
+            "Content-Type: application/json\r\n",
+        }[what]
+        request = f"{head}Host: x\r\n\r\n".encode() + (body if what == "call" else b"")
+        _process(running, id_, process).write("stdout", b"first")
+
+        def asked(client: socket.socket) -> int:
+            client.sendall(request)
+            return status(client.recv(1 << 16))
+
+        begun = 101 if what == "attached" else 200
+        with contextlib.ExitStack() as stack:
+            most = 1 if what == "call" else 2
+            said = [asked(stack.enter_context(running.raw())) for _ in range(most + 1)]
+            assert said == [begun] * most + [429]
+
+        def is_begun() -> bool:
+            with running.raw() as client:
+                return asked(client) == begun
+
+        until(is_begun)
+
+
 # --- gone ---
 
 
