@@ -37,7 +37,14 @@ def test_a_working_directory_that_is_not_there(where: dict[str, Any]) -> None:
     assert cause.remediation.startswith("name a directory of the sandbox as the working directory")
 
 
-@pytest.mark.parametrize("backend", ["linux", "landlock", "host", "oci", "gvisor"])
+@pytest.mark.parametrize(
+    "backend",
+    [
+        *("linux", "landlock", "host"),
+        pytest.param("oci", marks=pytest.mark.needs("runc")),
+        pytest.param("gvisor", marks=pytest.mark.needs("runsc")),
+    ],
+)
 def test_a_workspace_that_is_no_directory(daemon: Daemon, backend: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     wanted = {"workspace": str(tmp_path / "file"), "backend": backend}

@@ -179,9 +179,7 @@ said("another namespace", call("unshare", 0x40000000))
     )
     if backend == "gvisor":  # it takes them, and does nothing: no packet has a mark for this kernel
         assert said.pop("transparent") == said.pop("mark") == "set"
-    if (
-        backend == "qemu"
-    ):  # without a right in it; what root may there test_networks_of_machines has
+    if backend == "qemu":  # what root of its kernel may there is in test_networks_of_machines
         assert said.pop("netfilter") == "made"
         if user == "root":
             assert set(said.values()) == {"made", "done", "set", "0"}

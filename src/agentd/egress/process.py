@@ -117,8 +117,8 @@ class RelayProcess:
         return int.from_bytes(os.pread(self._mark, MARK_BYTES, 0), sys.byteorder)
 
     def _was_killed(self) -> bool:
-        """Return whether a SIGKILL of another's ended it. One that has not ended is waited for a
-        little: that it is gone may be what it says alone."""
+        """Return whether somebody else's SIGKILL ended it. One that has not ended is waited for a
+        little: it may have closed its end of the socket alone."""
         poll = select.poll()
         poll.register(self._pidfd, select.POLLIN)
         if self._killed or not poll.poll(_END_SECONDS * 1000):
@@ -134,7 +134,7 @@ class RelayProcess:
             self.control.shutdown(socket.SHUT_RDWR)
 
     def kill(self, *, gone: bool = False) -> None:
-        """Whatever it is at; ``gone``: it seems that it has ended already, by others' doing."""
+        """Kill it, whatever it does; ``gone``: it seems to have ended before, not by our doing."""
         self._killed = self._killed or not gone
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

@@ -74,8 +74,8 @@ class Snapshots:
 
     def _check_left(self) -> None:
         disk = os.statvfs(self._folder)
-        left, least = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize // 16
-        if left < (least := min(least, _LEFT_BYTES)):
+        least = min(disk.f_blocks * disk.f_frsize // 16, _LEFT_BYTES)
+        if disk.f_bavail * disk.f_frsize < least:
             raise Full(
                 f"snapshots leave {readable_size(least)} of their disk, which is for all that the "
                 "daemon writes",

@@ -1,7 +1,8 @@
-"""Listening unix sockets without names, found by this process, and by whom it gives them to, alone.
+"""Listening unix sockets without a name: only this process can connect to them, and whoever it
+passes a descriptor to.
 
-A sandbox of an ordinary user is that user to the kernel, and connects to whatever lies in a folder
-that is mounted in it; a socket's file is found by a descriptor as well (open(2), O_PATH).
+A sandbox of an ordinary user is that user to the kernel, and could connect to any socket in a
+folder that is mounted in it. A descriptor of a socket's file (open(2), O_PATH) does for its name.
 """
 
 import contextlib
