@@ -47,6 +47,7 @@ def test_the_command_line_keeps_its_own_words(as_user: OrdinaryUser) -> None:
     said = ran.stderr.decode()
     assert ran.returncode == 125
     assert "--memory cannot be enforced here" in said and "ulimit -v" in said
+    assert "also of [limits] and [[template]]" in said  # where nobody said --memory
     assert said.count("run as root") == 1
 
 

@@ -255,7 +255,7 @@ def _receive_file(pieces: Iterator[bytes], stage: Stage, path: str, mode: int) -
 
 
 def _too_large(path: str) -> SandboxError:
-    return SandboxError(f"{path} is over {MAX_BYTES} bytes", remediation="copy it in parts")
+    return SandboxError(f"{path} is over {MAX_BYTES >> 30} GiB", remediation="copy it in parts")
 
 
 def _read(pieces: Iterable[bytes], source: str) -> Iterator[bytes]:

@@ -154,8 +154,8 @@ def _refused(name: str, why: str) -> Refused:
     return Refused(
         f"--{name} cannot be enforced here",
         cause=why.partition(": ")[0],  # its own fix is the same
-        remediation=f"leave --{name} out, {bound}run as root, or have systemd delegate a cgroup "
-        "(systemd-run --user --scope -p Delegate=yes)",
+        remediation=f"leave --{name} out, also of [limits] and [[template]], {bound}run as root, "
+        "or have systemd delegate a cgroup (systemd-run --user --scope -p Delegate=yes)",
     )
 
 
