@@ -22,6 +22,7 @@ class Holds:
     def __init__(self, size: int, what: str, fix: str) -> None:
         """``what`` is wrong where there are too many, and the ``fix``: for who is refused."""
         self._size = size
+        self._most = size // 4  # that is waited for at once
         self._words = what, fix
         self._held = 0
         self._of: Counter[str] = Counter()
@@ -35,9 +36,12 @@ class Holds:
                 self._check(who, size)
             self._add(who, size)
 
-    def hold(self, who: str, size: int) -> Callable[[], None]:
-        """``take`` them; return what gives them back, once. Raises Full."""
-        self.take(who, size)
+    def hold(self, who: str, size: int, *, lasting: bool = False) -> Callable[[], None]:
+        """``take`` them; return what gives them back, once. Beside what is ``lasting``, there is
+        always room for what one ``wait``s for. Raises Full."""
+        with self._change:
+            self._check(who, size + (self._most if lasting else 0))
+            self._add(who, size)
         left = [size]
 
         def give_back() -> None:
@@ -50,7 +54,7 @@ class Holds:
     def wait(self, who: str, size: int) -> int:
         """``take``, in a thread, as soon as there is room; return how many it counts, a quarter of
         all at most. Raises Unwanted once the client of the thread's request has gone."""
-        size = min(size, self._size // 4)
+        size = min(size, self._most)
         gone = context.waiting_client()
         with gone.telling(self._stir), self._change:
             self._change.wait_for(lambda: gone.is_set or self._closed or self._fits(who, size))

@@ -37,7 +37,7 @@ class Follower:
         streams: Sequence[str] = STREAMS,
     ) -> None:
         """Raises NotFound and others, also for cursors that cannot be; Full."""
-        self._give_back = self._api.web.answers.hold(caller.get(), STREAM)
+        self._give_back = self._api.web.answers.hold(caller.get(), STREAM, lasting=True)
         follow, run = service.commands.follow, self._api.web.threads.short.run
         self._output = await run(follow, id_, process, cursors, self._more.set, streams)
         self._api.web.add(self)

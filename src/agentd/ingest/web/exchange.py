@@ -248,17 +248,17 @@ class Exchange(WebRequest[D]):
     def staying(self, stream: Stoppable, size: int = STREAM) -> Iterator[None]:
         """Stop the stream when the client goes, when agentd drains, and at the end of the block.
         It counts as ``size`` bytes of answers, whatever waits for its client. Raises Full."""
-        room = AnswerRoom(self.web.answers, caller.get())
+        room = contextlib.ExitStack()
         self.web.add(stream)
         self.link.on_lost(stream.stop)
         try:
-            room.resize(size, refuse=True)
+            room.callback(self.web.answers.hold(caller.get(), size, lasting=True))
             yield
         finally:
             self.web.remove(stream)
             self.link.forget(stream.stop)
             stream.stop()
-            room.resize(0)
+            room.close()
 
     # -- the answer --
 
