@@ -79,7 +79,8 @@ def test_what_changed_nothing_is_the_same_image_by_another_name(images: Images) 
 
 
 def test_what_cannot_be_committed_is_refused(images: Images, tmp_path: Path) -> None:
-    with Sandbox.create() as box, pytest.raises(Refused, match="did not start of an OCI image"):
+    said = r"did not start of an OCI image \(create it with image=, and writable= for"
+    with Sandbox.create() as box, pytest.raises(Refused, match=said):
         box.commit("mine")
     mounts = [f"{tmp_path}:/lent:ro"]
     with (

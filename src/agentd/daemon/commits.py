@@ -43,7 +43,7 @@ def _check(handle: SandboxHandle, name: str) -> None:
     if handle.spec.image == DEFAULT_IMAGE:
         raise Refused(
             f"sandbox {handle.id} did not start of an OCI image",
-            remediation="create it with --image NAME, and --writable for all of its root",
+            remediation="create it with --image, and --writable for all of its root",
         )
     if handle.backend not in exports.BACKENDS:
         raise Unsupported(

@@ -202,7 +202,7 @@ def _guarded(name: str, words: list[str]) -> int:
 def _meant(word: str) -> str:
     from agentd.client.cli.parser import near
 
-    meant = _ELSEWHERE.get(word.lower()) or near(word, COMMANDS)
+    meant = _ELSEWHERE.get(word.lower()) or near(word, (*COMMANDS, "--help", "--version"))
     if meant:
         return f"did you mean {meant}? agentd --help lists all"
     return f"use one of: {', '.join(COMMANDS)}"

@@ -60,6 +60,7 @@ def test_a_narrow_terminal_breaks_a_command_so_that_it_can_be_pasted(capsys, mon
         ("ps", "ls"),
         ("rm", "kill"),
         ("version", "--version"),
+        ("--verison", "--version"),
         ("capabilities", "capability"),
     ],
 )
