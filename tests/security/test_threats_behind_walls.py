@@ -213,6 +213,7 @@ sys.stdin.read()
 )
 
 
+@pytest.mark.needs("curl")
 @pytest.mark.parametrize("wall", [*WALLS, *[qemu.WALL] * qemu.ALL])
 def test_a_flood_and_who_never_reads_keep_no_other_from_its_host(
     boxes: Any, upstream: Upstream
