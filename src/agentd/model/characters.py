@@ -1,8 +1,11 @@
 """Bytes as text. Of UTF-8 that comes in pieces no character is cut in two where they meet."""
 
 import codecs
+import re
 from base64 import b64encode
 from collections.abc import Iterator
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def as_texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
@@ -11,6 +14,11 @@ def as_texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
         return stdout.decode(), stderr.decode(), "utf-8"
     except UnicodeDecodeError:
         return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"
+
+
+def without_surrogates(name: str) -> str:
+    """Return a name that UTF-8 can write: U+FFFD for each byte of it that is not UTF-8."""
+    return _SURROGATE.sub("\ufffd", name)
 
 
 def whole_characters(data: bytes) -> bytes:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from agentd.capability.builtin import text
 from agentd.capability.port import Inside
 from agentd.capability.shape import integer, string
 from agentd.model.capability import CallFailed
+from agentd.model.characters import without_surrogates
 from agentd.model.errors import InvalidInput, OperationFailed
 
 MAX_FILE = 16 << 20
@@ -69,7 +69,10 @@ def refusals() -> Iterator[None]:
     except OperationFailed as error:
         code, fix = _CODES.get(error.errno, ("failed", ""))
         raise CallFailed(
-            code, text.clean(error.message), cause=error.cause, remediation=error.remediation or fix
+            code,
+            without_surrogates(error.message),
+            cause=error.cause,
+            remediation=error.remediation or fix,
         ) from None
 
 
@@ -88,7 +91,7 @@ def follow(inside: Inside, path: str) -> tuple[str, Any]:
             path = entry.target
         if len(path.encode(errors="surrogatepass")) > MAX_PATH:
             break
-    raise OperationFailed(f"{text.clean(first)}: its links lead nowhere", errno=errno.ELOOP)
+    raise OperationFailed(f"{without_surrogates(first)}: its links lead nowhere", errno=errno.ELOOP)
 
 
 def read(inside: Inside, path: str, offset: int, length: int, deadline: CallDeadline) -> bytes:

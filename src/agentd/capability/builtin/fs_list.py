@@ -4,10 +4,11 @@ from typing import Any
 
 from msgspec import json
 
-from agentd.capability.builtin import fs, text
+from agentd.capability.builtin import fs
 from agentd.capability.port import Call, Inside
 from agentd.capability.shape import integer, parameters
 from agentd.model.capability import About, Bounds, CallFailed, Example, Outcome
+from agentd.model.characters import without_surrogates
 
 MAX_ENTRIES = 10_000
 MAX_TEXT = 4 << 20  # bytes of JSON of all that is shown: a link's target may have 4095
@@ -108,14 +109,14 @@ class _Walk:
 
 def _shown(entry: Any, path: str) -> dict[str, Any]:
     shown: dict[str, Any] = {
-        "path": text.clean(path),
+        "path": without_surrogates(path),
         "type": entry.type,
         "size": entry.size,
         "mode": f"{entry.mode:04o}",
         "mtime": entry.mtime,
     }
     if entry.target is not None:
-        shown["target"] = text.clean(entry.target)
+        shown["target"] = without_surrogates(entry.target)
     return shown
 
 

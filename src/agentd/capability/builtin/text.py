@@ -9,8 +9,6 @@ from agentd.model.errors import InvalidInput
 # What JSON writes as \u00XX: six bytes for one.
 _ESCAPED = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
 
 def encoded(*pieces: bytes) -> tuple[list[str], str]:
     """Each of ``pieces`` as a string, and the encoding of all: "utf-8" or "base64".
@@ -41,11 +39,6 @@ def decoded(text: str, encoding: str) -> bytes:
         raise InvalidInput(
             "the text is not base64", remediation="encode it, or say that its encoding is utf-8"
         ) from None
-
-
-def clean(name: str) -> str:
-    """Return a name of the agent's that can be sent on: U+FFFD for each byte that is not UTF-8."""
-    return _SURROGATE.sub("\ufffd", name)
 
 
 def _is_text(text: str) -> bool:

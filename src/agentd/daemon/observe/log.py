@@ -6,17 +6,17 @@ other packages log by the standard library's ``logging`` comes out in the same f
 
 import logging
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
 from agentd.daemon.observe.rate import Bound
 from agentd.model import context, redact
+from agentd.model.characters import without_surrogates
 
 # Where rich can be had structlog imports it for tracebacks in colour, which no log of a daemon has,
 # and which are a fifth of the time until one is ready. None there is "cannot be had" (PEP 328).
@@ -177,11 +177,7 @@ def _json(event: EventDict) -> bytes:
     try:
         return msgspec.json.encode(event)
     except UnicodeEncodeError:  # a lone surrogate: a name that is no UTF-8
-        return msgspec.json.encode({k: _printable(v) for k, v in event.items()})
-
-
-def _printable(value: Any) -> Any:
-    return re.sub("[\ud800-\udfff]", "\ufffd", str(value))
+        return msgspec.json.encode({k: without_surrogates(str(v)) for k, v in event.items()})
 
 
 def _text(event: EventDict) -> bytes:

@@ -3,13 +3,12 @@
 In REST's own words: JSON's keys, where messages name options.
 """
 
-import re
-
 import msgspec
 
 from agentd.ingest.web.status import headers_of, status_of
 from agentd.model.answer import Answer
 from agentd.model.api import CallView, ErrorView, ProcessView, ResultView
+from agentd.model.characters import without_surrogates
 from agentd.model.errors import AgentdError
 from agentd.model.words import call, cause, in_json
 
@@ -65,7 +64,7 @@ def _value_in_json(value: object) -> object:
 
 def _printable(value: object) -> object:
     if isinstance(value, str):
-        return re.sub("[\ud800-\udfff]", "\ufffd", value)
+        return without_surrogates(value)
     if isinstance(value, dict):
         return {_printable(key): _printable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

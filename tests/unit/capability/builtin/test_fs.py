@@ -154,9 +154,10 @@ def test_a_link_that_comes_and_goes_lets_nothing_through(box: Any, secret: Path)
     )
     swapper = Thread(target=box.sh, args=(swap,))
     swapper.start()
-    outcomes = set()
+    outcomes, rounds = set(), 0
     try:
-        for _ in range(60):
+        while rounds < 60 or len(outcomes) < 2:  # a busy machine may have one of them wait for long
+            rounds += 1
             for name in ("fs.read.v1", "fs.edit.v1", "fs.write.v1", "fs.list.v1"):
                 path = "d" if name == "fs.list.v1" else "d/secret.txt"
                 try:
@@ -169,7 +170,6 @@ def test_a_link_that_comes_and_goes_lets_nothing_through(box: Any, secret: Path)
         box.put("stop", "")
         swapper.join()
     assert secret.read_text() == SECRET
-    assert len(outcomes) > 1
 
 
 @pytest.mark.parametrize("name", [*READING, "fs.write.v1"])
