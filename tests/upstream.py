@@ -26,6 +26,13 @@ class _Server(http.server.ThreadingHTTPServer):
         """A client that trusts another authority goes away: that is its affair."""
 
 
+class ClosedSocket(ssl.SSLSocket):
+    """Debian 12's ssl leaves one open whose client has gone before the handshake."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Upstream:
     """Serves ``names`` at 127.0.0.1; ``ca_file`` is the certificate of its own authority.
 
@@ -44,6 +51,7 @@ class Upstream:
         self._server = _Server(("127.0.0.1", 0), self._handler())
         self.port = int(self._server.server_address[1])
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.sslsocket_class = ClosedSocket
         context.load_cert_chain(_pair(made, folder, names))
         self._server.socket = context.wrap_socket(
             self._server.socket, server_side=True, do_handshake_on_connect=False

@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from tests.upstream import ClosedSocket
 
 
 class Authority:
@@ -74,6 +75,7 @@ class Authority:
         )
         self.ca = str(ca)
         self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.server.sslsocket_class = ClosedSocket
         self.server.load_cert_chain(chain)
         self.hellos: list[str] = []
         self.server.sni_callback = lambda wrapped, name, context: self.hellos.append(name or "")
