@@ -230,7 +230,7 @@ def check_value(name: str, value: str) -> SecretValue:
     if len(value) > MAX_VALUE:
         _wrong(name, f"has a value of more than {MAX_VALUE} bytes", "give what the API asks for")
     if len(value) < MIN_VALUE:
-        fix = "give all of it; one so short could be guessed, and not be found in answers"
+        fix = "give all of it: so few bytes could be guessed, and not be found in answers"
         _wrong(name, f"has a value of less than {MIN_VALUE} bytes", fix)
     if not _VALUE.fullmatch(value):
         fix = "give one line of ASCII, without spaces at its ends"

@@ -19,7 +19,7 @@ from agentd.daemon import events
 from agentd.daemon.commands.ends import INTERRUPTED, CommandLost, ours
 from agentd.model import context
 from agentd.model.api import ProcessView, ResultView
-from agentd.model.errors import AgentdError, Conflict, Full, InvalidInput, NotFound
+from agentd.model.errors import AgentdError, BackendLost, Conflict, Full, GuestError, NotFound
 from agentd.model.events import EventKind
 from agentd.model.principal import Principal
 from agentd.sandbox import guard
@@ -203,7 +203,10 @@ class CommandInput:
                     running.write(piece)
                 if eof and not rest:
                     running.close_stdin()
-            except InvalidInput as error:
+            except (BackendLost, GuestError):
+                self._items.appendleft((data, eof, done))  # ``close`` tells whoever waits
+                raise
+            except AgentdError as error:  # it reads no more, or its sandbox is paused
                 done.set_exception(error)
                 continue
             if rest:
