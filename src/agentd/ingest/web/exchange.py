@@ -206,7 +206,9 @@ class Exchange(WebRequest[D]):
             if more and late > 0 and (whole or size < late * limits.slowest):
                 raise RequestTimeout("the body comes too slowly")
             if message["body"]:
+                taken = loop.time()
                 yield message["body"]
+                begun += loop.time() - taken  # that a command does not read is no client's fault
 
     async def body(self, limit: int, fix: str = "send a smaller one") -> bytes:
         """The whole of it. Raises TooLarge, before anything is read where its length is known;

@@ -248,6 +248,20 @@ def test_an_upload_of_one_byte_a_second(tmp_path: Path) -> None:
         assert "/slow" not in running.service.sandboxes[id_].files
 
 
+def test_stdin_is_not_too_slow_where_its_command_is(tmp_path: Path) -> None:
+    with Running(tmp_path, QUICK) as running, running.raw() as client:
+        id_, process = running.process("deaf")
+        path = f"/v1/sandboxes/{id_}/processes/{process}/stdin"
+        client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n".encode())
+        client.sendall(b"x" * 10)
+        threading.Event().wait(3)
+        _process(running, id_, process).blocked.set()
+        client.sendall(b"x")
+        threading.Event().wait(0.2)
+        client.sendall(b"x" * 9)
+        assert status(client.recv(1 << 16)) == 204
+
+
 @pytest.mark.parametrize("accept", ["*/*", "text/event-stream"])
 def test_a_reader_of_one_byte_a_second_costs_a_buffer_and_is_cut_off(
     tmp_path: Path, accept: str
