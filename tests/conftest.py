@@ -27,6 +27,8 @@ GRACE = 20.0  # seconds that a closing sandbox's last child, mount or group may 
 NOBODY = 65534
 #: Of tests that use up what is counted by user, and others would lack.
 ALONE = 64999
+#: Of tests with a daemon at the usual place of its user, where all that this user starts finds it.
+FOUND = 64998
 MS_SHARED = 1 << 20  # mount(2)
 # Where root's daemon listens, keeps its state and its images of registries: mode of each.
 USUAL_PLACES = {"/run/agentd": 0o711, "/var/lib/agentd": 0o700, "/var/cache/agentd/oci": 0o700}
@@ -466,6 +468,15 @@ def as_user(_user_python: tuple[list[str], str]) -> Iterator[OrdinaryUser]:
 def as_user_alone(_user_python: tuple[list[str], str]) -> Iterator[OrdinaryUser]:
     """``as_user`` of an id that no other test has."""
     with _at_home(ALONE, _user_python) as user:
+        yield user
+
+
+@pytest.fixture
+def as_user_found(_user_python: tuple[list[str], str]) -> Iterator[OrdinaryUser]:
+    """``as_user`` of another id that no other test has."""
+    if os.getuid() != 0:
+        pytest.skip("as_user_found: every test of this user would meet its daemon")
+    with _at_home(FOUND, _user_python) as user:
         yield user
 
 

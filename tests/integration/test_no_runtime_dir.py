@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.conftest import NOBODY, OrdinaryUser
+from tests.conftest import FOUND, OrdinaryUser
 
-_UID = NOBODY if os.getuid() == 0 else os.getuid()
-_FOLDER = Path(f"/tmp/agentd-run-{_UID}")
+_FOLDER = Path(f"/tmp/agentd-run-{FOUND}")
 
 
 @pytest.fixture
@@ -27,19 +26,19 @@ def folder_is_ours() -> Iterator[None]:
 
 
 @pytest.fixture
-def user(as_user: OrdinaryUser, folder_is_ours: None) -> Iterator[OrdinaryUser]:
-    if os.access(f"/run/user/{_UID}", os.F_OK) or _FOLDER.exists():
-        pytest.skip(f"uid {_UID} has a runtime directory here, or a daemon in {_FOLDER}")
-    del as_user.env["XDG_RUNTIME_DIR"]
-    yield as_user
+def user(as_user_found: OrdinaryUser, folder_is_ours: None) -> Iterator[OrdinaryUser]:
+    if os.access(f"/run/user/{FOUND}", os.F_OK) or _FOLDER.exists():
+        pytest.skip(f"uid {FOUND} has a runtime directory here, or a daemon in {_FOLDER}")
+    del as_user_found.env["XDG_RUNTIME_DIR"]
+    yield as_user_found
     if _FOLDER.exists():
         _FOLDER.rmdir()
 
 
 def serving(user: OrdinaryUser) -> "subprocess.Popen[bytes]":
-    drop = [f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
+    drop = [f"--reuid={FOUND}", f"--regid={FOUND}", "--clear-groups"]
     return subprocess.Popen(
-        [*(["setpriv", *drop] if user.is_other else []), *user._python, "-m", "agentd", "serve"],
+        ["setpriv", *drop, *user._python, "-m", "agentd", "serve"],
         env=user.env, cwd=user.home, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
@@ -53,7 +52,7 @@ def test_a_daemon_without_a_runtime_directory_is_found(user: OrdinaryUser) -> No
         try:
             assert f" ready on unix:{_FOLDER}/agentd.sock " in ready
             found = _FOLDER.lstat()
-            assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (_UID, 0o700)
+            assert (found.st_uid, stat.S_IMODE(found.st_mode)) == (FOUND, 0o700)
             assert user.agentd("stats").stdout.decode().startswith("daemon")
             del user.env["XDG_RUNTIME_DIR"]
             assert user.agentd("stats").stdout.decode().startswith("daemon")
@@ -69,13 +68,13 @@ def test_a_folder_that_others_may_enter_is_not_listened_in(user: OrdinaryUser) -
     _FOLDER.mkdir(0o755)
     done = user.agentd("serve")
     assert done.returncode == 2
-    assert f"{_FOLDER} is not a folder of uid {_UID} alone".encode() in done.stderr
+    assert f"{_FOLDER} is not a folder of uid {FOUND} alone".encode() in done.stderr
 
 
 @pytest.mark.root
 @pytest.mark.parametrize(
     ("owner", "mode", "inner"),
-    [(1000, 0o755, NOBODY), (NOBODY, 0o777, NOBODY), (0, 0o1777, 1000), (0, 0o777, NOBODY)],
+    [(1000, 0o755, FOUND), (FOUND, 0o777, FOUND), (0, 0o1777, 1000), (0, 0o777, FOUND)],
     ids=["another's", "open to all", "another's in a sticky one", "root's, open to all"],
 )
 def test_where_another_could_listen_nobody_looks(
