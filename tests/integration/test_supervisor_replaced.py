@@ -1,6 +1,7 @@
 """A daemon whose supervisor dies, stands still, or loses walls while the daemon comes up."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -168,6 +169,20 @@ def test_one_whose_names_were_removed_is_found_by_the_next_daemon(
     assert daemon.is_up, daemon.log[-2000:]
     assert supervisor(daemon) == pid
     assert run(daemon, ours).json["stdout"] == "here\n"
+
+
+def test_one_that_has_nothing_to_keep_ends_with_its_folder(daemon: Daemon) -> None:
+    """Who removes the state of a daemon that has ended is not hindered by files made anew."""
+    supervised = os.pidfd_open(supervisor(daemon))
+    try:
+        assert daemon.stop() == 0
+        for name in ("supervisor.sock", "supervisor.sock.lock"):
+            (daemon.state / name).unlink()
+        left = daemon.state.stat().st_mtime_ns
+        ended, _, _ = select.select([supervised], [], [], WAIT)
+        assert ended and daemon.state.stat().st_mtime_ns == left
+    finally:
+        os.close(supervised)
 
 
 def test_nobody_takes_over_from_a_daemon_whose_locks_were_removed(daemon: Daemon) -> None:

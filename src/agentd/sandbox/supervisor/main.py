@@ -1,7 +1,8 @@
 """``python -m agentd.sandbox.supervisor.main SOCKET``: started by a daemon, ends when it is idle.
 
 It holds the lock beside its socket for as long as it lives, so there is one a socket. It ends by
-itself when it has no sandbox and no daemon for a while, or when the daemon says so.
+itself when it has no sandbox and no daemon for a while, or its names are removed then, or when the
+daemon says so.
 """
 
 import atexit
@@ -57,6 +58,8 @@ def _run(supervisor: Supervisor, own: OwnSocket) -> None:
     while not supervisor.closing.is_set():
         try:
             came = _accept(supervisor, own.listener)
+            if not came and supervisor.is_idle and own.is_removed():
+                return  # whoever cleared the folder is done with it, and there is nothing to keep
             if not (came or own.keep(_TICK_SECONDS) or supervisor.daemon):
                 return  # another has our place: nobody can ever ask us again
         except (OSError, RuntimeError) as error:  # out of descriptors or threads: it asks again

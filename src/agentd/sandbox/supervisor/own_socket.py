@@ -63,6 +63,14 @@ class OwnSocket:
                 self.listen(tick)
         return True
 
+    def is_removed(self) -> bool:
+        """Return whether one of the names is not ours any more."""
+        try:
+            lock, ours = f"{self._path}.lock", os.fstat(self._lock)
+            return not (_is(lock, ours) and _is(self._path, self._file))
+        except OSError:  # nobody can tell: it is looked at again
+            return False
+
     def close(self) -> None:
         """Idempotent. The lock stays until we end."""
         with contextlib.suppress(OSError):

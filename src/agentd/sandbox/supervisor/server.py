@@ -34,6 +34,8 @@ _PAGE = 16
 # A waiting request holds a worker; who waits longer asks again.
 _WAIT_SECONDS = 5.0
 _MAX_ENDINGS = 256
+# A daemon whose supervisor may be older asks: networks of rules, and rules that ask, among them.
+_KNOWN = ("volumes", "packages", "networks", "secrets", "asks")
 # These touch our own tables alone: a thread for each would take longer.
 _AT_ONCE = ("hello", "renew")
 # A value, and descriptors, which are closed once they are sent.
@@ -59,11 +61,7 @@ class Supervisor:
             "hello": self._hello,
             "probe": self._probe,
             "plan": self._plan,
-            "volumes": lambda _: (True, []),  # that it knows them
-            "packages": lambda _: (True, []),
-            "networks": lambda _: (True, []),  # of rules
-            "secrets": lambda _: (True, []),
-            "asks": lambda _: (True, []),  # rules that ask
+            **dict.fromkeys(_KNOWN, lambda _: (True, [])),
             "answer": lambda m: (asking.answer(self._entry(m), m), []),
             "launch": self._launch,
             "restore": self._launch,
@@ -81,6 +79,12 @@ class Supervisor:
         for ability in abilities.FORWARDED:
             for method in ability.methods:
                 self._operations[method.name] = partial(self._perform, ability, method)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has neither a sandbox nor a daemon."""
+        with self._lock:
+            return not self._entries and self.daemon is None
 
     def serve(self, daemon: socket.socket) -> None:
         """Answer one daemon until it goes away; its sandboxes stay. Owns ``daemon``."""
@@ -118,9 +122,8 @@ class Supervisor:
                     self._look_at(entry)
                 except Exception as error:  # the leases of the others hold all the same
                     guard.tell(error)
-            with self._lock:
-                if self._entries or self.daemon is not None:
-                    self.idle_since = boottime()
+            if not self.is_idle:
+                self.idle_since = boottime()
 
     def _look_at(self, entry: HeldWall) -> None:
         if entry.deadline is not None and boottime() >= entry.deadline:
@@ -198,11 +201,8 @@ class Supervisor:
         after = str(message.get("after", ""))
         ids = sorted(entry.id for entry in self._all() if entry.id > after)
         page = [self._entries[id_].describe() for id_ in ids[:_PAGE] if id_ in self._entries]
-        return {
-            "sandboxes": page,
-            "more": len(ids) > _PAGE,
-            "after": page[-1].id if page else "",
-        }, []
+        last = page[-1].id if page else ""
+        return {"sandboxes": page, "more": len(ids) > _PAGE, "after": last}, []
 
     def _probe(self, message: Message) -> Answer:
         return self._backend(str(message["backend"])).probe(), []
