@@ -2,9 +2,11 @@
 by itself."""
 
 import hashlib
+import io
 import json
 import os
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from tests.integration.test_packages import (
 )
 
 from agentd import InvalidInput, Refused, Sandbox, SandboxError, Unavailable
-from agentd.daemon.packages import inside, resolve
+from agentd.daemon.packages import inside, pip, resolve
 from agentd.daemon.packages.provide import EXACT_SECONDS
 from agentd.model.packages import packages_of
 from agentd.sandbox.packages import PackageStore
@@ -86,6 +88,75 @@ def test_packages_are_no_larger_than_there_is_room_for(
     with pytest.raises(InvalidInput, match="larger than there is room for"):
         _made("demo")
     assert not sets(own)
+
+
+def test_empty_files_take_room_as_well(
+    index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk has so many files, and they are there for good: by their bytes they never go."""
+    monkeypatch.setenv("AGENTD_PACKAGES__SIZE", "4M")
+    for name in ("demo", "second"):
+        index.add(name, files={f"{name}.py": "", **{f"{name}_/{at}": "" for at in range(600)}})
+        assert _made(name) == [name]
+    (left,) = json.loads(packages("ls", "--json"))
+    assert left["packages"][0]["name"] == "second"
+
+
+@pytest.mark.parametrize("text", ["{", "another's"])
+def test_what_is_damaged_is_pruned_and_fetched_anew(text: str, index: Index, own: Path) -> None:
+    index.add("demo")
+    index.add("second")
+    assert _made("second") == ["second"]
+    (second,) = sets(own)
+    another = second.read_text()
+    assert _made("demo") == ["demo"]
+    (demo,) = set(sets(own)) - {second}
+    demo.write_text(another if text == "another's" else text)
+    with pytest.raises(SandboxError, match=r"are damaged.*agentd packages prune"):
+        _made("demo")
+    packages("prune")
+    assert not demo.exists()
+    assert _made("demo") == ["demo"]
+
+
+def test_what_a_wheel_says_of_itself_is_bounded(index: Index, own: Path) -> None:
+    """It is read where it is not a sandbox's memory: by the daemon."""
+    index.add("demo")
+    ((file, data),) = index.files.items()
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as before,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for each in before.namelist():
+            about = b"\n" + b"x" * (33 << 20) if each.endswith("METADATA") else b""
+            archive.writestr(each, before.read(each) + about)
+    index.files[file] = packed.getvalue()
+    with pytest.raises(InvalidInput, match="over 32 MiB"):
+        _made("demo")
+    assert not sets(own)
+
+
+def test_a_request_becomes_so_many_packages(
+    index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pip, "MAX_LOCKED", 1)
+    index.add("demo", needs=["needed"])
+    index.add("needed")
+    with pytest.raises(InvalidInput, match="2 packages, over 1"):
+        _made("demo")
+    assert _made("needed") == ["needed"]
+
+
+def test_a_page_without_end_takes_so_much_memory(
+    index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _driven(monkeypatch, lambda was: was.replace("MEMORY = 1 << 30", "MEMORY = 192 << 20"))
+    index.add("demo")
+    assert _made("demo") == ["demo"]
+    monkeypatch.setattr(index, "page", lambda _: b"<!-- " + b"x" * (256 << 20) + b" -->")
+    with pytest.raises(InvalidInput, match="MiB of memory"):
+        _made("second")
 
 
 def test_an_index_that_takes_its_time_is_given_up(

@@ -39,6 +39,7 @@ _SETS, _REQUESTS, _PYTHONS, _TURNS, _WORK = "sets", "requests", "pythons", "turn
 _TURN_FILES = 4  # so many look at once, of all requests
 _TURN_POLL = 0.05  # seconds
 _MAX_ANSWERS = 4096
+_FILE = 4 << 10  # bytes that a file counts for, however little is in it: disks have so many files
 _FORGET_SECONDS = 30 * 86400.0  # what a request became, and no other since
 
 
@@ -54,6 +55,11 @@ class PackageSet(msgspec.Struct, frozen=True):
     @property
     def digest(self) -> str:
         return digest_of(self.python, self.packages)
+
+    @property
+    def counted(self) -> int:
+        """What it takes of the store's room."""
+        return self.bytes + self.files * _FILE
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -158,15 +164,18 @@ class PackageStore:
         with self._errors():
             try:
                 with open(path, "rb") as file:
-                    return typed.decoder(PackageSet).decode(file.read(MAX_ABOUT))
+                    found = typed.decoder(PackageSet).decode(file.read(MAX_ABOUT))
             except FileNotFoundError:
                 raise NotFound(f"there are no packages {digest}") from None
             except msgspec.MsgspecError as error:
-                raise SandboxError(
-                    f"the packages {digest} are damaged",
-                    cause=str(error),
-                    remediation="agentd packages prune",
-                ) from error
+                raise self._damaged(digest, str(error)) from error
+        if found.digest != digest:
+            raise self._damaged(digest, f"{ABOUT} is of other packages")
+        return found
+
+    def _damaged(self, digest: str, why: str) -> SandboxError:
+        fix = "agentd packages prune"
+        return SandboxError(f"the packages {digest} are damaged", cause=why, remediation=fix)
 
     def add(
         self,
@@ -238,26 +247,18 @@ class PackageStore:
         kept = []
         for digest in self._sets.chains():
             try:
-                kept.append(
-                    (os.stat(self._sets.place(digest)).st_mtime, digest, self._size(digest))
-                )
-            except FileNotFoundError:  # begun, or a lock that is left
+                kept.append((os.stat(self._sets.place(digest)).st_mtime, self.about(digest)))
+            except (FileNotFoundError, NotFound, SandboxError):  # begun, a lock, or damaged
                 if not keep:
                     self._sets.remove(digest)
-        total, freed = sum(size for _, _, size in kept), 0
-        for _, digest, size in sorted(kept):
+        total, freed = sum(about.counted for _, about in kept), 0
+        for _, about in sorted(kept, key=lambda one: one[0]):
             if total <= most:
                 break
-            if digest != keep and self._sets.remove(digest):
-                total -= size
-                freed += size
+            if about.digest != keep and self._sets.remove(about.digest):
+                total -= about.counted
+                freed += about.bytes
         return freed
-
-    def _size(self, digest: str) -> int:
-        try:
-            return self.about(digest).bytes
-        except (NotFound, SandboxError):
-            return 0
 
     def _forget(self) -> None:
         """What requests became that is gone, or long ago. Under the lock."""

@@ -6,6 +6,7 @@ pip takes the tags of another Python by its options, and asks its own for the ma
 """
 
 import json
+import resource
 import sys
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ STARTS = (
     *("os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"),
     *("pty.spawn", "subprocess.Popen"),
 )
+MEMORY = 1 << 30  # bytes; a page, or what a wheel says of itself, is read as a whole
 UNFETCHED = "agentd: unfetched: "  # begins a line, as ``pip.raise_failure`` knows it
 
 
@@ -52,6 +54,7 @@ def refuse_programs(event: str, _: object) -> None:
 
 
 def main() -> int:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     pip, executable, markers = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     sys.path.insert(0, pip)
     from pip._internal.cli.main import main as run

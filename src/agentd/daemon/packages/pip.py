@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from agentd.daemon.packages.driver import BUILT, UNFETCHED
+from agentd.daemon.packages.driver import BUILT, MEMORY, UNFETCHED
 from agentd.daemon.packages.python import TargetPython
 from agentd.model import typed
 from agentd.model.errors import AgentdError, InvalidInput, SandboxError, Unavailable
@@ -21,6 +21,8 @@ from agentd.transport.text import safe_text
 
 #: Inside: where pip is shown, and what it writes.
 PIP, REPORT, LOCK, SITE = "/opt/agentd/pip", "/tmp/report.json", "/tmp/lock.txt", "/workspace/site"
+MAX_REPORT = 32 << 20  # bytes; the descriptions of all that was found are in it
+MAX_LOCKED = 1024  # packages
 _MAX_SAID = 400
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WHEEL = re.compile(r"[A-Za-z0-9_.+!-]{1,255}\.whl")
@@ -101,12 +103,22 @@ def _common(python: TargetPython, index: str) -> list[str]:
 
 
 def locked(report: bytes) -> tuple[LockedPackage, ...]:
-    """Return what a report says. Raises InvalidInput for what is needed by its address,
-    SandboxError for what is no report: nothing of it counts."""
+    """Return what a report says. Raises InvalidInput for what is needed by its address and for
+    too much, SandboxError for what is no report: nothing of it counts."""
+    if len(report) > MAX_REPORT:
+        raise InvalidInput(
+            f"what the packages say of themselves has over {MAX_REPORT >> 20} MiB",
+            remediation="ask for fewer, or for other versions",
+        )
     try:
         found = typed.decoder(_Report).decode(report)
     except msgspec.MsgspecError as error:
         raise SandboxError("pip wrote no report", cause=str(error)) from None
+    if len(found.install) > MAX_LOCKED:
+        raise InvalidInput(
+            f"what is asked for and needed are {len(found.install)} packages, over {MAX_LOCKED}",
+            remediation="ask for fewer, or make an image that has them",
+        )
     packages = []
     for item in found.install:
         wheel = unquote(urlsplit(item.download_info.url).path.rpartition("/")[2])
@@ -170,6 +182,11 @@ def _failure(
         return InvalidInput(
             f"the packages {asked} are larger than there is room for",
             remediation="ask for fewer, raise packages.size, or make an image that has them",
+        )
+    if any(line.startswith("MemoryError") for line in lines):
+        return InvalidInput(
+            f"to find the packages {asked} takes over {MEMORY >> 20} MiB of memory",
+            remediation="ask for other versions, or see to what the index says of them",
         )
     if built := [line for line in errors if line.endswith(BUILT)]:
         return InvalidInput(

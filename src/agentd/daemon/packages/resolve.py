@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from agentd.daemon.packages import inside, pip
+from agentd.daemon.packages.driver import MEMORY
 from agentd.daemon.packages.python import TargetPython
 from agentd.daemon.packages.rules import PackageRules
 from agentd.guest.tar import TarError
@@ -24,7 +25,7 @@ from agentd.sandbox.manager import Manager
 
 SECONDS = 900.0  # of each of both runs
 _GRACE = 60.0
-_ROOM, _MEMORY = 256 << 20, 1 << 30  # for pip itself
+_ROOM = 256 << 20  # for pip itself
 _MAX_OUTPUT = 1 << 20
 _RESOLVING = "resolving packages"
 _DRIVER = "/tmp/driver.py"
@@ -50,7 +51,8 @@ class PackageResolver:
         """Return which wheels the request is. Raises InvalidInput, Unavailable, SandboxError."""
         progress.report(_RESOLVING)
         self._pip(pip.resolving(self._python, self._rules.index, self._packages), quiet=True)
-        return pip.locked(self._handle.guest.files.read(pip.REPORT))
+        report = self._handle.guest.files.read(pip.REPORT, length=pip.MAX_REPORT + 1)
+        return pip.locked(report)
 
     def unpack(self, packages: tuple[LockedPackage, ...], path: str) -> None:
         """Fetch them, and write them as the folder ``path``, new. Raises as ``lock`` does."""
@@ -160,7 +162,7 @@ def opened(
 
 def _made(manager: Manager, spec: SandboxSpec, rules: PackageRules) -> SandboxHandle:
     """What it writes counts as memory: the usual limit is too low for it, where one is enforced."""
-    memory = Limits(disk=rules.size + _ROOM, memory=rules.size + _MEMORY)
+    memory = Limits(disk=rules.size + _ROOM, memory=rules.size + 2 * MEMORY)
     try:
         return manager.create(msgspec.structs.replace(spec, limits=memory))
     except Refused:
