@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.security.daemons import Daemon, running, until
@@ -224,3 +225,25 @@ def test_long_listings_wait_for_room(daemon: Daemon) -> None:
             thread.join()
         assert answers == [30_000] * 12
         assert more() < 200 << 20
+
+
+def test_of_a_command_that_has_ended_its_first_words_are_kept_alone(daemon: Daemon) -> None:
+    box = daemon.sandbox()
+    path = f"/v1/sandboxes/{box}"
+    words = ["true", "a" * 100, *["b" * 110_000] * 8]
+    daemon.ask("POST", f"{path}/exec", {"cmd": words})
+    before = resident(daemon)
+    for number in range(40):
+        daemon.ask("POST", f"{path}/exec", {"cmd": words, "wait": number % 2 == 0})
+    until(lambda: all(each["state"] == "ended" for each in processes(daemon, path)))
+    # Not all of it is of these: threads that have begun have a heap of their own.
+    assert resident(daemon) - before < 20 * 880_000
+    for each in processes(daemon, path):
+        assert each["argv"] == ["true", "a" * 100, "b" * (4096 - 104)]
+        assert each["argv_cut"] == 880_000 - (4096 - 104)
+    assert f"{'b' * 50} ..." in daemon.cli("inspect", box).stdout.decode()
+
+
+def processes(daemon: Daemon, path: str) -> list[Any]:
+    found: list[Any] = daemon.ask("GET", f"{path}/processes").json
+    return found

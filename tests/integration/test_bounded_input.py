@@ -135,3 +135,19 @@ def test_the_body_of_a_request_that_came_to_nothing_does_not_stay(
         answer = daemon.ask("POST", where, json.dumps(body).encode(), **headers)
         assert answer.status == 400 or b"event: error" in answer.body
     assert resident(daemon) - before < 120 * _MIB
+
+
+def test_no_callers_running_commands_fill_the_memory_with_their_words(daemon: Daemon) -> None:
+    """Of those that nobody waits for; there is room again as they end."""
+    unread = {"cmd": "sleep 600", "wait": False, "stdin": _LARGE}
+    wanted = {"cmd": ["sh", "-c", "sleep 600", *["x" * 110_000] * 9], "wait": False}
+    full, box = daemon.sandbox(), daemon.sandbox()
+    paths = [f"/v1/sandboxes/{each}/exec" for each in (full, box)]
+    assert [daemon.ask("POST", paths[0], unread).status for _ in range(8)] == [201] * 8
+    said = [daemon.ask("POST", paths[1], wanted) for _ in range(24)]
+    taken = [answer.status for answer in said].index(429)
+    assert 240 * _MIB < 8 * len(_LARGE) + taken * 990_000 < 260 * _MIB
+    assert said[taken].code == "full" and "words" in said[taken].json["message"]
+    assert daemon.ask("POST", paths[1], {"cmd": "true", "wait": False}).status == 201
+    daemon.ask("DELETE", f"/v1/sandboxes/{full}")
+    until(lambda: daemon.ask("POST", paths[1], wanted).status == 201)

@@ -250,7 +250,8 @@ class CapabilityView(msgspec.Struct, frozen=True):
 
 
 class ProcessView(msgspec.Struct, frozen=True):
-    """Bytes of each stream so far in ``output``, what is gone of them in ``lost``."""
+    """Bytes of each stream so far in ``output``, what is gone of them in ``lost``; of more than 4
+    KiB of words ``argv`` has the first, and ``argv_cut`` counts the bytes of the others."""
 
     id: str
     sandbox: str
@@ -262,6 +263,7 @@ class ProcessView(msgspec.Struct, frozen=True):
     output: dict[str, int]
     lost: dict[str, int] = {}
     result: ResultView | None = None
+    argv_cut: int = 0
 
 
 class SnapshotView(msgspec.Struct, frozen=True):

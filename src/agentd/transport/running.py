@@ -1,4 +1,4 @@
-"""What a command in a sandbox is to its caller, however it reaches it; and those that never ran."""
+"""What a command in a sandbox is to its caller, however it reaches it; and one that has ended."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol, Self
@@ -48,15 +48,15 @@ class StdinNotStreamed(Refused):
     """The agent takes stdin whole, with the request."""
 
 
-class NeverRan(Stepped):
-    """A command that could not be started, where one is expected that runs."""
+class HasEnded(Stepped):
+    """A command that has ended, or could not be started, where one is expected that runs."""
 
     pid = None
     truncated = False
     backlog = 0
 
-    def __init__(self, end: Exit) -> None:
-        self.exit: Exit | None = end
+    def __init__(self, end: Exit | None) -> None:
+        self.exit = end
 
     def step(
         self, timeout: float | None = None, extra_fds: Sequence[int] = ()

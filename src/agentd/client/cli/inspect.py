@@ -69,7 +69,7 @@ def show_processes(processes: "tuple[ProcessView, ...]") -> None:
             process.state if process.result is None else process.result.cause.message,
             table.ago(process.started),
             sum(process.output.values()),
-            shlex.join(process.argv),
+            shlex.join(process.argv) + (" ..." if process.argv_cut else ""),
         )
         for process in processes
     ]

@@ -12,7 +12,7 @@ from agentd.model import options
 from agentd.model.api import ExecBody
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.spec import ExecRequest
-from agentd.transport.running import NeverRan, SpawnFailed, StdinNotStreamed
+from agentd.transport.running import HasEnded, SpawnFailed, StdinNotStreamed
 
 if TYPE_CHECKING:
     from agentd.transport.guest import Guest
@@ -115,7 +115,7 @@ class BeginDetached:
         try:
             pid = guest.start_detached(self._request, hold=True)
         except SpawnFailed as failure:
-            return NeverRan(failure.exit)
+            return HasEnded(failure.exit)
         self.pid = pid
         try:
             return guest.attach(pid, hold=True, asked=self._request)

@@ -30,6 +30,7 @@ from agentd.model.drive import Stepped, drive
 from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
 from agentd.model.result import Exit, Result, Usage
 from agentd.transport.events import Chunk, LostOutput
+from agentd.transport.running import HasEnded
 
 if TYPE_CHECKING:
     from agentd.daemon.admission.admission import Admission
@@ -163,7 +164,8 @@ class Command(Stepped):
         finally:
             self.close()
         self._conclude(result)
-        out, err, whole = self._kept.read()  # the request's own limit bounds it
+        kept, self._kept = self._kept, None
+        out, err, whole = kept.read()  # the request's own limit bounds it
         return msgspec.structs.replace(
             result,
             stdout=result.stdout or out,
@@ -191,7 +193,8 @@ class Command(Stepped):
         until there is room for that. Raises what ``context.make_room`` does."""
         if self.result is None or self._kept is None:
             raise TypeError("nothing of it was kept")
-        return with_output(self.result, *self._kept.read(MAX_ANSWER))
+        kept, self._kept = self._kept, None
+        return with_output(self.result, *kept.read(MAX_ANSWER))
 
     def abandon(self, error: Exception) -> None:
         """In place of ``drive``, where nobody can drive it: it is killed."""
@@ -350,6 +353,9 @@ class Command(Stepped):
     def _conclude(self, result: Result) -> None:
         if self._listed is not None:
             self.result = of_result(result, self._listed.id)
+            # It is listed from here on, for as long as its sandbox: not with all that it was asked
+            # with, nor what an agent gave of its output at once.
+            self._pid, self.running, self._known = self.pid, HasEnded(self.exit), None
             self._listed.conclude(self.result)
 
     def _end(self, error: BaseException | None) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from agentd.daemon import events
 from agentd.daemon.admission.gate import Gate
-from agentd.daemon.commands import begun
+from agentd.daemon.commands import begun, words
 from agentd.daemon.commands.again import BeginAgain, kill_once_it_goes_on
 from agentd.daemon.commands.begin import BeginDetached, BeginStreamed, new_id, request_of, stdin_of
 from agentd.daemon.commands.command import Command, Emit
@@ -33,13 +33,14 @@ from agentd.model.api import ExecBody, ProcessView, ResultView
 from agentd.model.errors import AgentdError, Full
 from agentd.model.holds import Holds
 from agentd.model.principal import Principal
-from agentd.model.result import Exit, Result
+from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
 from agentd.sandbox import guard
 from agentd.sandbox.journal.journals import Journals
 
-MAX_STDIN = 512 << 20  # bytes that commands have not read, of one caller half
+MAX_GIVEN = 512 << 20  # bytes of stdin that is not read, and of words; of one caller half
 _FREE = 64 << 10  # of each that count for nobody
+_GIVEN = "are held of stdin, words and variables of commands", "have commands read theirs, or end"
 
 
 class Commands:
@@ -59,7 +60,7 @@ class Commands:
         self._journals = journals
         self._ledger = ledger
         # Of commands that nobody waits for: no request holds it any more.
-        self._stdin = Holds(MAX_STDIN, "of stdin wait for commands", "have commands read theirs")
+        self._given = Holds(MAX_GIVEN, *_GIVEN)
         self._meter = counts
         self._lock = threading.Lock()
         self._register = Register(publish)
@@ -94,7 +95,8 @@ class Commands:
         feeds, fed = bool(unread[0]), Future[None]()
         with contextlib.ExitStack() as undo:
             undo.enter_context(self._ledger.command(who.name))
-            give_back = self._stdin.hold(who.name, max(0, len(unread[0]) - _FREE))
+            undo.callback(self._given.hold(who.name, max(0, words.size(body) - _FREE)))
+            give_back = self._given.hold(who.name, max(0, len(unread[0]) - _FREE))
             undo.callback(give_back)
             fed.add_done_callback(lambda _: give_back())
             command = self._begin(who, live, body, detached=True, feeds=feeds or not eof)
@@ -378,22 +380,9 @@ class Commands:
         if view is not None:
             # The next daemon asks nobody for the output of what has ended: it is on disk first.
             listed.journal.flush(fast=True)
-        record = ProcessRecord(
-            id=listed.id,
-            sandbox=listed.live.id,
-            principal=who.name,
-            argv=listed.argv,
-            state=RUNNING if view is None else ENDED,
-            created=listed.started,
-            tag=listed.tag,
-            pid=command.pid,
-            ended=None if view is None else time.time(),
-            exit=None
-            if view is None
-            else Exit(view.exit_code, view.signal, view.cause, view.usage),
-            journal=f"{listed.live.id}/{listed.id}",
-            request=command.request_id,
-        )
+        record = listed.record(who.name, command.pid, command.request_id, view)
+        if view is not None:
+            listed.shorten()
         if wait:
             self._store.write(lambda t: t.put(record), synced=False)
         else:

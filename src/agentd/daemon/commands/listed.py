@@ -17,11 +17,14 @@ import msgspec
 
 from agentd.daemon import events
 from agentd.daemon.commands.ends import INTERRUPTED, CommandLost, ours
+from agentd.daemon.commands.words import shortened
+from agentd.daemon.store.records import ProcessRecord
 from agentd.model import context
 from agentd.model.api import ProcessView, ResultView
 from agentd.model.errors import AgentdError, BackendLost, Conflict, Full, GuestError, NotFound
 from agentd.model.events import EventKind
 from agentd.model.principal import Principal
+from agentd.model.result import Exit
 from agentd.sandbox import guard
 from agentd.sandbox.journal.events import LIMIT
 from agentd.sandbox.journal.journal import Journal
@@ -59,6 +62,7 @@ class Listed:
         self.id = id_
         self.live = live
         self.argv = argv
+        self._argv_cut = 0
         self.journal = journal
         self.tag = tag
         self.started = time.time() if started is None else started
@@ -95,6 +99,29 @@ class Listed:
             self.ended = time.time()
             self.errands.close()
 
+    def record(
+        self, principal: str, pid: int | None, request: str, view: ResultView | None
+    ) -> ProcessRecord:
+        end = None if view is None else Exit(view.exit_code, view.signal, view.cause, view.usage)
+        return ProcessRecord(
+            id=self.id,
+            sandbox=self.live.id,
+            principal=principal,
+            argv=self.argv,
+            state=RUNNING if end is None else ENDED,
+            created=self.started,
+            tag=self.tag,
+            pid=pid,
+            ended=None if end is None else time.time(),
+            exit=end,
+            journal=f"{self.live.id}/{self.id}",
+            request=request,
+        )
+
+    def shorten(self) -> None:
+        """Keep as much of its words as is told: once it has ended, and its record is written."""
+        self.argv, self._argv_cut = shortened(self.argv, self._argv_cut)
+
     def as_told(self, error: Exception, pid: int | None) -> AgentdError:
         """Return what ended it, as its caller is told."""
         if not isinstance(error, AgentdError):
@@ -111,10 +138,12 @@ class Listed:
 
     def view(self, pid: int | None, result: ResultView | None) -> ProcessView:
         offsets = {name: count for name, count in self.journal.offsets.items() if count}
+        argv, argv_cut = shortened(self.argv, self._argv_cut)
         return ProcessView(
             id=self.id,
             sandbox=self.live.id,
-            argv=self.argv,
+            argv=argv,
+            argv_cut=argv_cut,
             tag=self.tag,
             pid=pid,
             state=ENDED if result is not None else RUNNING,

@@ -7,6 +7,7 @@ import msgspec
 
 from agentd.daemon.commands.ends import INTERRUPTED, status
 from agentd.daemon.commands.listed import ENDED, bare, lost_bytes
+from agentd.daemon.commands.words import shortened
 from agentd.daemon.store.records import ProcessRecord
 from agentd.model import typed
 from agentd.model.api import ProcessView, ResultView
@@ -31,7 +32,8 @@ class Past:
         self.id = record.id
         self.live = live
         self.tag = record.tag
-        self._record = record
+        argv, self._argv_cut = shortened(record.argv)
+        self._record = msgspec.structs.replace(record, argv=argv)
         self._journals = journals
 
     @cached_property
@@ -56,6 +58,7 @@ class Past:
             id=self.id,
             sandbox=self.live.id,
             argv=record.argv,
+            argv_cut=self._argv_cut,
             tag=self.tag,
             pid=record.pid,
             state=ENDED,
