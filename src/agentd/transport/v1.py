@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from agentd.model import typed
+from agentd.model import context, typed
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.drive import Stepped
 from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput, Refused
@@ -24,6 +24,7 @@ MAX_REQUEST = 32 * MIB
 MAX_REPLY = 2 * (64 * MIB * 4 // 3 + 4) + MIB
 GRACE = 2.0
 _READ = 256 << 10
+_SHORT = 64 << 10  # bytes of an answer that count for nobody
 V1Result = tuple[Exit, bytes, bytes, bool]
 
 
@@ -76,9 +77,11 @@ class V1Connection:
             except OSError as error:
                 raise BackendLost("the connection to the agent broke", cause=str(error)) from None
 
-    def _receive(self, deadline: float | None) -> bytes | None:
-        """Return the answer's line; None when it did not come in time."""
-        buffer = bytearray()
+    def _receive(self, deadline: float | None) -> bytearray | None:
+        """Return the answer's line; None when it did not come in time. A long one is read as soon
+        as there is room for it in memory, with what is in it. Raises what ``context.make_room``
+        does."""
+        buffer, room = bytearray(), _SHORT
         while ready(self._socket.fileno(), select.POLLIN, deadline):
             try:
                 data = self._socket.recv(_READ)
@@ -95,7 +98,12 @@ class V1Connection:
             if len(buffer) > MAX_REPLY:
                 raise GuestError(f"the agent's answer is over {MAX_REPLY} bytes")
             if end >= 0:
-                return bytes(buffer)
+                return buffer
+            if len(buffer) > room:
+                # All at once: while it waits for more, what it has would count for nobody.
+                room, began = MAX_REPLY, time.monotonic()
+                context.make_room(2 * room)
+                deadline = None if deadline is None else deadline + time.monotonic() - began
         return None
 
     def fileno(self) -> int:
@@ -142,7 +150,7 @@ def encode(request: ExecRequest, stdin: bytes | None) -> bytes:
     return line
 
 
-def result(line: bytes, request: ExecRequest, seconds: float) -> V1Result:
+def result(line: bytes | bytearray, request: ExecRequest, seconds: float) -> V1Result:
     """Raises GuestError for a malformed answer."""
     try:
         reply = _DECODER.decode(line)

@@ -1,5 +1,6 @@
 """The client against a scripted agent."""
 
+import base64
 import os
 import socket
 import threading
@@ -9,8 +10,10 @@ import pytest
 from tests.unit.transport.conftest import HELLO
 
 from agentd.guest import wire
+from agentd.model import context
 from agentd.model.cause import CauseCode
 from agentd.model.errors import BackendLost, GuestError, InvalidInput, OperationFailed, Refused
+from agentd.model.holds import Unwanted
 from agentd.model.spec import ExecRequest, Pty
 
 TRUE = ExecRequest(("true",))
@@ -511,6 +514,38 @@ def test_a_v1_answer_is_waited_for_no_longer_than_asked(agent, monkeypatch):
     end = agent(script, greeted=False).run(ExecRequest(("sleep",), timeout=0.05))[0]
     assert end.cause.code is CauseCode.TIMEOUT
     assert time.monotonic() - started >= 0.1
+
+
+def test_a_long_v1_answer_is_read_once_there_is_room_for_it(agent):
+    out, sent, asked = bytes(range(256)) * (1 << 16), [], []
+
+    def script(peer):
+        peer.greet(V1_REFUSAL)
+        with peer.sock.makefile("rb") as reader:
+            reader.readline()
+        line = b'{"exit_code":0,"stdout":"' + base64.b64encode(out) + b'"}\n'
+        try:
+            for place in range(0, len(line), 1 << 16):
+                peer.sock.sendall(line[place : place + (1 << 16)])
+                sent.append(place)
+        except ConnectionError:
+            return
+        peer.until_closed()
+
+    def wait(size):
+        asked.append((size, len(sent)))
+
+    def refuse(size):
+        raise Unwanted("nobody is there")
+
+    guest = agent(script, greeted=False)
+    with context.answering(wait):
+        end, found, _, _ = guest.run(ExecRequest(("cat",)))
+    assert end.ok and found == out
+    [(size, rounds)] = asked
+    assert size > 2 * len(out) and rounds < len(sent) // 2
+    with context.answering(refuse), pytest.raises(Unwanted):
+        agent(script, greeted=False).run(ExecRequest(("cat",)))
 
 
 @pytest.mark.parametrize(

@@ -165,13 +165,11 @@ class Command(Stepped):
             self.close()
         self._conclude(result)
         kept, self._kept = self._kept, None
+        if result.stdout or result.stderr:  # all of it came at once, and there is room for it
+            return result
         out, err, whole = kept.read()  # the request's own limit bounds it
-        return msgspec.structs.replace(
-            result,
-            stdout=result.stdout or out,
-            stderr=result.stderr or err,
-            truncated=result.truncated or not whole,
-        )
+        cut = result.truncated or not whole
+        return msgspec.structs.replace(result, stdout=out, stderr=err, truncated=cut)
 
     def drive(self, *, keep: bool) -> None:
         """Takes its output until its end, which is never raised. ``keep``: so that ``answer`` has
