@@ -61,7 +61,8 @@ class Pipeline:
 
         Raises Refused, InvalidInput and SandboxError; nothing is left behind then.
         """
-        return self.build(self.admit(who, spec, restored=snapshot is not None), snapshot, values)
+        of = "" if snapshot is None else snapshot.id
+        return self.build(self.admit(who, spec, snapshot=of), snapshot, values)
 
     def admit(
         self,
@@ -69,12 +70,12 @@ class Pipeline:
         spec: SandboxSpec,
         labels: Labels = _NO_LABELS,
         *,
-        restored: bool = False,
+        snapshot: str = "",
     ) -> SandboxSpec:
-        """Return the spec as it may be built, of a snapshot where it is ``restored``."""
+        """Return the spec as it may be built, or restored of the ``snapshot`` of that id."""
         if self.gate is None:
             return spec
-        return self.gate.sandbox(who, spec, labels, restored=restored)
+        return self.gate.sandbox(who, spec, labels, snapshot=snapshot)
 
     def build(
         self,

@@ -70,7 +70,7 @@ class Gate:
         self.seen, self.ends = [], []
         self._tighten = tighten
 
-    def sandbox(self, who, spec, labels, *, restored=False):
+    def sandbox(self, who, spec, labels, *, snapshot=""):
         self.seen.append(("sandbox", who.name, spec, labels))
         return self._tighten(spec)
 

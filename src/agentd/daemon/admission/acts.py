@@ -103,12 +103,16 @@ def command(who: Principal, place: Place, request: ExecRequest) -> Act:
     )
 
 
-def creation(who: Principal, spec: SandboxSpec, labels: Mapping[str, str]) -> Act:
+def creation(
+    who: Principal, spec: SandboxSpec, labels: Mapping[str, str], snapshot: str = ""
+) -> Act:
+    """``snapshot``: the id of the one that it is made of."""
     limits = msgspec.structs.asdict(spec.limits)
     parameters = {name: value for name, value in limits.items() if value is not None}
     parameters |= {
         "isolation": spec.isolation.label,
         "backend": spec.backend,
+        "snapshot": snapshot,
         **wanted(spec),
         "mounts": [f"{m.named}:{m.target}:{m.mode}" for m in spec.mounts],
     }

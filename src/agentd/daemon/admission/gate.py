@@ -120,12 +120,12 @@ class Gate:
         return Admission(self._records, act, _BEFORE, began, ran(handle), ended=ended)
 
     def sandbox(
-        self, who: Principal, spec: SandboxSpec, labels: Labels, *, restored: bool = False
+        self, who: Principal, spec: SandboxSpec, labels: Labels, *, snapshot: str = ""
     ) -> SandboxSpec:
-        """A new one as it may be built, ``restored`` of a snapshot or not. Raises Refused."""
-        admission = self.open(acts.creation(who, spec, labels), lasting=False)
+        """A new one as it may be built, or one of the ``snapshot`` of that id. Raises Refused."""
+        admission = self.open(acts.creation(who, spec, labels, snapshot), lasting=False)
         with admission.obliging() as obligations:
-            within = oblige.restored_sandbox if restored else oblige.new_sandbox
+            within = oblige.restored_sandbox if snapshot else oblige.new_sandbox
             return within(spec, obligations)
 
     def ahead(self, spec: SandboxSpec) -> SandboxSpec:

@@ -104,7 +104,8 @@ class Sandboxes(Changing, Pauses, Adoption):
         self._admit()
         asked = spec.isolation
         if not admitted:
-            spec = self._pipeline.admit(principal, spec, checked, restored=snapshot is not None)
+            of = "" if snapshot is None else origin.get("snapshot", snapshot.id)
+            spec = self._pipeline.admit(principal, spec, checked, snapshot=of)
         self._ledger.take(principal.name, spec.limits, wait=wait)
         begun = time.monotonic()
         try:

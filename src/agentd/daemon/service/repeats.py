@@ -80,7 +80,7 @@ class Repeats:
             spec = bodies.restored_spec(who, kept.spec, body, self._config())
         if given_secrets.takes_stored(spec, body.secrets):
             who.require("secrets")
-        act = acts.creation(who, spec, check_labels(body.labels))
+        act = acts.creation(who, spec, check_labels(body.labels), body.snapshot or "")
         within = oblige.new_sandbox if body.snapshot is None else oblige.restored_sandbox
         with self._gate.reopen(act, approved).obliging() as obligations:
             return within(spec, obligations)

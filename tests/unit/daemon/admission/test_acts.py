@@ -76,6 +76,7 @@ def test_a_creation_says_all_that_is_asked_for():
         "timeout": 2.0,
         "isolation": "microvm",
         "backend": "qemu",
+        "snapshot": "",
         "runtime": None,
         "image": spec.image,
         "image_digest": "",
