@@ -173,8 +173,8 @@ def test_late_output_counts_toward_the_limit(path: str) -> None:
     asked = ("sh", "-c", LATE.format("while echo x; do :; done"))
     deadline = time.monotonic() + SECONDS
     while (found := by_v2(path, *asked, limits={"output": 1000}))["cause"] == "exited":
-        assert found["stdout"] == b"early\n"
-        assert time.monotonic() < deadline, "nothing late came"
+        assert found["stdout"].startswith(b"early\n")
+        assert time.monotonic() < deadline, "so much never came in time"
     assert (found["code"], found["cause"], found["truncated"]) == (0, "output_limit", True)
     assert len(found["stdout"]) == 1000
 

@@ -58,10 +58,13 @@ def test_a_silent_server_holds_up_nobody_and_is_not_cut(
 def test_who_writes_for_ever_is_cut_and_that_is_told(
     sandbox: Sandbox, way: Callable[[Sandbox, str], End]
 ) -> None:
+    # One that a busy machine gives no processor at the last is a silent holder, whatever it has
+    # written before; and its parent may have none until the limit's bytes are written.
+    others = ((0, CauseCode.EXITED, False), (None, CauseCode.OUTPUT_LIMIT, True))
     deadline = time.monotonic() + SECONDS
-    while not (found := way(sandbox, FLOOD))[2]:
-        assert found == (0, CauseCode.EXITED, False, b"hi\n"), "it wrote, and was not told of"
-        assert time.monotonic() < deadline, "it never wrote in time"
+    while (found := way(sandbox, FLOOD))[:3] in others:
+        assert found[0] is None or b"hi\n" in found[3]
+        assert time.monotonic() < deadline, "it was never told of"
     code, cause, truncated, output = found
     assert (code, truncated) == (0, True)
     # A fast machine has written the limit's bytes by then.
