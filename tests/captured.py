@@ -15,7 +15,7 @@ from typing import Any
 from agentd.egress import keeper
 from agentd.egress.hostnames import HostNames
 from agentd.egress.relay import dns
-from agentd.linux import anyip
+from agentd.linux import anyip, rights
 from agentd.testing.patience import SLOWER
 
 # It hands its sockets over, and then does what it is told, a line of Python each: an expression
@@ -137,7 +137,7 @@ class Captured:
             return
         listener.close()
         with host:
-            _, fds, _, _ = socket.recv_fds(host, 10, 8)
+            _, fds, _ = rights.receive(host, 10, 8)
         self.sockets = [socket.socket(fileno=fd) for fd in fds]
 
     def ask(self, line: str) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from agentd.linux import anyip, netlink, veth
+from agentd.linux import anyip, netlink, rights, veth
 from agentd.sandbox.backends.linux import report
 
 # It hands its sockets over, and then does what it is told, a line of Python each.
@@ -84,7 +84,7 @@ class Inside:
         )
         theirs.close()
         with host:
-            _, fds, _, _ = socket.recv_fds(host, 10, 8)
+            _, fds, _ = rights.receive(host, 10, 8)
         self.sockets = [socket.socket(fileno=fd) for fd in fds]
 
     def ask(self, line: str) -> Any:
