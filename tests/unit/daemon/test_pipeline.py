@@ -72,6 +72,7 @@ class Gate:
 
     def sandbox(self, who, spec, labels, *, snapshot=""):
         self.seen.append(("sandbox", who.name, spec, labels))
+        self.of = snapshot
         return self._tighten(spec)
 
     def fork(self, who, handle, count, labels):
@@ -212,5 +213,6 @@ def test_a_snapshots_spec_passes_the_gate():
     manager = Manager()
     manager.restore = lambda spec, snapshot: (spec, snapshot)
     gate = Gate(lambda asked: msgspec.structs.replace(asked, env={"A": "gate"}))
-    spec, snapshot = Pipeline(manager, gate).open(ALICE, SandboxSpec(), "kept")
-    assert (spec.env, snapshot) == ({"A": "gate"}, "kept")
+    kept = SimpleNamespace(id="snp-1")
+    spec, snapshot = Pipeline(manager, gate).open(ALICE, SandboxSpec(), kept)
+    assert (spec.env, snapshot, gate.of) == ({"A": "gate"}, kept, "snp-1")
