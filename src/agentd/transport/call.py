@@ -18,7 +18,7 @@ class WaitEnded(Exception):
 
 
 class AgentCall:
-    """Blocking use of one connection. ``timeout`` is the seconds without any sign of the agent."""
+    """Uses one connection, blocking. ``timeout`` is the seconds without any sign of the agent."""
 
     def __init__(self, connection: V2Connection, timeout: float) -> None:
         self.connection = connection
@@ -87,7 +87,7 @@ class AgentCall:
                 self.send(grant)
 
     def go_on(self) -> None:
-        """The event that ``next`` gave was not the last one."""
+        """Note that the event that ``next`` gave was not the last one."""
         self._event_came = any(kind == wire.EVENT for kind, _ in self._queue)
 
     def pending(self) -> bool:

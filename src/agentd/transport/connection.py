@@ -42,7 +42,7 @@ def encode_request(kind: int, channel: int, fields: dict[str, Any]) -> bytes:
 
 
 class Channel:
-    """Credit both ways. Raises GuestError for a frame that a sane agent would not send."""
+    """Counts credit both ways. Raises GuestError for a frame that a sane agent would not send."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -52,7 +52,7 @@ class Channel:
         self._grant_at = GRANT_AT
 
     def accept(self, frame: Frame) -> tuple[int, bytes] | None:
-        """``(type, payload)`` of a frame that is for the operation; None where it was credit."""
+        """Return ``(type, payload)`` of a frame for the operation; None where it was credit."""
         kind, number, payload = frame
         if kind == wire.GOAWAY:
             raise GuestError("the agent ended the connection", cause=_reason(payload))
@@ -125,7 +125,7 @@ def ready(fd: int, events: int, deadline: float | None, wake: int = -1) -> bool:
 
 
 def shut(stream: socket.socket) -> None:
-    """Both ways; quiet where it is closed."""
+    """Shut it down both ways; do nothing where it is closed."""
     with contextlib.suppress(OSError):
         stream.shutdown(socket.SHUT_RDWR)
 
@@ -195,7 +195,7 @@ class V2Connection:
             sent += self.send_some(memoryview(data)[sent:])
 
     def tell(self, channel: Channel, frame: bytes, deadline: float) -> None:
-        """``send`` a request with one answer, which is read with what comes next, and dropped."""
+        """Send a request with one answer, which is read with what comes next, and dropped."""
         self._told.add(channel.number)
         self.send(frame, deadline)
 
@@ -254,10 +254,10 @@ class V2Connection:
         return greeting.rest
 
     def reuse(self, reopen: "Reopen") -> None:
-        """It idled, and may have died without a sign, as every stream to a machine does when that
-        is snapshotted. Until the agent is heard, what is sent is kept, and where the stream turns
-        out to be dead it is sent over another: an agent that has said nothing to a request has
-        begun nothing for it."""
+        """Use one that idled, and may have died without a sign, as every stream to a machine does
+        when that is snapshotted. Until the agent is heard, what is sent is kept, and where the
+        stream turns out to be dead it is sent over one that ``reopen`` makes: an agent that has
+        said nothing to a request has begun nothing for it."""
         self._again = reopen
 
     def settle(self) -> None:
@@ -297,7 +297,7 @@ class V2Connection:
             return False
 
     def shut(self) -> None:
-        """Have whoever uses it see its end. Of any thread."""
+        """Let whoever uses it see its end. May be called in any thread."""
         shut(self._socket)
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ T = TypeVar("T")
 
 
 def decode(decoder: "msgspec.json.Decoder[T]", payload: bytes) -> T:
-    """Raises GuestError for anything but the decoder's type."""
+    """Decode an event. Raises GuestError for anything but the decoder's type."""
     try:
         return decoder.decode(payload)
     except (ValueError, RecursionError) as error:
@@ -151,7 +151,7 @@ _NO_TERMINAL = "run it without a terminal, or behind a wall that has them: --iso
 def spawn_exit(
     event: StartFailed, request: ExecRequest, elsewhere: Callable[[str], str] | None = None
 ) -> Exit:
-    """Exit code 127 where something was not found and 126 otherwise, as shells have it.
+    """Return an end with exit code 127 where something was not found, else 126, as shells have it.
 
     ``elsewhere`` says of a name that was not found how it could be.
     """
@@ -193,7 +193,7 @@ def command_exit(event: Exited, request: ExecRequest | None) -> Exit:
 
 
 def limit_exit(code: CauseCode, request: ExecRequest | None) -> Exit:
-    """An end that the host imposed: how the command itself ended is not known."""
+    """Return an end that the host imposed: how the command itself ended is not known."""
     return Exit(None, None, Cause.of(code, _message(code, None, None, request)))
 
 
@@ -233,7 +233,7 @@ _WORDS = {
 
 
 def processes(values: Sequence[object]) -> list[ProcessInfo]:
-    """Raises GuestError."""
+    """Return them typed. Raises GuestError."""
     try:
         return typed.convert(values, list[ProcessInfo])
     except (ValueError, RecursionError) as error:
@@ -257,8 +257,9 @@ _NAMES = {wire.STDOUT: "stdout", wire.STDERR: "stderr"}
 
 
 class CommandChannel:
-    """``passed``: the output goes past this stream; ``request`` is None for an attached one, of
-    which ``asked`` is what it was asked as, where that is known: its end names the limits."""
+    """Takes a command's frames, and has its pid and end. ``passed``: the output goes past this
+    stream; ``request`` is None for an attached one, of which ``asked`` is what it was started as,
+    where that is known: its end names the limits."""
 
     def __init__(
         self,
@@ -281,7 +282,8 @@ class CommandChannel:
         self.refused_as_full = False  # by the agent, which starts no more at once
 
     def receive(self, frame: Frame) -> Chunk | None:
-        """Raises GuestError for what is out of place, OperationFailed for a refused request."""
+        """Return a frame's output, None where it has none. Raises GuestError for what is out of
+        place, OperationFailed for a refused request."""
         if self.exit is not None:
             raise GuestError("the agent went on after a command's end")
         accepted = self.channel.accept(frame)

@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """``mtime`` in seconds of Unix time, ``target`` of a link. ``name`` holds no slash."""
+    """Describes a path: ``mtime`` in seconds of Unix time, ``target`` of a link, ``size`` in bytes;
+    ``name`` holds no slash."""
 
     name: str
     path: str
@@ -75,7 +76,8 @@ Data = bytes | Iterable[bytes] | BinaryIO
 
 
 class GuestFiles:
-    """Paths are those inside. Raises OperationFailed with the errno where the agent refuses."""
+    """Reads and changes files by their paths inside. Raises OperationFailed with the errno where
+    the agent refuses, GuestError where it answers out of place."""
 
     def __init__(self, call: Callable[[dict[str, Any]], AbstractContextManager[AgentCall]]) -> None:
         self._call = call
@@ -125,7 +127,7 @@ class GuestFiles:
         return kind == wire.DATA_EOF
 
     def write(self, path: str, data: Data, mode: int = 0o644, parents: bool = False) -> int:
-        """The whole file or none of it; its size in bytes."""
+        """Write the whole file or none of it; return its size in bytes."""
         fields = {"op": "fs.write", "path": checked(path), "mode": mode, "parents": parents}
         with self._call(fields) as call:
             if all(call.send_data(memoryview(piece)) for piece in _pieces(data)):
@@ -156,7 +158,7 @@ class GuestFiles:
     def write_tar(
         self, path: str, data: Iterable[bytes], *, whole: bool = False, replace: bool = False
     ) -> int:
-        """Unpack a tar into the folder ``path``; the bytes of its files.
+        """Unpack a tar into the folder ``path``; return the bytes of its files.
 
         ``whole``: the tar is one tree, which becomes ``path`` itself, as a whole or not at all;
         with ``replace`` in the place of what is there.
@@ -227,7 +229,7 @@ class GuestFiles:
         self._simple("fs.remove", path, recursive=recursive)
 
     def watch(self, path: str, recursive: bool = False, *, wake: int = -1) -> Iterator[Change]:
-        """Changes until the iterator is closed, or ``wake`` becomes readable."""
+        """Yield changes until the iterator is closed, or ``wake`` becomes readable."""
         fields = {"op": "fs.watch", "path": checked(path), "recursive": recursive}
         with self._call(fields) as call, contextlib.suppress(WaitEnded):
             call.wake = wake

@@ -45,7 +45,7 @@ class Greeting:
         return end >= 0
 
     def protocol(self) -> int:
-        """2 or 1. Raises GuestError."""
+        """Return 2 or 1, the version of the protocol. Raises GuestError."""
         try:
             reply = _DECODER.decode(self.line or b"")
         except (ValueError, RecursionError) as error:

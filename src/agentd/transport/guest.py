@@ -41,7 +41,8 @@ _ERROR = typed.decoder(Error)
 
 
 class Guest:
-    """Thread-safe; each operation has a connection of its own, and idle ones are reused.
+    """Runs commands and operations in one sandbox, by its agent. Thread-safe; each operation has a
+    connection of its own, and idle ones are reused.
 
     ``passes_descriptors``: the agent is on this kernel and ``open_stream`` gives unix sockets,
     so a command's output goes through pipes and not through the agent. ``pipe_owner`` is the user
@@ -75,7 +76,7 @@ class Guest:
         self.own_time = OwnTime()
 
     def run(self, request: ExecRequest, *, stdin: bytes | None = None) -> V1Result:
-        """``(exit, stdout, stderr, truncated)``, at most ``output_limit`` bytes a stream.
+        """Return ``(exit, stdout, stderr, truncated)``, at most ``output_limit`` bytes a stream.
 
         The limit is 64 MiB where the request has none. ``stdin`` None is no input. Raises
         BackendLost, GuestError, and OperationFailed for a request the agent refused.
@@ -173,7 +174,7 @@ class Guest:
         )
 
     def processes(self) -> list[ProcessInfo]:
-        """Commands that run, and detached ones that have ended."""
+        """List the commands that run, and detached ones that have ended."""
         value = self.call("list").get("processes")
         if not isinstance(value, list):
             raise GuestError("the agent sent a list without processes")
@@ -191,7 +192,7 @@ class Guest:
             return _answer(call, op)
 
     def tell(self, op: str, **fields: object) -> None:
-        """``call``, whose one answer nobody waits for."""
+        """Send one request as ``call`` does, and do not wait for its answer."""
         connection = self._v2(op, urgent=True)
         try:
             channel = connection.open_channel()
@@ -216,8 +217,8 @@ class Guest:
         return self._pool.in_use()
 
     def renew(self, *, lost: bool = False) -> None:
-        """The streams there were may be dead without a sign: let go of those that idle, and of the
-        others once they are given back; at once where they are ``lost``, which their users see."""
+        """Let go of the streams that idle, which may be dead without a sign, and of the others once
+        they are given back; at once where they are ``lost``, which their users see."""
         self._pool.renew(lost=lost)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ class OwnTime:
         return (time.monotonic() if since is None else since) - self._behind
 
     def stand_still(self, still: bool) -> None:
-        """Have it stand still, or go on; one caller at a time."""
+        """Stop it, or let it go on; for one caller at a time."""
         if still and self._since is None:
             self._since = time.monotonic()
         elif not still and self._since is not None:

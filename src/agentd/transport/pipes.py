@@ -59,7 +59,7 @@ class Pipes:
             raise
 
     def hand_over(self) -> None:
-        """The agent has its ends: without our copies, its close is our end of file."""
+        """Close our copies of the agent's ends: its close is our end of file then."""
         while self.theirs:
             os.close(self.theirs.pop())
 
@@ -77,7 +77,7 @@ class Pipes:
         return data
 
     def at_exit(self) -> Iterator[tuple[str, bytes]]:
-        """Name and bytes of what is there at the exit; all of it where nobody holds a pipe."""
+        """Yield (name, bytes) of what is there at the exit; all of it where nobody holds a pipe."""
         for fd, name in list(self.outputs.items()):
             for _ in range(_EXIT_READS):
                 data = self.read(fd)
@@ -86,7 +86,7 @@ class Pipes:
                 yield name, data
 
     def rest(self) -> Iterator[tuple[str, bytes]]:
-        """Name and bytes of what is in them by now: who holds them may write for ever."""
+        """Yield (name, bytes) of what is in them by now: who holds them may write for ever."""
         for fd, name in list(self.outputs.items()):
             left = _held(fd)
             while left > 0 and (data := self.read(fd, left)):

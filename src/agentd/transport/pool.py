@@ -114,7 +114,7 @@ class Connections:
         connection.close()
 
     def close(self) -> None:
-        """Idempotent; connections in use close when they are given back."""
+        """Close those that idle; connections in use close when they are given back. Idempotent."""
         with self._lock:
             self._closed = True
             idle, self._idle = self._idle, []

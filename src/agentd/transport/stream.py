@@ -119,7 +119,7 @@ class StreamCommand(Stepped):
         return chunks, ready
 
     def wait(self, timeout: float | None = None) -> Exit:
-        """The end; output that is not captured is dropped. Raises TimeoutError."""
+        """Wait for the end and return it; what is not captured is dropped. Raises TimeoutError."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.exit is None:
             left = None if deadline is None else deadline - time.monotonic()
@@ -129,7 +129,7 @@ class StreamCommand(Stepped):
         return self.exit
 
     def write(self, data: bytes) -> None:
-        """Queue for stdin; waits while over 1 MiB is queued, unless its output must be read.
+        """Queue it for stdin; wait while over 1 MiB is queued, unless its output must be read.
 
         What a command has not read when it ends is dropped.
         """
@@ -148,7 +148,7 @@ class StreamCommand(Stepped):
         self.close_stdin()
 
     def close_stdin(self) -> None:
-        """End of file, after what was written."""
+        """Send end of file, after what was written."""
         with self._sending:
             self._stdin_open = False
             self._feed.ended = True
@@ -164,7 +164,7 @@ class StreamCommand(Stepped):
         self._control({"op": "resize", "rows": rows, "cols": cols})
 
     def kill(self) -> None:
-        """SIGKILL to its process group; the end comes by ``wait``, in ``GRACE`` s at the latest."""
+        """Kill its process group; the end comes by ``wait``, in ``GRACE`` seconds at the latest."""
         self._impose(CauseCode.CANCELLED)
 
     def close(self) -> None:

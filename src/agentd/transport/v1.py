@@ -113,7 +113,7 @@ class V1Connection:
         return not ready(self.fileno(), select.POLLIN, 0.0)
 
     def shut(self) -> None:
-        """Have whoever uses it see its end. Of any thread."""
+        """Let whoever uses it see its end. May be called in any thread."""
         shut(self._socket)
 
     def close(self) -> None:
