@@ -18,8 +18,8 @@ def known() -> list[str]:
 
 
 def installed() -> "dict[str, EntryPoint]":
-    """Those of other packages; none takes the name of one of ours. Raises InvalidInput where two
-    have one name: which of them was meant, nobody can tell."""
+    """Find those of other packages; none takes the name of one of ours. Raises InvalidInput where
+    two have one name: which of them was meant, nobody can tell."""
     # Reading every installed package's metadata costs 10 ms and more: never on the common path.
     from importlib.metadata import entry_points
 

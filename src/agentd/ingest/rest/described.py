@@ -75,7 +75,7 @@ _FORWARDED = ("get", "head", "post", "put", "patch", "delete", "options")
 
 
 def narrow(components: dict[str, Any]) -> None:
-    """The schemas of bodies and views, in place."""
+    """Narrow the schemas of bodies and views, in place."""
     for (name, member), facts in MEMBERS.items():
         for form in _forms(components, name, member):
             form.update(facts)
@@ -123,7 +123,7 @@ def errors(operation: Operation) -> dict[int, str]:
 
 
 def more_paths(error: dict[str, Any]) -> dict[str, Any]:
-    """WebSockets, and ports of sandboxes."""
+    """Describe WebSockets, and ports of sandboxes."""
     id_ = {"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}
     failed = {"default": {"description": "an error", "content": error}}
     return _websockets(id_, failed) | _ports(id_, failed)

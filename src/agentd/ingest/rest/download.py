@@ -91,7 +91,8 @@ async def download(
     headers: list[tuple[bytes, bytes]],
     length: int | None = None,
 ) -> None:
-    """The next piece is fetched while one is sent; nothing of ours waits for a slow client.
+    """Send what ``read`` yields; the next piece is fetched while one is sent, so that no thread
+    waits for a slow client.
 
     Raises Aborted where it breaks when the answer has begun.
     """

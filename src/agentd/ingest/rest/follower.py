@@ -18,7 +18,7 @@ class Stopped(Exception):
 
 
 class Follower:
-    """To be closed. Stopped by the end of its connection."""
+    """Reads a process's output. The end of its connection stops it; its maker closes it."""
 
     def __init__(self, api: Api, link: Link) -> None:
         self._api = api
@@ -36,7 +36,7 @@ class Follower:
         cursors: Mapping[str, int],
         streams: Sequence[str] = STREAMS,
     ) -> None:
-        """Raises NotFound and others, also for cursors that cannot be; Full."""
+        """Begin at the cursors. Raises NotFound, Full, and InvalidInput for what is no cursor."""
         self._give_back = self._api.web.answers.hold(caller.get(), STREAM, lasting=True)
         follow, run = service.commands.follow, self._api.web.threads.short.run
         self._output = await run(follow, id_, process, cursors, self._more.set, streams)

@@ -35,8 +35,8 @@ _TAKES: Mapping[type | str, str] = {
 
 
 class Parameter(msgspec.Struct, frozen=True):
-    """``kind`` is str, int, bool, or "mode" for an octal number. One without a default is
-    required. ``repeat`` makes it a tuple."""
+    """Declares a parameter of the query: ``kind`` is str, int, bool, or "mode" for an octal number.
+    One without a default is required. ``repeat`` makes it a tuple."""
 
     name: str
     kind: type | str = str
@@ -46,7 +46,7 @@ class Parameter(msgspec.Struct, frozen=True):
 
 
 def parse(query: bytes, declared: Sequence[Parameter]) -> dict[str, Any]:
-    """Raises InvalidInput."""
+    """Return the values of what is declared, by name. Raises InvalidInput."""
     if not query:
         return {p.name: _value(p, None) for p in declared}
     try:
@@ -151,8 +151,9 @@ Stream = Callable[[Exchange, dict[str, Any]], Awaitable[None]]
 
 
 class Operation(msgspec.Struct, frozen=True, kw_only=True):
-    """``call`` is an ordinary one's; ``stream`` answers by itself. ``answer`` is a msgspec type,
-    or a media type. The service is what checks ``scope``: here it is for the reader."""
+    """Describes a row of the table: ``call`` is an ordinary one's; ``stream`` answers by itself.
+    ``answer`` is a msgspec type, or a media type. The service is what checks ``scope``: here it is
+    for the reader."""
 
     method: str
     path: str
@@ -257,7 +258,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decode(exchange: Exchange, kind: Any, raw: bytes) -> Any:
-    """Raises InvalidInput. No body at all is an empty object."""
+    """Decode the body as ``kind``; no body at all is an empty object. Raises InvalidInput."""
     media = (exchange.headers.get("content-type") or "").partition(";")[0].strip().lower()
     # A form of another site's page can send every type but this one without asking first.
     if raw and media != "application/json":
@@ -269,7 +270,7 @@ def decode(exchange: Exchange, kind: Any, raw: bytes) -> Any:
 
 
 def decode_json(kind: Any, raw: bytes | str) -> Any:
-    """Raises InvalidInput."""
+    """Decode JSON as ``kind``, at most MAX_VALUES values. Raises InvalidInput."""
     text = raw if isinstance(raw, bytes) else raw.encode(errors="surrogatepass")
     if typed.has_more_values(text, MAX_VALUES):
         raise InvalidInput(f"the body has over {MAX_VALUES} values", remediation=LARGE)
@@ -306,7 +307,7 @@ _each_once = json.JSONDecoder(object_pairs_hook=_pairs_once, parse_int=float, st
 
 
 def check_encoding(exchange: Exchange) -> None:
-    """Bodies are taken as they come. Raises UnsupportedMediaType."""
+    """Refuse a body that is encoded. Raises UnsupportedMediaType."""
     coding = exchange.headers.get("content-encoding")
     if coding is not None and coding.strip().lower() not in ("", "identity"):
         raise UnsupportedMediaType(
@@ -323,8 +324,8 @@ def fingerprint(exchange: Exchange, raw: bytes) -> bytes:
 
 
 def recordable(call: Callable[[], Answer]) -> Callable[[], Answer]:
-    """Answers errors, too. Those by which nothing was done are raised: the request may be sent
-    again with its key."""
+    """Make a call answer errors, too. Those by which nothing was done are raised: the request may
+    be sent again with its key."""
 
     def answering() -> Answer:
         try:

@@ -120,13 +120,13 @@ def encode_event(event: OutputEvent, cursors: dict[str, int]) -> bytes:
 
 
 def event_id(cursors: Mapping[str, int]) -> bytes:
-    """STDOUT:STDERR, and of a process with a terminal STDOUT:STDERR:PTY."""
+    """Write it as STDOUT:STDERR, and of a process with a terminal as STDOUT:STDERR:PTY."""
     out, err, pty = (cursors.get(name, 0) for name in STREAMS)
     return b"%d:%d:%d" % (out, err, pty) if pty else b"%d:%d" % (out, err)
 
 
 def parse_event_id(text: str) -> dict[str, int]:
-    """Raises InvalidInput."""
+    """Return the cursors that it says. Raises InvalidInput."""
     numbers = text.strip().split(":")
     good = all(n.isascii() and n.isdigit() and len(n) < 19 for n in numbers)
     if not good or len(numbers) not in (2, 3):

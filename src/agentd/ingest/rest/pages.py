@@ -22,7 +22,7 @@ QUERY = (
 def page(
     items: Sequence[T], place: Callable[[T], tuple[float, str]], limit: int, cursor: str
 ) -> Reply:
-    """Raises InvalidInput."""
+    """Answer with the page of ``items`` behind the cursor. Raises InvalidInput."""
     if not 1 <= limit <= MAX_PAGE:
         raise InvalidInput(f"limit {limit} is out of range", remediation=f"give 1 to {MAX_PAGE}")
     after = _parse(cursor) if cursor else None

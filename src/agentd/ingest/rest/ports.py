@@ -15,7 +15,7 @@ from agentd.ingest.rest import cookies
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.tunnels import port_of
 from agentd.ingest.web.exchange import CREDENTIALS, Aborted
-from agentd.ingest.web.pipe import Pipe
+from agentd.ingest.web.pipe import Pipe, piped
 from agentd.ingest.web.standing import standing
 from agentd.model.door import DoorService
 from agentd.model.errors import AgentdError, GuestError, InvalidInput, NotFound
@@ -43,8 +43,8 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Target:
-    """What is asked for of which port, byte for byte as the client wrote it: never decoded, never
-    normalised. Raises NotFound where the path means another place once it is decoded."""
+    """Tells what is asked for of which port, byte for byte as the client wrote it: never decoded,
+    never normalised. Raises NotFound where the path means another place once it is decoded."""
 
     def __init__(self, scope: Any) -> None:
         # Without a % in it, this much of the path is the same once it is decoded.
@@ -124,7 +124,7 @@ def _named(headers: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
 
 
 def response_headers(response: h11.Response, target: Target) -> Headers:
-    """Raises GuestError for what no answer may hold."""
+    """Return those for the visitor. Raises GuestError for what no answer may hold."""
     if response.status_code > 599:
         raise GuestError(f"the server inside answered with the status {response.status_code}")
     given = [(bytes(name), bytes(value)) for name, value in response.headers]
@@ -159,21 +159,15 @@ async def forward(exchange: Exchange) -> None:
 
 
 async def carry(exchange: Exchange, target: Target, service: DoorService) -> None:
-    pipe = Pipe()
-    exchange.link.on_lost(pipe.abort)
-    try:
-        await pipe.open(
-            exchange.web.threads.tunnels, lambda: service.ports.open(target.id, target.port)
-        )
-        async with standing(exchange, service, ("ports",), target.id, pipe.abort) as caller:
-            try:
-                await _Forward(exchange, target, pipe).run()
-            except AgentdError:
-                caller.check()  # it was cut off for that
-                raise
-    finally:
-        exchange.link.forget(pipe.abort)
-        await pipe.close()
+    async with (
+        piped(exchange, lambda: service.ports.open(target.id, target.port)) as pipe,
+        standing(exchange, service, ("ports",), target.id, pipe.abort) as caller,
+    ):
+        try:
+            await _Forward(exchange, target, pipe).run()
+        except AgentdError:
+            caller.check()  # it was cut off for that
+            raise
 
 
 class _Forward:

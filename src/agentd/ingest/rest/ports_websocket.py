@@ -15,7 +15,7 @@ from websockets.uri import WebSocketURI
 
 from agentd.ingest.rest.api import Socket
 from agentd.ingest.rest.ports import Target, request_headers
-from agentd.ingest.web.pipe import Pipe
+from agentd.ingest.web.pipe import Pipe, piped
 from agentd.ingest.web.standing import Standing, standing
 from agentd.ingest.web.websocket import Closed
 from agentd.model.door import DoorService
@@ -31,19 +31,12 @@ async def forward(socket: Socket) -> None:
 
 
 async def carry(socket: Socket, target: Target, service: DoorService) -> None:
-    pipe = Pipe()
-    socket.link.on_lost(pipe.abort)
-    try:
-        tunnels = socket.web.threads.tunnels
-        await pipe.open(tunnels, lambda: service.ports.open(target.id, target.port))
+    async with piped(socket, lambda: service.ports.open(target.id, target.port)) as pipe:
         inside = _Inside(pipe, target, socket.scope)
         await inside.shake_hands()
         await socket.accept(inside.subprotocol)
         async with standing(socket, service, ("ports",), target.id, pipe.abort) as caller:
             await _relay(socket, inside, caller)
-    finally:
-        socket.link.forget(pipe.abort)
-        await pipe.close()
 
 
 async def _relay(socket: Socket, inside: "_Inside", caller: Standing) -> None:

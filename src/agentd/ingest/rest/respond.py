@@ -34,7 +34,7 @@ def answer(value: object, status: int = 200) -> Answer:
 
 
 def encode(value: object) -> bytes:
-    """JSON, in its own words. A lone surrogate (a file name that is not UTF-8) becomes U+FFFD."""
+    """Write JSON, in its own words. A lone surrogate (a name that is no UTF-8) becomes U+FFFD."""
     value = _value_in_json(value)
     try:
         return _encode(value)

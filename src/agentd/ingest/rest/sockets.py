@@ -57,7 +57,7 @@ _OPS = _Eof | _Signal | _Resize
 
 
 async def attach(socket: Socket) -> None:
-    """Follows from the cursors on. Closing it detaches; the process goes on."""
+    """Follow from the cursors on. Closing it detaches; the process goes on."""
     query = parse(socket.scope["query_string"], ATTACH_QUERY)
     service = await socket.authenticate()
     id_, process = socket.path["id"], socket.path["proc"]

@@ -10,7 +10,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 
 class OperationTable(list[Operation]):
-    """The operations of a module, in order."""
+    """Holds the operations of a module, in order."""
 
     def row(self, method: str, path: str, scope: str, **facts: Any) -> Callable[[F], F]:
         """Add the decorated function as an operation; ``facts`` are Operation's other fields.

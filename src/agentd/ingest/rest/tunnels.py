@@ -11,7 +11,7 @@ import msgspec
 
 from agentd.ingest.rest.api import Socket, event
 from agentd.ingest.rest.operation import decode_json, parse
-from agentd.ingest.web.pipe import Pipe
+from agentd.ingest.web.pipe import Pipe, piped
 from agentd.ingest.web.standing import Standing, standing
 from agentd.ingest.web.websocket import Closed
 from agentd.model.errors import InvalidInput
@@ -24,7 +24,7 @@ class _Eof(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="o
 
 
 def port_of(text: str) -> int:
-    """Raises InvalidInput."""
+    """Return the number of a port, 1 to 65535. Raises InvalidInput."""
     if not re.fullmatch(r"[1-9][0-9]{0,4}", text, re.ASCII) or int(text) > _LAST_PORT:
         raise InvalidInput(f"{text[:16]!r} is no port", remediation=f"give 1 to {_LAST_PORT}")
     return int(text)
@@ -34,16 +34,10 @@ async def tunnel(socket: Socket) -> None:
     parse(socket.scope["query_string"], ())  # it takes none
     id_, port = socket.path["id"], port_of(socket.path["port"])
     service = await socket.authenticate()
-    pipe = Pipe()
-    socket.link.on_lost(pipe.abort)
-    try:
-        await pipe.open(socket.web.threads.tunnels, lambda: service.ports.open(id_, port))
+    async with piped(socket, lambda: service.ports.open(id_, port)) as pipe:
         await socket.accept()
         async with standing(socket, service, ("ports",), id_, pipe.abort) as caller:
             await _relay(socket, pipe, caller)
-    finally:
-        socket.link.forget(pipe.abort)
-        await pipe.close()
 
 
 async def _relay(socket: Socket, pipe: Pipe, caller: Standing) -> None:

@@ -1,7 +1,6 @@
 """What helps where a body does not fit: the field that was meant, or those that there are."""
 
 import re
-from collections.abc import Iterator
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -13,7 +12,7 @@ _AT = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
 
 
 def remediation(kind: Any, said: str) -> str:
-    """``kind`` is the body's type, ``said`` what msgspec found wrong with it."""
+    """Say the fix: ``kind`` is the body's type, ``said`` what msgspec found wrong with it."""
     if not _is_struct(kind):
         return ""
     path = _path(said)
@@ -57,12 +56,7 @@ def _names(kind: Any) -> list[str]:
 
 
 def _struct_of(kind: Any) -> Any:
-    return next((each for each in _alternatives(kind) if _is_struct(each)), None)
-
-
-def _alternatives(kind: Any) -> Iterator[Any]:
-    yield kind
-    yield from get_args(kind)
+    return next((each for each in (kind, *get_args(kind)) if _is_struct(each)), None)
 
 
 def _is_struct(kind: Any) -> bool:

@@ -23,8 +23,8 @@ class FollowerGone(AgentdError):
 
 
 class Bridge(Generic[T]):
-    """To be made on the loop. ``put`` and ``take`` are the loop's; ``give``, ``offer``, ``next``
-    and iteration are a thread's. Either may ``end`` what it puts, and ``close`` what it takes.
+    """Carries items; made on the loop. ``put`` and ``take`` are the loop's; ``give``, ``offer``,
+    ``next`` and iteration a thread's. Either may ``end`` what it puts, and ``close`` what it takes.
 
     It is full once more than ``most`` bytes wait. ``poke`` is called when the loop has put or taken
     something, for a thread that waits in a poll of its own.
@@ -106,7 +106,7 @@ class Bridge(Generic[T]):
         return True
 
     def next(self) -> T | None:
-        """The next one, if it is there."""
+        """Return the next one, if it is there."""
         with self._change:
             if not self._items:
                 return None

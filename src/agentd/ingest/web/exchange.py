@@ -28,7 +28,7 @@ _READ = frozenset((b"authorization", b"x-api-key", b"origin", b"host"))
 
 
 def credential_of(link: Link, headers: Iterable[tuple[bytes, bytes]]) -> Credential:
-    """Raises InvalidInput for a credential that is there twice, Forbidden for another site's."""
+    """Read it. Raises InvalidInput for one that is there twice, Forbidden for another site's."""
     found: dict[bytes, bytes] = {}
     for name, value in headers:
         if name in _READ:
@@ -133,7 +133,7 @@ class WebRequest(Generic[D]):
         return await self.prove(prove, quick=is_quick(given))
 
     async def prove(self, prove: Callable[[], DoorService], *, quick: bool) -> DoorService:
-        """``authenticate`` by what is no credential; ``quick`` where it cannot block."""
+        """Do as ``authenticate`` by what is no credential; ``quick`` where it cannot block."""
         self.quick = quick
         # Until it is known who asks, that takes room of the connection's address alone.
         caller.set(self.link.address)
@@ -189,7 +189,8 @@ class Exchange(WebRequest[D]):
         return int(self.headers.get("content-length") or 0)
 
     async def chunks(self, *, whole: bool = False) -> AsyncIterator[bytes]:
-        """``whole``: all of it is to come in body_seconds. Raises Disconnected, RequestTimeout."""
+        """Yield it as it comes; ``whole``: all of it is to come in body_seconds. Raises
+        Disconnected, RequestTimeout."""
         limits, loop = self.web.limits, asyncio.get_running_loop()
         begun, size, more = loop.time(), 0, True
         while more:
@@ -211,8 +212,8 @@ class Exchange(WebRequest[D]):
                 begun += loop.time() - taken  # that a command does not read is no client's fault
 
     async def body(self, limit: int, fix: str = "send a smaller one") -> bytes:
-        """The whole of it. Raises TooLarge, before anything is read where its length is known;
-        ``fix`` is what to do then."""
+        """Read the whole of it, ``limit`` bytes at most. Raises TooLarge, before anything is read
+        where its length is known; ``fix`` is what to do then."""
         if (self.length or 0) > limit:
             raise _too_large(limit, fix)
         parts, size = [], 0
@@ -234,7 +235,7 @@ class Exchange(WebRequest[D]):
         self._kept += size
 
     def release(self) -> None:
-        """Nothing of it is kept any more. Idempotent."""
+        """Give back the memory that it held. Idempotent."""
         if self._kept > _FREE:
             self.web.holds.give_back(self._holder, self._kept - _FREE)
         self._kept = 0
@@ -296,8 +297,8 @@ class Exchange(WebRequest[D]):
             await self.end()
 
     def require_room(self) -> None:
-        """Of what has an effect and may have a large answer, before it is done. Raises Full where
-        the caller has no room left for answers."""
+        """Check, before something is done that may have a large answer. Raises Full where the
+        caller has no room left for answers."""
         self.web.answers.require_room(caller.get())
 
     async def fail(self, error: AgentdError) -> None:
@@ -316,7 +317,7 @@ class Exchange(WebRequest[D]):
             raise Answered
 
     async def write(self, data: bytes) -> None:
-        """Waits until the client has taken most of it. Raises Disconnected."""
+        """Send a piece; wait until the client has taken most of it. Raises Disconnected."""
         if self.link.is_lost:
             raise Disconnected("the client went away amid the answer")
         await self._send({"type": "http.response.body", "body": data, "more_body": True})

@@ -14,8 +14,8 @@ R = TypeVar("R")
 
 
 class Followed(Generic[T, R]):
-    """To be made on the loop, and stopped. ``call`` gets the bridge for what it has, and a
-    descriptor that becomes readable when nobody follows it any more."""
+    """Runs a call; made on the loop, and stopped there. ``call`` gets the bridge for what it has,
+    and a descriptor that becomes readable when nobody follows it any more."""
 
     def __init__(self, most: int, call: Callable[[Bridge[T], int], R]) -> None:
         self._bridge: Bridge[T] = Bridge(most)
@@ -27,7 +27,7 @@ class Followed(Generic[T, R]):
         self._error: Exception | None = None
 
     def start(self, room: Room) -> None:
-        """Raises Full where the room has no place for it; else it runs, followed or not."""
+        """Run it, followed or not. Raises Full where the room has no place for it."""
         room.run(self._run).add_done_callback(self._settled)
         self._started = True
 

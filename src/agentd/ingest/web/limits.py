@@ -6,7 +6,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 
 class WebLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """Sizes are bytes, times seconds.
+    """Holds all bounds: sizes in bytes, times in seconds.
 
     Threads exist only while they are used. ``waits`` bounds the requests that stay until something
     inside a sandbox is done; more are refused with 429, never queued. What looks at sandboxes, or

@@ -18,7 +18,7 @@ _UCRED = struct.Struct("3i")  # unix(7): pid, uid, gid
 
 
 class HoldingTransport:
-    """A transport that can gather what is written, for one send: a client that waits for an answer
+    """Gathers what is written, where it is told to, for one send: a client that waits for an answer
     would wake up for its head alone."""
 
     def __init__(self, transport: Transport) -> None:
@@ -55,7 +55,7 @@ class HoldingTransport:
 
 
 class Link:
-    """Found in ``scope["state"]["link"]``; the same for all requests of a connection."""
+    """Knows a connection, for all its requests: it is ``scope["state"]["link"]``."""
 
     __slots__ = (
         *("_callbacks", "_seats", "address", "credential", "has_asked", "is_unix", "principal"),
@@ -82,7 +82,7 @@ class Link:
             self.credential = Credential(certificate=tls.getpeercert(binary_form=True))
 
     def identify(self, principal: str) -> None:
-        """Raises Full where the principal has too many connections."""
+        """Note whose it is. Raises Full where the principal has too many connections."""
         if principal != self.principal:
             if not self.is_lost:  # else it has no seat to give back any more
                 self._seats.identify(self, principal)
@@ -92,7 +92,7 @@ class Link:
         self.transport.abort()
 
     def on_lost(self, callback: Callable[[], None]) -> None:
-        """``callback`` runs once when the connection has gone; at once where it has already."""
+        """Call ``callback`` once when the connection has gone; at once where it has already."""
         if self._callbacks is None:
             callback()
         else:

@@ -65,7 +65,7 @@ class Listener:
         return f"the socket {path} {'was removed' if found is None else 'is another one now'}"
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the socket, and remove its file if that is ours. Idempotent."""
         if self.path is not None:
             with contextlib.suppress(OSError):
                 if self._file is not None and _file_of(self.path) == self._file:
@@ -132,8 +132,8 @@ def tcp(host: str, port: int, *, tls: ssl.SSLContext | None = None) -> list[List
 
 
 def tls_context(cert: str, key: str | None = None, client_ca: str | None = None) -> ssl.SSLContext:
-    """TLS 1.2 and up; with ``client_ca`` every client must have a certificate of it. Raises
-    InvalidInput for files that cannot be used."""
+    """Make a context of TLS 1.2 and up; with ``client_ca`` every client must have a certificate of
+    it. Raises InvalidInput for files that cannot be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION

@@ -8,9 +8,10 @@ import contextlib
 import os
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from agentd.ingest.web.bridge import Bridge
+from agentd.ingest.web.exchange import D, WebRequest
 from agentd.ingest.web.rooms import Room
 from agentd.ingest.web.signal import Signal
 from agentd.model.errors import BackendLost
@@ -34,7 +35,7 @@ class Pipe:
         self._call: asyncio.Future[None] | None = None
 
     async def open(self, room: Room, tunnel: Callable[[], Port]) -> None:
-        """Raises what ``tunnel`` does, and Full. To be closed whatever it raises."""
+        """Open it, in a thread of ``room``. Raises what ``tunnel`` does, Full; close it anyhow."""
         self._call = room.run(self._run, tunnel)
         self._call.add_done_callback(lambda _: self._change.set())
         await self._change.wait()
@@ -43,12 +44,12 @@ class Pipe:
             raise BackendLost("the connection ended before it began")
 
     async def send(self, data: bytes) -> None:
-        """Waits while much is unsent. What the other end does not take any more is dropped."""
+        """Send; wait while much is unsent. What the other end does not take any more is dropped."""
         if data:
             await self._up.put(data, len(data))
 
     async def recv(self) -> bytes:
-        """b"" at the end. Raises AgentdError where it broke."""
+        """Return what came; b"" at the end. Raises AgentdError where it broke."""
         return b"".join(await self._down.take() or ())
 
     def half_close(self) -> None:
@@ -156,6 +157,20 @@ class Pipe:
         poller.poll()
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
+
+
+@contextlib.asynccontextmanager
+async def piped(request: WebRequest[D], open_port: Callable[[], Port]) -> AsyncIterator[Pipe]:
+    """Open a connection for the block; it ends with that, or once the client has gone. Raises what
+    ``open_port`` does, and Full."""
+    pipe = Pipe()
+    request.link.on_lost(pipe.abort)
+    try:
+        await pipe.open(request.web.threads.tunnels, open_port)
+        yield pipe
+    finally:
+        request.link.forget(pipe.abort)
+        await pipe.close()
 
 
 def _is_readable(port: Port) -> bool:

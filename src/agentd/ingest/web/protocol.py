@@ -24,7 +24,7 @@ _PONGS = 1 << 20  # bytes that wait for a client who pings and does not read
 
 
 class ServerShared(ServerState):
-    """The state that all connections share."""
+    """Holds the state that all connections share."""
 
     def __init__(self, limits: WebLimits, gatekeeper: Gatekeeper) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class HttpConnection(HttpToolsProtocol):
         super().on_response_complete()
 
     def check(self, now: float) -> None:
-        """Once a second: end what takes too long."""
+        """End what takes too long; called once a second."""
         limits = self.limits
         if self._stalling.seconds(self.transport, now) > limits.stall:
             self.transport.abort()

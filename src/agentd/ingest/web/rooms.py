@@ -37,9 +37,9 @@ class _Work:
 
 
 class Room:
-    """At most ``size`` calls at once, and of one caller while it has fewer than are left: alone it
-    gets half of them, beside another a third, and there are always some for the next. One more is
-    refused, or with ``queue`` waits its turn, which goes round the callers.
+    """Runs at most ``size`` calls at once, and of one caller while it has fewer than are left:
+    alone it gets half of them, beside another a third, and there are always some for the next. One
+    more is refused, or with ``queue`` waits its turn, which goes round the callers.
 
     For one event loop. Its threads keep no process from ending: what they wait for may last.
     """
@@ -88,7 +88,7 @@ class Room:
             self._start()
 
     def close(self) -> None:
-        """Waits for no call: the service is what ends them."""
+        """End the threads; wait for no call: the service is what ends them."""
         with self._lock:
             for _ in range(self._threads):
                 self._work.put(None)
@@ -198,8 +198,8 @@ class ThreadRooms:
 
 
 class AnswerRoom:
-    """What one answer holds of them, from when it is made until its client has taken it: first in
-    the thread that makes it, then on the loop."""
+    """Counts what one answer holds of them, from when it is made until its client has taken it:
+    first in the thread that makes it, then on the loop."""
 
     def __init__(self, holds: Holds, who: str) -> None:
         self._holds = holds

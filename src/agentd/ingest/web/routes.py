@@ -152,7 +152,7 @@ class Routes(Generic[D]):
     def add(
         self, path: str, methods: "Mapping[str, Handler[D]]", otherwise: "Handler[D] | None" = None
     ) -> None:
-        """``methods`` by their names, ``otherwise`` for all others; HEAD is GET without a body."""
+        """Add ``methods`` by name, ``otherwise`` for all others; HEAD is GET without a body."""
         self._append(Route(path, _Resource(self._door, methods, otherwise)))
 
     def add_socket(self, path: str, handler: "SocketHandler[D]") -> None:

@@ -46,7 +46,7 @@ class Seats:
         return True
 
     def identify(self, one: Sitting, principal: str) -> None:
-        """``one`` is ``principal``'s from now on. Raises Full where that has too many."""
+        """Make ``one`` a connection of ``principal``'s. Raises Full where that has too many."""
         if one.principal == principal:
             return
         others = self._known.total() - bool(one.principal)
@@ -64,7 +64,7 @@ class Seats:
         self._known[principal] += 1
 
     def leave(self, one: Sitting) -> None:
-        """Idempotent."""
+        """Give its seat back. Idempotent."""
         if one in self._turned_away:
             self._turned_away.remove(one)
         elif one.principal:

@@ -21,7 +21,7 @@ _POLL = 0.05
 
 
 class Server:
-    """``start``, then ``drain`` or ``close``. The listeners belong to it from then on."""
+    """Serves; ``start``, then ``drain`` or ``close``. The listeners are its own from then on."""
 
     def __init__(
         self, web: Web, gatekeeper: Gatekeeper, served: Sequence[tuple[Listener, Doors]]

@@ -11,7 +11,7 @@ from agentd.model.errors import AgentdError, Full
 
 
 class Standing:
-    """What became of a stream's caller: ``service`` is as of now, ``error`` why there is none."""
+    """Tells what became of a stream's caller: its ``service`` now, or ``error``: why none."""
 
     def __init__(self, service: DoorService) -> None:
         self.service = service

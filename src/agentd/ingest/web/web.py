@@ -16,16 +16,16 @@ class Stoppable(Protocol):
 
 
 class MetricsSource(msgspec.Struct, frozen=True):
-    """``text`` gives them in Prometheus' format, from any thread; ``public``: to anybody."""
+    """Gives them by ``text`` in Prometheus' format, from any thread; ``public``: to anybody."""
 
     text: Callable[[], bytes]
     public: bool = False
 
 
 class Web:
-    """Belongs to the event loop. ``metrics`` are the process's, None where it counts nothing;
-    ``ready`` tells why it takes no work, "" where it does. Below ``domains`` are the hosts of
-    sandboxes' ports."""
+    """Holds what doors share; belongs to the event loop. ``metrics`` are the process's, None where
+    it counts nothing; ``ready`` tells why it takes no work, "" where it does. Below ``domains`` are
+    the hosts of sandboxes' ports."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ class Socket(WebRequest[D]):
         self.accepted = True
 
     async def refuse(self, error: AgentdError) -> None:
-        """Before it was accepted: an ordinary HTTP answer."""
+        """Answer it by HTTP, before it was accepted."""
         answer = self.door.error(error)
         headers = [(n.encode(), v.encode("latin-1")) for n, v in answer.headers.items()]
         start = {"type": "websocket.http.response.start", "status": answer.status}
@@ -30,7 +30,7 @@ class Socket(WebRequest[D]):
         await self._send({"type": "websocket.http.response.body", "body": answer.body})
 
     async def receive(self) -> str | bytes:
-        """Raises Closed."""
+        """Return the next message. Raises Closed."""
         message = await self._receive()
         if message["type"] == "websocket.disconnect":
             raise Closed
