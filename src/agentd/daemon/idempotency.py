@@ -20,11 +20,9 @@ the next daemon, and then the request may well be done again.
 
 import asyncio
 import contextlib
-import hashlib
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterable
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -128,9 +126,9 @@ class Idempotency:
         lasting: bool = True,
         authorise: Authorise | None = None,
     ) -> Answer:
-        """The answer of ``work``, or that of the request that had the key first. Where what it does
-        is not ``lasting``, neither is its record: a loss of power undoes both. It is then recorded
-        with what ``work`` gave to ``context.recorded()``, or both are undone.
+        """Return the answer of ``work``, or that of the request that had the key first. Where what
+        it does is not ``lasting``, neither is its record: a loss of power undoes both. It is then
+        recorded with what ``work`` gave to ``context.recorded()``, or both are undone.
 
         ``authorise`` is called, in a thread, for a repeat alone: it raises where the repeat may not
         have the answer. It gets the names of the acts that somebody approved, None for all.
@@ -162,13 +160,8 @@ class Idempotency:
         task.add_done_callback(running.ended)
         return await asyncio.shield(task)
 
-    async def drain(self) -> None:
-        """Wait until what runs has ended and is recorded."""
-        while tasks := [run.task for run in self._running.values() if run.task is not None]:
-            await asyncio.wait(tasks)
-
     def sweep(self) -> int:
-        """Forget keys that have expired: how many. To be called now and then, from any thread."""
+        """Forget keys that have expired: how many. Called now and then, from any thread."""
         return self._kept.sweep()
 
     async def _answer(
@@ -297,15 +290,6 @@ class Idempotency:
         )
 
 
-def request_digest(method: str, path: str, body: bytes) -> str:
-    """Return the digest of what must be the same when a key is used again."""
-    total = hashlib.sha256()
-    for part in (method.encode(), path.encode(), body):
-        total.update(len(part).to_bytes(8, "big"))
-        total.update(part)
-    return total.hexdigest()
-
-
 def _about(record: IdempotencyRecord) -> bytes:
     """Return what a sealed answer belongs to."""
     return "\0".join((record.principal, record.key, record.digest)).encode()
@@ -314,11 +298,15 @@ def _about(record: IdempotencyRecord) -> bytes:
 async def _attached(
     running: _Run, task: asyncio.Task[Answer], authorise: Authorise | None, carry: Carry
 ) -> Answer | None:
-    """The answer of what runs already; None where it was refused to the one who asked, and others
-    may."""
+    """Wait for the answer of what runs already; None where it was refused to the one who asked, and
+    others may."""
     if authorise is not None:
-        # It goes on only once it is approved itself.
-        await carry(partial(_authorised, authorise, None))
+
+        def authorised() -> Answer:
+            authorise(None)  # it goes on only once it is approved itself
+            return Answer(204)
+
+        await carry(authorised)
     try:
         answer = await asyncio.shield(task)
     except AgentdError:
@@ -326,11 +314,6 @@ async def _attached(
             return None
         raise
     return msgspec.structs.replace(answer, replayed=True)
-
-
-def _authorised(authorise: Authorise, approved: frozenset[str] | None) -> Answer:
-    authorise(approved)
-    return Answer(204)
 
 
 def _mismatch(key: str) -> IdempotencyMismatch:

@@ -16,7 +16,6 @@ from agentd.daemon.idempotency import (
     IdempotencyFull,
     IdempotencyInterrupted,
     IdempotencyMismatch,
-    request_digest,
 )
 from agentd.daemon.keyed import KeyedBounds
 from agentd.daemon.seal import AnswerSeal
@@ -541,33 +540,3 @@ def test_nothing_is_written_of_what_does_not_last_and_was_refused(make, store):
             await keys.run("alice", "k", "other", Worker(), lasting=False)
 
     asyncio.run(main())
-
-
-def test_drain_waits_for_what_runs(make):
-    async def main():
-        keys, work = make(), Worker(gate=threading.Event())
-        task = asyncio.ensure_future(keys.run("alice", "k", "d", work))
-        await work.started()
-        task.cancel()
-        drained = asyncio.ensure_future(keys.drain())
-        await asyncio.sleep(0)
-        assert not drained.done()
-        work.gate.set()
-        await drained
-        assert (await keys.run("alice", "k", "d", work)).replayed
-
-    asyncio.run(main())
-
-
-def test_the_digest_tells_apart_what_only_looks_the_same():
-    made = {
-        request_digest(*parts)
-        for parts in [
-            ("POST", "/v1", b""),
-            ("POST", "/v", b"1"),
-            ("PUT", "/v1", b""),
-            ("POST", "/v1", b"x"),
-        ]
-    }
-    assert len(made) == 4
-    assert request_digest("POST", "/v1", b"x") in made

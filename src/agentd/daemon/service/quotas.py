@@ -63,8 +63,8 @@ class _Use:
 
 
 class Ledger:
-    """Thread-safe. What a principal holds, against its quota; in memory, for sandboxes die or are
-    counted anew when the daemon starts again."""
+    """Counts what a principal holds, against its quota. Thread-safe; in memory, for sandboxes die
+    or are counted anew when the daemon starts again."""
 
     def __init__(
         self, quotas: Callable[[], Quotas], clock: Callable[[], float] = time.monotonic
@@ -92,7 +92,7 @@ class Ledger:
             use.tokens -= 1
 
     def take(self, name: str, limits: Limits, *, force: bool = False, wait: float = 0.0) -> None:
-        """Room for one sandbox; ``give_back`` it. ``force`` counts what exists already.
+        """Take room for one sandbox; ``give_back`` it. ``force`` counts what exists already.
 
         Where there is none it is waited for, up to ``wait`` seconds, and those of one principal get
         it in the order in which they asked. Raises QuotaExceeded, Full.
@@ -211,7 +211,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def command(self, name: str) -> Iterator[None]:
-        """While one command runs. Raises QuotaExceeded before it does."""
+        """Count one command within the block. Raises QuotaExceeded before that begins."""
         quota = self._quota(name)
         with self._lock:
             use = self._use(name)
@@ -227,10 +227,6 @@ class Ledger:
     def used_cpu(self, name: str, seconds: float) -> None:
         with self._lock:
             self._use(name).cpu += seconds
-
-    def sandboxes(self, name: str) -> int:
-        with self._lock:
-            return self._use(name).sandboxes
 
     def _check_cpu(self, name: str, use: _Use, quota: Quota) -> None:
         now = self._clock()

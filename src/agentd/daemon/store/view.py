@@ -8,7 +8,7 @@ import sqlite3
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -110,7 +110,7 @@ class Amount(NamedTuple):
 
 
 class View(ABC):
-    """Queries, on the connection that a subclass runs them on."""
+    """Reads records, on the connection that a subclass runs queries on."""
 
     @abstractmethod
     def _rows(self, sql: str, values: Sequence[Value] = ()) -> list[Any]: ...
@@ -126,21 +126,13 @@ class View(ABC):
         *,
         after: tuple[Value, ...] = (),
         limit: int = MAX_PAGE,
-        labels: Mapping[str, str] | None = None,
         **equal: Value,
     ) -> list[R]:
         """Return a page in the order of the keys, from behind the key ``after``, ``MAX_PAGE`` at
-        most.
-
-        ``equal`` names columns; ``labels`` must all be among the record's.
-        """
+        most; ``equal`` names columns."""
         table = table_of(kind)
         wanted = [f"{table.column(column)} IS ?" for column in equal]
         values: list[Value] = list(equal.values())
-        for label in (labels or {}).items():
-            listed = f"json_each({table.column('labels')})"
-            wanted.append(f"EXISTS (SELECT 1 FROM {listed} AS l WHERE l.key = ? AND l.value = ?)")  # noqa: S608
-            values.extend(label)
         order = ", ".join(table.key)
         if after:
             wanted.append(f"({order}) > ({', '.join('?' * len(table.key))})")
@@ -161,8 +153,8 @@ class View(ABC):
     def least(
         self, kind: type[R], column: str, limit: int, *, positive: str = "", **equal: Value
     ) -> list[R]:
-        """Rows with the least values of a column, without those that are infinite; ``positive`` is
-        another column, which must be."""
+        """Return the rows with the least values of a column, without those that are infinite;
+        ``positive`` is another column, which must be."""
         table = table_of(kind)
         column = table.column(column)
         wanted = [f"{table.column(name)} IS ?" for name in equal] + [f"{column} < ?"]
@@ -193,7 +185,7 @@ class Transaction(View):
         return self._connection.execute(sql, values).fetchall()
 
     def put(self, record: StoreRecord) -> None:
-        """Inserts, or replaces what has its key."""
+        """Insert it, or replace what has its key."""
         table = table_of(type(record))
         self._connection.execute(table.put, table.row(record))
 
@@ -202,11 +194,11 @@ class Transaction(View):
         return self._connection.execute(table_of(kind).delete, key).rowcount > 0
 
     def delete_before(self, kind: type[StoreRecord], column: str, value: float, limit: int) -> int:
-        """Deletes rows whose column is less, ``limit`` at most; how many."""
+        """Delete rows whose column is less, ``limit`` at most; return how many."""
         return self._connection.execute(_delete_before(kind, column), (value, limit)).rowcount
 
     def take_before(self, kind: type[R], column: str, value: float, limit: int) -> list[R]:
-        """Deletes as ``delete_before``, and returns the rows."""
+        """Delete as ``delete_before``, and return the rows."""
         table = table_of(kind)
         sql = f"{_delete_before(kind, column)} RETURNING {', '.join(table.columns)}"
         return [table.record(row) for row in self._rows(sql, (value, limit))]
