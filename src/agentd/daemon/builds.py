@@ -5,14 +5,11 @@ import shutil
 import tempfile
 from typing import TYPE_CHECKING, cast
 
-from agentd.daemon.commands.begin import BeginStreamed
-from agentd.daemon.commands.command import Command
-from agentd.daemon.commands.ends import completed
+from agentd.daemon.packages.inside import run
 from agentd.daemon.pipeline import with_own_hosts
 from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.building.running import SCRIPT, Output, RunEnd, RunStep
 from agentd.image.oci.inside import read_small
-from agentd.model.drive import drive
 from agentd.model.egress import network
 from agentd.model.limits import Limits
 from agentd.model.spec import ExecRequest, SandboxSpec
@@ -27,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class SandboxRunner:
-    """Close it in the end. ``net`` is "none", "host" or rules."""
+    """Runs steps; close it in the end. ``net`` is "none", "host" or rules."""
 
     def __init__(self, net: str, limits: Limits) -> None:
         (self._net, self._egress), self._limits = network(net), limits
@@ -39,7 +36,7 @@ class SandboxRunner:
             self._manager.close()
 
     def run(self, step: RunStep, layer: LayerWriter, output: Output) -> RunEnd:
-        """As ``running.Runner`` has it."""
+        """Run a step as ``running.Runner`` has it."""
         if self._manager is None or self._backend is None:
             self._backend = StepBackend()
             self._manager = Manager(made={"linux": cast("Backend", self._backend)})
@@ -59,7 +56,9 @@ class SandboxRunner:
         try:
             if step.script:
                 handle.guest.files.write(SCRIPT, step.script.encode(), 0o755)
-            end = _run(handle, step, output)
+            result = run(handle, ExecRequest(step.argv), output)
+            told = "" if result.exit_code is not None else result.cause.message
+            end = RunEnd(result.exit_code, told)
             if end.exit_code == 0:
                 _write(handle, step, layer, backend.only_uid())
             return end
@@ -75,19 +74,6 @@ def _write(handle: SandboxHandle, step: RunStep, layer: LayerWriter, uid: int | 
         write_layer(Exported(folder, step.root, uid), layer)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _run(handle: SandboxHandle, step: RunStep, output: Output) -> RunEnd:
-    request = completed(ExecRequest(step.argv), handle)
-    with Command(handle, BeginStreamed(request)) as command:
-        command.feed(b"")
-        for chunks, _ in drive(command):
-            for name, data in chunks:
-                output(name, data)
-        result = command.finish()
-    if result.exit_code is not None:
-        return RunEnd(result.exit_code)
-    return RunEnd(None, result.cause.message)
 
 
 def _home(step: RunStep) -> dict[str, str]:

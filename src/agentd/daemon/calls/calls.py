@@ -5,7 +5,7 @@ The same lines for every way in: REST, the SDK and the command line, with a daem
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, Protocol
 
@@ -37,7 +37,7 @@ class CallSandboxes(Protocol):
     """The sandboxes that calls run in: checks quotas, leases and owners."""
 
     def get(self, who: Principal, body: CallBody) -> tuple[SandboxHandle, Mapping[str, str]]:
-        """``body.sandbox``, and its labels. Raises NotFound, Forbidden, Conflict."""
+        """Find ``body.sandbox``, and its labels. Raises NotFound, Forbidden, Conflict."""
 
     def plan(self, who: Principal, body: CallBody) -> tuple[SandboxSpec, Mapping[str, str]]:
         """Return the spec and labels of one to be made. Raises InvalidInput, Refused, Forbidden."""
@@ -80,8 +80,9 @@ class Calls:
         via: str = "",
         cancel: int = -1,
     ) -> CallView:
-        """``who`` is authenticated, by signature where there is one; ``emit`` gets what comes
-        before the end; ``cancel`` is a descriptor that ends it once it is readable.
+        """Call a capability as ``who``, who is authenticated, by signature where there is one;
+        ``emit`` gets what comes before the end; ``cancel`` is a descriptor that ends it once it is
+        readable.
 
         Raises what refuses it, and what the capability fails with.
         """
@@ -163,11 +164,11 @@ class Calls:
         obligations, place = admission.obligations, admission.act.place
         if not about.needs.sandbox:
             _check_network(about, obligations)
-            return _Given(None)
+            return nullcontext()
         if handle is not None:
             oblige.existing_sandbox(handle.spec, handle.level, obligations)
             _check_needs(handle, about)
-            return _Given(handle)
+            return nullcontext(handle)  # somebody else's: the call's end does not end it
         spec = oblige.new_sandbox(place.spec, obligations)
         return self._sandboxes.made(who, spec, place.labels)
 
@@ -212,19 +213,6 @@ def _act(
         via=via,
         executes=True,
     )
-
-
-class _Given(AbstractContextManager[SandboxHandle | None]):
-    """Somebody else's, or none at all: the call's end does not end it."""
-
-    def __init__(self, handle: SandboxHandle | None) -> None:
-        self._handle = handle
-
-    def __enter__(self) -> SandboxHandle | None:
-        return self._handle
-
-    def __exit__(self, *exc: object) -> None:
-        return None
 
 
 def _check_place(body: CallBody) -> None:

@@ -17,8 +17,8 @@ class Ends:
 
     @contextmanager
     def one(self, gone: context.Gone = context.NEVER) -> Iterator[int]:
-        """A descriptor that is readable once the call is to end, or who waits for it has
-        ``gone``; the block's own."""
+        """Yield a descriptor, the block's own, that is readable once the call is to end, or who
+        waits for it has ``gone``."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         with self._lock:
             self._writers.add(writer)
