@@ -6,8 +6,7 @@ import resource
 from collections.abc import Iterator
 
 from agentd.daemon.config import templates
-from agentd.daemon.config.found import Found
-from agentd.daemon.config.lines import Path
+from agentd.daemon.config.lines import Found, Path
 from agentd.daemon.config.schema import Config, PeerUser, Quota
 from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.model.egress import RESTRICTED

@@ -7,6 +7,7 @@ import re
 import tomllib
 
 Path = tuple[str | int, ...]
+Found = tuple[Path, str, str]  # what a rule finds: where, what, and its fix
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _SPACE = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")

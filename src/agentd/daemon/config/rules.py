@@ -9,8 +9,7 @@ import msgspec
 from agentd.auth.jwks import check_url
 from agentd.auth.mtls import check_match
 from agentd.daemon.config import templates
-from agentd.daemon.config.found import Found
-from agentd.daemon.config.lines import Path
+from agentd.daemon.config.lines import Found, Path
 from agentd.daemon.config.schema import Config, JwtIssuer, Listen, Quota, Signed
 from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.model.configuration import ROOTS
@@ -88,13 +87,11 @@ def _tcp(config: Config, listen: Listen, path: Path) -> Iterator[Found]:
     where = (*path, "address")
     if listen.group is not None:
         yield (*path, "group"), "only a unix socket has a group", "drop it"
+    nobody = "nobody could authenticate on it"
     if listen.address.loopback:
         if not config.daemon.insecure and not _authenticates(config, listen):
-            yield (
-                where,
-                "nobody could authenticate on it",
-                f"{_ENABLE}; daemon.insecure = true lets in everybody on this machine",
-            )
+            fix = f"{_ENABLE}; daemon.insecure = true lets in everybody on this machine"
+            yield where, nobody, fix
         return
     if config.daemon.insecure:
         yield (
@@ -103,11 +100,7 @@ def _tcp(config: Config, listen: Listen, path: Path) -> Iterator[Found]:
             "listen on 127.0.0.1, or drop insecure",
         )
     elif not _authenticates(config, listen):
-        yield (
-            where,
-            "nobody could authenticate on it",
-            "enable auth.keys, or add [[auth.jwt]] or [[auth.certificates]]",
-        )
+        yield where, nobody, _ENABLE
     if not listen.cert and not listen.plain:
         yield (
             where,
@@ -234,18 +227,12 @@ def _pools(config: Config) -> Iterator[Found]:
         if pool.min > pool.max:
             yield (*path, "min"), "is more than max", "lower it, or raise max"
         if level < config.sandbox.level:
-            yield (
-                (*path, "isolation"),
-                f"is less than sandbox.minimum, {config.sandbox.minimum}",
-                "no request could be given one of them",
-            )
+            least = f"is less than sandbox.minimum, {config.sandbox.minimum}"
+            yield (*path, "isolation"), least, templates.NOBODY
         allowed = config.sandbox.backends
         if pool.backend is not None and allowed and pool.backend not in allowed:
-            yield (
-                (*path, "backend"),
-                f"{pool.backend} is not among sandbox.backends",
-                "no request could be given one of them",
-            )
+            named = f"{pool.backend} is not among sandbox.backends"
+            yield (*path, "backend"), named, templates.NOBODY
 
 
 def _quota(quota: Quota, path: Path) -> Iterator[Found]:

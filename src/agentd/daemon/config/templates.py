@@ -5,8 +5,7 @@ from typing import cast
 
 import msgspec
 
-from agentd.daemon.config.found import Found
-from agentd.daemon.config.lines import Path
+from agentd.daemon.config.lines import Found, Path
 from agentd.daemon.config.schema import Config, TemplateSettings
 from agentd.model import options
 from agentd.model.egress import RESTRICTED
@@ -16,7 +15,7 @@ from agentd.model.spec import SandboxSpec
 
 #: Each has a thread that keeps its sandboxes ready.
 MAX_TEMPLATES = 64
-_NOBODY = "no request could be given one of them"
+NOBODY = "no request could be given one of them"
 
 
 def broken(config: Config) -> Iterator[Found]:
@@ -68,15 +67,15 @@ def _allowed(
     allowed = config.sandbox.backends
     if template.isolation is not None and spec.isolation < config.sandbox.level:
         least = f"is less than sandbox.minimum, {config.sandbox.minimum}"
-        yield (*path, "isolation"), least, _NOBODY
+        yield (*path, "isolation"), least, NOBODY
     if template.backend is not None and allowed and template.backend not in allowed:
         named = f"{template.backend} is not among sandbox.backends"
-        yield (*path, "backend"), named, _NOBODY
+        yield (*path, "backend"), named, NOBODY
     if spec.net not in config.sandbox.networks:
-        yield (*path, "net"), f"{spec.net} is not among sandbox.networks", _NOBODY
+        yield (*path, "net"), f"{spec.net} is not among sandbox.networks", NOBODY
     if spec.packages and RESTRICTED not in config.sandbox.networks:
         by = f"are fetched by a network, and {RESTRICTED} is not among sandbox.networks"
-        yield (*path, "packages"), by, _NOBODY
+        yield (*path, "packages"), by, NOBODY
     for name in msgspec.structs.fields(Limits):
         value, bound = getattr(template, name.name), getattr(config.limits.max, name.name)
         if value is not None and bound is not None and value > bound:
