@@ -95,18 +95,13 @@ class AdmissionControl:
         lazily: bool = False,
         **fields: object,
     ) -> None:
-        """Something that happened, by itself or within a request."""
-        request = context.current()
-        event = Event(
-            kind=kind, principal=principal, request=request, sandbox=sandbox, fields=fields
-        )
-        self.log.submit(event, lazily=lazily)
+        """Write down what happened, by itself or within a request."""
+        self.log.submit(_event(kind, principal, sandbox, fields), lazily=lazily)
 
     def record(self, kind: Kind, principal: str, **fields: object) -> None:
         """Write down what a caller is about to have done: it is on disk when this returns. Raises
         AuditError, and then it must not be done."""
-        request = context.current()
-        self.log.append(Event(kind=kind, principal=principal, request=request, fields=fields))
+        self.log.append(_event(kind, principal, "", fields))
 
     def reload(self, policy: schema.PolicySettings) -> None:
         """Raises BundleError, PinMismatch; then the old policy holds."""
@@ -124,19 +119,10 @@ class AdmissionControl:
 
     def denied(self, principal: str, sandbox: str, **fields: object) -> None:
         """Write down what a scope refused. Raises AuditError."""
-        request = context.current()
-        self.denials.write(
-            Event(
-                kind=Kind.DENIAL,
-                principal=principal,
-                request=request,
-                sandbox=sandbox,
-                fields=fields,
-            )
-        )
+        self.denials.write(_event(Kind.DENIAL, principal, sandbox, fields))
 
     def before(self) -> Before:
-        """Of a daemon. Raises AuditError."""
+        """Find what the daemon before left open, as a daemon. Raises AuditError."""
         if not isinstance(self.log, AuditLog):
             raise TypeError("only a daemon goes on with what another began")
         return Before(self.log, self.records)
@@ -168,7 +154,7 @@ class AdmissionControl:
         return msgspec.structs.asdict(log.counts) if isinstance(log, AuditLog) else {}
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the log, and all beside it. Idempotent."""
         self._undo.close()
 
     def _opened(self, policy: schema.PolicySettings) -> PolicyStore | None:
@@ -210,6 +196,12 @@ class Waiting:
         self, event: Event | LogEntry, secrets: Iterable[str] = (), *, lazily: bool = False
     ) -> None:
         self.append(event, secrets)
+
+
+def _event(kind: Kind, principal: str, sandbox: str, fields: Mapping[str, object]) -> Event:
+    """Make an event of the request at work, if any."""
+    request = context.current()
+    return Event(kind=kind, principal=principal, request=request, sandbox=sandbox, fields=fields)
 
 
 def _log(directory: str, audit: schema.AuditSettings, shared: bool) -> "AuditLog | Waiting":

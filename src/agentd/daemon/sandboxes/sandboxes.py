@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 
 class Sandboxes(Changing, Pauses, Adoption):
-    """Thread-safe. ``on_made(live)`` is called once for each that is ready, and
-    ``on_end(live, reason)`` once it has ended."""
+    """Owns a daemon's sandboxes. Thread-safe. ``on_made(live)`` is called once for each that is
+    ready, and ``on_end(live, reason)`` once it has ended."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         values: SecretValues = NO_VALUES,
         origin: Mapping[str, str] = NO_ORIGIN,
     ) -> Live:
-        """A sandbox that is ready and written down. ``admitted``: it is part of a call that was
+        """Make a sandbox, ready and written down. ``admitted``: it is part of a call that was
         decided as a whole; ``wait``: seconds at most that it waits for room in the principal's
         quota; ``name``: one that ``names.making`` holds; ``values``: of its secrets; ``origin``: as
         ``Live`` has it. Raises Full, QuotaExceeded, Refused, ..."""
@@ -144,7 +144,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         spec: SandboxSpec,
         values: SecretValues = NO_VALUES,
     ) -> list[Live]:
-        """Copies with the source's labels and secrets, and a lease of their own; or none."""
+        """Make copies with the source's labels and secrets, and a lease of their own; or none."""
         source.require_running("fork it")
         self._admit()
         taken = 0
@@ -182,13 +182,13 @@ class Sandboxes(Changing, Pauses, Adoption):
         finally:  # what cannot be freed is no more of use for that, and takes no share of anybody's
             self._forget(live)
 
-    def end_at_once(self, live: Live, reason: str = "destroyed") -> Callable[[], None] | None:
-        """``end`` as far as an answer waits for it: nothing runs in it any more, and the call does
+    def end_at_once(self, live: Live) -> Callable[[], None] | None:
+        """End it as far as an answer waits for that: nothing runs in it any more, and the call does
         the rest. None where that takes time, and ``end`` has to. Never blocks."""
-        if not live.begin_end_if_idle(reason):
+        if not live.begin_end_if_idle("destroyed"):
             return None
         self._forget(live)
-        return lambda: self._finish(live, reason)
+        return lambda: self._finish(live, "destroyed")
 
     def _finish(self, live: Live, reason: str) -> None:
         self._on_end(live, reason)
@@ -198,7 +198,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         self._pipeline.close(live.handle)
 
     def lost(self, wall: str, reason: str) -> None:
-        """The supervisor says that a wall has ended by itself, or by its lease."""
+        """Take note that a wall has ended by itself, or by its lease, as the supervisor says."""
         with self._lock:
             live = self._by_wall.get(wall)
         if live is not None:
@@ -229,7 +229,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         return live
 
     def named(self, principal: Principal, name: str) -> Live | None:
-        """The one that ``principal`` calls so, if it lives."""
+        """Find the one that ``principal`` calls so, if it lives."""
         found = self.find(self.names.find(principal.name, name))
         return None if found is None or found.ending else found
 
@@ -239,8 +239,8 @@ class Sandboxes(Changing, Pauses, Adoption):
             return self._live.get(id_)
 
     def recall(self, principal: Principal, id_: str) -> SandboxRecord:
-        """Its record, also after it has ended, for as long as that is kept; of several that had a
-        name, that of the newest. Raises NotFound."""
+        """Find its record, also after it has ended, for as long as that is kept; of several that
+        had a name, that of the newest. Raises NotFound."""
         live = self.find(id_) or self.named(principal, id_)
         record = recalled(self._store, principal.name, id_) if live is None else live.record
         if record is None or not principal.owns(record.principal):
