@@ -118,9 +118,7 @@ def test_put_replaces_and_a_transaction_sees_what_it_wrote(store):
 
 
 def test_pages_and_filters(store):
-    made = [
-        sandbox(f"sbx-{i}", principal="ab"[i % 2], labels={"a.b\"'": "'"}) for i in range(9)
-    ]
+    made = [sandbox(f"sbx-{i}", principal="ab"[i % 2], labels={"a.b\"'": "'"}) for i in range(9)]
     store.write(put(*reversed(made)))
     first = store.find(SandboxRecord, limit=4)
     rest = store.find(SandboxRecord, after=(first[-1].id,))
