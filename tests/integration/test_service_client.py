@@ -186,6 +186,21 @@ def test_the_same_with_asyncio(daemon: Daemon) -> None:
     asyncio.run(main())
 
 
+def test_what_changes_in_a_large_tree_is_told_once_its_watch_is_answered(daemon: Daemon) -> None:
+    with Sandbox.create(url=daemon.url) as sandbox, Client(daemon.url) as client:
+        assert sandbox.run("mkdir $(seq -f d%.0f 2000) && cd d1 && touch $(seq 2000)").ok
+        last, late = "/workspace/d2000/new", "/workspace/late"
+        for number in range(3):
+            changes = client.files.watch(sandbox.id, "/workspace", recursive=True)
+            sandbox.files.write(f"{last}{number}", b"")
+            timer = threading.Timer(60, sandbox.files.write, (late, b""))
+            timer.start()
+            seen = next(one.path for one in changes if one.path.startswith((last, late)))
+            timer.cancel()
+            timer.join()
+            assert seen == f"{last}{number}"
+
+
 def test_a_watch_of_asyncio_that_is_cancelled_ends_as_cancelled(daemon: Daemon) -> None:
     async def main() -> None:
         async with (

@@ -9,6 +9,7 @@ import msgspec
 
 from agentd.client import arguments
 from agentd.model import typed
+from agentd.model.begun import begun
 from agentd.model.errors import OperationFailed
 
 if TYPE_CHECKING:
@@ -132,21 +133,27 @@ class Files:
     def watch(
         self, path: InsidePath, *, recursive: bool = False
     ) -> "Generator[Change, None, None]":
-        """Tell of changes, with ``kind`` and ``path``, as they happen, until it is closed."""
-        return self._watch(path, recursive)
+        """Watch from now on: tell of changes, with ``kind`` and ``path``, until it is closed."""
+        return begun(self._changes(path, recursive, -1))
 
     def _read_iter(self, path: InsidePath, wake: int = -1) -> Generator[bytes, None, None]:
         """``wake`` readable ends it, as of ``_watch``."""
         yield from self._files.read(self._sandbox, arguments.path(path), wake=wake)
 
     def _watch(
-        self, path: InsidePath, recursive: bool, wake: int = -1
+        self, path: InsidePath, recursive: bool, wake: int
     ) -> "Generator[Change, None, None]":
+        """Begins when it is first asked, so that a thread waits for that; ``wake`` as above."""
+        yield from begun(self._changes(path, recursive, wake))
+
+    def _changes(
+        self, path: InsidePath, recursive: bool, wake: int
+    ) -> "Generator[Change | None, None, None]":
         from agentd.transport.files import Change
 
-        found = self._files.watch(
-            self._sandbox, arguments.path(path), recursive=recursive, wake=wake
-        )
+        path = arguments.path(path)
+        found = self._files.watch(self._sandbox, path, recursive=recursive, wake=wake)
+        yield None
         for change in found:
             yield Change(kind=change.kind, path=change.path)  # type: ignore[arg-type]
 

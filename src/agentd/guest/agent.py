@@ -28,7 +28,19 @@ if TYPE_CHECKING:
 
 # The host keeps to half of it: one that it has closed may still count here for a moment.
 MAX_CONNECTIONS = 256
-FEATURES = ("exec", "fds", "pty", "detach", "fs", "tar", "watch", "tcp", "sys", "accept")
+FEATURES = (
+    "exec",
+    "fds",
+    "pty",
+    "detach",
+    "fs",
+    "tar",
+    "watch",
+    "watching",
+    "tcp",
+    "sys",
+    "accept",
+)
 
 
 class Agent:

@@ -51,6 +51,7 @@ class Watch(Quiet):
         self._unseen: deque[tuple[str, bool]] = deque()
         self._look: Generator[tuple[str, bool, bool], None, None] | None = None
         self._timer: Timer | None = None
+        self._began = False
         self._full = False
         self._closed = False
         self._root = watches.add(path, _MASK | _SELF)
@@ -85,9 +86,15 @@ class Watch(Quiet):
             self._channel.loop.forget(self._inotify.fileno())
             return
         left = SLICE
-        while left > 0 and (self._look is not None or self._unseen):
+        while left > 0 and self._looks():
             left -= self._look_on(left)
+        if not (self._began or self._closed or self._looks()):
+            self._began = True
+            self._channel.event("watching")
         self._wait()
+
+    def _looks(self) -> bool:
+        return self._look is not None or bool(self._unseen)
 
     def _look_on(self, most: int) -> int:
         if self._look is None:
@@ -105,8 +112,9 @@ class Watch(Quiet):
     def _wait(self) -> None:
         if self._closed:
             return
-        self._channel.loop.watch(self._inotify.fileno(), READ, self._ready)
-        if self._look is not None or self._unseen:
+        if self._began:  # what happens before is told behind "watching"
+            self._channel.loop.watch(self._inotify.fileno(), READ, self._ready)
+        if self._looks():
             self._timer = self._channel.loop.after(0, self._advance)
 
     def _ready(self, _: int) -> None:

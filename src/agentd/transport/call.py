@@ -49,6 +49,12 @@ class AgentCall:
             self._read(deadline, timeout)
         return self._queue.popleft()
 
+    def offered(self, feature: str) -> bool:
+        """Return whether the agent said so when it was greeted; waits for that answer."""
+        while (features := self.connection.features) is None:
+            self._read(self._deadline(), None)
+        return feature in features
+
     def send_data(self, data: memoryview, *, forever: bool = False) -> bool:
         """Send DATA frames within the credit; False once the agent has ended the operation."""
         while data:

@@ -144,21 +144,17 @@ class V2Connection:
     """Owns the socket. Descriptors are sent, and never received: the kernel discards what a guest
     attaches, because recv gives no room for it (unix(7), SCM_RIGHTS)."""
 
-    def __init__(
-        self, stream: socket.socket, early: bytes = b"", *, greets: bool = False, instance: str = ""
-    ) -> None:
-        """``greets``: the agent is known to speak v2, and has not been greeted. The greeting goes
-        along with the first request, and is answered ahead of its first event. ``instance`` is
-        what the agent said of itself."""
+    def __init__(self, stream: socket.socket, greeting: Greeting | None = None) -> None:
+        """Without its ``greeting`` the agent is known to speak v2: it is greeted along with the
+        first request, and answers ahead of its first event."""
         stream.setblocking(False)
         self._socket = stream
         self._decoder = wire.FrameDecoder(wire.FROM_AGENT)
-        self._early = early
-        self._unsent = wire.HELLO if greets else b""
-        self._greeting = Greeting() if greets else None
+        self._unsent = wire.HELLO if greeting is None else b""
+        self._greeting = greeting or Greeting()
+        self._early = self._greeting.rest
         self._read = READ
         self._number = 0
-        self._instance = instance
         self._again: Reopen | None = None  # until the agent was heard, where it may be dead
         self._kept = bytearray()  # what was sent meanwhile
         self._told: set[int] = set()  # channels whose one answer is still to come
@@ -230,7 +226,7 @@ class V2Connection:
             if not data:
                 self._decoder.close()
                 raise _closed()
-            frames = self._decoder.feed(data if self._greeting is None else self._greeted(data))
+            frames = self._decoder.feed(self._greeted(data))
         except wire.WireError as error:
             raise GuestError("the agent broke the protocol", cause=str(error)) from None
         return [frame for frame in frames if not self._was_told(frame)] if self._told else frames
@@ -245,13 +241,18 @@ class V2Connection:
 
     def _greeted(self, data: bytes) -> bytes:
         """Return what follows the answer to the greeting."""
-        greeting = self._greeting
-        if greeting is None or not greeting.feed(data):
+        if self._greeting.line is not None:
+            return data
+        if not self._greeting.feed(data):
             return b""
-        if greeting.protocol() != 2:
+        if self._greeting.protocol() != 2:
             raise GuestError("the agent does not speak protocol v2")
-        self._greeting = None
-        return greeting.rest
+        return self._greeting.rest
+
+    @property
+    def features(self) -> frozenset[str] | None:
+        """What the agent offers; None until it has answered the greeting."""
+        return self._greeting.features
 
     def reuse(self, reopen: "Reopen") -> None:
         """Use one that idled, and may have died without a sign, as every stream to a machine does
@@ -274,7 +275,10 @@ class V2Connection:
         if again is None:
             raise error
         fresh = again()
-        if not isinstance(fresh, V2Connection) or fresh._instance != self._instance:
+        if (
+            not isinstance(fresh, V2Connection)
+            or fresh._greeting.instance != self._greeting.instance
+        ):
             fresh.close()
             raise error
         # Under the number that those who wait for it know.

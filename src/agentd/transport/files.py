@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, BinaryIO, Literal, TypeVar
 
@@ -11,6 +11,7 @@ import msgspec
 
 from agentd.guest import wire
 from agentd.model import context, typed
+from agentd.model.begun import begun
 from agentd.model.errors import GuestError, InvalidInput, OperationFailed
 from agentd.transport.call import AgentCall, WaitEnded
 from agentd.transport.events import Count, Error, decode, failure
@@ -65,13 +66,19 @@ class _Entries(msgspec.Struct, tag="entries", tag_field="event"):
     entries: list[Entry]
 
 
+class _Watching(msgspec.Struct, tag="watching", tag_field="event"):
+    pass
+
+
 class _End(msgspec.Struct, tag="end", tag_field="event"):
     pass
 
 
 _DONE: "msgspec.json.Decoder[_Done]" = typed.decoder(_Done | Error)
 _LIST: "msgspec.json.Decoder[_Entries | _Done]" = typed.decoder(_Entries | _Done | Error)
-_WATCH: "msgspec.json.Decoder[Change | _End | _Done]" = typed.decoder(Change | _End | _Done | Error)
+_WATCH: "msgspec.json.Decoder[Change | _Watching | _End]" = typed.decoder(
+    Change | _Watching | _End | Error
+)
 Data = bytes | Iterable[bytes] | BinaryIO
 
 
@@ -229,15 +236,27 @@ class GuestFiles:
         self._simple("fs.remove", path, recursive=recursive)
 
     def watch(self, path: str, recursive: bool = False, *, wake: int = -1) -> Iterator[Change]:
-        """Yield changes until the iterator is closed, or ``wake`` becomes readable."""
+        """Watch from now on; return changes until they are closed, or ``wake`` becomes readable."""
+        return begun(self._watched(path, recursive, wake))
+
+    def _watched(
+        self, path: str, recursive: bool, wake: int
+    ) -> Generator[Change | None, None, None]:
+        """Yield None once it has begun, then the changes."""
         fields = {"op": "fs.watch", "path": checked(path), "recursive": recursive}
         with self._call(fields) as call, contextlib.suppress(WaitEnded):
             call.wake = wake
+            waits = call.offered("watching")
+            if not waits:  # an older agent does not tell
+                yield None
             while True:
                 kind, payload = call.next(forever=True)
                 if kind != wire.EVENT:
                     raise GuestError(f"the agent sent a frame of type {kind} out of place")
                 event = self._result(_WATCH, payload, path)
+                if waits:
+                    waits = False
+                    yield None
                 if isinstance(event, Change):
                     yield event
                 elif isinstance(event, _End):

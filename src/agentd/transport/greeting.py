@@ -14,6 +14,7 @@ class _Boot(msgspec.Struct):
 
 class _Reply(msgspec.Struct):
     agentd: int | None = None
+    features: tuple[str, ...] = ()
     boot: _Boot | None = None
     exit_code: int | None = None
     error: str | None = None
@@ -32,6 +33,8 @@ class Greeting:
         self.rest = b""
         #: Of the agent's process, "" where it tells none: another one knows nothing of the first's.
         self.instance = ""
+        #: What the agent offers; None until ``protocol`` has found it to be 2.
+        self.features: frozenset[str] | None = None
 
     def feed(self, data: bytes) -> bool:
         """Return whether the line is whole. Raises GuestError for one that is too long."""
@@ -52,6 +55,7 @@ class Greeting:
             why = safe_text(str(error))
             raise GuestError("the agent's greeting is malformed", cause=why) from None
         if reply.agentd == 2:
+            self.features = frozenset(reply.features)
             self.instance = "" if reply.boot is None else reply.boot.instance[:_MAX_INSTANCE]
             return 2
         refused = (reply.error or "").startswith("Invalid request")

@@ -22,7 +22,7 @@ def greet(stream: socket.socket, timeout: float) -> V2Connection | V1Connection:
         _send(stream, deadline)
         greeting = _read(stream, deadline)
         if greeting.protocol() == 2:
-            return V2Connection(stream, greeting.rest, instance=greeting.instance)
+            return V2Connection(stream, greeting)
         return V1Connection(stream)
     except OSError as error:
         stream.close()

@@ -93,7 +93,7 @@ class Connections:
                     raise BackendLost("the sandbox was closed")
                 connection = self._idle.pop() if self._idle else None
             if connection is None and self._known:
-                return V2Connection(self._open_stream(), greets=True)
+                return V2Connection(self._open_stream())
             if connection is None:
                 return greet(self._open_stream(), self._timeout)
             if connection.idle():

@@ -67,7 +67,7 @@ def test_a_link_to_a_directory_is_not_entered(new_channel, tmp_path):
     (tmp_path / "outside" / "f").touch()
     (root / "end").touch()
     expect(channel, "create", root / "end")
-    assert not [event for event in channel.events if event["path"].endswith("/f")]
+    assert not [event for event in channel.events[1:] if event["path"].endswith("/f")]
 
 
 def test_a_path_swapped_for_a_link_gets_no_watch(new_channel, tmp_path):
@@ -77,7 +77,7 @@ def test_a_path_swapped_for_a_link_gets_no_watch(new_channel, tmp_path):
     (tmp_path / "link").symlink_to("/etc")
     channel.operation._add(str(tmp_path / "link"), True)
     assert list(channel.operation._paths.values()) == [str(root)]
-    assert channel.events == []
+    assert channel.events == [{"event": "watching"}]
 
 
 def test_a_directory_that_moved_out_is_no_longer_told_of(new_channel, tmp_path):
@@ -109,7 +109,7 @@ def test_too_many_directories_are_told_as_overflow(new_channel, tmp_path, monkey
     for name in "abcdef":
         (tmp_path / name).mkdir()
     channel = new_channel().start(WATCH, path=str(tmp_path), recursive=True)
-    assert [event["kind"] for event in channel.events] == ["overflow"]
+    assert [event.get("kind") for event in channel.events] == ["overflow", None]
 
 
 def test_while_the_buffer_is_full_nothing_is_read(new_channel, tmp_path):

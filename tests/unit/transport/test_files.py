@@ -119,6 +119,7 @@ def test_entries_and_changes(agent):
         if request["op"] == "fs.stat":
             peer.event(channel, "result", entry=ENTRY)
         elif request["op"] == "fs.watch":
+            peer.event(channel, "watching")
             peer.event(channel, "change", kind="create", path="/w/f")
             peer.until_closed()
         else:

@@ -1,7 +1,7 @@
 """Files inside a daemon's sandboxes."""
 
 import http.client
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ from agentd.client.http.connection import Woken
 from agentd.client.http.errors import from_event
 from agentd.client.http.sse import events
 from agentd.model.api import ChangeView, EntryView, MkdirBody, MoveBody
+from agentd.model.begun import begun
 
 _PIECE = 256 << 10
 _BEYOND_THE_END = 416
@@ -82,12 +83,18 @@ class HttpFiles:
     def watch(
         self, sandbox: str, path: str, *, recursive: bool = False, wake: int = -1
     ) -> Iterator[ChangeView]:
+        return begun(self._changes(sandbox, path, recursive, wake))
+
+    def _changes(
+        self, sandbox: str, path: str, recursive: bool, wake: int
+    ) -> Generator[ChangeView | None, None, None]:
         query = {"path": path, "recursive": recursive}
         asked = {"Accept": "text/event-stream"}
         answer = self._requests.open(
             "GET", _path(sandbox, "watch"), query=query, headers=asked, wake=wake
         )
         with suppress(Woken), answer as response:
+            yield None
             for event in events(response):
                 if event.name == "change":
                     yield self._requests.decode(ChangeView, event.data.encode())

@@ -13,14 +13,15 @@ does.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Self, TypeVar, cast
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import msgspec
 
 from agentd.audit.errors import AuditError
 from agentd.daemon.admission import acts, oblige, records
 from agentd.model.audit import Kind
+from agentd.model.begun import begun
 from agentd.model.errors import Refused
 
 if TYPE_CHECKING:
@@ -134,13 +135,11 @@ class Admission:
         with contextlib.suppress(AuditError):
             self._end(records.of_error(self, error))
 
-    def over(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+    def over(self, pieces: Iterable[Piece]) -> Generator[Piece, None, None]:
         """Begins, and ends with the last of ``pieces``, or where they are let go of."""
-        stream = self._over(pieces)
-        next(stream)  # from now on to drop it ends it
-        return cast("Iterator[Piece]", stream)
+        return begun(self._over(pieces))
 
-    def _over(self, pieces: Iterable[Piece]) -> Iterator[Piece | None]:
+    def _over(self, pieces: Iterable[Piece]) -> Generator[Piece | None, None, None]:
         self.begin(written=True)
         with self:
             yield None

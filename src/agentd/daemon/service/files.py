@@ -5,7 +5,7 @@ Each is judged and recorded as the capability that does the same: ``fs.read.v1``
 nobody waits for its records; a look (``list``, ``stat``) is over once it is decided.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from hashlib import sha256
 
 from agentd.daemon.admission import acts
@@ -13,6 +13,7 @@ from agentd.daemon.observe.observed import observed
 from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.service.noun import Noun
 from agentd.model.api import ChangeView, EntryView
+from agentd.model.begun import begun
 from agentd.model.content import Content
 from agentd.model.typed import like
 from agentd.policy.scopes import scope_of
@@ -90,8 +91,7 @@ class DaemonFiles(Noun):
         self, sandbox: str, path: str, *, recursive: bool = False, wake: int = -1
     ) -> Iterator[ChangeView]:
         live, admission = self._open(sandbox, acts.LIST, "watch files", path=path)
-        live.handle.guest.files.stat(path)  # the agent tells what is wrong with it late
-        return admission.over(_changes(live, path, recursive, wake))
+        return begun(admission.over(_changes(live, path, recursive, wake)))
 
     @observed("read_tar")
     def read_tar(self, sandbox: str, path: str) -> Iterator[bytes]:
@@ -134,6 +134,10 @@ class _Hashed:
         return f"sha256:{self._sha256.hexdigest()}"
 
 
-def _changes(live: Live, path: str, recursive: bool, wake: int) -> Iterator[ChangeView]:
-    for change in live.handle.guest.files.watch(path, recursive, wake=wake):
+def _changes(
+    live: Live, path: str, recursive: bool, wake: int
+) -> Generator[ChangeView | None, None, None]:
+    changes = live.handle.guest.files.watch(path, recursive, wake=wake)
+    yield None
+    for change in changes:
         yield ChangeView(kind=change.kind, path=change.path)
