@@ -3,6 +3,7 @@
 FOLDER/CHAIN/root/       the files, all of one owner; read-only to whoever uses them
 FOLDER/CHAIN/root.json   what they were when they were unpacked (``Unpacked``)
 FOLDER/CHAIN.lock        held shared by each who uses it, alone by who makes or removes it
+FOLDER/CHAIN.gone        one that is being removed: a kill leaves no half of it for a whole
 """
 
 import contextlib
@@ -54,6 +55,9 @@ class Roots:
     def _lock(self, chain: str) -> str:
         return f"{self.place(chain)}.lock"
 
+    def _gone(self, chain: str) -> str:
+        return f"{self.place(chain)}.gone"
+
     def is_there(self, chain: str) -> bool:
         return os.path.lexists(self.place(chain))
 
@@ -75,6 +79,7 @@ class Roots:
                 yield False
             return
         with locks.held(self._lock(chain)):
+            remove_folder(self._gone(chain))  # of who was killed
             yield not self.is_there(chain)
 
     def remove(self, chain: str) -> bool:
@@ -84,7 +89,11 @@ class Roots:
         except BlockingIOError:
             return False
         with locks.HeldLock(lock):
-            remove_folder(self.place(chain))
+            gone = self._gone(chain)
+            remove_folder(gone)  # of who was killed
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(self.place(chain), gone)
+            remove_folder(gone)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._lock(chain))
         return True
