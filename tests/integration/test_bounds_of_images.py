@@ -1,12 +1,16 @@
 """An image that is larger than it may be: told by name, before it is unpacked, and nothing left."""
 
+import json
 import os
 import tarfile
+import threading
 from collections.abc import Callable, Sequence
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.oci import Images, Layout, file, folder, layer
+from tests.oci import ARCHITECTURE, Images, Layout, file, folder, layer
 
 from agentd.image.model import ImageError
 from agentd.image.oci.bounds import ImageBounds
@@ -143,6 +147,65 @@ def test_a_layer_is_as_large_as_it_may_be_and_is_not_fetched_beyond(
         pull(source, "big", bounds=ImageBounds(layer=MIB >> 1))
     nothing_is_left(images)
     pull(source, "big", bounds=ImageBounds(layer=2 * MIB))
+
+
+class _Endless(BaseHTTPRequestHandler):
+    """A registry whose image has three layers of which it sends 3 MiB each, and then the rest
+    never."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        digests = [f"sha256:{sha256(bytes([n])).hexdigest()}" for n in range(3)]
+        told = {"type": "layers", "diff_ids": digests}
+        about = {"architecture": ARCHITECTURE, "os": "linux", "config": {}, "rootfs": told}
+        config = json.dumps(about).encode()
+        kind = "application/vnd.oci.image"
+        layers = [
+            {"mediaType": f"{kind}.layer.v1.tar+gzip", "digest": each, "size": 9}
+            for each in digests
+        ]
+        first = f"sha256:{sha256(config).hexdigest()}"
+        described = {
+            "mediaType": f"{kind}.config.v1+json", "digest": first, "size": len(config),
+        }  # fmt: skip
+        whole = {"schemaVersion": 2, "mediaType": f"{kind}.manifest.v1+json"}
+        manifest = json.dumps({**whole, "config": described, "layers": layers}).encode()
+        if self.path.rpartition("/")[2] in digests:
+            self._head("application/octet-stream", 1 << 40)
+            self.wfile.write(os.urandom(3 * MIB))
+            self.rfile.read()  # until it goes away
+        elif "/manifests/" in self.path:
+            self._head(str(whole["mediaType"]), len(manifest))
+            self.wfile.write(manifest)
+        else:
+            data = config if self.path.endswith(first) else b"{}"
+            self._head("application/octet-stream", len(data))
+            self.wfile.write(data)
+
+    def _head(self, kind: str, size: int) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(size))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_all_layers_together_are_not_fetched_beyond_what_they_may_have(images: Images) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Endless) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            source = f"docker://127.0.0.1:{server.server_address[1]}/x:1"
+            words = ("--insecure", "--name", "x", "--max-size", "4M", "--timeout", "30s")
+            err = images.run("pull", source, *words, code=125).stderr
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "skopeo wrote more than " in err and "--max-size" in err, err
+    nothing_is_left(images)
 
 
 def nothing_is_left(images: Images) -> None:

@@ -135,6 +135,8 @@ class _Pull:
                 seconds=self._seconds,
                 say=self._say,
                 file_size=self._bounds.layer,
+                # An archive is there once more, unpacked; what packs badly is a little larger.
+                most=self._bounds.unpacked * (1 if remote else 2) * 65 // 64 + (1 << 20),
             )
         except ImageError as error:
             raise registry.explained(error, self._source) from error

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from agentd.image.model import ImageError
 from agentd.image.oci import cell
+from agentd.image.oci.work import size_of
 from agentd.model.errors import Unavailable
 from agentd.model.units import readable_size
 
@@ -25,6 +26,7 @@ _OF_MACHINES = {"mkfs.erofs": "erofs-utils"}
 _PATH = "/usr/bin:/bin:/usr/local/bin"
 _PANICKED = 2  # what a program in Go ends with
 _FATAL = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
+_CHECKED = 1.0  # seconds
 _TOLD = 64 << 10  # bytes of what it printed that are kept
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 
@@ -60,13 +62,15 @@ def run(
     seconds: float,
     say: Say | None = None,
     file_size: int | None = None,
+    most: int | None = None,
 ) -> None:
     """Run a program in a cell: it writes in ``work``, which it sees at ``cell.WORK``.
 
     ``reads`` is what else it may read, a path inside -> a path of the host; a file has a place in
-    /dev. ``files`` are made inside. No file that it writes is larger than ``file_size``, in bytes.
-    ``say`` is told each line that it prints. Nothing of it runs any more when this returns. Raises
-    Unavailable, ImageError with what the program said last.
+    /dev. ``files`` are made inside. No file that it writes is larger than ``file_size``, in bytes;
+    where all take more than ``most`` it is ended, within moments. ``say`` is told each line that it
+    prints. Nothing of it runs any more when this returns. Raises Unavailable, ImageError with what
+    the program said last.
     """
     program = find(words[0])
     config = {
@@ -91,8 +95,16 @@ def run(
         env=loader,
         cwd="/",
     )
+
+    def check() -> None:
+        if most is not None and size_of(work) > most:
+            raise ImageError(
+                f"{words[0]} wrote more than {readable_size(most)}, the most for this image",
+                remediation="pull it with a larger --max-size, if it is what you want",
+            )
+
     try:
-        told = _talk(process, json.dumps(config).encode(), words[0], seconds, say)
+        told = _talk(process, json.dumps(config).encode(), words[0], seconds, say, check)
     except BaseException:
         process.kill()
         raise
@@ -109,18 +121,30 @@ def run(
 
 
 def _talk(
-    process: "subprocess.Popen[bytes]", config: bytes, name: str, seconds: float, say: Say | None
+    process: "subprocess.Popen[bytes]",
+    config: bytes,
+    name: str,
+    seconds: float,
+    say: Say | None,
+    check: Callable[[], None],
 ) -> str:
-    """Hand over the config, and read what is printed until its end; the last of it."""
+    """Hand over the config, and read what is printed until its end; the last of it. ``check`` is
+    called every second."""
     assert process.stdin is not None and process.stdout is not None  # noqa: S101  (both are pipes)
     with contextlib.suppress(BrokenPipeError):  # its end says why
         process.stdin.write(config)
         process.stdin.close()
     deadline = time.monotonic() + seconds
-    kept, line = b"", b""
+    kept, line, checked = b"", b"", time.monotonic()
     while True:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([process.stdout], [], [], left)[0]:
+        now = time.monotonic()
+        if now - checked >= _CHECKED:
+            check()
+            checked = now
+        left = deadline - now
+        if left > 0 and not select.select([process.stdout], [], [], min(left, _CHECKED))[0]:
+            continue
+        if left <= 0:
             raise ImageError(
                 f"{name} took more than {seconds:g} s",
                 remediation="try again, or give it longer: agentd image pull --timeout 2h",

@@ -50,12 +50,13 @@ def sweep(above: str) -> int:
         except BlockingIOError:
             continue
         with locks.HeldLock(live):
-            freed += _size(path)
+            freed += size_of(path)
             remove_folder(path)
     return freed
 
 
-def _size(path: str) -> int:
+def size_of(path: str) -> int:
+    """Of all that lies in a folder, in bytes on disk."""
     total = 0
     for _, folders, files, fd in os.fwalk(path):
         for name in (*folders, *files):
