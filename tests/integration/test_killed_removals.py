@@ -1,4 +1,4 @@
-"""Whoever removes what is kept is killed in the middle of it: no half of it is taken for a whole."""
+"""Whoever removes what is kept is killed in the middle of it: no half is taken for a whole."""
 
 import os
 import subprocess
