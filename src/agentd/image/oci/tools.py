@@ -112,9 +112,9 @@ def run(
         _drain(process)
     if process.returncode:
         if file_size is not None and "file too large" in told:
-            most = readable_size(file_size)
+            largest = readable_size(file_size)
             raise ImageError(
-                f"the image has a layer larger than the {most} that one may have",
+                f"the image has a layer larger than the {largest} that one may have",
                 remediation="use another image: what is built so is not meant to be run",
             )
         raise _failed(words[0], process.returncode, told, work)
