@@ -84,6 +84,7 @@ class Agent:
         self._stopped = False
         self._history = History()
         commands = CommandOperations(self.processes, self._history, whole_sandbox=pid1)
+        self.signal_all = commands.signal_all
         self._operations: dict[str, Starter] = {
             **(operations or {}),
             "exec": commands.exec,
@@ -151,14 +152,6 @@ class Agent:
         stream.user = handshake = _Handshake(self, stream)
         stream.resume()
         handshake.on_bytes(first)
-
-    def signal_all(self, number: int) -> None:
-        """Signal everything in the sandbox but the agent: all that is ours where it is no PID 1."""
-        if self.pid1:
-            system.signal_namespace(number)
-            return
-        for command in self.processes:
-            command.signal(number)
 
     def stop(self) -> None:
         """End every connection and command, and the loop; idempotent."""
@@ -280,17 +273,6 @@ class Ready:
             self._agent.processes.close()
         finally:
             self._loop.close()
-
-
-def run_on_listener(
-    sock: socket.socket,
-    *,
-    pid1: bool,
-    paths: Iterable[str] = ("/tmp",),
-    env: Mapping[str, str] | None = None,
-) -> None:
-    """Build an agent and serve until the listener's EOF; in the main thread."""
-    Ready(pid1=pid1, paths=paths).serve(sock, env)
 
 
 def become_subreaper() -> None:

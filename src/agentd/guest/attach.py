@@ -2,8 +2,7 @@
 
 import errno
 
-from agentd.guest import wire
-from agentd.guest.exec import FRAME_OF, CommandOperations, control
+from agentd.guest.exec import FRAME_OF, CommandControls, CommandOperations
 from agentd.guest.history import DetachedCommand
 from agentd.guest.operation import Channel, ChannelOperation, RequestError, get_bool, get_int
 from agentd.guest.output import STDERR, STDOUT
@@ -13,7 +12,7 @@ MAX_CURSOR = (1 << 63) - 1
 _NAMES = {STDOUT: "stdout", STDERR: "stderr"}
 
 
-class Attach:
+class Attach(CommandControls):
     """Each attacher has its own cursors and credit. A slow one holds up nobody unless it ``holds``:
     the command then waits, rather than have it miss anything.
     """
@@ -27,9 +26,8 @@ class Attach:
         *,
         holds: bool,
     ) -> None:
-        self._commands = commands
-        self._channel = channel
-        self._record = record
+        super().__init__(commands, channel)
+        self._record, self._process = record, record.process
         self._cursors = {
             number: min(max(cursors[number], ring.start), ring.end)
             for number, ring in record.rings.items()
@@ -46,20 +44,6 @@ class Attach:
         record.followers.append(self._push)
         # Not from here: the channel does not know this operation yet.
         channel.loop.soon(self._push)
-
-    def on_data(self, kind: int, data: bytes) -> None:
-        if kind != wire.STDIN:
-            raise RequestError("a command takes STDIN, not DATA")
-        self._record.process.feed(data, self._channel.grant)
-
-    def on_eof(self, kind: int) -> None:
-        self._record.process.feed_eof()
-
-    def on_control(self, request: dict[str, object]) -> None:
-        control(self._commands, self._record.process, request)
-
-    def cancel(self) -> None:
-        self._record.process.kill("cancelled")
 
     def on_credit(self) -> None:
         self._push()

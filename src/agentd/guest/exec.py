@@ -1,15 +1,17 @@
 """The operations ``exec``, ``signal`` and ``list``."""
 
+import contextlib
 import errno
 import os
 
 from agentd.guest import wire
-from agentd.guest.history import DetachedCommand, History
+from agentd.guest.history import DetachedCommand, History, is_named
 from agentd.guest.operation import Channel, ChannelOperation, Quiet, RequestError, get_bool, get_int
 from agentd.guest.output import STDERR, STDOUT
 from agentd.guest.process import ExitInfo, GuestProcess
 from agentd.guest.processes import Processes
 from agentd.guest.spawn_request import STDIN_NONE, STDIN_STREAM, SpawnError, SpawnRequest
+from agentd.guest.system import signal_namespace
 
 FRAME_OF = {STDOUT: wire.STDOUT, STDERR: wire.STDERR}
 FD_NAMES = ("stdin", "stdout", "stderr")
@@ -77,7 +79,7 @@ class CommandOperations:
         if record is not None and record.info is None:
             return record.process
         for process in self._processes:
-            if names(process, request.get("pid"), request.get("tag")):
+            if is_named(process, request.get("pid"), request.get("tag")):
                 return process
         raise RequestError("no such command: give the pid or the tag of one", errno.ESRCH)
 
@@ -88,17 +90,14 @@ class CommandOperations:
         if target == "group" and process is not None:
             process.signal(number)
         elif target == "sandbox":
-            self._signal_all(number)
+            self.signal_all(number)
         else:
             raise RequestError("'target' must be 'group' or 'sandbox'", errno.EINVAL)
 
-    def _signal_all(self, number: int) -> None:
+    def signal_all(self, number: int) -> None:
+        """Signals all in the sandbox but the agent: all that is ours where that is no PID 1."""
         if self._whole_sandbox:
-            # Everything in our PID namespace but ourselves; nobody there is no error.
-            try:
-                os.kill(-1, number)
-            except ProcessLookupError:
-                return
+            signal_namespace(number)
             return
         for process in self._processes:
             process.signal(number)
@@ -170,28 +169,14 @@ class Starting(Quiet):
         self._channel = None
 
 
-class Exec:
-    """An attached command: it lives as long as its channel."""
+class CommandControls:
+    """A channel of one command: what the host sends on it feeds, signals, resizes or ends that."""
 
-    def __init__(
-        self,
-        commands: CommandOperations,
-        channel: Channel,
-        processes: Processes,
-        spawn: SpawnRequest,
-    ) -> None:
+    _process: GuestProcess
+
+    def __init__(self, commands: CommandOperations, channel: Channel) -> None:
         self._commands = commands
         self._channel = channel
-        self._process = processes.start(
-            spawn, on_output=self._on_output, on_exit=self._on_exit, window=channel.credit
-        )
-        self._process.after_start(self._on_started)
-
-    def _on_started(self, error: SpawnError | None) -> None:
-        if error is not None:
-            _failed(self._channel, error)
-        else:
-            self._channel.event_lazily("started", pid=self._process.pid)
 
     def on_data(self, kind: int, data: bytes) -> None:
         if kind != wire.STDIN:
@@ -202,10 +187,40 @@ class Exec:
         self._process.feed_eof()
 
     def on_control(self, request: dict[str, object]) -> None:
-        control(self._commands, self._process, request)
+        """Carries out a CONTROL frame. One that cannot be done is ignored: an answer would be the
+        channel's last, and with that would end what it is about."""
+        name = request.get("op")
+        with contextlib.suppress(RequestError, OSError):
+            if name == "signal":
+                self._commands.send_signal(self._process, request)
+            elif name == "resize":
+                self._process.resize(*_window(request))
 
     def cancel(self) -> None:
         self._process.kill("cancelled")
+
+
+class Exec(CommandControls):
+    """An attached command: it lives as long as its channel."""
+
+    def __init__(
+        self,
+        commands: CommandOperations,
+        channel: Channel,
+        processes: Processes,
+        spawn: SpawnRequest,
+    ) -> None:
+        super().__init__(commands, channel)
+        self._process = processes.start(
+            spawn, on_output=self._on_output, on_exit=self._on_exit, window=channel.credit
+        )
+        self._process.after_start(self._on_started)
+
+    def _on_started(self, error: SpawnError | None) -> None:
+        if error is not None:
+            _failed(self._channel, error)
+        else:
+            self._channel.event_lazily("started", pid=self._process.pid)
 
     def on_credit(self) -> None:
         self._process.resume_output()
@@ -224,23 +239,6 @@ def _failed(channel: Channel, error: SpawnError) -> None:
     code = error.errno or errno.EINVAL
     more = {"detail": error.detail} if error.detail else {}
     channel.finish("failed", errno=code, stage=error.stage, message=str(error), **more)
-
-
-def control(commands: CommandOperations, process: GuestProcess, request: dict[str, object]) -> None:
-    """A CONTROL frame for a command. One that cannot be done is ignored: an answer would be the
-    channel's last, and with that would end what it is about."""
-    name = request.get("op")
-    try:
-        if name == "signal":
-            commands.send_signal(process, request)
-        elif name == "resize":
-            process.resize(*_window(request))
-    except (RequestError, OSError):
-        return
-
-
-def names(process: GuestProcess, pid: object, tag: object) -> bool:
-    return process.pid == pid if pid is not None else tag is not None and process.tag == tag
 
 
 def describe(process: GuestProcess, info: ExitInfo | None) -> dict[str, object]:

@@ -13,6 +13,11 @@ MAX_EXITED = 256
 MAX_EXITED_BYTES = 32 << 20
 
 
+def is_named(process: GuestProcess, pid: object, tag: object) -> bool:
+    """Returns whether it is the command of that pid, else of that tag."""
+    return process.pid == pid if pid is not None else tag is not None and process.tag == tag
+
+
 class DetachedCommand:
     """A detached command. ``info`` is None while it runs or still has output to deliver."""
 
@@ -99,8 +104,7 @@ class History:
     def find(self, pid: object, tag: object) -> DetachedCommand | None:
         """By pid, else by tag; the youngest where several had it."""
         for record in reversed(self._records):
-            process = record.process
-            if process.pid == pid if pid is not None else tag is not None and process.tag == tag:
+            if is_named(record.process, pid, tag):
                 return record
         return None
 

@@ -16,6 +16,7 @@ _ROOM = 512
 # SIGSYNCCALL. sigaddset(3) takes none of them, so their bits are set by hand.
 INTERNAL = (32, 33, 34)
 _libc = ctypes.CDLL(None)
+_execve = ctypes.CDLL(None, use_errno=True).execve
 
 
 def knows_groups() -> bool:
@@ -53,11 +54,7 @@ class LibcSpawner:
     ) -> Callable[[bytes], int]:
         """Return a function that starts a program with these; it returns the pid, or raises
         OSError."""
-        arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
-        pairs = [name + b"=" + value for name, value in env.items()]
-        environment = (ctypes.c_char_p * (len(pairs) + 1))(*pairs, None)
-        words = arguments, environment
-
+        words = _vectors(argv, env)
         actions = self._file_actions(stdio)
 
         def attempt(program: bytes) -> int:
@@ -78,6 +75,28 @@ class LibcSpawner:
             for number, fd in enumerate(stdio):
                 _check(_libc.posix_spawn_file_actions_adddup2(self._actions, fd, number))
         return self._actions
+
+
+def becoming(argv: list[bytes], env: dict[bytes, bytes]) -> Callable[[bytes], int]:
+    """Returns a function that becomes a program with these, or raises OSError: execve(2) itself, as
+    Python's refuses names of variables that are empty or hold ``=``."""
+    words = _vectors(argv, env)
+
+    def execute(program: bytes) -> int:
+        _execve(program, *words)
+        raise OSError(ctypes.get_errno(), "")
+
+    return execute
+
+
+def _vectors(
+    argv: list[bytes], env: dict[bytes, bytes]
+) -> "tuple[ctypes.Array[ctypes.c_char_p], ctypes.Array[ctypes.c_char_p]]":
+    pairs = [name + b"=" + value for name, value in env.items()]
+    return (
+        (ctypes.c_char_p * (len(argv) + 1))(*argv, None),
+        (ctypes.c_char_p * (len(pairs) + 1))(*pairs, None),
+    )
 
 
 def _check(code: int) -> None:

@@ -120,11 +120,6 @@ def _parts(path: str) -> list[str]:
     return ["."] * is_directory + parts[::-1]
 
 
-def _replaced(fd: int, by: int) -> int:
-    os.close(fd)
-    return by
-
-
 def _is_magic(parent: int, link: os.stat_result) -> bool:
     """Return whether it is a link of a process's own in /proc, which leads to what is open. Those
     of /proc itself (self, mounts) say a path."""

@@ -13,18 +13,16 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, lru_cache, partial
 from typing import TYPE_CHECKING, NoReturn
 
-from agentd.guest.libc_spawn import INTERNAL, LibcSpawner, knows_groups
+from agentd.guest.libc_spawn import INTERNAL, LibcSpawner, becoming, knows_groups
 from agentd.guest.lookup import first_executable, places, search_path, try_each
 from agentd.guest.spawn_request import STAGES, SpawnError, SpawnRequest
 from agentd.linux.kernel import KERNEL
 
 if TYPE_CHECKING:
-    import ctypes
-
     from agentd.linux.clone import Cloner
 
 # CPU seconds between SIGXCPU and the kernel's SIGKILL.
@@ -180,7 +178,7 @@ def _fork_exec(
 ) -> tuple[int, int]:
     """The child reports a failure as ``stage index, errno`` through a close-on-exec pipe."""
     # Here and not in the child: there each page of code and data that is touched costs a fault.
-    execute = _execve(argv, env)
+    execute = becoming(argv, env)
     found = places(argv[0], search_path(env))
     reader, writer = os.pipe2(os.O_CLOEXEC)
     # No handler of the agent may run in the child. The C functions, as those of the signal module
@@ -322,43 +320,15 @@ def set_limits(limits: Mapping[str, int]) -> None:
         resource.setrlimit(number, (soft, ceiling))
 
 
-@cache
-def _libc() -> "ctypes.CDLL":
-    import ctypes
-
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _execve(argv: list[bytes], env: dict[bytes, bytes]) -> Callable[[bytes], int]:
-    """execve(2) itself: Python's refuses names of variables that are empty or hold ``=``."""
-    import ctypes
-
-    execve = _libc().execve
-    arguments = (ctypes.c_char_p * (len(argv) + 1))(*argv, None)
-    pairs = [name + b"=" + value for name, value in env.items()]
-    environment = (ctypes.c_char_p * (len(pairs) + 1))(*pairs, None)
-
-    def execute(program: bytes) -> int:
-        execve(program, arguments, environment)
-        code = ctypes.get_errno()
-        raise OSError(code, "")
-
-    return execute
+def preload() -> None:
+    """Imports what is used late."""
+    import fcntl  # noqa: F401
+    import resource  # noqa: F401
+    import termios  # noqa: F401
 
 
-def preload() -> list[str]:
-    """Import what is used late; the names, for the curious."""
-    import ctypes
-    import fcntl
-    import resource
-    import termios
-
-    _libc()
-    return [module.__name__ for module in (ctypes, fcntl, resource, termios)]
-
-
-def sweep_descriptors(keep: Iterable[int] = ()) -> None:
-    """Mark every descriptor above 2 close-on-exec, and see that 0, 1 and 2 are taken."""
+def sweep_descriptors() -> None:
+    """Marks every descriptor above 2 close-on-exec, and sees that 0, 1 and 2 are taken."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -369,7 +339,7 @@ def sweep_descriptors(keep: Iterable[int] = ()) -> None:
     except OSError:
         names = [str(number) for number in range(3, 1024)]
     for fd in map(int, names):
-        if fd > 2 and fd not in keep:
+        if fd > 2:
             try:
                 os.set_inheritable(fd, False)
             except OSError:

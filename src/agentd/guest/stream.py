@@ -156,7 +156,7 @@ class HostStream:
         self._out.append(data)
         self.pending += len(data)
         if self.pending > MAX_PENDING:
-            self._lose()
+            self.abort()
         elif lazy:
             if self._lazy is None and not self._scheduled:
                 self._lazy = self.loop.after(LAZY_S, self._flush)
@@ -203,10 +203,6 @@ class HostStream:
         self._out.clear()
         self.pending = 0
 
-    def abort(self) -> None:
-        """Close and tell the user ``on_lost``."""
-        self._lose()
-
     def _close_descriptors(self) -> None:
         if self._sock is not None:
             self._sock.close()
@@ -218,7 +214,8 @@ class HostStream:
         if self._write_fd != self._read_fd:
             os.close(self._write_fd)
 
-    def _lose(self) -> None:
+    def abort(self) -> None:
+        """Closes it and tells the user ``on_lost``."""
         user = self.user
         self.close()
         if user is not None:
@@ -252,7 +249,7 @@ class HostStream:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self._lose()
+            self.abort()
             return
         if data:
             if self.user is not None:
@@ -314,7 +311,7 @@ class HostStream:
         except (BlockingIOError, InterruptedError):
             self._blocked = True
         except OSError:
-            self._lose()
+            self.abort()
             return
         if self._finishing and not self._out:
             self._say_eof()

@@ -6,14 +6,12 @@ import os
 class _Common:
     """Calls added since Linux 5.1 have one number on every architecture."""
 
-    pidfd_send_signal = 424
     open_tree = 428
     move_mount = 429
     fsopen = 430
     fsconfig = 431
     fsmount = 432
     fspick = 433
-    pidfd_open = 434
     clone3 = 435
     openat2 = 437
     mount_setattr = 442

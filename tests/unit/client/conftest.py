@@ -23,9 +23,9 @@ from agentd.sandbox.manager import Manager
 
 AGENT = """
 import socket, sys
-from agentd.guest.agent import preload, run_on_listener
+from agentd.guest.agent import Ready, preload
 preload()
-run_on_listener(socket.socket(fileno=int(sys.argv[1])), pid1=False)
+Ready(pid1=False).serve(socket.socket(fileno=int(sys.argv[1])))
 """
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agentd.guest import wire
-from agentd.guest.agent import run_on_listener
+from agentd.guest.agent import Ready
 
 LAST = {"exited", "failed", "error", "result", "end"}
 
@@ -126,7 +126,7 @@ class Remote:
                 signal.alarm(0)
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 self.listener.close()
-                run_on_listener(theirs, pid1=False)
+                Ready(pid1=False).serve(theirs)
                 status = 0
             finally:
                 os._exit(status)

@@ -21,7 +21,7 @@ import socket, sys
 from agentd.guest import agent
 agent.preload()
 sys.meta_path.clear()
-agent.run_on_listener(socket.socket(fileno=int(sys.argv[1])), pid1=bool(int(sys.argv[2])))
+agent.Ready(pid1=bool(int(sys.argv[2]))).serve(socket.socket(fileno=int(sys.argv[1])))
 """
 
 
