@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from agentd.guest.loop import READ
+from agentd.linux.waiting import is_ready
 
 if TYPE_CHECKING:
     from agentd.guest.agent import Agent
@@ -98,9 +99,7 @@ _EDGES = select.EPOLLIN | select.EPOLLOUT | select.EPOLLET
 
 
 def _has_host(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, 0)
-    return not poll.poll(0)  # POLLHUP: no host is connected
+    return not is_ready(fd, events=0)  # POLLHUP: no host is connected
 
 
 def serve(

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from agentd.guest.loop import READ, Loop
 from agentd.linux import anyip, dialled
 from agentd.linux.dialled import BrokenStream, FrameParser, Shuttle
+from agentd.linux.waiting import is_ready
 
 MAX_CONNECTIONS = 576  # the host takes no more
 MAX_ASKED = 256  # questions that wait for an answer
@@ -306,9 +307,7 @@ def _failure(query: bytes) -> bytes:
 
 def _hung(stream: socket.socket) -> bool:
     """Whether the host has closed it: it never says by half a close that it has said all."""
-    poll = select.poll()
-    poll.register(stream, select.POLLRDHUP)
-    return bool(poll.poll(0))
+    return is_ready(stream, events=select.POLLRDHUP)
 
 
 def reset(client: socket.socket) -> None:

@@ -12,7 +12,6 @@ import fcntl
 import json
 import mmap
 import os
-import select
 import signal
 import struct
 import warnings
@@ -21,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from agentd.linux import abi, kvm_guest
+from agentd.linux.waiting import is_ready
 
 DEVICE = "/dev/kvm"
 _SECONDS = 5.0
@@ -242,9 +242,7 @@ def _broken(error: Exception) -> KvmReport:
 
 def _answer(fd: int, seconds: float) -> bytes | None:
     """None at the deadline, empty at EOF; an answer is one write, so it is whole or not there."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return os.read(fd, _MAX_ANSWER) if poll.poll(seconds * 1000) else None
+    return os.read(fd, _MAX_ANSWER) if is_ready(fd, seconds) else None
 
 
 def _end(pid: int) -> None:
@@ -252,9 +250,7 @@ def _end(pid: int) -> None:
     pidfd = os.pidfd_open(pid)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if poll.poll(_REAP_SECONDS * 1000):
+        if is_ready(pidfd, _REAP_SECONDS):
             os.waitpid(pid, 0)
     finally:
         os.close(pidfd)

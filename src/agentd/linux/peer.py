@@ -1,10 +1,11 @@
 """Who is at the other end of a unix socket, as the kernel tells (unix(7), SO_PEERCRED)."""
 
 import os
-import select
 import socket
 import struct
 from typing import NamedTuple
+
+from agentd.linux.waiting import is_ready
 
 _UCRED = struct.Struct("iii")  # pid, uid, gid; -1 reads as no such user
 _SO_PEERPIDFD = 77  # Linux 6.5, include/uapi/asm-generic/socket.h
@@ -32,7 +33,7 @@ def _is_foreign(connection: socket.socket, pid: int) -> bool:
     try:
         foreign = _other_namespace(pid)
         # The number may have gone to another process meanwhile, unless ours is still there.
-        return foreign or _has_ended(pidfd)
+        return foreign or is_ready(pidfd)
     finally:
         os.close(pidfd)
 
@@ -54,9 +55,3 @@ def _other_namespace(pid: int) -> bool:
     except OSError:
         return True
     return (theirs.st_dev, theirs.st_ino) != (ours.st_dev, ours.st_ino)
-
-
-def _has_ended(pidfd: int) -> bool:
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    return bool(poller.poll(0))

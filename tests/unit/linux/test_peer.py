@@ -63,7 +63,7 @@ def test_a_process_that_is_gone_is_nobody_we_know(tmp_path, pidfd, monkeypatch):
 def test_a_number_that_went_to_another_process_is_not_believed(monkeypatch):
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        monkeypatch.setattr(peer, "_has_ended", lambda pidfd: True)
+        monkeypatch.setattr(peer, "is_ready", lambda pidfd: True)
         assert peer_of(ours).foreign
 
 

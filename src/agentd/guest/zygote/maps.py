@@ -5,11 +5,11 @@ namespace above.
 Standard library only.
 """
 
-import select
 import socket
 
 from agentd.linux import process
 from agentd.linux.kernel import KERNEL, Kernel
+from agentd.linux.waiting import is_ready
 
 # It only has to run: this is for a machine that hardly does.
 _SECONDS = 60.0
@@ -43,9 +43,7 @@ class Maps:
         """In the zygote. Raises OSError, also for a clone that has ended meanwhile."""
         self._clones.close()
         with self._zygotes:
-            poll = select.poll()
-            poll.register(self._zygotes, select.POLLIN)
-            if not poll.poll(_SECONDS * 1000) or self._zygotes.recv(1) != b"r":
+            if not is_ready(self._zygotes, _SECONDS) or self._zygotes.recv(1) != b"r":
                 raise ChildProcessError("the clone ended before its ids were mapped")
             for name in ("gid_map", "uid_map"):
                 KERNEL.write(f"/proc/{pid}/{name}", self._text)

@@ -25,6 +25,7 @@ from agentd.guest.zygote.messages import receive
 from agentd.linux import abi, caps, landlock, paths, process, seccomp
 from agentd.linux.kernel import KERNEL
 from agentd.linux.title import set_title
+from agentd.linux.waiting import is_ready
 
 LISTENER_FD, CONTROL_FD = 3, 4
 _KILL_SECONDS = 10.0
@@ -103,10 +104,8 @@ def _watch(control: socket.socket, child: int) -> None:
 
 
 def _await_host(control: socket.socket) -> None:
-    """Until the host has closed its end or has died; what an agent left is the host's to read."""
-    poll = select.poll()
-    poll.register(control, select.POLLIN)
-    poll.poll()
+    """Waits until the host has closed its end or has died; what an agent left is its to read."""
+    is_ready(control, None)
 
 
 def _agent(config: Config) -> None:

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import select
 import socket
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentd.linux import python, rights
+from agentd.linux.waiting import is_ready
 from agentd.model.errors import InvalidInput, SandboxError
 
 _MAX_MESSAGE = 64 << 10
@@ -50,9 +50,7 @@ def receive(sock: socket.socket, seconds: float, who: str) -> tuple[dict[str, ob
 
     Raises SandboxError, Ended, and Starved where what was passed along could not be taken.
     """
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
-    if not poll.poll(seconds * 1000):
+    if not is_ready(sock, seconds):
         raise _silent(f"the {who} gave no answer within {seconds:g} s")
     try:
         data, fds, flags = rights.receive(sock, _MAX_MESSAGE, _MAX_FDS)
@@ -118,9 +116,7 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> Readiness:
 
     Read before any untrusted code runs. Raises SandboxError, Ended.
     """
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
-    if not poll.poll(seconds * 1000):
+    if not is_ready(listener, seconds):
         raise _silent(f"the sandbox was not ready within {seconds:g} s")
     try:
         answer, fds = receive(listener, seconds, "sandbox")

@@ -2,13 +2,13 @@
 
 import contextlib
 import errno
-import select
 import socket
 from collections.abc import Callable
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.linux import privileges
 from agentd.linux.fingerprint import fingerprint
+from agentd.linux.waiting import is_ready
 from agentd.model.configuration import USUAL, HostConfiguration
 from agentd.model.errors import AgentdError, SandboxError
 from agentd.sandbox.backends import configuration, identity
@@ -184,9 +184,7 @@ class Nursery(LayerMaker):
 
     def alive(self) -> bool:
         # A killed zygote closes its socket before it can be reaped (do_exit, kernel/exit.c).
-        poll = select.poll()
-        poll.register(self._control, 0)
-        return not poll.poll(0) and super().alive()
+        return not is_ready(self._control, events=0) and super().alive()
 
     def close(self) -> None:
         """End the zygote and with it every sandbox; idempotent."""
@@ -202,9 +200,7 @@ class Nursery(LayerMaker):
 
     def _collect_spares(self) -> None:
         """Take the clones that the zygote may have sent since."""
-        poll = select.poll()
-        poll.register(self._control, select.POLLIN)
-        while self._ready and poll.poll(0):
+        while self._ready and is_ready(self._control):
             try:
                 answer, fds = receive(self._control, 0, "zygote")
             except Starved:  # one that we could not take, and nobody knows which

@@ -3,12 +3,12 @@ for."""
 
 import contextlib
 import os
-import select
 import signal
 import socket
 from collections import OrderedDict
 from typing import NamedTuple
 
+from agentd.linux.waiting import is_ready
 from agentd.sandbox.backends.identity import Block
 
 # Who asks once may never ask again, and shall not pay for a spare.
@@ -133,7 +133,5 @@ class Spares:
     def _give_up_lost(self) -> None:
         """Those of which the zygote made nothing: it has closed the other end."""
         for kind, coming in list(self._coming.items()):
-            poll = select.poll()
-            poll.register(coming.listener, 0)
-            if poll.poll(0):
+            if is_ready(coming.listener, events=0):
                 self.give_up(kind)

@@ -20,7 +20,6 @@ import contextlib
 import fcntl
 import json
 import os
-import select
 import signal
 import socket
 import time
@@ -33,6 +32,7 @@ from agentd.guest.zygote.messages import COMING_FD, LISTENER_FD, refuse, send
 from agentd.guest.zygote.wall_kernel import KERNEL
 from agentd.linux import abi, anyip, mounts, net, overlay, process, seccomp, veth
 from agentd.linux.rights import close_all
+from agentd.linux.waiting import is_ready
 from agentd.sandbox.backends.oci import roots
 
 #: Covers what the host has there once all that comes from the host is open.
@@ -282,9 +282,7 @@ def _run(argv: list[str], listener: int, coming: list[int], seconds: float) -> i
     runtime = os.posix_spawn(argv[0], argv, _ENVIRONMENT, file_actions=actions, setsigdef=_IGNORED)
     ended = os.pidfd_open(runtime)
     try:
-        poll = select.poll()
-        poll.register(ended, select.POLLIN)
-        if not poll.poll(seconds * 1000):
+        if not is_ready(ended, seconds):
             raise TimeoutError(f"{argv[0]} gave no answer within {seconds:g} s")
     finally:
         os.close(ended)

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import select
 import signal
 import socket
 import threading
@@ -12,6 +11,7 @@ from collections.abc import Callable, Mapping
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.image.runtime import store
 from agentd.linux import landlock, privileges, probe, process, seccomp
+from agentd.linux.waiting import is_ready
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, InvalidInput, Refused, SandboxError
@@ -231,7 +231,7 @@ class ContainerBackend(NamespaceBackend):
             freed.callback(begun.end)
             send(begun.listener, {"env": plan.env}, [], "sandbox", MAX_MESSAGE)
             born = self._await(begun, plan, called, freed)
-            if not _has_ended(born.pidfd):
+            if not is_ready(born.pidfd):
                 wall = self._wall(plan, born, called, lent, freed)
                 undo.push(freed.pop_all())
                 return wall
@@ -381,12 +381,6 @@ def _disk(plan: LinuxPlan, born: Contained, lent: Lent) -> SandboxDisk:
     ids = FileIds(plan.uid, identity.SIZE if plan.uid == 0 else 1)
     sees = (*born.namespaces, os.dup(born.pidfd))
     return SandboxDisk(born.disk, wanted, coming=Coming(sees, born.launcher, ids))
-
-
-def _has_ended(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
 
 
 def _kill(pidfd: int) -> None:

@@ -1,7 +1,6 @@
 """What the machines of every monitor have in common, seen from the host."""
 
 import contextlib
-import select
 import signal
 import socket
 import threading
@@ -10,6 +9,7 @@ from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 from agentd.linux.cgroup import Group
+from agentd.linux.waiting import is_ready
 from agentd.model.cause import Cause
 from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control, Enforcement
@@ -58,9 +58,7 @@ class MonitorProcess(ABC):
         """Wait until it has ended; False when it has not within ``timeout`` seconds."""
         if self._ended or self.pidfd < 0:
             return True
-        poll = select.poll()
-        poll.register(self.pidfd, select.POLLIN)
-        return bool(poll.poll(None if timeout is None else timeout * 1000))
+        return is_ready(self.pidfd, timeout)
 
     def why(self) -> str:
         """Say in a few words how it ended."""
