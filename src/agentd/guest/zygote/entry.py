@@ -4,20 +4,18 @@ Standard library only.
 """
 
 import contextlib
-import errno
 import os
 import resource
 import select
 import signal
 import socket
-from typing import NoReturn
 
 from agentd.guest.zygote import accounts, root
 from agentd.guest.zygote.asked import strings
+from agentd.guest.zygote.id_mapper import IdMapper
 from agentd.guest.zygote.messages import receive, refuse
 from agentd.guest.zygote.mounting import serve_mount
-from agentd.guest.zygote.subid_mapper import SubidMapper
-from agentd.linux import abi, process
+from agentd.linux import abi, process, subids
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
 from agentd.linux.rights import close_all
@@ -107,64 +105,44 @@ def _lift_user_limits() -> None:
             resource.setrlimit(number, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-class _Mapper:
-    """Root without CAP_SYS_ADMIN, as in most containers, may make a user namespace as any user
-    does, and may map all ids in it: but from outside. So a child stays there and does that.
+def _root_mapper(own: int, start: int, end: int) -> IdMapper:
+    """Maps all ids of sandboxes for root without CAP_SYS_ADMIN, as in most containers, who may make
+    a user namespace as any user does. This process is ``own`` from here on, and can still go back.
 
     To write a map takes CAP_SYS_ADMIN in the namespace, which its owner has, and CAP_SETUID or
     CAP_SETGID outside (new_idmap_permitted() in the kernel): the child is ``own`` for the one, and
-    takes root's capabilities back for the other.
+    takes root's capabilities back for the other. Raises OSError.
     """
+    _lift_user_limits()
+    os.setgroups([])
+    os.setresgid(own, own, own)
+    os.setresuid(-1, own, -1)
+    maps = f"0 {own} 1\n" + _without(own, start, end)
+    target = os.getpid()
 
-    def __init__(self, own: int, start: int, end: int) -> None:
-        """This process is ``own`` from here on, and can still go back. Raises OSError."""
-        _lift_user_limits()
-        os.setgroups([])
-        os.setresgid(own, own, own)
-        os.setresuid(-1, own, -1)
-        maps = f"0 {own} 1\n" + _without(own, start, end)
-        process_id = os.getpid()
-        self._ours, theirs = socket.socketpair()
-        self._child = os.fork()
-        if self._child == 0:
-            self._ours.close()
-            _map_when_told(theirs, process_id, maps)
-        theirs.close()
+    def write() -> None:
+        KERNEL.capset_effective()
+        KERNEL.write(f"/proc/{target}/gid_map", maps)
+        KERNEL.write(f"/proc/{target}/uid_map", maps)
 
-    def map(self) -> None:
-        """After the namespace was made: be root in it, and ``own`` outside. Raises OSError."""
-        with self._ours:
-            self._ours.send(b"m")
-            code = int.from_bytes(self._ours.recv(4), "big")
-        os.waitpid(self._child, 0)
-        if code:
-            raise OSError(code, f"ids cannot be mapped: {os.strerror(code)}")
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
+    return IdMapper("ids", write)
 
 
-def _map_when_told(sock: socket.socket, target: int, maps: str) -> NoReturn:
-    code = errno.ECHILD
-    try:
-        if sock.recv(1) == b"m":
-            KERNEL.capset_effective()
-            KERNEL.write(f"/proc/{target}/gid_map", maps)
-            KERNEL.write(f"/proc/{target}/uid_map", maps)
-            code = 0
-    except OSError as error:
-        code = error.errno or code
-    finally:
-        sock.send(code.to_bytes(4, "big"))
-        os._exit(0)
+def _subid_mapper(many: int, uids: int, gids: int) -> IdMapper:
+    """Maps an ordinary user's subordinate ids: 0 inside is the caller, and 1 to ``many`` are those
+    from ``uids`` and ``gids`` on. Raises OSError."""
+    target, uid, gid = os.getpid(), os.geteuid(), os.getegid()
+    lines = [(0, uid, 1), (1, uids, many)], [(0, gid, 1), (1, gids, many)]
+    return IdMapper("subordinate ids", lambda: subids.map_ids(target, *lines))
 
 
-def _mapper(ids: object, given: object) -> "_Mapper | SubidMapper | None":
+def _mapper(ids: object, given: object) -> IdMapper | None:
     if isinstance(ids, dict):
-        return _Mapper(**ids)
-    return SubidMapper(**given) if isinstance(given, dict) else None
+        return _root_mapper(**ids)
+    return _subid_mapper(**given) if isinstance(given, dict) else None
 
 
-def _enter_namespaces(mapper: "_Mapper | SubidMapper | None") -> None:
+def _enter_namespaces(mapper: IdMapper | None) -> None:
     """As an ordinary user does; with ``mapper`` all ids of sandboxes are mapped, else the caller's
     alone."""
     uid, gid = os.geteuid(), os.getegid()
