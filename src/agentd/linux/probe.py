@@ -3,13 +3,13 @@
 import errno
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
-from agentd.linux import abi, anyip, container, kvm, net, privileges, subids, veth
+from agentd.linux import abi, anyip, container, kvm, landlock, net, privileges, subids, veth
 from agentd.linux.cgroup import scope
 from agentd.linux.kernel import KERNEL, Kernel
 
-_LANDLOCK_CREATE_RULESET_VERSION = 1
 _APPARMOR_USERNS = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
 
 
@@ -61,7 +61,7 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
         uid=os.geteuid(),
         may_mount=may_mount,
         maps_itself=privileges.maps_itself(),
-        landlock_abi=landlock_abi(kernel),
+        landlock_abi=landlock.abi_version(kernel),
         seccomp=seccomp_filters(),
         cgroup_version=version,
         cgroup_writable=cgroup_writable(version),
@@ -82,16 +82,6 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
         apparmor_profile=container.apparmor(),
         subordinate_ids=subordinate_ids(),
     )
-
-
-def landlock_abi(kernel: Kernel = KERNEL) -> int:
-    """The ABI version (landlock(7)), 0 where the kernel lacks Landlock or booted without it."""
-    try:
-        return kernel.syscall(
-            abi.SYS.landlock_create_ruleset, 0, 0, _LANDLOCK_CREATE_RULESET_VERSION
-        )
-    except OSError:
-        return 0
 
 
 def seccomp_filters() -> bool:
@@ -136,22 +126,12 @@ def user_namespaces_error(kernel: Kernel = KERNEL) -> str:
     Tried in a child. Ubuntu's AppArmor restriction lets the user namespace be made and takes its
     capabilities away: only the mount namespace shows it.
     """
-    with warnings.catch_warnings():
-        # 3.12 warns of threads at fork; this child makes two system calls and exits.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if pid == 0:
-        code = 255
-        try:
-            kernel.unshare(abi.CLONE_NEWUSER)
-            kernel.unshare(abi.CLONE_NEWNS)
-            code = 0
-        except OSError as error:
-            code = (error.errno or 255) & 0xFF
-        finally:
-            os._exit(code)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return os.strerror(code) if code else ""
+
+    def attempt() -> None:
+        kernel.unshare(abi.CLONE_NEWUSER)
+        kernel.unshare(abi.CLONE_NEWNS)
+
+    return _refusal_of(attempt)
 
 
 def restricted_network_error(*, device: bool = False) -> str:
@@ -160,6 +140,25 @@ def restricted_network_error(*, device: bool = False) -> str:
 
     Tried in a child, as a sandbox does it: what it makes ends with it.
     """
+
+    def attempt() -> None:
+        try:
+            KERNEL.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNET)
+        except OSError as error:
+            why = f"user and network namespaces cannot be made: {error.strerror}"
+            raise OSError(error.errno, why) from None
+        if device:
+            veth.capture()
+        else:
+            net.loopback_up()
+            anyip.capture()
+
+    return _refusal_of(attempt)
+
+
+def _refusal_of(attempt: Callable[[], None]) -> str:
+    """Makes an attempt in a child, with which all that it makes ends; returns what refused it, and
+    nothing where it was not refused."""
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of threads; it runs nothing of theirs
@@ -167,17 +166,10 @@ def restricted_network_error(*, device: bool = False) -> str:
     if pid == 0:
         code = 1
         try:
-            step = "user and network namespaces cannot be made: "
-            KERNEL.unshare(abi.CLONE_NEWUSER | abi.CLONE_NEWNET)
-            step = ""
-            if device:
-                veth.capture()
-            else:
-                net.loopback_up()
-                anyip.capture()
+            attempt()
             code = 0
         except OSError as error:
-            os.write(writer, f"{step}{error.strerror or error}".encode())
+            os.write(writer, (error.strerror or str(error)).encode())
         finally:
             os._exit(code)
     os.close(writer)
