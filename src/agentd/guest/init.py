@@ -289,19 +289,11 @@ def unmount_all(kernel: Kernel) -> None:
 
 def mount_points() -> list[str]:
     """Mount points other than the root, in the order they were mounted; [] without /proc."""
-    try:
-        with open("/proc/self/mounts", "rb") as table:
-            lines = table.read().splitlines()
-    except OSError:
-        return []
-    # Spaces and the like are written as octal escapes (fs/proc_namespace.c, mangle).
-    points = [_unescape(line.split()[1]) for line in lines if line.count(b" ") >= 2]
-    return [point for point in points if point != "/"]
+    from agentd.linux import mounts
 
-
-def _unescape(text: bytes) -> str:
-    first, *rest = text.split(b"\\")
-    return os.fsdecode(first + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest))
+    with contextlib.suppress(OSError):
+        return [point for point in mounts.points() if point != "/"]
+    return []
 
 
 def _await_signal(seconds: float | None) -> int:

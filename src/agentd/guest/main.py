@@ -86,7 +86,7 @@ def parse(arguments: list[str]) -> list[str]:
 def _import_all() -> None:
     """Before PID 1 mounts over /tmp and /run: the program itself may lie there."""
     from agentd.guest import agent, connection, listener, loop, vm  # noqa: F401
-    from agentd.linux import net, process  # noqa: F401
+    from agentd.linux import mounts, net, process  # noqa: F401
 
     agent.preload()
     vm.preload()

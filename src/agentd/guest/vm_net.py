@@ -8,14 +8,13 @@ import socket
 import struct
 import time
 
+from agentd.linux.net import device_up
+
 _SIOCADDRT = 0x890B
-_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
 _SIOCSIFADDR, _SIOCSIFNETMASK = 0x8916, 0x891C
-_IFF_UP = 1
 _RTF_UP, _RTF_GATEWAY = 1, 2
 # struct ifreq: a name, then a union of 24 bytes; struct sockaddr_in: family, port, address.
 _ADDRESS = struct.Struct("=16sHH4s16x")
-_FLAGS = struct.Struct("=16sh22x")
 # struct rtentry of 64 bits: pad, destination, gateway and mask as sockaddr, flags, and the rest.
 _ROUTE = struct.Struct("=Q HH4s8x HH4s8x HH4s8x H 62x")
 _MAX_NAME = 15
@@ -73,9 +72,7 @@ def configure(name: str, address: bytes, mask: bytes, gateway: bytes | None) -> 
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         for request, value in ((_SIOCSIFADDR, address), (_SIOCSIFNETMASK, mask)):
             fcntl.ioctl(any_socket, request, _ADDRESS.pack(raw, socket.AF_INET, 0, value))
-        answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, _FLAGS.pack(raw, 0))
-        flags = _FLAGS.unpack(answer)[1] | _IFF_UP
-        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, _FLAGS.pack(raw, flags))
+        device_up(name)
         if gateway is not None:
             with contextlib.suppress(FileExistsError):  # asked for again
                 fcntl.ioctl(any_socket, _SIOCADDRT, _default_route(gateway))
