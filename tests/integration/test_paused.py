@@ -287,18 +287,19 @@ def test_what_is_idle_is_paused_and_the_next_request_resumes_it(daemon: Daemon) 
     ):
         view = client.sandboxes.get(sandbox.id)
         assert (view.idle_timeout, view.on_idle, view.paused_by) == (1.0, "pause", "")
-        for use in (
+        uses = (
             lambda: sandbox.run("echo on", check=True).text == "on\n",
             lambda: sandbox.files.write("/workspace/a", b"kept") is None or True,
             lambda: sandbox.files.read("/workspace/a") == b"kept",
             lambda: sandbox.call("fs.list.v1").value["entries"],
-        ):
+        )
+        for done, use in enumerate(uses, 1):
             until(lambda: state(client, sandbox) == "paused")  # to look at it is no use of it
             assert client.sandboxes.get(sandbox.id).paused_by == "idle"
             client.sandboxes.renew(sandbox.id, "10m")  # nor is that
             assert state(client, sandbox) == "paused"
-            assert use()
-            assert state(client, sandbox) == "ready"
+            assert use()  # a busy machine may pause it again before it is looked at
+            assert kinds(client, sandbox.id).count(("resumed", {})) == done
         told = kinds(client, sandbox.id)
         assert told[:2] == [("paused", {"why": "idle"}), ("resumed", {})]
 
@@ -309,9 +310,13 @@ def test_what_runs_or_is_under_way_is_not_idle(daemon: Daemon) -> None:
         Sandbox.create(url=daemon.url, backend="linux", idle_timeout="1s") as sandbox,
     ):
         assert sandbox.run("sleep 2.5; echo on").text == "on\n"
-        begun = client.commands.start(sandbox.id, ExecBody(cmd="sleep 2.5; echo behind"))
+        waits = "sleep 2.5; echo behind; until [ -e go ]; do sleep 0.05; done"
+        begun = client.commands.start(sandbox.id, ExecBody(cmd=waits))
+        before = kinds(client, sandbox.id)  # a busy machine may have paused it between two requests
+        until(lambda: client.commands.output(sandbox.id, begun.id) == b"behind\n")
+        assert kinds(client, sandbox.id) == before
+        sandbox.files.write("/workspace/go", b"")
         until(lambda: client.commands.get(sandbox.id, begun.id).state == "ended")
-        assert kinds(client, sandbox.id) == []
         until(lambda: state(client, sandbox) == "paused")
         assert client.commands.output(sandbox.id, begun.id) == b"behind\n"  # the daemon has it
 

@@ -64,7 +64,7 @@ def test_a_child_that_is_stopped_before_it_has_its_program(
             assert exit_.ok or exit_.cause.code == CauseCode.TIMEOUT, exit_
             begun = time.monotonic()
             assert box.guest.files.list(box.workspace) is not None
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < 20
     finally:
         hunter.kill()
         hunter.close()
@@ -75,7 +75,7 @@ def test_a_leased_program(sandbox: Callable[..., Any]) -> None:
     holder = started(box, LEASE, "leased")
     try:
         waits = box.guest.start(ExecRequest(("./leased",), cwd=box.workspace, timeout=2.0))
-        assert box.run(("echo", "here"), timeout=5.0).stdout == "here\n"
+        assert box.run(("echo", "here"), timeout=20.0).stdout == "here\n"
         with pytest.raises(OperationFailed, match="unavailable"):
             box.guest.files.read(f"{box.workspace}/leased")
         assert waits.exit is None

@@ -484,7 +484,6 @@ def test_what_a_relay_that_was_taken_over_says_harms_nobody(said: bytes) -> None
 def test_a_relay_that_hangs_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
     """By: it is asked now and then whether it lives."""
     monkeypatch.setattr(keepers, "_LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(keepers, "_HANG_SECONDS", 0.5)
     with (
         server() as host,
         relay() as (keeper, _),
@@ -493,8 +492,11 @@ def test_a_relay_that_hangs_is_followed_by_another(monkeypatch: pytest.MonkeyPat
         assert inside.ask("talk('db.internal', 1, b'x')") == "x"
         first = keeper.pid
         os.kill(first, signal.SIGSTOP)
+        # No sooner, nor later: a busy machine's, which lives, may not answer within it either.
+        monkeypatch.setattr(keepers, "_HANG_SECONDS", 0.5)
         inside.begin("attempt(talk, 'db.internal', 1, b'again')")
         eventually(lambda: keeper.pid not in (0, first))
+        monkeypatch.setattr(keepers, "_HANG_SECONDS", 60.0)
         assert inside.answer() in ("again", RESET, REFUSED)
         assert inside.ask("talk('db.internal', 1, b'x')") == "x"
 

@@ -202,7 +202,6 @@ def test_what_reads_requests_and_hangs_is_followed_by_another(
 ) -> None:
     """By: it is asked now and then whether it lives, as the relay is."""
     monkeypatch.setattr(terminating, "_LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(terminating, "_HANG_SECONDS", 0.5)
     rules = ["read api.example.com:80"]
     with judging(tmp_path) as made, made.program(answer, rules, plain=True) as program:
         reads = made.keeper.terminating
@@ -210,5 +209,7 @@ def test_what_reads_requests_and_hangs_is_followed_by_another(
         assert program.ask(fetch).endswith("ok")
         before = reads.pid
         os.kill(before, signal.SIGSTOP)
+        monkeypatch.setattr(terminating, "_HANG_SECONDS", 0.5)
         eventually(lambda: reads.pid not in (0, before))
+        monkeypatch.setattr(terminating, "_HANG_SECONDS", 60.0)
         eventually(lambda: str(program.ask(fetch)).endswith("ok"))
