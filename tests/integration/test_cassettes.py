@@ -22,6 +22,7 @@ from agentd.model.cassette import (
     MAX_BODY,
     MAX_CASSETTE,
     MAX_EXCHANGES,
+    MAX_VALUES,
     RecordedExchange,
     joined,
     line,
@@ -361,6 +362,12 @@ def test_over_rest_what_is_wrong_is_told(barred: Daemon, tape: Path) -> None:
     deep = b'{"cassette": "agentd", "version": 1, "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}\n"
     found = barred.ask("PUT", path, deep + tape.read_bytes())
     assert (found.status, found.code) == (400, "invalid_input")
+    # Eight bytes of a header that are a hundred of the supervisor's, which holds all sandboxes.
+    many = RecordedExchange(
+        "GET", HOST, 443, "/", headers=(("", ""),) * (MAX_VALUES // 3 + 1), status=200
+    )
+    found = barred.ask("PUT", path, joined([line(many)], 0))
+    assert f"line 2 has over {MAX_VALUES} values" in found.json["message"]
     found = barred.ask("PUT", path, tape.read_bytes())
     assert f"has {PLAIN}:80, which no rule of the sandbox has" in found.json["message"]
     assert barred.ask("GET", path).status == 403
@@ -466,6 +473,7 @@ def test_the_page_has_every_bound_and_field() -> None:
         f"{MAX_BODY >> 20} MiB",
         f"{MAX_CASSETTE >> 20} MiB",
         f"{MAX_EXCHANGES:,} exch",
+        f"{MAX_VALUES:,} values",
     ):
         assert bound in PAGE
     told = set(re.findall(r'"(\w+)":|`(\w+)`', PAGE))

@@ -16,12 +16,13 @@ from agentd.model import typed
 from agentd.model.cassette import (
     MAX_CASSETTE,
     MAX_EXCHANGES,
-    Cassette,
+    MAX_VALUES,
     RecordedExchange,
     check_size,
+    exchange_of,
     joined,
     line,
-    parse,
+    spans_of,
 )
 from agentd.model.errors import SandboxError
 
@@ -45,17 +46,18 @@ def blank() -> io.FileIO:
     return file
 
 
-def playable(data: bytes) -> tuple[bytes, Cassette]:
-    """Return what ``CassettePlayer`` reads, and the cassette. Raises InvalidInput for what is
-    none."""
-    found = parse(data)
-    entries, begin = [], data.index(b"\n") + 1
-    for each in found.exchanges:
-        end = data.index(b"\n", begin)
+def playable(data: bytes) -> tuple[bytes, tuple[tuple[str, int], ...]]:
+    """Return what ``CassettePlayer`` reads, and the hosts and ports that were asked. Raises
+    InvalidInput for what is no cassette. One exchange at a time is in memory."""
+    spans, left_out = spans_of(data)
+    entries: list[tuple[str, str, int, int]] = []
+    asked: dict[tuple[str, int], None] = {}
+    for number, (begin, end) in enumerate(spans, 2):
+        each = exchange_of(number, data[begin:end])
         entries.append((each.place, each.body.digest, begin, end))
-        begin = end + 1
-    index = CassetteIndex(entries, found.left_out)
-    return msgspec.json.encode(index) + b"\n" + data, found
+        asked[each.host, each.port] = None
+    index = CassetteIndex(entries, left_out)
+    return msgspec.json.encode(index) + b"\n" + data, tuple(asked)
 
 
 def holding(data: bytes) -> io.FileIO:
@@ -97,6 +99,8 @@ def recorded(
         text = found + b"\n"
         try:
             if text == LEFT_OUT or len(kept) == MAX_EXCHANGES or len(text) > room:
+                raise ValueError
+            if typed.has_more_values(text, MAX_VALUES):
                 raise ValueError
             typed.decoder(RecordedExchange).decode(text)
             kept.append(text)

@@ -24,6 +24,8 @@ from agentd.model.errors import InvalidInput
 VERSION = 1
 #: Bytes of a cassette, and of one body; exchanges of a cassette.
 MAX_CASSETTE, MAX_BODY, MAX_EXCHANGES = 64 << 20, 4 << 20, 10_000
+#: Of one exchange, in JSON: each header is three. Heads and trailers of 64 KiB have fewer.
+MAX_VALUES = 1 << 18
 #: What stands for the value of a header that is for credentials.
 REDACTED = b"redacted"
 
@@ -143,25 +145,32 @@ def joined(lines: Iterable[bytes], left_out: int) -> bytes:
 
 def parse(data: bytes) -> Cassette:
     """Raises InvalidInput, naming the line and the fix."""
+    spans, left_out = spans_of(data)
+    found = (exchange_of(number, data[slice(*span)]) for number, span in enumerate(spans, 2))
+    return Cassette(tuple(found), left_out)
+
+
+def spans_of(data: bytes) -> tuple[list[tuple[int, int]], int]:
+    """Return where the line of each exchange begins and ends, and how many were left out. Raises
+    InvalidInput."""
     check_size(data)
-    head, _, rest = data.partition(b"\n")
-    _check_first(head)
-    *lines, end = rest.split(b"\n")
-    if end or not lines:
+    end = data.find(b"\n")
+    _check_first(data[:end] if end >= 0 else data)
+    spans = []
+    while 0 <= end < len(data) - 1:
+        begin, end = end + 1, data.find(b"\n", end + 1)
+        spans.append((begin, end))
+        if len(spans) > MAX_EXCHANGES + 1:
+            _wrong(f"has over {MAX_EXCHANGES} exchanges", "record less at once")
+    if end < 0 or not spans or not data.startswith(b'{"exchanges"', spans[-1][0]):
         _cut(data)
-    *exchanges, last = lines
-    if len(exchanges) > MAX_EXCHANGES:
-        _wrong(f"has over {MAX_EXCHANGES} exchanges", "record less at once")
-    if not last.startswith(b'{"exchanges"'):
-        _cut(data)
-    found = tuple(_exchange(number, text) for number, text in enumerate(exchanges, 2))
-    counts = _decoded(len(exchanges) + 2, last, _Last)
-    if counts.exchanges != len(found):
+    counts = _decoded(len(spans) + 1, data[slice(*spans.pop())], _Last)
+    if counts.exchanges != len(spans):
         _wrong(
-            f"says at its end that it has {counts.exchanges} exchanges, and has {len(found)}",
+            f"says at its end that it has {counts.exchanges} exchanges, and has {len(spans)}",
             f"change the number if lines were left out on purpose; else {_AGAIN}",
         )
-    return Cassette(found, counts.left_out)
+    return spans, counts.left_out
 
 
 def check_size(data: bytes) -> None:
@@ -182,7 +191,10 @@ def _check_first(head: bytes) -> None:
         _wrong(f"line 1 has version {first.version}, and this agentd reads {VERSION}", fix)
 
 
-def _exchange(number: int, text: bytes) -> RecordedExchange:
+def exchange_of(number: int, text: bytes) -> RecordedExchange:
+    """Return what a line says. Raises InvalidInput, naming it by its number."""
+    if typed.has_more_values(text, MAX_VALUES):
+        _wrong(f"line {number} has over {MAX_VALUES} values", "leave headers out of it")
     found = _decoded(number, text, RecordedExchange)
     if not (_HOST.fullmatch(found.host) and 0 < found.port < 1 << 16):
         _wrong(
@@ -225,9 +237,9 @@ def _wrong(what: str, fix: str) -> NoReturn:
     raise InvalidInput(f"the cassette {what}", remediation=fix)
 
 
-def check_hosts(cassette: Cassette, may: Callable[[str, int], bool]) -> None:
-    """Raises InvalidInput where it has a host that ``may`` not be asked."""
-    for host, port in cassette.endpoints:
+def check_hosts(endpoints: Iterable[tuple[str, int]], may: Callable[[str, int], bool]) -> None:
+    """Raises InvalidInput where one of a cassette ``may`` not be asked."""
+    for host, port in endpoints:
         if not may(host, port):
             _wrong(
                 f"has {host}:{port}, which no rule of the sandbox has",

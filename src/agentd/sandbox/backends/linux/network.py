@@ -3,6 +3,7 @@ decide, at sockets that the sandbox made before anything ran in it."""
 
 import contextlib
 import socket
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,8 @@ _SHAPES = (
 )
 #: Why a sandbox lacks the ability.
 NO_RULES = "it was made with another network than one that is restricted to rules"
+#: One cassette at a time is read: of a large one there are three copies then.
+_reading = threading.Lock()
 _PORTS = {_STREAM: anyip.PORT, _DATAGRAM: anyip.DNS_PORT}
 
 
@@ -114,9 +117,9 @@ class SandboxNetwork:
             raise Refused(
                 "the sandbox replays nothing", remediation="make one whose net begins with replay"
             )
-        with open(path, "rb") as file:
-            data, found = playable(file.read(MAX_CASSETTE + 1))
-        check_hosts(found, lambda *to: table.of_name(*to).allowed)
+        with _reading, open(path, "rb") as file:
+            data, endpoints = playable(file.read(MAX_CASSETTE + 1))
+        check_hosts(endpoints, lambda *to: table.of_name(*to).allowed)
         self._admitted.play(data)
 
     def close(self) -> None:
