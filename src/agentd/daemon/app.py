@@ -64,7 +64,7 @@ _MAX_PATH = 100  # sun_path has 108 bytes, and the supervisor's lock and log lie
 
 
 class Daemon:
-    """Raises AgentdError where it cannot come up."""
+    """Owns all that a daemon has. Raises AgentdError where it cannot come up."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ _KEEP_SECONDS = 30.0
 
 
 class Disk:
-    """``look`` is one thread's. ``failures`` counts what the disk refused to whoever writes."""
+    """Watches it; ``look`` is one thread's. ``failures`` counts what it refused to writers."""
 
     def __init__(self, state: str, failures: Callable[[], int]) -> None:
         self._state = state
@@ -29,7 +29,7 @@ class Disk:
         self.trouble = ""
 
     def look(self) -> None:
-        """Now and then; a disk that takes what is written is not written to for this."""
+        """Look, now and then; a disk that takes what is written is not written to for this."""
         now = time.monotonic()
         if now < self._next:
             return
@@ -44,7 +44,7 @@ class Disk:
 
 
 def make_room(state: str) -> None:
-    """Before a daemon starts: where its disk is full, the reserve goes."""
+    """Give up the reserve where the disk is full; called before a daemon starts."""
     path = os.path.join(state, _RESERVE)
     if os.path.lexists(path) and _tried(state):
         with contextlib.suppress(OSError):

@@ -35,7 +35,7 @@ def nobody(kind: EventKind, principal: str, sandbox: str = "", **about: Any) -> 
 
 
 class EventFeed:
-    """Thread-safe. ``read`` and ``publish`` never wait."""
+    """Keeps the latest events. Thread-safe; ``read`` and ``publish`` never wait."""
 
     def __init__(self) -> None:
         # Ids of another daemon's life are told from ours by it.
@@ -67,7 +67,7 @@ class EventFeed:
             notify()
 
     def read(self, who: Principal, after: str = "", limit: int = 100) -> EventPage:
-        """Events behind the id ``after``, the oldest first; without it the oldest that are kept.
+        """Return the events behind the id ``after``, the oldest first; without it the oldest kept.
 
         Raises InvalidInput.
         """

@@ -100,7 +100,7 @@ class _Run:
 
 
 class Idempotency:
-    """For one event loop. Marks what a daemon before left running as interrupted."""
+    """Runs each once; for one event loop. Marks what a daemon before left running as interrupted."""
 
     def __init__(
         self,

@@ -76,7 +76,7 @@ class Keyed:
     def claim(
         self, transaction: Transaction, principal: str, key: str, digest: str
     ) -> IdempotencyRecord | None:
-        """The record that has the key, or a new one that has it from now on; None if full."""
+        """Return the record that has the key, or a new one that has it now; None if full."""
         found = transaction.get(IdempotencyRecord, principal, key)
         if found is not None and not self.has_expired(found):
             return found

@@ -37,7 +37,8 @@ NO_VALUES: SecretValues = {}
 
 
 class Pipeline:
-    """Thread-safe where its gate is. Without one its holder may do all: it is their process."""
+    """Makes sandboxes and commands. Thread-safe where its gate is. Without one its holder may do
+    all: it is their process."""
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ class Pipeline:
         return Command(handle, BeginStreamed(within, capture=capture), admission)
 
     def end(self, handle: SandboxHandle) -> None:
-        """``close``, and what runs in it says that it was ended."""
+        """End it: what runs in it says that it was ended."""
         handle.why = DESTROYED
         self.close(handle)
 
@@ -159,7 +160,7 @@ class Pipeline:
 
 
 def own_package_rules() -> "PackageRules":
-    """Raises InvalidInput for a configuration that is wrong."""
+    """Return this process's. Raises InvalidInput for a configuration that is wrong."""
     from agentd.daemon.packages import rules
 
     read = _own_config(find(os.environ))

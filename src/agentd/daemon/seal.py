@@ -18,7 +18,7 @@ _MAX_PATH = 4096
 
 
 class AnswerSeal:
-    """Thread-safe."""
+    """Seals and opens answers with one key. Thread-safe."""
 
     def __init__(self, key: bytes) -> None:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -26,7 +26,7 @@ class AnswerSeal:
         self._cipher = AESGCM(key)
 
     def close(self, data: bytes, about: bytes) -> bytes:
-        """``about`` must be the same again to open it."""
+        """Seal it; ``about`` must be the same again to open it."""
         nonce = os.urandom(_NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, data, about)
 
@@ -41,7 +41,7 @@ class AnswerSeal:
 
 
 def of_state(state: str) -> AnswerSeal:
-    """The one of a state directory, made if need be.
+    """Return the seal of a state directory, made if need be.
 
     Where there is no runtime directory in memory the key is this process's alone: the next daemon
     cannot open what it sealed.

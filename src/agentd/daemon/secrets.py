@@ -43,7 +43,7 @@ class _SecretFile(msgspec.Struct, frozen=True):
 
 
 class SecretStore:
-    """Thread-safe. Nobody is told of another's: neither a value nor that there is one.
+    """Keeps them. Thread-safe. Nobody is told of another's: neither a value nor that it is there.
 
     ``record`` is called once nothing but the disk can refuse a change; where it raises, none is
     made."""
@@ -77,7 +77,7 @@ class SecretStore:
         return [_view(each) for each in sorted(own, key=lambda each: each.name)]
 
     def value(self, principal: str, name: str) -> SecretValue:
-        """Raises NotFound, also for another's."""
+        """Return its value. Raises NotFound, also for another's."""
         with self._lock:
             try:
                 return self._found(principal, name).value

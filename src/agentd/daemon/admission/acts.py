@@ -60,7 +60,8 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Act(msgspec.Struct, frozen=True, kw_only=True):
-    """``name`` is a capability's, or that of an operation on sandboxes: ``sandbox.create.v1``.
+    """Says what is asked: ``name`` is a capability's, or that of an operation on sandboxes, as
+    ``sandbox.create.v1``.
 
     ``signer`` is the key that signed the request, ``bundle`` the policy that the caller expects;
     each "" where there is none. ``executes``: its END is on disk before its caller is told.
@@ -87,7 +88,7 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def command(who: Principal, place: Place, request: ExecRequest) -> Act:
-    """``request`` as the sandbox completed it; what it reads is told by its end alone."""
+    """Return the act of ``request``, completed by the sandbox; only its end tells what it reads."""
     parameters: dict[str, Any] = {"command": request.argv[0], "args": list(request.argv[1:])}
     parameters |= {"cwd": request.cwd, "env": dict(request.env)}
     if request.timeout is not None:
@@ -185,8 +186,8 @@ def _act(
 
 
 def asked(act: Act, now: float) -> Asked:
-    """The document that policies decide on; long texts as ``cut`` has them, and variables of an
-    environment by name only: a policy may be shown to people, and its input logged."""
+    """Return the document that policies decide on; long texts as ``cut`` has them, and variables of
+    an environment by name only: a policy may be shown to people, and its input logged."""
     who, place, parameters = act.who, act.place, act.parameters
     if isinstance(env := parameters.get("env"), Mapping):
         parameters = {**parameters, "env": sorted(env)}
@@ -222,7 +223,7 @@ def _sandbox(place: Place) -> dict[str, Any]:
 
 
 def wanted(spec: SandboxSpec) -> dict[str, Any]:
-    """What is asked of a sandbox, in the words that every document about one has for it."""
+    """Return what is asked of a sandbox, in the words that every document about one has for it."""
     return {
         "runtime": spec.runtime,
         "image": spec.image,
@@ -238,7 +239,7 @@ def wanted(spec: SandboxSpec) -> dict[str, Any]:
 
 
 def cut(value: Any, depth: int = _MAX_DEPTH) -> Any:
-    """``value`` with texts of at most MAX_TEXT; one that has none is given back as it is.
+    """Return ``value`` with its texts cut to MAX_TEXT; one that has none longer as it is.
 
     A policy is asked in a fraction of a second about what may have 8 MiB. What stands in the place
     of a long text is no text, so that a rule that reads it as one fails, and the request with it:

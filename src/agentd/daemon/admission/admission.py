@@ -71,7 +71,7 @@ class Admission:
 
     @contextlib.contextmanager
     def obliging(self) -> "Iterator[Obligations]":
-        """Yields what must hold. Writes down what is refused on its account within the block."""
+        """Yield what must hold; write down what is refused on its account within the block."""
         try:
             yield self.decision.obligations
         except Refused as error:
@@ -79,7 +79,7 @@ class Admission:
             raise
 
     def within(self, handle: "SandboxHandle") -> None:
-        """Raises PolicyDenied where the sandbox is less than what must hold."""
+        """Check the sandbox. Raises PolicyDenied where it is less than what must hold."""
         try:
             oblige.existing_sandbox(handle.spec, handle.level, self.decision.obligations)
         except Refused as error:
@@ -87,7 +87,7 @@ class Admission:
             raise
 
     def begin(self, process: str | None = None, *, written: bool = False) -> None:
-        """Writes the START.
+        """Write the START.
 
         ``process``: the id of a command whose begin is acknowledged and whose end nobody waits for.
         Its START is synced; should the daemon be killed now, the next one finds it by that.
@@ -119,24 +119,24 @@ class Admission:
             self._records.write(Kind.DENIAL, act, {"reasons": [reason]})
 
     def end(self, result: "Result", outputs: records.Digests) -> str:
-        """Writes the END of a command, or of a call that a command did; returns the receipt's id.
+        """Write the END of a command, or of a call that a command did; return the receipt's id.
 
         Raises AuditError where it cannot be written down.
         """
         return self._end(records.of_result(self, result, outputs))
 
     def done(self, outputs: records.Digests = records.NO_OUTPUTS, input_digest: str = "") -> str:
-        """Writes the END of what no command did; returns the receipt's id. Raises AuditError."""
+        """Write the END of what no command did; return the receipt's id. Raises AuditError."""
         return self._end(records.of_value(self, outputs, input_digest))
 
     def fail(self, error: BaseException | None) -> None:
-        """Writes the END of what failed, or (None) was let go of before its end."""
+        """Write the END of what failed, or (None) was let go of before its end."""
         # Whoever is told of the failure is told that first.
         with contextlib.suppress(AuditError):
             self._end(records.of_error(self, error))
 
     def over(self, pieces: Iterable[Piece]) -> Generator[Piece, None, None]:
-        """Begins, and ends with the last of ``pieces``, or where they are let go of."""
+        """Begin, and end with the last of ``pieces``, or where they are let go of."""
         return begun(self._over(pieces))
 
     def _over(self, pieces: Iterable[Piece]) -> Generator[Piece | None, None, None]:
@@ -175,6 +175,6 @@ class Admission:
 
 
 def outputs_of(result: "Result") -> Mapping[str, str]:
-    """The digests of a command's streams."""
+    """Return the digests of a command's streams, "sha256:HEX" by name."""
     streams = (("stdout", result.stdout), ("stderr", result.stderr))
     return {name: records.digest(data) for name, data in streams if data}

@@ -62,7 +62,7 @@ class _Parked:
 
 
 class Approvals:
-    """Thread-safe."""
+    """Keeps requests until somebody decides on them. Thread-safe."""
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class Approvals:
             self._finish(id_, "withdrawn", SANDBOX_ENDED)
 
     def decide(self, who: Principal, id_: str, allow: bool, note: str = "") -> ApprovalView:
-        """Raises Forbidden, NotFound, Conflict (it has ended), InvalidInput."""
+        """Decide on one. Raises Forbidden, NotFound, Conflict (it has ended), InvalidInput."""
         who.require("approve")
         if len(note) > MAX_NOTE:
             raise InvalidInput(f"a note has at most {MAX_NOTE} characters", remediation="cut it")
@@ -202,7 +202,7 @@ class Approvals:
         return [self._view(r) for r in (*waiting, *(r for r in others if r.state != PENDING))]
 
     def get(self, who: Principal, id_: str) -> ApprovalView:
-        """Raises NotFound, also for another's where ``who`` may not approve."""
+        """Find one. Raises NotFound, also for another's where ``who`` may not approve."""
         _require_seeing(who)
         record = self._get(id_)
         if not who.may("approve") and not who.owns(record.principal):
@@ -315,7 +315,7 @@ def _sandbox(asked: Mapping[str, Any]) -> str:
 
 
 def decided(record: ApprovalRecord, by: str, allow: bool, note: str, now: float) -> ApprovalRecord:
-    """Raises Conflict where it has ended."""
+    """Return it decided. Raises Conflict where it has ended."""
     if record.state != PENDING:
         raise _has_ended(record)
     return msgspec.structs.replace(

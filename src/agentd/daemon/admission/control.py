@@ -47,7 +47,7 @@ _ANYTHING_PUBLIC = schema.CapabilitySettings()
 
 
 class AdmissionControl:
-    """Thread-safe. ``close`` it last of all: what ends meanwhile is written down."""
+    """Owns them. Thread-safe. ``close`` it last of all: what ends meanwhile is written down."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class AdmissionControl:
         self.log.append(_event(kind, principal, "", fields))
 
     def reload(self, policy: schema.PolicySettings) -> None:
-        """Raises BundleError, PinMismatch; then the old policy holds."""
+        """Let another policy hold. Raises BundleError, PinMismatch; then the old one holds."""
         before = self.policy.digest if self.policy is not None else "none"
         old = self.policy
         if policy.bundle is None or old is None:

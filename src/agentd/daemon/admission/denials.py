@@ -29,7 +29,8 @@ class _One(msgspec.Struct):
 
 
 class Denials:
-    """Thread-safe. ``write`` is called outside of the lock; what it raises reaches the caller."""
+    """Bounds them by principal. Thread-safe. ``write`` is called outside of the lock; what it
+    raises reaches the caller."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class Denials:
         self._of: dict[str, _One] = {}
 
     def write(self, event: Event) -> None:
-        """Now, or as one of many."""
+        """Write it now, or as one of many."""
         reasons = event.fields.get("reasons", ())
         self._publish(
             EventKind.DECISION,

@@ -44,12 +44,13 @@ class DecidingPolicy(Protocol):
 
 class Approves(Protocol):
     def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
-        """Waits until it is decided, or ``cancel`` is readable. Raises Refused where it is denied,
+        """Wait until it is decided, or ``cancel`` is readable. Raises Refused where it is denied,
         or nobody decides."""
 
 
 class Gate:
-    """Thread-safe. Without a ``policy`` all that a principal's scopes let through is allowed."""
+    """Admits acts. Thread-safe. Without a ``policy`` all that a principal's scopes let through is
+    allowed."""
 
     def __init__(
         self,
@@ -69,9 +70,10 @@ class Gate:
     def open(
         self, act: Act, cancel: int = -1, *, lasting: bool = True, also: Sequence[Act] = ()
     ) -> Admission:
-        """``cancel`` is a descriptor: readable, nobody waits any more for an approval. What is not
-        ``lasting`` a loss of power undoes: its record is written, and not waited for on the disk.
-        ``also`` is what the one operation does beside ``act``: allowed with it, or nothing is.
+        """Decide, and wait for an approval where one is wanted; ``cancel`` readable ends that wait.
+        What is not ``lasting`` a loss of power undoes: its record is written, and not waited for on
+        the disk. ``also`` is what the one operation does beside ``act``: allowed with it, or
+        nothing is.
 
         Raises PolicyDenied, Undecided, AuditError, and what an approval ends with.
         """
@@ -93,8 +95,8 @@ class Gate:
     def reopen(
         self, act: Act, approved: frozenset[str] | None, also: Sequence[Act] = ()
     ) -> Admission:
-        """``open`` for a repeat that gets a recorded answer: nothing is done. What somebody
-        ``approved`` for the first request they approved for its repeats; None is all."""
+        """Decide as ``open`` for a repeat that gets a recorded answer: nothing is done. What
+        somebody ``approved`` for the first request they approved for its repeats; None is all."""
         now, also = time.time(), acts.beside(act, also)
         decision, others = self._decide(act, now), [self._decide(one, now) for one in also]
         for one, decided in _each(act, decision, also, others):
@@ -129,8 +131,8 @@ class Gate:
             return within(spec, obligations)
 
     def ahead(self, spec: SandboxSpec) -> SandboxSpec:
-        """``spec`` as the policy has it built for an ordinary caller; as it is where that one may
-        not have it: who may is asked when they come."""
+        """Return ``spec`` as the policy has it built for an ordinary caller; as it is where that
+        one may not have it: who may is asked when they come."""
         decision = self.would(acts.creation(_ANYBODY, spec, {}))
         if not decision.allow:
             return spec
@@ -142,7 +144,7 @@ class Gate:
     def command(
         self, who: Principal, handle: SandboxHandle, request: ExecRequest, labels: Labels
     ) -> tuple[ExecRequest, Admission]:
-        """The command as it may run, begun. Raises Refused."""
+        """Return the command as it may run, and its admission, begun. Raises Refused."""
         admission = self.open(acts.command(who, Place.of(handle, labels), request))
         admission.within(handle)
         admission.where = ran(handle)
@@ -159,7 +161,7 @@ class Gate:
         return admission
 
     def fork(self, who: Principal, handle: SandboxHandle, count: int, labels: Labels) -> None:
-        """Raises Refused."""
+        """Admit a fork. Raises Refused."""
         self.operation(acts.operation(who, acts.FORK, handle, labels, count=count), handle)
 
     def decisions(self) -> dict[str, int]:

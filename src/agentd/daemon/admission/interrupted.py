@@ -33,7 +33,7 @@ def end_dead(state: str, log_directory: str, records: Records, now: float) -> in
 
 
 class Before:
-    """The executions that the previous daemon left open in the log; read before new ones begin."""
+    """Reads what the previous daemon left open in the log, before new executions begin."""
 
     def __init__(self, log: AuditLog, records: Records) -> None:
         """Raises AuditError."""

@@ -22,7 +22,7 @@ _UNBOUNDED = Limits()  # as most policies leave it
 
 
 def new_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
-    """The spec as it may be built: a stronger wall and lower limits, never less than was asked.
+    """Return the spec as it may be built: a stronger wall and lower limits, never less than asked.
 
     Raises PolicyDenied where a network was asked for and there must be none: to leave it out in
     silence would be another thing than was asked for.
@@ -41,7 +41,7 @@ def new_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
 
 
 def restored_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec:
-    """``new_sandbox`` of a snapshot, whose machine is as it was kept: no limit of that is lowered.
+    """Return it as ``new_sandbox``, of a snapshot: no limit of a machine that is kept is lowered.
 
     Raises PolicyDenied also where it has more than there may be.
     """
@@ -53,8 +53,8 @@ def restored_sandbox(spec: SandboxSpec, obligations: Obligations) -> SandboxSpec
 
 @contextlib.contextmanager
 def telling_least(least: IsolationLevel, who: str) -> Iterator[None]:
-    """Where no wall is as strong as ``who`` wants it, the refusal says who that is, and recommends
-    none that is weaker."""
+    """Let a refusal within the block say that ``who`` wants a wall so strong, and recommend none
+    that is weaker."""
     try:
         yield
     except Unavailable as error:
@@ -65,7 +65,7 @@ def telling_least(least: IsolationLevel, who: str) -> Iterator[None]:
 
 
 def existing_sandbox(spec: SandboxSpec, level: IsolationLevel, obligations: Obligations) -> None:
-    """Raises PolicyDenied where a sandbox that is there already is less than what must hold."""
+    """Check one that is there already. Raises PolicyDenied where it is less than must hold."""
     _check_network(spec, obligations)
     if obligations.level is not None and level < obligations.level:
         raise PolicyDenied(

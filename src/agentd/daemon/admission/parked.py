@@ -41,14 +41,15 @@ _LOOK_SECONDS = 1.0  # how often it is seen that whoever asked has gone
 
 
 class Parked:
-    """``log`` is set once there is one: it is opened after the store that approvals lie in."""
+    """Has requests approved. ``log`` is set once there is one: it is opened after the store that
+    approvals lie in."""
 
     def __init__(self, approvals: Approvals) -> None:
         self._approvals = approvals
         self.log: ParkedLog | None = None
 
     def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
-        """Returns once it is approved. Raises ApprovalDenied, ApprovalExpired, ApprovalWithdrawn,
+        """Wait until it is approved. Raises ApprovalDenied, ApprovalExpired, ApprovalWithdrawn,
         Full, ..."""
         asked = self._approvals.ask(_summary(act, decision), act.who, act.id)
         self._note(Kind.APPROVAL_ASKED, act, approval=asked.id)

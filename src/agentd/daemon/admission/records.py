@@ -35,12 +35,12 @@ class RecordLog(receipt.ReceiptLog, Protocol):
 
     def submit(self, event: Any, *, lazily: bool = False) -> object: ...
     def append(self, event: Any, *, synced: bool = True) -> Any:
-        """As ``submit``, and on disk when it returns; what was submitted before is, too. Without
+        """Write it; it is on disk when this returns, and what was submitted before is, too. Without
         ``synced`` all that is written, and on disk soon."""
 
 
 class Records:
-    """Thread-safe. Each method raises AuditError where nothing can be written."""
+    """Writes them. Thread-safe. Each method raises AuditError where nothing can be written."""
 
     def __init__(
         self, log: RecordLog, receipts: "AtOnce", denied: Callable[[Event], object] | None = None
@@ -64,7 +64,7 @@ class Records:
             self._log.submit(made, lazily=True)
 
     def repeated(self, act: Act, fields: Mapping[str, Any]) -> None:
-        """Synced: it is all that is written of a repeat."""
+        """Write it, synced: it is all that is written of a repeat."""
         self._log.append(_event(Kind.ADMISSION, act, {**fields, "repeat": True}, secrets(act)))
 
     def write(
@@ -85,8 +85,8 @@ class Records:
             self._log.submit(event, lazily=True)
 
     def end(self, act: Act, execution: Execution) -> str:
-        """Returns the receipt's id, the request's. The record is on disk when it returns; where
-        ``act`` has no receipt it is not waited for, and says how it ended alone."""
+        """Write the END; return the receipt's id, the request's. The record is on disk when this
+        returns; where ``act`` has no receipt it is not waited for, and says how it ended alone."""
         hidden = secrets(act)
         if act.receipt:
             self._receipts.keep(receipt.chain(self._log, execution, hidden))
@@ -122,7 +122,7 @@ def decision_fields(decision: Decision) -> dict[str, Any]:
 
 
 def secrets(act: Act) -> list[str]:
-    """Values that must not be in the log, wherever they come up."""
+    """Return the values that must not be in the log, wherever they come up."""
     env = act.parameters.get("env")
     values = list(env.values()) if isinstance(env, Mapping) else []
     values += act.place.spec.env.values()

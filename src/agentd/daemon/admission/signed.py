@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class SignedRequests:
-    """Thread-safe."""
+    """Verifies signatures of requests. Thread-safe."""
 
     def __init__(
         self, config: Signed, replay: ReplayTable, clock: Callable[[], float] = time.time
@@ -35,7 +35,7 @@ class SignedRequests:
     def acting(
         self, who: Principal, request: Mapping[str, Any], *, repeat: bool = False
     ) -> Principal:
-        """As whom ``request`` is done: its signer, or ``who`` sent it where it is not signed.
+        """Return as whom ``request`` is done: its signer, or its sender ``who`` if it is not signed.
 
         A signature uses up its nonce, unless it is a ``repeat`` that gets a recorded answer: its
         nonce is used already. ``via`` is "signed" then, and ``credential`` the key's id.

@@ -34,7 +34,7 @@ Emit = Callable[[str, bytes], None]
 
 
 class CallSandboxes(Protocol):
-    """The sandboxes that calls run in: checks quotas, leases and owners."""
+    """Finds and makes the sandboxes that calls run in: checks quotas, leases and owners."""
 
     def get(self, who: Principal, body: CallBody) -> tuple[SandboxHandle, Mapping[str, str]]:
         """Find ``body.sandbox``, and its labels. Raises NotFound, Forbidden, Conflict."""
@@ -64,7 +64,7 @@ class CallSandboxes(Protocol):
 
 
 class Calls:
-    """Thread-safe."""
+    """Calls capabilities. Thread-safe."""
 
     def __init__(self, registry: Registry, gate: Gate, sandboxes: CallSandboxes) -> None:
         self.registry = registry
@@ -122,7 +122,7 @@ class Calls:
         *,
         via: str = "",
     ) -> None:
-        """Raises what ``call`` would refuse it with now, for a repeat that gets its answer.
+        """Raise what ``call`` would refuse it with now, for a repeat that gets its answer.
         ``place`` is of ``body.sandbox``."""
         about = self.registry.get(body.capability).about
         parameters = schema.check(about, body.parameters)

@@ -84,7 +84,7 @@ def shared() -> AdmissionControl:
 
 
 def state_directory() -> str:
-    """Whatever a configuration file says: what it names may be another user's."""
+    """Return it, whatever a configuration file says: what that names may be another user's."""
     daemons = (
         os.environ.get(STATE)
         or profiles.preset(profiles.DEFAULT, os.environ, os.geteuid())["daemon"]["state"]
@@ -93,7 +93,7 @@ def state_directory() -> str:
 
 
 def volumes() -> VolumeStore:
-    """Where the volumes are that need no daemon: those of one with the same state, too."""
+    """Open the volumes that need no daemon: those of one with the same state, too."""
     return VolumeStore(os.path.join(os.path.dirname(state_directory()), "volumes"))
 
 
@@ -105,7 +105,7 @@ def found(who: Principal, spec: SandboxSpec) -> SandboxSpec:
 
 
 def of_template(body: SandboxBody) -> tuple[SandboxBody, "Config"]:
-    """What is asked for with what its template says, and the configuration that has that: the one
+    """Return the body with what its template says, and the configuration that has that: the one
     that a daemon with this process's environment would have. Raises AgentdError."""
     from agentd.daemon import config  # late: few need it
 

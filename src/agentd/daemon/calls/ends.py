@@ -9,7 +9,7 @@ from agentd.model import context
 
 
 class Ends:
-    """Thread-safe."""
+    """Knows the calls that are waited for, and ends them. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -22,7 +22,7 @@ _NO_LIMITS = Limits()
 
 
 class HandleInside:
-    """The handle stays the caller's to end."""
+    """Gives a capability a sandbox; the handle stays the caller's to end."""
 
     def __init__(
         self, handle: "SandboxHandle", run: Run, cancel: int = -1, most: Limits = _NO_LIMITS

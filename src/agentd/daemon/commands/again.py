@@ -128,7 +128,7 @@ class FollowedAgain(Stepped):
         self._now().kill()
 
     def close(self) -> None:
-        """Leave it: it goes on. Idempotent."""
+        """Leave the command, which goes on. Idempotent."""
         with self._lock:
             wake, self._wake = self._wake, -1
         if wake >= 0:

@@ -24,14 +24,14 @@ _MAX_TAG = 256
 
 
 def new_id() -> str:
-    """The milliseconds it was made in, then chance: records that come one after another lie on the
-    same page of the store."""
+    """Make an id of the milliseconds now, then chance: records that come one after another lie on
+    the same page of the store."""
     when = time.time_ns() // 1_000_000 & (1 << 40) - 1
     return f"prc-{when:010x}{os.urandom(5).hex()}"
 
 
 def request_of(body: ExecBody, stdin: bool) -> ExecRequest:
-    """Raises InvalidInput."""
+    """Return the request that a body makes; ``stdin``: it has one. Raises InvalidInput."""
     _check_tag(body.tag)
     wanted: options.ExecOptions = {
         "cwd": body.cwd,
@@ -77,7 +77,7 @@ def stdin_of(body: ExecBody) -> bytes:
 
 
 class Begin(Protocol):
-    """``pid``: of one that has started, though the agent may not have told what follows."""
+    """Begins a command; ``pid`` is set once it has started, though what follows may be untold."""
 
     pid: int | None
     place: tuple[int, int] | None

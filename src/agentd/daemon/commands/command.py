@@ -50,8 +50,9 @@ Emit = Callable[[str, bytes], None]
 
 
 class Command(Stepped):
-    """``close`` kills what has not ended. Where it is listed, ``write``, ``signal``, ``resize``,
-    ``kill``, ``cancel`` and ``view`` are thread-safe; the rest is the driving thread's."""
+    """Runs one command; ``close`` kills what has not ended. Where it is listed, ``write``,
+    ``signal``, ``resize``, ``kill``, ``cancel`` and ``view`` are thread-safe; the rest is the
+    driving thread's."""
 
     before: Mapping[str, bytes] = {}  # as ``model.running`` has it: it is held from its start
 
@@ -62,7 +63,7 @@ class Command(Stepped):
         admission: "Admission | None" = None,
         listed: "Listed | None" = None,
     ) -> None:
-        """Begins it. Where that fails ``admission`` is ended, but for one that is not found again:
+        """Begin it. Where that fails ``admission`` is ended, but for one that is not found again:
         its END is written with those of all that were interrupted."""
         named = admission.request_id if admission is not None else context.current()
         self.request_id = named or context.new_id()
@@ -143,7 +144,7 @@ class Command(Stepped):
             return [], []
 
     def feed(self, data: bytes, *, eof: bool = True, done: "Future[None] | None" = None) -> None:
-        """Input from its driver, before it drives: it is given as it is read, and ``done`` then."""
+        """Take input, before it is driven; it is given as the command reads, and ``done`` then."""
         self._driver = threading.get_ident()
         self._input.add(data, eof, done or Future())
         try:
@@ -152,7 +153,7 @@ class Command(Stepped):
             self._ending.lose(error)
 
     def follow(self, emit: Emit | None = None, cancel: int = -1) -> Result:
-        """Drives it to its end, all of its output in the result. What ``emit`` raises ends it and
+        """Drive it to its end, all of its output in the result. What ``emit`` raises ends it and
         comes out here; ``cancel`` readable kills it."""
         self._kept = KeptOutput(self._listed)
         try:
@@ -172,7 +173,7 @@ class Command(Stepped):
         return msgspec.structs.replace(result, stdout=out, stderr=err, truncated=cut)
 
     def drive(self, *, keep: bool) -> None:
-        """Takes its output until its end, which is never raised. ``keep``: so that ``answer`` has
+        """Take its output until its end, which is never raised. ``keep``: so that ``answer`` has
         it, too."""
         self._kept = KeptOutput(self._listed) if keep else None
         try:
@@ -195,7 +196,7 @@ class Command(Stepped):
         return with_output(self.result, *kept.read(MAX_ANSWER))
 
     def abandon(self, error: Exception) -> None:
-        """In place of ``drive``, where nobody can drive it: it is killed."""
+        """Kill it where nobody can ``drive`` it, and tell those who follow it."""
         if self.result is not None:
             return
         result = self._let_go(ours(error))
@@ -233,7 +234,7 @@ class Command(Stepped):
     # --- from any thread, where it is listed ---
 
     def write(self, data: bytes, *, eof: bool = False) -> None:
-        """Waits until it reads. Raises Conflict once it has ended."""
+        """Wait until it reads that. Raises Conflict once it has ended."""
         if self._is_driven_here():
             if data:
                 self._write(data)
@@ -248,21 +249,21 @@ class Command(Stepped):
         self.write(b"", eof=True)
 
     def signal(self, number: int, target: str = "group") -> None:
-        """Raises InvalidInput, Conflict once it has ended; 0 asks for no more than that."""
+        """Send it; 0 only looks. Raises InvalidInput, Conflict once it has ended."""
         check_signal(number, target)
         self._do(lambda: self.running.signal(number, target))
 
     def resize(self, rows: int, cols: int) -> None:
-        """Raises InvalidInput, Conflict once it has ended."""
+        """Change its terminal's size. Raises InvalidInput, Conflict once it has ended."""
         check_window(rows, cols)
         self._do(lambda: self.running.resize(rows, cols))
 
     def kill(self) -> None:
-        """Raises Conflict once it has ended."""
+        """Kill it. Raises Conflict once it has ended."""
         self._do(self.running.kill)
 
     def cancel(self, why: Cause = _DISCONNECTED) -> None:
-        """``kill``, for nobody waits for it any more: that is its cause. Never blocks."""
+        """Kill it, for nobody waits for it any more: that is its cause. Never blocks."""
 
         def cancel() -> None:
             self._ending.why = why

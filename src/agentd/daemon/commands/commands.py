@@ -44,7 +44,7 @@ _GIVEN = "are held of stdin, words and variables of commands", "have commands re
 
 
 class Commands:
-    """Thread-safe."""
+    """Owns a daemon's commands. Thread-safe."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Commands:
         return command.answer()
 
     def start(self, who: Principal, live: Live, body: ExecBody) -> ProcessView:
-        """Returns once it has started. It outlives the daemon where its sandbox does."""
+        """Start one; it outlives the daemon where its sandbox does."""
         unread, eof = [stdin_of(body)], not body.stdin_open
         feeds, fed = bool(unread[0]), Future[None]()
         with contextlib.ExitStack() as undo:
@@ -134,7 +134,7 @@ class Commands:
         return command.view()
 
     def all(self, live: Live) -> list[Command | Past]:
-        """Oldest first."""
+        """List those of a sandbox, the oldest first."""
         self._remember(live)
         return self._register.all(live.id)
 
@@ -248,9 +248,9 @@ class Commands:
         cancel: int,
         kept: list[str] | None = None,
     ) -> Result:
-        """A command of a call, which was decided as a whole, to its end. While it runs it is listed
-        and can be followed; its output is in the result, and its journal goes soon after that:
-        unless it is to stay, as one of ``exec`` does, which ``kept`` is told the id of."""
+        """Run a command of a call, which was decided as a whole, to its end. While it runs it is
+        listed and can be followed; its output is in the result, and its journal goes soon after
+        that: unless it is to stay, as one of ``exec`` does, which ``kept`` is told the id of."""
         self._register.room(who)
         listed = self._listed(live, request.argv)
         try:

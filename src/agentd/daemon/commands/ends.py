@@ -47,8 +47,8 @@ class CommandLost(AgentdError):
 
 
 class CommandEnding:
-    """Made right before the command begins. ``why``: who kills it says so, before it does;
-    ``lost``: how one ended that was lost with its wall or its agent."""
+    """Tells how a command ends; made right before it begins. ``why``: who kills it says so, before
+    it does; ``lost``: how one ended that was lost with its wall or its agent."""
 
     def __init__(self, handle: "SandboxHandle") -> None:
         self.why: Cause | None = None
@@ -75,7 +75,7 @@ class CommandEnding:
         return self.why or getattr(self._handle, "why", None)
 
     def lose(self, error: BackendLost | GuestError) -> None:
-        """Raises GuestError where the wall lives, and its agent lies."""
+        """Note what a broken stream means. Raises GuestError where the wall lives, for a liar."""
         why, spent = self.reason, self._spent()
         if why is None:
             self.lost = of_wall(self._handle.wall, error, self._before, spent.wall_ms)
@@ -204,7 +204,7 @@ def _target(row: Mapping[str, Any]) -> str:
 
 
 def refine(end: Exit, before: Mapping[str, int], after: Mapping[str, int]) -> Exit:
-    """The agent sees an exit; the wall's counters tell which limit it ran into."""
+    """Return the end with the limit that the wall's counters say it ran into."""
     failed = end.signal is not None or end.exit_code != 0
     if end.cause.code not in (CauseCode.EXITED, CauseCode.SIGNALLED) or not failed:
         return end
@@ -271,7 +271,7 @@ def with_output(view: ResultView, stdout: bytes, stderr: bytes, whole: bool = Tr
 
 
 def ours(error: BaseException) -> AgentdError:
-    """``error``, as one of ours."""
+    """Return ``error``, as one of ours."""
     if isinstance(error, AgentdError):
         return error
     return SandboxError(f"agentd failed at it: {type(error).__name__}: {error}")

@@ -72,7 +72,7 @@ class Listed:
         self._adopted = adopted
 
     def take(self, stream: str, data: bytes) -> None:
-        """Into the journal."""
+        """Write it to the journal."""
         if isinstance(data, LostOutput):
             self.journal.skip(self._kept_as(stream), data.length, LIMIT)
         else:
@@ -84,7 +84,7 @@ class Listed:
         return {name: offsets[self._kept_as(name)] for name in ("stdout", "stderr")}
 
     def keep_begin(self) -> None:
-        """Before it writes: what follows does not take the place of its begin."""
+        """Keep the begin of its output whatever follows; called before it writes."""
         self.journal.files.keeps_begin = True
 
     def begin_of(self, stream: str, most: int) -> bytes:
@@ -155,7 +155,7 @@ class Listed:
 
 
 class Errands:
-    """What other threads want of a command, done by the one that drives it: its stream to the
+    """Queues what other threads want of a command, for the one that drives it: its stream to the
     agent has one owner. Thread-safe but for ``run``, which belongs to the driving thread."""
 
     def __init__(self, over: Callable[[], Exception]) -> None:
@@ -167,7 +167,7 @@ class Errands:
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def do(self, work: Callable[[], object]) -> None:
-        """Waits until it is done. Raises what it raises, and ``over``."""
+        """Have it done, and wait for that. Raises what it raises, and ``over``."""
         done: Future[None] = Future()
         with self._lock:
             if self.wake < 0:
@@ -176,7 +176,7 @@ class Errands:
         done.result()
 
     def leave(self, work: Callable[[], object]) -> None:
-        """Never waits; after the end it is left out."""
+        """Have it done, without a wait; after the end it is left out."""
         with self._lock:
             if self.wake >= 0:
                 self._put(work, Future())
@@ -212,14 +212,14 @@ class Errands:
 
 
 class CommandInput:
-    """What a command is to read, in the order in which it came, given to it as it reads: whoever
-    drives it never waits for that. Belongs to the driving thread."""
+    """Holds what a command is to read, in the order in which it came, and gives it as it reads:
+    whoever drives it never waits for that. Belongs to the driving thread."""
 
     def __init__(self) -> None:
         self._items: deque[tuple[memoryview, bool, Future[None]]] = deque()
 
     def add(self, data: bytes, eof: bool, done: "Future[None]") -> None:
-        """``done`` once it has most of it; with what it raises, or with what ``close`` is told."""
+        """Add it; ``done`` once it has most of it, or with what it raises, or ``close`` is told."""
         self._items.append((memoryview(data), eof, done))
 
     def give(self, running: "Running") -> None:
@@ -269,7 +269,7 @@ MAX_KEPT = 256  # ended commands of one sandbox, in memory
 
 
 class Register:
-    """Thread-safe."""
+    """Lists commands, those that run and those that have ended. Thread-safe."""
 
     def __init__(self, publish: events.Publish = events.nobody) -> None:
         self._publish = publish
@@ -279,7 +279,7 @@ class Register:
         self._of: dict[str, dict[str, Command | Past]] = {}  # by sandbox
 
     def room(self, who: Principal) -> None:
-        """Raises Full where ``who`` may start no more."""
+        """Check for room. Raises Full where ``who`` may start no more."""
         with self._lock:
             mine = self._of_principal[who.name]
             if mine >= MAX_RUNNING - len(self._running):
@@ -339,7 +339,7 @@ class Register:
             self._of.pop(sandbox, None)
 
     def all(self, sandbox: str) -> "list[Command | Past]":
-        """Oldest first."""
+        """List those of a sandbox, the oldest first."""
         with self._lock:
             return list(self._of.get(sandbox, {}).values())
 
@@ -364,8 +364,8 @@ class Register:
 
 
 class KeptOutput:
-    """What a command wrote, for who waits for its end: what is short from memory, all else from its
-    journal. Of one that is not ``listed`` all of it is in memory: nobody else has it."""
+    """Keeps what a command wrote, for who waits for its end: what is short in memory, all else is
+    in its journal. Of one that is not ``listed`` all is in memory: nobody else has it."""
 
     def __init__(self, listed: "Listed | None") -> None:
         self._listed = listed

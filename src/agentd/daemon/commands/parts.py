@@ -13,7 +13,7 @@ _PART_SECONDS = 60.0
 
 
 class EndedParts:
-    """So many, so long. Thread-safe."""
+    """Keeps MAX_PARTS of them, for a minute. Thread-safe."""
 
     def __init__(self, discard: "Callable[[Listed], None]") -> None:
         """``discard`` removes a journal."""

@@ -38,7 +38,7 @@ class Past:
 
     @cached_property
     def journal(self) -> Journal:
-        """Opened when it is asked for. Raises OSError."""
+        """The journal, opened when it is asked for. Raises OSError."""
         found = self._journals.open(self._record.journal or f"{self.live.id}/{self.id}")
         # One that the daemon before could not end in time goes no further: say so to who follows.
         found.finish(msgspec.json.encode(self._from_record()))

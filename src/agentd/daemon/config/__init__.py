@@ -50,7 +50,7 @@ class ReadConfig(NamedTuple):
     warnings: tuple[Problem, ...] = ()  # of a configuration without problems
 
     def whole(self) -> Config:
-        """Raises InvalidInput that names every problem."""
+        """Return the configuration. Raises InvalidInput that names every problem."""
         if self.config is None:
             raise InvalidInput(
                 f"the configuration{f' {self.path}' if self.path else ''} is wrong",
@@ -60,7 +60,7 @@ class ReadConfig(NamedTuple):
         return self.config
 
     def text(self) -> str:
-        """TOML that means the same, each line with what said so."""
+        """Write TOML that means the same, each line with what said so."""
         return render(self.whole(), self.layers.source)
 
     def plain(self) -> Any:
@@ -75,12 +75,12 @@ class Changes(NamedTuple):
 
 
 def check(path: str | None, env: Mapping[str, str] | None = None) -> list[Problem]:
-    """Everything that is wrong with the file and the environment, in the file's order."""
+    """List all that is wrong with the file and the environment, in the file's order."""
     return read(path, env).problems
 
 
 def load(path: str | None, env: Mapping[str, str] | None = None, options: Options = ()) -> Config:
-    """Raises InvalidInput that names every problem.
+    """Load the configuration. Raises InvalidInput that names every problem.
 
     Folders that may be mounted are resolved now: whoever may write beside one could make it a link
     to any other later.
@@ -94,7 +94,7 @@ def load(path: str | None, env: Mapping[str, str] | None = None, options: Option
 def read(
     path: str | None, env: Mapping[str, str] | None = None, options: Options = ()
 ) -> ReadConfig:
-    """``path`` None is no file at all; ``env`` is the process's own unless given."""
+    """Read it; ``path`` None is no file at all; ``env`` is the process's own unless given."""
     env = os.environ if env is None else env
     layers = Layers()
     said: dict[str, Any] = {}

@@ -56,7 +56,7 @@ class Layers:
         return said
 
     def choose_profile(self, said: Any, env: Mapping[str, str], uid: int) -> None:
-        """Lays the preset beneath all. ``AGENTD_PROFILE`` stands above what the file says."""
+        """Lay the preset beneath all. ``AGENTD_PROFILE`` stands above what the file says."""
         if "AGENTD_PROFILE" in env:
             said = env["AGENTD_PROFILE"]
             self._variables["profile",] = "AGENTD_PROFILE"
@@ -74,7 +74,7 @@ class Layers:
         _merge(self.tree, upper)
 
     def add_environment(self, env: Mapping[str, str]) -> None:
-        """``AGENTD_SECTION__KEY=value``; a value is read as TOML, and as text where it is none."""
+        """Add what ``AGENTD_SECTION__KEY=value`` says; a value is TOML, or else text."""
         for name in sorted(env):
             if name.startswith(_VARIABLE) and "__" in name:
                 path: Path = tuple(

@@ -25,13 +25,13 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str | None:
-    """``least`` likeness, as difflib counts it: 1 is the same."""
+    """Find the one most like it, of ``least`` likeness as difflib counts it: 1 is the same."""
     found = difflib.get_close_matches(word.lower()[:100], list(known), n=1, cutoff=least)
     return found[0] if found else None
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """``("listen", 0, "mode")`` as ``listen[0].mode``; quoted as TOML wants it."""
+    """Write ``("listen", 0, "mode")`` as ``listen[0].mode``; quoted as TOML wants it."""
     text = ""
     for part in path:
         if isinstance(part, int):

@@ -38,7 +38,7 @@ def render(config: Config, source: Callable[[Path], str] | None = None) -> str:
 
 
 def leaves(config: Config) -> dict[str, Any]:
-    """Dotted key -> value as a file would say it."""
+    """Return each value as a file would say it, by its dotted key."""
     return {dotted(path): value for path, value in _leaves(plain(config), ())}
 
 

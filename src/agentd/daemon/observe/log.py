@@ -96,7 +96,7 @@ class Log:
         self.say("error", event, **fields)
 
     def say(self, level: str, event: str, /, **fields: object) -> None:
-        """Never raises: nothing fails because it could not be told."""
+        """Write a line. Never raises: nothing fails because it could not be told."""
         if self.wants(level):
             with suppress(Exception):
                 getattr(self._logger, level)(event, **fields)

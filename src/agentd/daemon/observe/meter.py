@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 class Meter:
-    """Thread-safe, quick, and never raises."""
+    """Counts; thread-safe, quick, and never raises."""
 
     def request(self, op: str, status: str, seconds: float) -> None:
         """Count a call of the service that ended; ``status`` is "ok" or the error's code."""

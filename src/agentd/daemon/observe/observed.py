@@ -22,7 +22,7 @@ _OURS = frozenset(
 
 
 class Observer:
-    """Told of each call. Thread-safe."""
+    """Counts, traces and logs each call. Thread-safe."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class Observer:
             log.say(level, event, op=op, code=status, ms=round(seconds * 1000, 2), **known)
 
     def pieces(self, op: str, who: str, sandbox: str, pieces: Iterator[Piece]) -> Iterator[Piece]:
-        """Counted when the caller has taken all of it, or gone away."""
+        """Yield the pieces; the call counts when its caller has taken all, or gone away."""
         begun, failure = time.perf_counter(), None
         try:
             yield from pieces

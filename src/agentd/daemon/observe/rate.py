@@ -23,8 +23,8 @@ class _Bucket:
 
 
 class Bound:
-    """Thread-safe. A flood of one event does not hide the others; troubles have a bucket of their
-    own, so that no flood of ordinary lines hides them."""
+    """Bounds lines. Thread-safe. A flood of one event does not hide the others; troubles have a
+    bucket of their own, so that no flood of ordinary lines hides them."""
 
     def __init__(
         self,

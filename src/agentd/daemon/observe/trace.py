@@ -82,11 +82,11 @@ def operation(op: str, who: str, sandbox: str) -> AbstractContextManager[Any]:
 
 
 def past(name: str, seconds: float, values: Values = _EMPTY) -> None:
-    """A span that has just ended, and took so long: the guest's own measure."""
+    """Trace a span that has just ended, and took so many seconds: the guest's own measure."""
     if _tracer is not None:
         _tracer.past(name, seconds, values)
 
 
 def carrier() -> dict[str, str]:
-    """TRACEPARENT and TRACESTATE for a command's environment; {} where nothing is traced."""
+    """Return TRACEPARENT and TRACESTATE for a command; {} where nothing is traced."""
     return {} if _tracer is None else _tracer.carrier()

@@ -23,7 +23,7 @@ UNFETCHED = "agentd: unfetched: "  # begins a line, as ``pip.raise_failure`` kno
 
 
 def tell_unfetched(collector: "ModuleType") -> None:
-    """Have said what pages could not be had, and why: pip goes on as if the index had none."""
+    """Make pip say what pages could not be had, and why: it goes on as if the index had none."""
     handle = getattr(collector, "_handle_get_simple_fail", None)
 
     def told(link: object, reason: object, meth: object = None) -> None:
@@ -48,7 +48,7 @@ def refuse_builds() -> None:
 
 
 def refuse_programs(event: str, _: object) -> None:
-    """Whatever way pip finds to a build: it would be another program's."""
+    """Refuse to start a program: whatever way pip finds to a build, that would be one."""
     if event in STARTS:
         raise PermissionError("no program is started where packages are resolved")
 

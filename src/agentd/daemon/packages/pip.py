@@ -73,13 +73,13 @@ def folder() -> str:
 
 
 def resolving(python: TargetPython, index: str, packages: Sequence[str]) -> list[str]:
-    """The words of the run that writes REPORT."""
+    """Return the words of the run that writes REPORT."""
     asked = ["--dry-run", "--report", REPORT, "--target", SITE]
     return [*_common(python, index), *asked, "--", *packages]
 
 
 def unpacking(python: TargetPython, index: str, *, compiled: bool) -> list[str]:
-    """The words of the run that makes SITE of LOCK, and refuses what has another digest."""
+    """Return the words of the run that makes SITE of LOCK, and refuses another digest."""
     asked = ["--no-deps", "--require-hashes", "--requirement", LOCK, "--target", SITE]
     return [*_common(python, index), *asked, *([] if compiled else ["--no-compile"])]
 
@@ -140,7 +140,7 @@ def locked(report: bytes) -> tuple[LockedPackage, ...]:
 
 
 def stage_of(line: str) -> tuple[str, float | None] | None:
-    """What a line of pip's output says of how far it is."""
+    """Return what a line of pip's output says of how far it is."""
     if (step := _STEP.fullmatch(line)) is not None and int(step[2]):
         return "", int(step[1]) / int(step[2])
     if (fetching := _FETCHING.search(line)) is not None and fetching[1].endswith(".whl"):

@@ -29,7 +29,7 @@ EXACT_SECONDS = 30 * 86400.0
 
 @contextlib.contextmanager
 def provided(manager: Manager, spec: SandboxSpec, rules: PackageRules) -> Iterator[SandboxSpec]:
-    """The spec with its packages among the mounts, which are there as long as the block lasts.
+    """Yield the spec with its packages among the mounts, which last as long as the block.
 
     Raises Refused for a wall that takes none, InvalidInput for what the index does not have,
     Unavailable where that is not reached, and what making a sandbox raises.

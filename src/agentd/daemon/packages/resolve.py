@@ -33,7 +33,7 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class PackageResolver:
-    """A sandbox for one request. Made by ``opened``."""
+    """Resolves and unpacks in a sandbox for one request; made by ``opened``."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class _Output:
 def opened(
     manager: Manager, python: TargetPython, rules: PackageRules, packages: Sequence[str]
 ) -> Iterator[PackageResolver]:
-    """Raises what refuses such a sandbox: a network that rules restrict is not had everywhere."""
+    """Open a sandbox for it. Raises what refuses that: not every wall has a network of rules."""
     spec = SandboxSpec(
         isolation=rules.isolation,
         net="restricted",

@@ -126,7 +126,7 @@ def _left(record: SandboxRecord, held: "WallRecord") -> float | None:
 
 
 def without_env(spec: SandboxSpec) -> SandboxSpec:
-    """Variables are often secrets: the supervisor keeps them for the next daemon, and no file."""
+    """Drop variables, often secrets: the supervisor keeps them for the next daemon, and no file."""
     return msgspec.structs.replace(spec, env={})
 
 

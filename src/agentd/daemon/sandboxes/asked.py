@@ -57,7 +57,7 @@ class AskedConnections:
         self._all: Callable[[], Iterable[Live]]
 
     def tell(self, message: dict[str, object]) -> None:
-        """A connection waits, as the supervisor says; ``id`` is its wall's. Never blocks for long.
+        """Take a connection that waits; ``id`` is its wall's. Never blocks for long.
         Raises KeyError, ValueError."""
         asked = AskedPlace(str(message["host"]), int(str(message["port"])), str(message["rule"]))
         wall = str(message["id"])
@@ -68,7 +68,7 @@ class AskedConnections:
         self._begin(wall, asked)
 
     def start(self, link: AnswersWalls, gate: Gate, every: Callable[[], Iterable[Live]]) -> None:
-        """``every`` tells the sandboxes that there are."""
+        """Begin to decide; ``every`` tells the sandboxes that there are."""
         self._link, self._gate, self._all = link, gate, every
         with self._lock:
             early, self._early = self._early or [], None
@@ -87,7 +87,7 @@ class AskedConnections:
                     one.gone.set()
 
     def close(self) -> None:
-        """Nothing is decided any more; the supervisor refuses what is open as we go. Idempotent."""
+        """Decide nothing any more; the supervisor refuses what is open as we go. Idempotent."""
         with self._lock:
             self._closing = True
             left = list(self._open.values())

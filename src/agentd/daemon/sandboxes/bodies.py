@@ -30,7 +30,8 @@ MAX_WAIT_SECONDS = 3600.0  # for room in a quota
 
 
 def sandbox_spec(who: Principal, body: SandboxBody, config: Config) -> SandboxSpec:
-    """Raises InvalidInput for what is malformed, Refused and Forbidden for what is not allowed."""
+    """Return the spec that a body asks for. Raises InvalidInput for what is malformed, Refused and
+    Forbidden for what is not allowed."""
     body = templates.completed(body, config)
     spec = options.sandbox_spec(**body.options())
     rules = config.sandbox
@@ -175,8 +176,8 @@ def _check_level(spec: SandboxSpec, least: IsolationLevel) -> None:
 
 @contextlib.contextmanager
 def telling_least(spec: SandboxSpec, asked: IsolationLevel, config: Config) -> Iterator[None]:
-    """Where no wall is as strong as the policy or the configuration wants, the refusal says who
-    wants it; ``asked`` is the isolation that the caller wanted."""
+    """Let a refusal within the block say whether the policy or the configuration wants so strong a
+    wall; ``asked`` is the isolation that the caller wanted."""
     raised = spec.isolation if spec.isolation > asked else IsolationLevel.NONE
     try:
         with oblige.telling_least(raised, "the policy"):
@@ -196,7 +197,7 @@ def ttl_of(body: SandboxBody) -> float | None:
 
 
 def wait_of(body: SandboxBody) -> float:
-    """Raises InvalidInput for more than an hour."""
+    """Return the seconds to wait for room. Raises InvalidInput for more than an hour."""
     seconds = 0.0 if body.wait in (None, 0) else parse_duration(body.wait, "wait")
     if seconds > MAX_WAIT_SECONDS:
         raise InvalidInput(
@@ -252,7 +253,7 @@ def _source(mount: Mount, roots: Sequence[str]) -> str:
 
 
 def bounded(asked: Limits, bounds: LimitBounds) -> Limits:
-    """``limits.default`` where nothing was asked, and else the usual one, within ``limits.max``.
+    """Return ``limits.default`` where none was asked, else the usual one, within ``limits.max``.
 
     Raises Refused for more than that.
     """
@@ -272,7 +273,7 @@ def bounded(asked: Limits, bounds: LimitBounds) -> Limits:
 
 
 def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Raises InvalidInput for more or longer ones than are kept."""
+    """Return them. Raises InvalidInput for more or longer ones than are kept."""
     if len(labels) > MAX_LABELS:
         many = f"{len(labels)} labels are more than the {MAX_LABELS} allowed"
         raise InvalidInput(many, remediation="drop some")

@@ -50,7 +50,7 @@ class Changing:
         self._publish(EventKind.RENEWED, record.principal, record.id, deadline=record.deadline)
 
     def relabel(self, who: "Principal", live: "Live", changes: Mapping[str, str | None]) -> None:
-        """Judged as a new one with those labels is, anew where others changed them meanwhile.
+        """Change its labels, judged as a new one's, and anew where others changed them meanwhile.
         Raises InvalidInput, and what refuses it."""
         gate = self._pipeline.gate
         while True:

@@ -10,20 +10,20 @@ _CLOSE_SECONDS = 5.0
 
 
 class Endings:
-    """Thread-safe. Takes what it is told from the first moment on, and does it once it is started:
-    a wall may end while a daemon comes up."""
+    """Takes what it is told from the first moment on, and does it once it is started: a wall may
+    end while a daemon comes up. Thread-safe."""
 
     def __init__(self) -> None:
         self._told: SimpleQueue[tuple[str, str] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def tell(self, wall: str, reason: str) -> None:
-        """Never blocks: the supervisor's answers come by the thread that calls this, and to end a
-        sandbox takes some."""
+        """Note it, without a wait: the supervisor's answers come by the thread that calls this, and
+        to end a sandbox takes some."""
         self._told.put((wall, reason))
 
     def start(self, end: Callable[[str, str], None]) -> None:
-        """``end(wall, reason)`` is called for each, in a thread."""
+        """Call ``end(wall, reason)`` for each, in a thread."""
         self._thread = threading.Thread(target=self._run, args=(end,), name="endings", daemon=True)
         self._thread.start()
 
@@ -32,7 +32,7 @@ class Endings:
         return self._thread is not None and self._thread.is_alive()
 
     def close(self) -> None:
-        """Idempotent. One that does not come to its end is left to the supervisor."""
+        """End the thread; what does not come to its end is left to the supervisor. Idempotent."""
         self._told.put(None)
         if self._thread is not None:
             self._thread.join(_CLOSE_SECONDS)

@@ -52,7 +52,7 @@ class Live:
         return first
 
     def begin_end_if_idle(self, reason: str) -> bool:
-        """``begin_end`` where its end takes no time; where not, the caller ends it all the same.
+        """Begin its end where that takes no time; where not, the caller ends it all the same.
 
         Never blocks. A command that is just being started is seen by nobody yet, and ends with it:
         that is told why, too.
@@ -86,18 +86,18 @@ class Live:
         return cast("Leased", self.handle.wall)  # a daemon's backends make no other
 
     def count_cassettes(self) -> None:
-        """Have what it records, and is played, count for its owner. Raises SandboxError."""
+        """Count what it records, and is played, for its owner. Raises SandboxError."""
         if cassette(self.handle.spec.egress):
             wall = self.handle.able(abilities.CASSETTE, "record or replay what is asked in")
             wall.count_for(self.record.principal)
 
     def require_running(self, what: str) -> None:
-        """Raises Conflict while it is paused or ends; one that rests for being idle goes on."""
+        """Let one that rests for being idle go on. Raises Conflict while it is paused, or ends."""
         self.handle.rouse()
         self.check_ready(what)
 
     def check_ready(self, what: str) -> None:
-        """``require_running``, and what rests stays so."""
+        """Check as ``require_running`` does; what rests stays so."""
         if self.handle.state is not State.READY:
             fix = "resume it first" if self.handle.state is State.PAUSED else "create a new one"
             raise Conflict(

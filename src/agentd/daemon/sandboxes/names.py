@@ -19,7 +19,7 @@ MAX_WAITING_OF_ONE = 128  # each in a thread of its own
 
 
 class Names:
-    """Thread-safe."""
+    """Knows whose sandbox is called what. Thread-safe."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -28,7 +28,7 @@ class Names:
         self._waiting: Counter[str] = Counter()  # by owner
 
     def find(self, owner: str, name: str) -> str:
-        """The id of the sandbox that ``owner`` calls so, or ""."""
+        """Find the id of the sandbox that ``owner`` calls so, or ""."""
         with self._changed:
             return self._ids.get((owner, name), "")
 
@@ -100,7 +100,7 @@ def recalled(store: SqliteStore, owner: str, id_: str) -> SandboxRecord | None:
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidInput."""
+    """Check it. Raises InvalidInput for what is no name of a sandbox."""
     if not _NAME.fullmatch(name):
         raise InvalidInput(
             f"{name[:64]!r} is no name of a sandbox",

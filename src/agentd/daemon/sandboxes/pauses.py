@@ -38,7 +38,7 @@ class Pauses:
         raise NotImplementedError
 
     def pause(self, live: "Live") -> None:
-        """Until ``resume``; one that rests for being idle goes on by itself no more."""
+        """Pause it until ``resume``; one that rests for being idle goes on by itself no more."""
         with live.standing:
             if live.handle.state is State.PAUSED and live.record.paused_by:
                 self._note(live, "")
@@ -132,5 +132,5 @@ def tell_agent(live: "Live", seconds: float | None, *, still: bool = False) -> N
 
 
 def agents(seconds: float) -> int:
-    """The agent's own lease, the last of three, in milliseconds."""
+    """Return the agent's own lease, the last of three, in milliseconds."""
     return int((seconds + 2 * GRACE_SECONDS) * 1000)

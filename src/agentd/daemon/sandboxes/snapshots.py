@@ -41,7 +41,7 @@ class Snapshots:
 
     @contextlib.contextmanager
     def making(self, principal: str) -> Iterator[str]:
-        """Yields the id of one that is to be taken; what is there of it goes where the block fails,
+        """Yield the id of one that is to be taken; what is there of it goes where the block fails,
         or leaves too little of the disk. Raises QuotaExceeded, Full."""
         id_ = f"snp-{os.urandom(8).hex()}"
         with self._room(principal):
@@ -92,12 +92,12 @@ class Snapshots:
             file.write(msgspec.json.encode(about))
 
     def get(self, who: Principal, id_: str) -> Snapshot:
-        """Raises NotFound, also for another principal's."""
+        """Load one. Raises NotFound, also for another principal's."""
         self.check(who, id_)
         return snapshots.load(self.place(id_))
 
     def check(self, who: Principal, id_: str) -> None:
-        """As ``get``, without reading it: it may be damaged."""
+        """Check as ``get`` does, without reading it: it may be damaged."""
         about = self._about(id_)
         if about is None or not who.owns(about.principal):
             raise NotFound(

@@ -21,7 +21,7 @@ _USUAL = SandboxBody()
 
 
 def find(config: Config, name: str) -> TemplateSettings:
-    """Raises NotFound."""
+    """Find a template by its name. Raises NotFound."""
     for template in config.template:
         if template.name == name:
             return template

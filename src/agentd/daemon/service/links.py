@@ -34,7 +34,7 @@ class _Given(msgspec.Struct, frozen=True):
 
 
 class Links:
-    """Thread-safe."""
+    """Gives out links, and knows who made each. Thread-safe."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         #: Where browsers find ports, which the listeners know; None where they cannot.

@@ -37,7 +37,7 @@ _MAX_COUNTED = 10_000
 
 
 class StoredNonces:
-    """Thread-safe. ``now`` is the wall clock's, for a store that is new."""
+    """Remembers them. Thread-safe. ``now`` is the wall clock's, for a store that is new."""
 
     def __init__(self, store: SqliteStore, now: float, boot: str | None = None) -> None:
         self._store = store

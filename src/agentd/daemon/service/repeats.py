@@ -29,7 +29,7 @@ Approved = frozenset[str] | None
 
 
 class Repeats:
-    """Thread-safe."""
+    """Judges repeats. Thread-safe."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Repeats:
         self._signed = signed
 
     def readmit(self, who: Principal, repeat: Repeat, approved: Approved) -> None:
-        """Raises what the request would be refused with. ``approved``: as of ``Authorise``."""
+        """Raise what the request would be refused with now. ``approved``: as of ``Authorise``."""
         body = repeat.body
         if isinstance(body, CallBody):
             self._call(who, body, repeat.raw, approved)

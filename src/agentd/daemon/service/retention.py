@@ -15,8 +15,8 @@ _TICK_SECONDS = 60.0
 
 
 class Retention:
-    """Called now and then by one thread. ``more`` get the time, forget what is theirs in steps that
-    others need not wait long for, and tell how much it was."""
+    """Forgets what has ended; called now and then by one thread. ``more`` get the time, forget what
+    is theirs in steps that others need not wait long for, and tell how much it was."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Retention:
         self._next = 0.0
 
     def tick(self) -> None:
-        """``sweep``, if it is time."""
+        """Sweep, if it is time."""
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _TICK_SECONDS

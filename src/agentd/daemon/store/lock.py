@@ -15,7 +15,7 @@ from agentd.model.system import os_errors_as
 
 
 class OwnerLock:
-    """Held from here until ``close``. Raises StoreLocked, StoreError."""
+    """Holds the locks until ``close``. Raises StoreLocked, StoreError."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -36,7 +36,7 @@ class OwnerLock:
             self._held = held.pop_all()
 
     def close(self) -> None:
-        """Idempotent. The file stays: removing it would let two hold locks on two files."""
+        """Release them; the file stays, or two could hold locks on two files. Idempotent."""
         self._held.close()
 
 

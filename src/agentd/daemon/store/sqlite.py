@@ -72,7 +72,7 @@ class SqliteStore(View):
         return self._writer.commits.works
 
     def write(self, work: Callable[[Transaction], T], *, synced: bool = True) -> T:
-        """Blocks until it is on disk; ``synced`` as for ``submit``."""
+        """Write, and wait until it is on disk; ``synced`` as for ``submit``."""
         try:
             value: T = self._writer.commits.do(work, synced=synced)
         except NotTaken as why:
@@ -82,8 +82,8 @@ class SqliteStore(View):
     def submit(
         self, work: Callable[[Transaction], T], *, synced: bool = True, urgent: bool = True
     ) -> Job[Work, Any]:
-        """One that is not ``urgent`` is written along with the next write, whoever makes that, and
-        after a second by itself.
+        """Have it written. One that is not ``urgent`` is written along with the next write, whoever
+        makes that, and after a second by itself.
 
         Without ``synced`` a loss of power may undo it, the death of the daemon does not; the
         next synced write of any caller makes it lasting too."""
@@ -102,13 +102,13 @@ class SqliteStore(View):
         return self._writer.missing()
 
     def checkpoint(self) -> None:
-        """Leaves what was deleted in no file, unless the disk refuses."""
+        """Leave what was deleted in no file, unless the disk refuses."""
         with contextlib.suppress(sqlite3.Error):  # the next one does it
             connection = _connect(self._path, ("PRAGMA wal_checkpoint(TRUNCATE)",))
             connection.close()
 
     def close(self) -> None:
-        """After the writes that wait; idempotent."""
+        """Close it, after the writes that wait. Idempotent."""
         with self._guard:
             self._closed = True
             idle, self._idle = self._idle, []

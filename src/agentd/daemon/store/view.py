@@ -53,7 +53,7 @@ class Table(Generic[R]):
         self.delete = f"DELETE FROM {name} WHERE {same_key}"  # noqa: S608
 
     def column(self, name: str) -> str:
-        """Raises TypeError for a column that it does not have."""
+        """Return the name. Raises TypeError for a column that it does not have."""
         if name not in self.columns:
             raise TypeError(f"{self.name} has no column {name!r}")
         return name
