@@ -350,6 +350,7 @@ class Command(Stepped):
         return lost(self.request_id, self._handle, error)
 
     def _conclude(self, result: Result) -> None:
+        self._driver = 0  # a later thread may have its number
         if self._listed is not None:
             self.result = of_result(result, self._listed.id)
             # It is listed from here on, for as long as its sandbox: not with all that it was asked

@@ -1,3 +1,4 @@
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -5,11 +6,15 @@ import pytest
 from agentd.daemon.commands import ends
 from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command
-from agentd.daemon.commands.ends import DESTROYED, refine, status
+from agentd.daemon.commands.ends import DESTROYED, completed, refine, status
+from agentd.daemon.commands.listed import Listed
 from agentd.model.cause import Cause, CauseCode
-from agentd.model.errors import BackendLost, GuestError
+from agentd.model.errors import BackendLost, Conflict, GuestError
+from agentd.model.isolation import IsolationLevel
 from agentd.model.result import Exit, SandboxInfo
-from agentd.model.spec import ExecRequest
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.journal.journals import Journals
+from agentd.sandbox.manager import Manager
 
 
 def ended(code, exit_code=None, signal=None):
@@ -162,3 +167,31 @@ def test_a_command_that_does_not_start_does_not_count():
     with pytest.raises(BackendLost):
         Command(handle, BeginStreamed(ExecRequest(("x",)), capture=True))
     assert running == ["begun", "ended"]
+
+
+def test_no_later_thread_is_taken_for_the_one_that_drove_it(tmp_path):
+    """A thread that begins has, as a rule, the number of the last one that ended."""
+    manager, journals, told = Manager(), Journals(str(tmp_path)), []
+    try:
+        handle = manager.create(SandboxSpec(isolation=IsolationLevel.NONE, backend="host"))
+        listed = Listed("prc-1", SimpleNamespace(id="sbx-1"), ("true",), journals.create("prc-1"))
+        begin = BeginStreamed(completed(ExecRequest(("true",)), handle))
+        command = Command(handle, begin, None, listed)
+        driver = threading.Thread(target=command.drive, kwargs={"keep": False})
+        driver.start()
+        driver.join()
+
+        def ask():
+            try:
+                command.resize(24, 80)
+            except Conflict as error:
+                told.append(error.message)
+
+        for _ in range(8):
+            later = threading.Thread(target=ask)
+            later.start()
+            later.join()
+    finally:
+        manager.close()
+        journals.close()
+    assert told == ["process prc-1 has ended"] * 8
