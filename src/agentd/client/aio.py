@@ -55,7 +55,7 @@ def _begun(
 
 @documented_by(Sandbox)
 class AsyncSandbox(AioOnThreads[Sandbox]):
-    """Made by ``await AsyncSandbox.create(...)``, with the arguments of ``Sandbox.create``.
+    """Is a Sandbox for asyncio: ``await AsyncSandbox.create(...)`` takes what that takes.
 
     Cancelling ``run``, ``run_code`` or ``call`` ends what they have begun. ``emit`` is called on
     another thread.
@@ -121,7 +121,7 @@ class AsyncSandbox(AioOnThreads[Sandbox]):
     def stream(
         self, cmd: Command, *, stdin: bytes | str | None = None, **options: Unpack[ExecOptions]
     ) -> AsyncProcess:
-        """As Sandbox.stream: ``async for`` its chunks, then ask for ``result``.
+        """Begin a command as Sandbox.stream: ``async for`` its chunks, then ask for ``result``.
 
         It begins with the loop; leaving that early kills it.
         """

@@ -42,16 +42,19 @@ def aio(
 
 def aio_each(
     method: Callable[Concatenate[Any, P], Iterator[R]],
+    work: Callable[..., Iterator[R]] | None = None,
 ) -> Callable[Concatenate[Any, P], AsyncGenerator[R, None]]:
-    """Make an asynchronous generator of a blocking object's method that gives pieces.
+    """Make an asynchronous generator of a blocking object's method that gives pieces, by ``work``
+    where that is given: another of its methods, which does the same.
 
     Cancelling the wait for a piece ends it: at once where the method takes a descriptor, ``wake``.
     """
+    name = (work or method).__name__
 
     async def each(
         self: AioOnThreads[Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> AsyncGenerator[R, None]:
-        bound, wake = getattr(self._blocking, method.__name__), Wake()
+        bound, wake = getattr(self._blocking, name), Wake()
         try:
             more = {"wake": wake.fd} if "wake" in signature(bound).parameters else {}
             begin = functools.partial(bound, *args, **{**more, **kwargs})

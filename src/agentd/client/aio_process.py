@@ -121,7 +121,7 @@ class AsyncProcess:
             self._wake.close()
 
     async def aclose(self) -> None:
-        """As ``close``, for contextlib.aclosing."""
+        """Close it, for contextlib.aclosing."""
         await self.close()
 
     async def __aenter__(self) -> "AsyncProcess":

@@ -12,14 +12,12 @@ from agentd.model import service
 R = TypeVar("R")
 
 
-class _Noun:
-    """A task that is cancelled stops waiting; the request is still answered."""
-
-    def __init__(self, noun: Any) -> None:
-        self._noun = noun
+class _Noun(AioOnThreads[Any]):
+    """Makes requests on threads: a task that is cancelled stops waiting, and the request is still
+    answered. What gives pieces comes on the client's own threads."""
 
     async def _call(self, work: Callable[[Any], R]) -> R:
-        return await asyncio.to_thread(work, self._noun)
+        return await asyncio.to_thread(work, self._blocking)
 
 
 class AsyncSandboxes(_Noun):
@@ -52,14 +50,7 @@ class AsyncCommands(_Noun):
     resize = aio(service.Commands.resize)
 
 
-class _NounOfPieces(AioOnThreads[Any]):
-    """One with methods that give what comes piece by piece, for which the threads are."""
-
-    async def _call(self, work: Callable[[Any], R]) -> R:
-        return await asyncio.to_thread(work, self._blocking)
-
-
-class AsyncSandboxFiles(_NounOfPieces):
+class AsyncSandboxFiles(_Noun):
     read = aio_each(service.Files.read)
     write = aio(service.Files.write)
     list = aio(service.Files.list)
@@ -85,7 +76,7 @@ class AsyncNetwork(_Noun):
     connections = aio(service.Network.connections)
 
 
-class AsyncSnapshots(_NounOfPieces):
+class AsyncSnapshots(_Noun):
     list = aio(service.Snapshots.list)
     get = aio(service.Snapshots.get)
     export = aio_each(service.Snapshots.export)
@@ -154,25 +145,25 @@ class AsyncClient:
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
         self._client = Client(url, api_key=api_key)
         self._threads = Threads("agentd-client")
-        self.sandboxes = AsyncSandboxes(self._client.sandboxes)
-        self.commands = AsyncCommands(self._client.commands)
+        self.sandboxes = AsyncSandboxes(self._threads, self._client.sandboxes)
+        self.commands = AsyncCommands(self._threads, self._client.commands)
         self.files = AsyncSandboxFiles(self._threads, self._client.files)
-        self.ports = AsyncPorts(self._client.ports)
-        self.network = AsyncNetwork(self._client.network)
+        self.ports = AsyncPorts(self._threads, self._client.ports)
+        self.network = AsyncNetwork(self._threads, self._client.network)
         self.snapshots = AsyncSnapshots(self._threads, self._client.snapshots)
-        self.volumes = AsyncVolumes(self._client.volumes)
-        self.secrets = AsyncSecrets(self._client.secrets)
-        self.capabilities = AsyncCapabilities(self._client.capabilities)
-        self.receipts = AsyncReceipts(self._client.receipts)
-        self.keys = AsyncKeys(self._client.keys)
-        self.approvals = AsyncApprovals(self._client.approvals)
-        self.audit = AsyncAudit(self._client.audit)
-        self.events = AsyncEvents(self._client.events)
-        self.machine = AsyncMachine(self._client.machine)
+        self.volumes = AsyncVolumes(self._threads, self._client.volumes)
+        self.secrets = AsyncSecrets(self._threads, self._client.secrets)
+        self.capabilities = AsyncCapabilities(self._threads, self._client.capabilities)
+        self.receipts = AsyncReceipts(self._threads, self._client.receipts)
+        self.keys = AsyncKeys(self._threads, self._client.keys)
+        self.approvals = AsyncApprovals(self._threads, self._client.approvals)
+        self.audit = AsyncAudit(self._threads, self._client.audit)
+        self.events = AsyncEvents(self._threads, self._client.events)
+        self.machine = AsyncMachine(self._threads, self._client.machine)
 
     @property
     def url(self) -> str:
-        """The daemon's address."""
+        """Return the daemon's address."""
         return self._client.url
 
     async def close(self) -> None:

@@ -141,9 +141,9 @@ class Files:
         yield from self._files.read(self._sandbox, arguments.path(path), wake=wake)
 
     def _watch(
-        self, path: InsidePath, recursive: bool, wake: int
+        self, path: InsidePath, recursive: bool = False, wake: int = -1
     ) -> "Generator[Change, None, None]":
-        """Begins when it is first asked, so that a thread waits for that; ``wake`` as above."""
+        """Begin when it is first asked, so that a thread waits for that; ``wake`` as above."""
         yield from begun(self._changes(path, recursive, wake))
 
     def _changes(
