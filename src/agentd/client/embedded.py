@@ -3,7 +3,7 @@
 import gc
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from agentd.model.api import CallBody, CallView, ExecBody, ResultView, SandboxBody
     from agentd.model.image import ImageView
     from agentd.model.limits import Limits
-    from agentd.model.network import ConnectionPage, NetworkView
     from agentd.model.principal import Principal as Principal  # noqa: PLC0414
     from agentd.model.result import Result
     from agentd.model.secret import SecretValue
@@ -44,7 +43,7 @@ _shared: "Pipeline | None" = None
 
 
 def new(begin: tuple[str | None, IsolationLevel, str] | None = None) -> "Pipeline":
-    """The caller closes its ``manager``.
+    """Make a pipeline; the caller closes its ``manager``.
 
     ``begin`` is the backend, the least level and the kind of network that will be asked for: where
     that tells which backend it will be, its slow start goes on while the rest is imported.
@@ -103,71 +102,19 @@ def commit(pipeline: "Pipeline", handle: "SandboxHandle", name: str) -> "ImageVi
     return commits.commit(pipeline.manager, handle, name)
 
 
-def network_of(handle: "SandboxHandle") -> "NetworkView":
-    from agentd.egress import shown
-
-    return shown.network(handle.spec)
-
-
-def set_network(handle: "SandboxHandle", net: "str | Iterable[str]") -> "NetworkView":
-    """Let these rules hold from now on. Raises InvalidInput, Refused."""
-    from agentd.egress import shown
-    from agentd.model.options import with_rules
-    from agentd.sandbox.abilities import NETWORK
-
-    spec = with_rules(handle.spec, net)
-    wall = handle.able(NETWORK, "change the network of")
-    wall.set_network(spec.egress, spec.network_bounds)
-    handle.spec = spec
-    return shown.network(spec)
-
-
-def cassette(handle: "SandboxHandle") -> bytes:
-    from agentd.model.options import require_rules
-    from agentd.sandbox.abilities import CASSETTE
-
-    require_rules(handle.spec)
-    return handle.able(CASSETTE, "record what is asked in").cassette()
-
-
-def play(handle: "SandboxHandle", data: bytes) -> None:
-    from agentd.egress.cassettes import in_memory
-    from agentd.model.options import require_rules
-    from agentd.sandbox.abilities import CASSETTE
-
-    require_rules(handle.spec)
-    wall = handle.able(CASSETTE, "replay what is asked in")
-    with in_memory(data) as path:
-        wall.play(path)
-
-
-def connections(handle: "SandboxHandle", after: int) -> "ConnectionPage":
-    from agentd.egress import shown
-    from agentd.model.options import require_rules
-    from agentd.sandbox.abilities import NETWORK
-
-    require_rules(handle.spec)
-    return shown.connections(handle.able(NETWORK, "tell the connections of"), after)
-
-
 def step_runner(net: str, limits: "Limits") -> "SandboxRunner":
-    """What runs the RUNs of a build, each in a sandbox; the caller closes it."""
+    """Make what runs the RUNs of a build, each in a sandbox; the caller closes it."""
     from agentd.daemon.builds import SandboxRunner
 
     return SandboxRunner(net, limits)
 
 
-def requested(body: "ExecBody") -> "tuple[ExecRequest, bytes]":
-    """Return the command of a body, and its stdin. Raises InvalidInput."""
-    from agentd.daemon.commands import begin
+def execute(body: "ExecBody", complete: "Callable[[ExecRequest, bytes], Result]") -> "ResultView":
+    """Have the command of a body completed; return its result as the contract has it. Raises
+    InvalidInput."""
+    from agentd.daemon.commands import begin, ends
 
-    return begin.request_of(body, body.stdin_open), begin.stdin_of(body)
-
-
-def told(result: "Result") -> "ResultView":
-    """A result as the contract has it."""
-    from agentd.daemon.commands import ends
-
+    result = complete(begin.request_of(body, body.stdin_open), begin.stdin_of(body))
     return ends.with_output(ends.of_result(result, ""), result.stdout, result.stderr)
 
 
@@ -192,7 +139,7 @@ def selftest(
     told: "Callable[[str, AttackRow], None]",
     image: str = DEFAULT_IMAGE,
 ) -> "SelftestReport":
-    """Attacks run behind these walls, or behind those that start at once, in sandboxes of an image.
+    """Attack these walls, or those that start at once, in sandboxes of an image.
 
     Raises InvalidInput for a backend nobody has, NotFound for such an image.
     """
@@ -232,28 +179,28 @@ def read_config(path: str | None) -> "tuple[str | None, ReadConfig]":
 
 
 def state_directory() -> str:
-    """Where a daemon with this process's configuration keeps what it keeps. Raises AgentdError."""
+    """Return where a daemon of this configuration keeps what it keeps. Raises AgentdError."""
     from agentd.daemon import config
 
     return config.load(config.find(os.environ), dict(os.environ), ()).daemon.state
 
 
 def own_directory() -> str:
-    """Where calls without a daemon keep what they keep."""
+    """Return where calls without a daemon keep what they keep."""
     from agentd.daemon.calls import embedded
 
     return embedded.state_directory()
 
 
 def volumes() -> "VolumeStore":
-    """Where the volumes are that need no daemon."""
+    """Open the volumes that need no daemon."""
     from agentd.daemon.calls import embedded
 
     return embedded.volumes()
 
 
 def of_template(body: "SandboxBody") -> "tuple[SandboxBody, Config]":
-    """What is asked for with what its template says, and the configuration that has that: the one
+    """Return the body with what its template says, and the configuration that has that: the one
     that a daemon with this process's environment would have. Raises AgentdError."""
     from agentd.daemon.calls import embedded
 
@@ -261,7 +208,7 @@ def of_template(body: "SandboxBody") -> "tuple[SandboxBody, Config]":
 
 
 def templates() -> "tuple[TemplateView, ...]":
-    """Those of that configuration, of which none stands ready. Raises AgentdError."""
+    """List those of that configuration, of which none stands ready. Raises AgentdError."""
     from agentd.daemon import config
     from agentd.daemon.sandboxes import templates
 

@@ -6,6 +6,7 @@ Direct operations ask no policy: their caller runs the process. Calls do, and ar
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
@@ -22,7 +23,7 @@ from agentd.model.api import (
 )
 from agentd.model.drive import execute
 from agentd.model.errors import InvalidInput, NotFound, Refused, Unsupported
-from agentd.model.options import refuse_daemons
+from agentd.model.options import refuse_daemons, require_rules, with_rules
 from agentd.model.principal import local
 from agentd.model.typed import like
 from agentd.sandbox import abilities, snapshots
@@ -156,8 +157,7 @@ class _Commands(_Noun):
         return self._here.pipeline.start(self._here.who, handle, request, capture)
 
     def exec(self, sandbox: str, body: ExecBody) -> ResultView:
-        request, stdin = embedded.requested(body)
-        return embedded.told(self.complete(sandbox, request, stdin))
+        return embedded.execute(body, partial(self.complete, sandbox))
 
     def run(self, body: RunBody) -> ResultView:
         sandboxes = _Sandboxes(self._here, "sandboxes")
@@ -200,19 +200,40 @@ class _Ports(_Noun):
 
 class _Network(_Noun):
     def get(self, sandbox: str) -> "NetworkView":
-        return embedded.network_of(self._here.handle(sandbox))
+        from agentd.egress import shown
+
+        return shown.network(self._here.handle(sandbox).spec)
 
     def set(self, sandbox: str, net: "str | Iterable[str]") -> "NetworkView":
-        return embedded.set_network(self._here.handle(sandbox), net)
+        handle = self._here.handle(sandbox)
+        spec = with_rules(handle.spec, net)
+        wall = handle.able(abilities.NETWORK, "change the network of")
+        wall.set_network(spec.egress, spec.network_bounds)
+        handle.spec = spec
+        return self.get(sandbox)
 
     def cassette(self, sandbox: str) -> bytes:
-        return embedded.cassette(self._here.handle(sandbox))
+        handle = self._with_rules(sandbox)
+        return handle.able(abilities.CASSETTE, "record what is asked in").cassette()
 
     def play(self, sandbox: str, cassette: bytes) -> None:
-        embedded.play(self._here.handle(sandbox), cassette)
+        from agentd.egress.cassettes import in_memory
+
+        handle = self._with_rules(sandbox)
+        wall = handle.able(abilities.CASSETTE, "replay what is asked in")
+        with in_memory(cassette) as path:
+            wall.play(path)
 
     def connections(self, sandbox: str, after: int = 0) -> "ConnectionPage":
-        return embedded.connections(self._here.handle(sandbox), after)
+        from agentd.egress import shown
+
+        handle = self._with_rules(sandbox)
+        return shown.connections(handle.able(abilities.NETWORK, "tell the connections of"), after)
+
+    def _with_rules(self, sandbox: str) -> "SandboxHandle":
+        handle = self._here.handle(sandbox)
+        require_rules(handle.spec)
+        return handle
 
 
 class _Volumes(_Noun):
@@ -345,4 +366,4 @@ class EmbeddedService:
         return self
 
     def close(self) -> None:
-        """What is in it ends with the pipeline."""
+        """Do nothing: what is in it ends with the pipeline."""
