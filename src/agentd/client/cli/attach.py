@@ -52,7 +52,7 @@ def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
 
 
 def only(processes: "tuple", *, running: bool) -> str:  # type: ignore[type-arg]
-    """The id of the one that is meant where none is named. Raises InvalidInput for several,
+    """Return the id of the one that is meant where none is named. Raises InvalidInput for several,
     NotFound for none."""
     found = [process for process in processes if process.state == "running" or not running]
     if len(found) == 1 or (found and not running):

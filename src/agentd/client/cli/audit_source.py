@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.5
 
 
 class Source(Protocol):
-    """``where`` it is. Each may raise AuditError, NoLog among them."""
+    """Reads a log; ``where`` it is. Each may raise AuditError, NoLog among them."""
 
     where: str
 
@@ -61,7 +61,7 @@ class LogFiles:
 
 
 class Remote:
-    """A page at a time. What it says of itself is checked here, not there."""
+    """Asks for a page at a time. What it says of itself is checked here, not there."""
 
     def __init__(self, client: "HttpClient", known: "AuditHead") -> None:
         self._client = client
@@ -135,7 +135,7 @@ def find(options: argparse.Namespace) -> Source:
 
 
 def directory(options: argparse.Namespace) -> str:
-    """Raises InvalidInput where a daemon is named: files are of this machine."""
+    """Find its files' directory. Raises InvalidInput where a daemon is named: files are local."""
     if options.url or (os.environ.get("AGENTD_URL") and not (options.dir or options.embedded)):
         raise InvalidInput(
             "this is done to the log's files, not through a daemon",

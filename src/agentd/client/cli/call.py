@@ -43,7 +43,9 @@ def main(words: list[str]) -> int:
     try:
         view = _call(where, body, options)
     except AgentdError as error:
-        if error.code in ("not_found", "too_large") or _is_the_capabilitys(error):
+        from agentd.model.capability import CallFailed
+
+        if error.code in ("not_found", "too_large") or isinstance(error, CallFailed):
             output.say(str(error), "call")
             return _FAILED
         raise
@@ -56,12 +58,6 @@ def main(words: list[str]) -> int:
     else:
         print(json.dumps(view.value, indent=2, ensure_ascii=True))
     return 0 if view.status == "ok" else _FAILED
-
-
-def _is_the_capabilitys(error: AgentdError) -> bool:
-    from agentd.model.capability import CallFailed
-
-    return isinstance(error, CallFailed)
 
 
 def _call(

@@ -28,8 +28,8 @@ def of(options: argparse.Namespace) -> "CassetteFiles":
 
 
 def of_a_run(options: argparse.Namespace) -> "CassetteFiles":
-    """As ``of``, where the sandbox ends with its command: nobody could ask for what it recorded, or
-    put in what it replays."""
+    """Take them as ``of``, where the sandbox ends with its command: nobody could ask for what it
+    recorded, or put in what it replays."""
     files = of(options)
     word = cassette(text.strip() for text in (options.net or "").split(","))
     _check(word, files, f"name one, as {word}:tape.jsonl")
@@ -37,7 +37,7 @@ def of_a_run(options: argparse.Namespace) -> "CassetteFiles":
 
 
 def check_made(view: "SandboxView", files: "CassetteFiles") -> None:
-    """As ``of_a_run``, of what a template says, or a snapshot. Raises InvalidInput."""
+    """Check as ``of_a_run``, of what a template says, or a snapshot. Raises InvalidInput."""
     fix = "make the sandbox by agentd create, and see agentd net cassette"
     _check(cassette(view.egress), files, fix)
 

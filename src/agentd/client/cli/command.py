@@ -21,7 +21,7 @@ def env_options(
 
 
 def environment(options: argparse.Namespace) -> dict[str, str]:
-    """Raises InvalidInput."""
+    """Return the variables that the options say. Raises InvalidInput."""
     from agentd.client import build
 
     env: dict[str, str] = {}
@@ -31,15 +31,15 @@ def environment(options: argparse.Namespace) -> dict[str, str]:
 
 
 def request(options: argparse.Namespace, timeout: str | None = None) -> "ExecRequest":
-    """Raises InvalidInput."""
+    """Return the command that the options say. Raises InvalidInput."""
     from agentd.client import build
 
     env, pty = environment(options), None
     if options.tty:
         from agentd.client.cli import terminal
 
-        terminal.require(0)
-        pty = terminal.size(0)
+        terminal.require()
+        pty = terminal.size()
         env.setdefault("TERM", os.environ.get("TERM", "xterm"))
     return build.exec_request(
         options.command,

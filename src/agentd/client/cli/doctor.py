@@ -56,7 +56,7 @@ def _parser() -> Parser:
 
 
 def as_dict(found: "Checkup", via: str | None = None) -> dict[str, Any]:
-    """``via`` is the daemon that ``agentd run`` would go to, if any."""
+    """Return it for JSON; ``via`` is the daemon that ``agentd run`` would go to, if any."""
     import msgspec
 
     backends = [

@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Also for ``agentd shell``."""
+    """Run the command that the options say, for ``agentd shell``, too; return the exit code."""
     from agentd.client.cli import command
 
     request = command.request(options, options.timeout)
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interr
 
 
 def _parse(words: list[str]) -> argparse.Namespace:
-    head, tail = remote.split(words)
+    head, dashes, tail = remote.split(words)
     options = _parser().parse_args(head)
     if options.command[:1] and options.command[0].startswith("-"):
         raise InvalidInput(
@@ -83,7 +83,6 @@ def _parse(words: list[str]) -> argparse.Namespace:
             remediation=f"write agentd exec {options.command[0]} ... {options.id} -- ls",
         )
     # ``exec ID git checkout -- x``: the command began before the dashes, so they belong to it.
-    dashes = words[len(head) : len(words) - len(tail)]
     options.command = options.command + dashes + tail if options.command else tail
     if not options.command:
         raise InvalidInput(

@@ -20,8 +20,8 @@ DETACH = b"\x10\x11"  # Ctrl-P Ctrl-Q, as others have it
 
 
 class Follow:
-    """``stand_still`` is what a stop of ours does to the sandbox; each of ``ticks`` is called every
-    so many seconds. ``leaves``: Ctrl-P Ctrl-Q lets go of the command."""
+    """Follows a command. ``stand_still`` is what a stop of ours does to the sandbox; each of
+    ``ticks`` is called every so many seconds. ``leaves``: Ctrl-P Ctrl-Q lets go of the command."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Follow:
             if self._tty:
                 from agentd.client.cli import terminal
 
-                stack.enter_context(terminal.raw(0))
+                stack.enter_context(terminal.raw())
             if self._stand_still is not None:
                 self._interrupts.take_stops()
             # Only here may a signal cut in: all is put in order around it.
@@ -128,5 +128,5 @@ class Follow:
         if self._tty:
             from agentd.client.cli import terminal
 
-            now = terminal.size(0)
+            now = terminal.size()
             self._running.resize(now.rows, now.cols)

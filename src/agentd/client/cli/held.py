@@ -12,8 +12,8 @@ HEADINGS = ("CONTROL", "ASKED", "HOLDS", "HOW")
 def tell(
     enforcement: Mapping[str, Control], command: str, *, verbose: bool = False, quiet: bool = False
 ) -> None:
-    """On standard error: all of it if ``verbose``; else one line, for a person at a terminal, where
-    a default limit does not hold. ``quiet`` keeps that line back."""
+    """Tell it on standard error: all if ``verbose``; else one line, for a person at a terminal,
+    where a default limit does not hold. ``quiet`` keeps that line back."""
     if verbose:
         table.show(HEADINGS, rows(enforcement), sys.stderr)
         return

@@ -89,7 +89,7 @@ def add_build(actions: Actions, run: Callable[[argparse.Namespace], int]) -> Non
 
 
 def is_of_dockerfile(options: argparse.Namespace) -> bool:
-    """Raises InvalidInput for options of both kinds of image. ``name`` is the image's then."""
+    """Tell the kind; ``name`` is the image's then. Raises InvalidInput for options of both."""
     unfit = _DOCKERFILE if options.context is None else _MACHINE
     for name in unfit:
         if getattr(options, name):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class Part(NamedTuple):
-    """``bytes`` on disk; ``what`` for a person."""
+    """Says what takes ``bytes`` on disk: ``what``, for a person."""
 
     what: str
     bytes: int
@@ -46,7 +46,7 @@ def prune(store: "Store") -> int:
 
 
 def on_disk(path: str) -> int:
-    """Bytes that a file or folder takes, holes left out."""
+    """Count the bytes that a file or folder takes on disk, holes left out."""
     try:
         total = os.lstat(path).st_blocks * 512
     except OSError:

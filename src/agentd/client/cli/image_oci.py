@@ -147,7 +147,7 @@ def store() -> "OciStore":
 
 
 def check_free(name: str) -> None:
-    """Raises Conflict where an OCI image is called that."""
+    """Check a name. Raises Conflict where an OCI image is called that."""
     if name in store().names():
         raise Conflict(
             f"{name} is an OCI image already",
@@ -156,7 +156,7 @@ def check_free(name: str) -> None:
 
 
 def found(name: str) -> "OciImage | None":
-    """None where no OCI image is called that. Raises Corrupt."""
+    """Find an image; None where no OCI image is called that. Raises Corrupt."""
     from agentd.image.model import NotFound
 
     try:
@@ -166,7 +166,7 @@ def found(name: str) -> "OciImage | None":
 
 
 def is_known(name: str) -> bool:
-    """Whether an OCI image is called that, in whatever state it is."""
+    """Return whether an OCI image is called that, in whatever state it is."""
     from agentd.image.model import NotFound
 
     try:
@@ -177,13 +177,13 @@ def is_known(name: str) -> bool:
 
 
 def tell_kept(removed: "Removed") -> None:
-    """To a person: what stays for now."""
+    """Tell a person what stays for now."""
     if removed.in_use:
         output.say(f"{removed.in_use} in use, which a later prune removes", "image")
 
 
 def rows() -> list[dict[str, Any]]:
-    """One for each, whatever its state."""
+    """Return one for each image, whatever its state."""
     images = store()
     return [_row(images, name) for name in images.names()]
 
@@ -265,7 +265,7 @@ def _disk(image: "OciImage") -> dict[str, Any] | None:
 
 
 def verify_images(options: argparse.Namespace) -> int:
-    """0, or 1 where an image is damaged."""
+    """Verify them; return 0, or 1 where an image is damaged."""
     images = store()
     names = [images.find(each) for each in options.names] or images.names()
     wrong = images.verify(names) if names else {}

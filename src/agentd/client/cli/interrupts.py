@@ -57,7 +57,7 @@ class Interrupts:
             self._allowed = False
 
     def check(self) -> None:
-        """Raises Interrupted if an ending signal has come: a place where it may."""
+        """Raise Interrupted if an ending signal has come: a place where it may."""
         if self.pending is not None:
             raise Interrupted(self.pending)
 
@@ -66,7 +66,7 @@ class Interrupts:
         return _STOP in os.read(self.wake, 4096)
 
     def take_stops(self) -> None:
-        """From now on SIGTSTP only makes ``wake`` readable; whoever reads it calls ``stop``."""
+        """Let SIGTSTP make ``wake`` readable, and no more; whoever reads that calls ``stop``."""
         if signal.getsignal(signal.SIGTSTP) is not signal.SIG_IGN:
             self._old[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._on_stop)
 

@@ -18,7 +18,7 @@ def options(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def directories(given: argparse.Namespace, name: str) -> list[tuple[str, str]]:
-    """(path, whose) of those that may hold it, the likeliest first: at least one."""
+    """Return (path, whose) of those that may hold it, the likeliest first: at least one."""
     from agentd.client import embedded
 
     if given.dir and given.embedded:
@@ -43,7 +43,7 @@ def _holds(path: str) -> bool:
 
 
 def directory(given: argparse.Namespace, name: str, command: str) -> str:
-    """The daemon's if there is one; says on standard error which, where nobody named it."""
+    """Return the daemon's if there is one; say on stderr which, where nobody named it."""
     found = directories(given, name)
     # What a daemon left that never came up hides nothing.
     path, whose = next((place for place in found if _holds(place[0])), found[0])

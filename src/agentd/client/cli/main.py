@@ -106,7 +106,7 @@ OWN_FAILURE = 125
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The exit code. Never raises but SystemExit and KeyboardInterrupt."""
+    """Run a command; return the exit code. Raises SystemExit and KeyboardInterrupt alone."""
     if argv is None:
         _take_names_for_utf8()
         os.umask(os.umask(0o077) & 0o077)  # what we make we can open ourselves

@@ -3,6 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING, cast
 
+from agentd.client.cli import remote
 from agentd.client.cli.command import env_options
 from agentd.client.cli.parser import AddedUp, Parser, named
 from agentd.model.errors import InvalidInput
@@ -54,11 +55,8 @@ def run_parser() -> Parser:
 
 
 def parse_run(words: list[str]) -> argparse.Namespace:
-    """Raises InvalidInput; exits 0 on --help."""
-    head, dashes, tail = words, [], []
-    if "--" in words:
-        at = words.index("--")
-        head, dashes, tail = words[:at], ["--"], words[at + 1 :]
+    """Parse the words of ``agentd run``. Raises InvalidInput; exits 0 on --help."""
+    head, dashes, tail = remote.split(words)
     options = run_parser().parse_args(head)
     # ``run sh -c x -- y``: the command began before the dashes, so they belong to it.
     options.command = options.command + dashes + tail if options.command else tail

@@ -74,7 +74,7 @@ def as_json(
 
 
 def error_json(error: AgentdError) -> bytes:
-    """The same object for a request that never ran: its cause is the error."""
+    """Write the same object for a request that never ran: its cause is the error."""
     fields: dict[str, object] = {
         "request_id": None,
         "status": "error",
@@ -103,8 +103,8 @@ def _cause(error: AgentdError) -> dict[str, object]:
 
 
 def explain(cause: Cause, name: str = "run", *, truncated: bool = False) -> None:
-    """On stderr, unless the command ended by itself: then its own output says enough, if it is
-    whole."""
+    """Explain it on stderr, unless the command ended by itself: then its own output says enough, if
+    it is whole."""
     if cause.code in (CauseCode.EXITED, CauseCode.SIGNALLED):
         if truncated:
             say("output is missing: what the command left behind was cut off as it wrote", name)
@@ -114,7 +114,7 @@ def explain(cause: Cause, name: str = "run", *, truncated: bool = False) -> None
 
 
 def say(line: str, name: str = "run", *, colour: int | None = None) -> None:
-    """``colour`` is of the whole line, on a terminal."""
+    """Say it on stderr; ``colour`` is of the whole line, on a terminal."""
     text = f"agentd {name}: {safe(line)}"
     print(coloured(text, colour, sys.stderr), file=sys.stderr, flush=True)
 

@@ -9,7 +9,7 @@ Row = tuple[str, str, str, str]
 
 
 def rows(schema: Mapping[str, Any], prefix: str = "", depth: int = 0) -> list[Row]:
-    """(name, kind, default, meaning) each; ``edits[].search`` is of each item of ``edits``."""
+    """Return (name, kind, default, meaning) each; ``edits[].search`` is of each of ``edits``."""
     found: list[Row] = []
     properties = schema.get("properties")
     if not isinstance(properties, Mapping) or depth >= _MAX_DEPTH:
@@ -29,7 +29,7 @@ def rows(schema: Mapping[str, Any], prefix: str = "", depth: int = 0) -> list[Ro
 
 
 def kind(about: Mapping[str, Any]) -> str:
-    """``integer 1..16``, ``utf-8 | base64``, ``array of string``."""
+    """Name it, as ``integer 1..16``, ``utf-8 | base64``, ``array of string``."""
     if isinstance(about.get("enum"), (list, tuple)):
         return " | ".join(map(str, about["enum"]))
     named = about.get("type", "any")

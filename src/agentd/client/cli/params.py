@@ -22,8 +22,8 @@ def add(parser: argparse.ArgumentParser, about: str) -> None:
 
 
 def renamed(words: list[str], command: str) -> tuple[list[str], str]:
-    """``words`` with the old name replaced, where parameters follow it, and the name that was
-    written. A person at a terminal is told; what is scripted goes on as it was."""
+    """Return ``words`` with the old name replaced, where parameters follow it, and the name that
+    was written. A person at a terminal is told; what is scripted goes on as it was."""
     found = list(words)
     for at, word in enumerate(words):
         value = words[at + 1] if word == _OLD and at + 1 < len(words) else ""
@@ -48,16 +48,17 @@ def text(given: str | None) -> bytes:
     return read(given[1:]) if given.startswith("@") else given.encode(errors="surrogateescape")
 
 
-def read(path: str) -> bytes:
-    with os_errors_as(InvalidInput, f"cannot read {path}", "name a file that you can read"):
+def read(path: str, fix: str = "name a file that you can read", most: int = _MAX_INPUT) -> bytes:
+    """Read a file, or standard input for ``-``: at most so many bytes. Raises InvalidInput."""
+    with os_errors_as(InvalidInput, f"cannot read {path}", fix):
         if path == "-":
-            return sys.stdin.buffer.read(_MAX_INPUT)
+            return sys.stdin.buffer.read(most)
         with open(path, "rb") as file:
-            return file.read(_MAX_INPUT)
+            return file.read(most)
 
 
 def parsed(raw: bytes, what: str) -> dict[str, Any]:
-    """``what`` is where it stands, and each error names it. Raises InvalidInput."""
+    """Parse an object; ``what``, where it stands, is named by errors. Raises InvalidInput."""
     found = strict(raw, what)
     if not isinstance(found, dict):
         raise InvalidInput(f"{what} is no JSON object", remediation='write it as {"path": "a.txt"}')
@@ -65,7 +66,7 @@ def parsed(raw: bytes, what: str) -> dict[str, Any]:
 
 
 def strict(raw: bytes, what: str) -> Any:
-    """A JSON value. Raises InvalidInput."""
+    """Parse a JSON value. Raises InvalidInput."""
     from agentd.model.canonical import loads_strict
 
     try:

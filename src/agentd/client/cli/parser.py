@@ -52,8 +52,8 @@ class Parser(argparse.ArgumentParser):
     def parse_args(  # type: ignore[override]  # argparse's overloads are for other namespaces
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> argparse.Namespace:
-        """As argparse does, where an option stands before an optional word, too: ``show --json
-        NAME``. Before Python 3.13 it gave the word up at the option."""
+        """Parse as argparse does, where an option stands before an optional word, too: ``show
+        --json NAME``. Before Python 3.13 it gave the word up at the option."""
         if self._has_optional_word():
             return self.parse_intermixed_args(args, namespace)
         return super().parse_args(args, namespace)
@@ -69,8 +69,8 @@ class Parser(argparse.ArgumentParser):
     def parse_known_args(  # type: ignore[override]  # argparse's overloads are for other namespaces
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
-        """As argparse does, where an action's own error tells of what it does not know, and where
-        an option stands before an action's optional word, as in ``parse_args``."""
+        """Parse as argparse does, where an action's own error tells of what it does not know, and
+        where an option stands before an action's optional word, as in ``parse_args``."""
         if self.is_action and not self._intermixed and self._has_optional_word():
             self._intermixed = True  # it calls us for the options, and again for the words
             try:
@@ -111,7 +111,7 @@ class Parser(argparse.ArgumentParser):
         return [name for each in (self, *inner) for name in each._option_string_actions]
 
     def action(self, actions: Mapping[str, str]) -> None:
-        """A positional ``action``, one of ``actions``: their names, and what they do."""
+        """Add a positional ``action``, one of ``actions``: their names, and what they do."""
         self._actions_here = actions
         self.add_argument("action", metavar="ACTION", choices=tuple(actions), help=_listed(actions))
 
@@ -185,8 +185,8 @@ class Actions:
         description: str = "",
         **options: Any,
     ) -> Parser:
-        """``about`` stands in the list of actions, and begins its own help; ``run`` becomes an
-        attribute of the options."""
+        """Add an action: ``about`` stands in the list of actions, and begins its own help; ``run``
+        becomes an attribute of the options."""
         self._known[name] = about
         made = self._subparsers.add_parser(
             name,
@@ -229,7 +229,7 @@ def named(text: str) -> str:
 
 
 def near(word: str, known: Iterable[str]) -> str:
-    """The likeliest of ``known`` for a slip of the finger, or ""."""
+    """Find the likeliest of ``known`` for a slip of the finger, or ""."""
     from difflib import get_close_matches
 
     found = get_close_matches(word.lower()[:64], list(known), n=1, cutoff=0.6)

@@ -46,7 +46,7 @@ def making(
     options: argparse.Namespace,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[None]:
-    """A person at a terminal sees in the block how far a sandbox's making has come, or that it is
+    """Show a person at a terminal, in the block, how far a sandbox's making has come, or that it is
     waited for. ``check`` may raise to give it up."""
     if where is not None:
         from agentd.client.cli import slow

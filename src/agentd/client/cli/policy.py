@@ -49,7 +49,7 @@ _LEARN = "AGENTD_POLICY_LEARN"
 
 
 def main(words: list[str]) -> int:
-    head, command = remote.split(words)
+    head, _, command = remote.split(words)
     spelled = params.OPTION
     if head[:1] == ["explain"]:
         head, spelled = params.renamed(head, "policy")

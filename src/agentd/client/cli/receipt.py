@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, TypeVar
 
-from agentd.client.cli import kept, output, remote
+from agentd.client.cli import kept, output, params, remote
 from agentd.client.cli.parser import Parser
 from agentd.client.http.errors import Unreachable
 from agentd.model.errors import InvalidInput, NotFound
@@ -32,6 +32,7 @@ in the daemon's files, and among those of calls without a daemon (--embedded). V
 public key and nothing else: no daemon, no log.
 """
 _MAX_FILE = 1 << 20
+_WHERE = "correct the path"
 
 
 def main(words: list[str]) -> int:
@@ -94,7 +95,7 @@ def _kept_key(options: argparse.Namespace) -> str:
         "it lies beside the receipts' directory, from the first one on: name that with --dir, or "
         "their daemon with --url"
     )
-    return _read(path, fix).decode()
+    return params.read(path, fix, _MAX_FILE).decode()
 
 
 def _asked(options: argparse.Namespace, ask: "Callable[[Receipts], T]") -> T | None:
@@ -146,19 +147,12 @@ def _found(options: argparse.Namespace) -> bytes:
 def _verify(options: argparse.Namespace) -> int:
     from agentd.audit import receipt
 
-    statement = receipt.verify(_read(options.file), _read(options.key))
+    envelope, key = (params.read(p, _WHERE, _MAX_FILE) for p in (options.file, options.key))
+    statement = receipt.verify(envelope, key)
     if not options.json:
         print(f"the signature holds: {options.key} signed this")
     _print(statement, as_json=options.json)
     return 0
-
-
-def _read(path: str, fix: str = "correct the path") -> bytes:
-    """A bounded file. Raises InvalidInput."""
-    if path == "-":
-        return sys.stdin.buffer.read(_MAX_FILE)
-    with os_errors_as(InvalidInput, f"cannot read {path}", fix), open(path, "rb") as file:
-        return file.read(_MAX_FILE)
 
 
 def _network(usage: "Usage") -> "Iterator[tuple[str, str]]":

@@ -21,7 +21,7 @@ _FORBIDDEN = 403  # by a rule; what no rule can mend has another status
 
 
 def tell(service: "Service", view: "SandboxView", *, failed: bool, verbose: bool) -> None:
-    """One line on standard error: where the command failed, and for a person at a terminal."""
+    """Tell it in a line on stderr: where the command failed, and for a person at a terminal."""
     if view.net == "restricted" and LEARN in view.egress:
         with suppress(AgentdError):
             output.say(learned(service.network.connections(view.id)))

@@ -38,12 +38,10 @@ def json_option(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def split(words: list[str]) -> tuple[list[str], list[str]]:
-    """Split what stands before ``--`` from the command behind it."""
-    if "--" not in words:
-        return words, []
-    at = words.index("--")
-    return words[:at], words[at + 1 :]
+def split(words: list[str]) -> tuple[list[str], list[str], list[str]]:
+    """Split them into what stands before the first ``--``, that itself, and what is behind it."""
+    at = words.index("--") if "--" in words else len(words)
+    return words[:at], words[at : at + 1], words[at + 1 :]
 
 
 @contextmanager
@@ -62,7 +60,7 @@ def remove(options: argparse.Namespace, noun: "Secrets | Volumes") -> int:
 
 
 def removed(done: dict[str, object]) -> dict[str, list[str]]:
-    """What ``to_each`` tells of what is gone."""
+    """Return what ``to_each`` tells of what is gone."""
     return {"removed": list(done)}
 
 
@@ -91,7 +89,7 @@ def to_each(
 
 
 def labels(texts: list[str]) -> dict[str, str]:
-    """``KEY=VALUE`` each. Raises InvalidInput."""
+    """Parse them, ``KEY=VALUE`` each. Raises InvalidInput."""
     found = {}
     for text in texts:
         key, equals, value = text.partition("=")

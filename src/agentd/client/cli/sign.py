@@ -50,10 +50,11 @@ def _sign(options: argparse.Namespace) -> int:
     from agentd.auth.keyfiles import load_private
     from agentd.auth.signing import sign
     from agentd.client.cli import params
-    from agentd.model.canonical import canonical
+    from agentd.model.canonical import MAX_BYTES, canonical
     from agentd.model.units import parse_duration
 
-    request = params.strict(_read(options.request), options.request)
+    raw = params.read(options.request, "give another file", MAX_BYTES + 1)
+    request = params.strict(raw, options.request)
     if not isinstance(request, dict):
         raise InvalidInput(
             f"{options.request} holds no JSON object", remediation='write it as {"name": ...}'
@@ -67,16 +68,6 @@ def _sign(options: argparse.Namespace) -> int:
     else:
         _write(options.out, signed)
     return 0
-
-
-def _read(path: str) -> bytes:
-    from agentd.model.canonical import MAX_BYTES
-
-    with os_errors_as(InvalidInput, f"cannot read {path}", "give another file"):
-        if path == "-":
-            return sys.stdin.buffer.read(MAX_BYTES + 1)
-        with open(path, "rb") as file:
-            return file.read(MAX_BYTES + 1)
 
 
 def _write(path: str, data: bytes) -> None:

@@ -14,7 +14,7 @@ _MACHINES = ("microvm", "qemu", "firecracker")
 
 @contextmanager
 def told(command: str, where: object, options: argparse.Namespace) -> Iterator[None]:
-    """One line on standard error, where that is a terminal and what is in the block takes long.
+    """Say a line on standard error, where that is a terminal and what is in the block takes long.
 
     A call takes as long as it takes: of one, what a machine was asked for is told alone.
     """

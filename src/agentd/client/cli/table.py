@@ -58,7 +58,7 @@ def show(headings: Sequence[str], rows: Sequence[Sequence[Cell]], to: TextIO | N
 
 
 def paragraph(text: str, style: str = "") -> None:
-    """Wrapped on a terminal, as one line elsewhere; coloured there alone."""
+    """Print it: wrapped and coloured on a terminal, as one line elsewhere."""
     lines = text.split("\n")
     if not is_terminal(sys.stdout):
         print("\n".join(map(safe, lines)))
@@ -80,7 +80,7 @@ def indented(line: Sequence[Marked], by: int) -> None:
 
 
 def facts(pairs: Sequence[tuple[str, Cell]]) -> None:
-    """``name  value`` lines."""
+    """Print ``name  value`` lines."""
     cells = [[_cell(name), _cell(value)] for name, value in pairs]
     if is_terminal(sys.stdout):
         _draw(("", ""), cells, sys.stdout, headed=False)
@@ -91,7 +91,7 @@ def facts(pairs: Sequence[tuple[str, Cell]]) -> None:
 
 
 def is_terminal(file: TextIO | None) -> bool:
-    """Python has no file where the descriptor was closed before it started."""
+    """Return whether it is one: Python has no file where that was closed before it started."""
     return file is not None and file.isatty()
 
 

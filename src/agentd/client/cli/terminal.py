@@ -1,4 +1,4 @@
-"""The caller's terminal in raw mode, and always restored."""
+"""The caller's terminal, standard input, in raw mode, and always restored."""
 
 import os
 import termios
@@ -12,25 +12,25 @@ from agentd.model.spec import Pty
 _DEFAULT = Pty()
 
 
-def size(fd: int) -> Pty:
-    """A terminal that does not know its size (a serial line) has the usual one."""
-    columns, rows = os.get_terminal_size(fd)
+def size() -> Pty:
+    """Return its size; of one that does not know its own (a serial line) the usual one."""
+    columns, rows = os.get_terminal_size(0)
     return Pty(rows or _DEFAULT.rows, columns or _DEFAULT.cols)
 
 
-def require(fd: int) -> None:
-    if not os.isatty(fd):
+def require() -> None:
+    if not os.isatty(0):
         raise InvalidInput(
             "--tty needs a terminal on standard input", remediation="drop -t, or use -i"
         )
 
 
 @contextmanager
-def raw(fd: int) -> Iterator[None]:
-    """Keys go through as they are typed, Ctrl-C too: the terminal inside makes sense of them."""
-    before = termios.tcgetattr(fd)
+def raw() -> Iterator[None]:
+    """Pass keys on as they are typed, Ctrl-C too: the terminal inside makes sense of them."""
+    before = termios.tcgetattr(0)
     try:
-        tty.setraw(fd)
+        tty.setraw(0)
         yield
     finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+        termios.tcsetattr(0, termios.TCSADRAIN, before)
