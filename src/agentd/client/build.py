@@ -38,7 +38,7 @@ __all__ = [
 
 
 def sandbox_spec(**asked: Unpack[SandboxOptions]) -> SandboxSpec:
-    """As ``model.options``, and what is to be mounted must be there. Raises InvalidInput."""
+    """Make a spec as ``model.options``; what is mounted must be there. Raises InvalidInput."""
     spec = options.sandbox_spec(**asked)
     # Backends follow no link in a source: one's own are followed here, once.
     mounts = tuple(m if m.volume else structs.replace(m, source=_source(m)) for m in spec.mounts)
@@ -100,7 +100,7 @@ def restored_spec(kept: SandboxSpec, **asked: Unpack[SandboxOptions]) -> Sandbox
 
 
 def terminal(pty: Pty | tuple[int, int] | None) -> Pty | None:
-    """Raises InvalidInput for what has no size: ``pty=True``, say."""
+    """Return a terminal's size. Raises InvalidInput for what has none: ``pty=True``, say."""
     if pty is None or isinstance(pty, Pty):
         return pty
     if isinstance(pty, tuple) and len(pty) == 2:
@@ -136,7 +136,7 @@ def _source(mount: Mount) -> str:
 
 
 def parse_variable(text: str) -> tuple[str, str]:
-    """``NAME=value``; a bare ``NAME`` takes the caller's own value."""
+    """Parse ``NAME=value``; a bare ``NAME`` takes the caller's own value."""
     name, equals, value = text.partition("=")
     if not equals:
         if name not in os.environ:
@@ -150,7 +150,7 @@ def parse_variable(text: str) -> tuple[str, str]:
 
 
 def parse_env_file(path: str) -> dict[str, str]:
-    """``NAME=value`` a line, shell quotes allowed; blank lines and ``#`` lines are skipped."""
+    """Parse ``NAME=value`` lines, shell quotes allowed; blank lines and ``#`` lines are skipped."""
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()

@@ -35,7 +35,7 @@ class Chunks:
         self._primed: set[str] = set()
 
     def make(self, stream: str, data: bytes, before: Mapping[str, bytes]) -> Chunk:
-        """``before``: of each stream that was taken up amid its output, the bytes ahead of that."""
+        """Make one; ``before`` has the bytes ahead of a stream that was taken up amid it."""
         if stream in before and stream not in self._primed:
             self._texts.feed(stream, before[stream])  # a character may have begun in them
         self._primed.add(stream)

@@ -42,17 +42,17 @@ class CodeResult(msgspec.Struct, frozen=True):
 
     @property
     def ok(self) -> bool:
-        """Whether it ran to its end."""
+        """Return whether it ran to its end."""
         return self.status == "ok"
 
     @property
     def text(self) -> str:
-        """The value of its last line as text; empty where that had none."""
+        """Return the value of its last line as text; empty where that had none."""
         return (self.result or {}).get("text/plain", "")
 
 
 def code_parameters(code: str, context: str, timeout: Time, *, reset: bool) -> dict[str, Any]:
-    """Raises InvalidInput."""
+    """Return the parameters of a call. Raises InvalidInput."""
     asked: dict[str, Any] = {"code": code, "context": context, "reset": reset}
     if timeout is not None:
         asked["timeout_ms"] = max(1, round(parse_duration(timeout, "timeout") * 1000))

@@ -33,7 +33,7 @@ class Copied(NamedTuple):
 def upload(
     files: "Files", host_path: str | os.PathLike[str], path: str, *, replace: bool = False
 ) -> Copied:
-    """``files`` are a sandbox's. Raises InvalidInput, OperationFailed, OSError."""
+    """Copy into ``files``, a sandbox's. Raises InvalidInput, OperationFailed, OSError."""
     source = os.fspath(host_path)
     check_source(source)
     name = _name_of(os.path.abspath(source), source)

@@ -54,12 +54,12 @@ class Forward:
 
     @property
     def address(self) -> tuple[str, int]:
-        """As ``socket.create_connection`` takes it."""
+        """Return it as ``socket.create_connection`` takes it."""
         return HOST, self.host_port
 
     @property
     def url(self) -> str:
-        """Of a server inside that speaks HTTP."""
+        """Return the URL of a server inside that speaks HTTP."""
         return f"http://{HOST}:{self.host_port}"
 
     def named(self, sandbox: str, port: int) -> str:
@@ -279,7 +279,7 @@ class Forwards:
         return found
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close all of them. Idempotent."""
         with self._lock:
             forwards, self._all, self._shared = self._all, [], {}
         for forward in forwards:

@@ -54,7 +54,7 @@ def service(where: "address.Address | None") -> "Service":
 
 
 def kept_here(snapshot: "Snapshot | str | os.PathLike[str] | None") -> bool:
-    """Whether it is at a path; a daemon's ``Snapshot`` has none."""
+    """Return whether it is at a path; a daemon's ``Snapshot`` has none."""
     return snapshot is not None and getattr(snapshot, "path", "") is not None
 
 

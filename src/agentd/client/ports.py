@@ -24,19 +24,19 @@ class Snapshot(Protocol):
     def id(self) -> str: ...
     @property
     def path(self) -> str | None:
-        """The folder it is kept in; None where a daemon keeps it."""
+        """Return the folder it is kept in; None where a daemon keeps it."""
 
     @property
     def url(self) -> str | None:
-        """The daemon that keeps it, where ``create`` makes sandboxes of it; None without one."""
+        """Return the daemon that keeps it, where ``create`` makes sandboxes of it; or None."""
 
     @property
     def fidelity(self) -> str:
-        """What is in it: "memory" is processes and files, "files" is files alone."""
+        """Return what is in it: "memory" is processes and files, "files" is files alone."""
 
     @property
     def size(self) -> int:
-        """Bytes of its files together."""
+        """Return the bytes of its files together."""
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write it as an archive of an OCI image, ``oci-archive:PATH``: the image that it was taken
@@ -47,7 +47,7 @@ class Snapshot(Protocol):
         """
 
     def delete(self) -> None:
-        """Idempotent. Sandboxes that were made of it stay as they are."""
+        """Delete it; sandboxes that were made of it stay as they are. Idempotent."""
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
@@ -100,7 +100,7 @@ class Files(service.Files, Protocol):
 class Service(service.Service, Protocol):
     @property
     def url(self) -> str | None:
-        """The daemon's address; None for this process."""
+        """Return the daemon's address; None for this process."""
 
     @property
     def sandboxes(self) -> Sandboxes: ...

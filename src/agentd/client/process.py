@@ -27,7 +27,7 @@ class Process:
 
     @property
     def id(self) -> str | None:
-        """The daemon's name for it, for ``Sandbox.attach``; None without a daemon."""
+        """Return the daemon's name for it, for ``Sandbox.attach``; None without a daemon."""
         return self._running.id or None
 
     @property
@@ -37,7 +37,7 @@ class Process:
 
     @property
     def cursors(self) -> dict[str, int]:
-        """Bytes of each stream that were given out, for ``Sandbox.attach``."""
+        """Return the bytes of each stream that were given out, for ``Sandbox.attach``."""
         return self._unread.cursors(self._running.cursors)
 
     @property

@@ -214,47 +214,47 @@ class Sandbox(SandboxCommands):
 
     @property
     def id(self) -> str:
-        """Its id, as ``agentd ls`` shows it and ``connect`` takes it."""
+        """Return its id, as ``agentd ls`` shows it and ``connect`` takes it."""
         return self._view.id
 
     @property
     def name(self) -> str | None:
-        """The name that it was given, at a daemon; None where it has none."""
+        """Return the name that it was given, at a daemon; None where it has none."""
         return self._view.name or None
 
     @property
     def url(self) -> str | None:
-        """The address of the daemon that it is one of; None for one of this process."""
+        """Return the address of the daemon that it is one of; None for one of this process."""
         return self._service.url
 
     @property
     def info(self) -> SandboxInfo:
-        """Its id, and the backend and level of its wall."""
+        """Return its id, and the backend and level of its wall."""
         return SandboxInfo(self._view.id, self._view.backend, self._view.level)
 
     @property
     def enforcement(self) -> Enforcement:
-        """What is really in force: for each control what was asked, whether it holds, and how."""
+        """Return what is in force: for each control what was asked, whether it holds, and how."""
         return self._view.enforcement
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """The labels that it was created with, at a daemon."""
+        """Return the labels that it was created with, at a daemon."""
         return self._view.labels
 
     @property
     def files(self) -> Files:
-        """Reading and writing inside, by absolute paths."""
+        """Return its files, to read and write inside by absolute paths."""
         return Files(self._open.files, self.id)
 
     @property
     def ports(self) -> "SandboxPorts":
-        """Its TCP ports, for servers inside: their addresses here, and connections to them."""
+        """Return its TCP ports, for servers inside: addresses here, and connections to them."""
         return SandboxPorts(self._open.ports, self.id, self._forwards)
 
     @property
     def network(self) -> "NetworkControl":
-        """What it may reach, where it was made with rules, and what it connected to."""
+        """Return its network: what it may reach, if it was made with rules, and connected to."""
         return NetworkControl(self._open.network, self.id)
 
     def changes(self) -> tuple[str, ...]:

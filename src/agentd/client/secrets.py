@@ -60,7 +60,7 @@ def _text(name: str, source: str) -> str:
 
 
 def from_env(name: str, variable: str) -> str:
-    """Raises InvalidInput where it is not set."""
+    """Return the value of a variable. Raises InvalidInput where it is not set."""
     if not variable:
         raise InvalidInput(
             f"secret {name}: its environment variable has no name",

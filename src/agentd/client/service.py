@@ -26,7 +26,7 @@ class Client:
 
     @property
     def url(self) -> str:
-        """The daemon's address."""
+        """Return the daemon's address."""
         return str(self._service.url)
 
     @property

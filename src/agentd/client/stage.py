@@ -71,7 +71,7 @@ class Stage:
         self.fd = self._parent = -1
 
     def place(self, *, replace: bool) -> None:
-        """Raises InvalidInput where something is there, and is not to be replaced."""
+        """Put it in its place. Raises InvalidInput where something is there, not to be replaced."""
         try:
             self._put(self._name, replace)
         except OSError as error:
@@ -130,7 +130,7 @@ def exists(path: str) -> InvalidInput:
 
 
 def check_replaceable(path: str) -> None:
-    """Raises InvalidInput for a folder that nobody means to replace as a whole."""
+    """Check a target. Raises InvalidInput for a folder that nobody means to replace whole."""
     if os.path.islink(path) or not os.path.isdir(path):
         return
     real = os.path.realpath(path)

@@ -24,7 +24,7 @@ _told = False
 
 
 def in_python(text: str) -> str:
-    """``raise --memory`` is ``raise memory=`` here, ``--backend linux`` is ``backend="linux"``."""
+    """Say ``raise memory=`` for ``raise --memory``, ``backend="linux"`` for ``--backend linux``."""
     return spelled(text.replace(_BOUND, _BOUND_HERE), _spell, _NAMES)
 
 
@@ -34,7 +34,7 @@ def _spell(name: str, value: str) -> str:
 
 @contextlib.contextmanager
 def spoken() -> Iterator[None]:
-    """Errors that leave it speak of the SDK's options."""
+    """Let errors that leave the block speak of the SDK's options."""
     try:
         yield
     except AgentdError as error:
@@ -46,7 +46,7 @@ def spoken() -> Iterator[None]:
 
 @contextlib.contextmanager
 def found(where: object) -> Iterator[None]:
-    """What a daemon refuses that nobody named is told with its address, and the way round it."""
+    """Add to what a daemon refuses that nobody named its address, and the way round it."""
     try:
         yield
     except AgentdError as error:
@@ -60,7 +60,7 @@ def of_result(result: Result) -> Result:
 
 
 def of_call(view: "CallView") -> "CallView":
-    """A daemon's speaks of keys of JSON, one of this process of options."""
+    """Return it in the SDK's words: a daemon speaks of keys of JSON, this process of options."""
     return words.call(view, lambda text: in_python(words.in_options(text)))
 
 

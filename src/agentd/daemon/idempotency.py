@@ -100,7 +100,7 @@ class _Run:
 
 
 class Idempotency:
-    """Runs each once; for one event loop. Marks what a daemon before left running as interrupted."""
+    """Runs each once, for one event loop. Marks what a daemon before left behind as interrupted."""
 
     def __init__(
         self,

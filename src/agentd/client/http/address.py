@@ -49,7 +49,7 @@ class Address(NamedTuple):
 
 
 def parse(url: str, api_key: str | None = None, env: Mapping[str, str] = os.environ) -> Address:
-    """Raises InvalidInput. Without ``api_key`` it is the environment's."""
+    """Parse an address; ``api_key`` None is the environment's. Raises InvalidInput."""
     key = env.get(API_KEY, "") if api_key is None else api_key
     if not isinstance(key, str) or not (key.isascii() and key.isprintable()) or " " in key:
         raise InvalidInput("the API key is not one", remediation="it looks like agd_ID_SECRET")

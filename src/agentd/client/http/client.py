@@ -142,7 +142,7 @@ class HttpClient:
         return None if into is None else self.decode(into, answer)
 
     def trying(self, safe: bool, attempt: Callable[[bool], T]) -> T:
-        """``attempt``, again after a lost connection where that is ``safe``."""
+        """Return what ``attempt`` does, again after a lost connection where that is ``safe``."""
         lost: Exception | None = None
         for delay in (0.0, *(DELAYS if safe else ())):
             if delay:  # even a sleep of 0 gives the processor away
@@ -158,7 +158,7 @@ class HttpClient:
         raise self._lost(lost) from lost
 
     def headers(self) -> dict[str, str]:
-        """Who asks."""
+        """Return the headers that say who asks."""
         found = {"User-Agent": f"{DISTRIBUTION}/{__version__}"}
         if self.address.api_key:
             found["Authorization"] = f"Bearer {self.address.api_key}"
@@ -270,7 +270,7 @@ class _Source:
 
 
 def encoded(query: Query) -> str:
-    """``?name=value&...``; None is left out. Names of files need not be text."""
+    """Write ``?name=value&...``; None is left out. Names of files need not be text."""
     pairs = query.items() if isinstance(query, Mapping) else query
     parts = [f"{name}={_quoted(_text(value))}" for name, value in pairs if value is not None]
     return "?" + "&".join(parts) if parts else ""
@@ -374,7 +374,7 @@ def _rested(address: Address) -> HttpClient | None:
 
 @atexit.register
 def close_resting() -> None:
-    """The connection that is kept for the next sandbox; opened again when there is one."""
+    """Close the connection that is kept for the next sandbox; that opens one again."""
     with _lock:
         resting, _resting[:] = _resting[:], []
     for client in resting:

@@ -131,7 +131,7 @@ class RemoteCommand(Stepped):
         return chunks, ready
 
     def write(self, data: bytes) -> None:
-        """Waits while over 1 MiB is on its way, unless the output must be read first."""
+        """Send it; wait while over 1 MiB is on its way, unless the output must be read first."""
         if not self._stdin_open:
             raise InvalidInput("stdin is not open", remediation="start the command with stdin")
         for at in range(0, len(data), _PIECE):
@@ -185,7 +185,7 @@ class RemoteCommand(Stepped):
                 self._nudge = -1
 
     def close(self) -> None:
-        """A command that has not ended is killed."""
+        """Free it; a command that has not ended is killed."""
         if self._closed:
             return
         if self.exit is None:

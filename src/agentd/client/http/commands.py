@@ -155,7 +155,7 @@ class HttpCommands:
     def events(
         self, sandbox: str, process: str, *, follow: bool = True
     ) -> Iterator[tuple[str, object]]:
-        """("stdout" | "stderr" | "pty", bytes), ("lost", dict) and at the end ("exit", view)."""
+        """Yield ("stdout" | "stderr" | "pty", bytes), ("lost", dict), last ("exit", view)."""
         from agentd.client.http.sse import events
 
         path = f"{process_path(sandbox, process)}/output"

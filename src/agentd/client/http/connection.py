@@ -114,7 +114,7 @@ def _tuned(plain: socket.socket, address: Address, context: ssl.SSLContext | Non
 
 
 def tls(address: Address) -> ssl.SSLContext | None:
-    """Raises InvalidInput where its files cannot be used."""
+    """Return its context of TLS. Raises InvalidInput where its files cannot be used."""
     if not address.tls:
         return None
     try:

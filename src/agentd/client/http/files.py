@@ -125,7 +125,7 @@ def _path(sandbox: str, what: str = "") -> str:
 
 
 def pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """What it says, as it comes. Raises IncompleteRead where it breaks off."""
+    """Yield what it says, as it comes. Raises IncompleteRead where it breaks off."""
     while piece := response.read1(_PIECE):
         yield piece
     if response.length:

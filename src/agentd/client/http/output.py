@@ -82,7 +82,7 @@ class HttpOutput:
         return found
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the connection. Idempotent."""
         with self._changed:
             if self._closed:
                 return

@@ -85,7 +85,7 @@ class HttpPort:
                 self._wait_for_room()
 
     def close(self) -> None:
-        """Idempotent. What was sent goes out first, in a few seconds or not at all."""
+        """Close it; what was sent goes out first, in a few seconds or not at all. Idempotent."""
         if self._epoll.closed:
             return
         end = time.monotonic() + _LAST_SECONDS

@@ -341,12 +341,12 @@ class HttpService:
 
 
 def shared(address: Address) -> HttpService:
-    """Over the process's one client of that daemon."""
+    """Return a service over the process's one client of that daemon."""
     return HttpService(clients.shared(address), clients.release)
 
 
 def alone(address: Address) -> HttpService:
-    """Over a client of its own."""
+    """Return a service over a client of its own."""
     return HttpService(HttpClient(address), HttpClient.close)
 
 
@@ -372,7 +372,7 @@ class HttpSnapshot:
         return str(self._address)
 
     def delete(self) -> None:
-        """Idempotent. Sandboxes that were made of it stay as they are."""
+        """Delete it; sandboxes that were made of it stay as they are. Idempotent."""
         with closing(shared(self._address)) as service, suppress(NotFound):
             service.snapshots.delete(self.id)
 

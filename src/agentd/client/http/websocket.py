@@ -68,7 +68,7 @@ class WebSocket:
             del self._outgoing[:sent]
 
     def receive(self) -> list[Message]:
-        """TEXT, BINARY and PONG messages that are there; pings are answered here."""
+        """Return the TEXT, BINARY and PONG messages that are there; pings are answered here."""
         found, self._ready = self._ready, []
         if not found and self._ended is not None:
             raise self._ended

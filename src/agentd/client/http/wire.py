@@ -11,7 +11,7 @@ from agentd.model.typed import like
 
 
 def exec_body(request: ExecRequest, stdin: bytes | None = None, *, wait: bool) -> ExecBody:
-    """``stdin`` is all of it; without it ``request.stdin`` leaves it open."""
+    """Make a body; ``stdin`` is all of it; without it ``request.stdin`` leaves it open."""
     whole: dict[str, str | None] = {"stdin": None}
     if stdin is not None:
         whole = {"stdin": b64encode(stdin).decode(), "stdin_encoding": "base64"}

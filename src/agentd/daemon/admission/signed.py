@@ -35,7 +35,7 @@ class SignedRequests:
     def acting(
         self, who: Principal, request: Mapping[str, Any], *, repeat: bool = False
     ) -> Principal:
-        """Return as whom ``request`` is done: its signer, or its sender ``who`` if it is not signed.
+        """Return as whom ``request`` is done: its signer, or ``who``, where it is not signed.
 
         A signature uses up its nonce, unless it is a ``repeat`` that gets a recorded answer: its
         nonce is used already. ``via`` is "signed" then, and ``credential`` the key's id.
