@@ -19,6 +19,7 @@ daemon = fixture()
         (["--memory", "-1G"], "memory '-1G' is not a size"),
         (["-w", ".:xx"], "unknown mode 'xx'"),
         (["--mount", ".:/data:xx"], "unknown mode 'xx'"),
+        (["--net", "reed example.com"], "network rule 'reed example.com' has the method 'reed'"),
     ],
 )
 def test_a_wrong_option(words: list[str], said: str) -> None:
@@ -69,3 +70,37 @@ def test_a_copy_that_finds_no_room_names_the_limit(
         capsys.readouterr().err
     )
     daemon.ask("DELETE", f"/v1/sandboxes/{answer.json['id']}")
+
+
+@pytest.mark.parametrize("words", [["run", "extra"], ["exec", "a", "b"], ["image", "build", "x"]])
+def test_help_of_more_than_a_command_runs_none(words: list[str]) -> None:
+    argv = [sys.executable, "-m", "agentd", "help", *words]
+    done = subprocess.run(argv, capture_output=True, timeout=60, check=False, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("agentd help: unrecognized arguments: ")
+    assert done.stderr.endswith(f"(see agentd help {words[0]})\n")
+
+
+def test_help_of_an_action_is_that_actions(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["help", "image", "build"], ["image", "build", "--help"]):
+        with pytest.raises(SystemExit):
+            cli.main(words)
+    told = capsys.readouterr().out
+    assert told[: len(told) // 2] == told[len(told) // 2 :]
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("file", 200), ("link", 200), ("folder", 400), ("away", 400), ("none", 404), ("file/x", 400)],
+)
+def test_a_head_is_the_answer_to_get_without_its_body(
+    daemon: Daemon, path: str, status: int
+) -> None:
+    id_ = daemon.sandbox()
+    made = "mkdir folder; echo some >file; ln -s file link; ln -s folder away"
+    daemon.ask("POST", f"/v1/sandboxes/{id_}/exec", {"cmd": made})
+    where = f"/v1/sandboxes/{id_}/files?path=/workspace/{path}"
+    got, head = (daemon.ask(method, where) for method in ("GET", "HEAD"))
+    lengths = [each.headers.get("content-length") for each in (got, head)]
+    assert (got.status, head.status, head.body) == (status, status, b"")
+    assert lengths[0] == lengths[1]

@@ -11,6 +11,7 @@ from typing import NoReturn
 from urllib.parse import quote
 
 READ = ("GET", "HEAD", "OPTIONS")
+_USUAL = frozenset((*READ, "POST", "PUT", "PATCH", "DELETE"))
 EVERY_PATH = "/**"
 MAX_METHODS = 16
 MAX_PATH = 1024
@@ -22,6 +23,10 @@ _PATH = re.compile(r"/(?:[A-Za-z0-9._~!$&'()+;=:@/*-]|%[0-9A-Fa-f]{2})*")
 _ESCAPE = re.compile(r"%([0-9A-Fa-f]{2})")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _FORM = "write it as GET|HEAD api.example.com/v1/*, or read api.example.com"
+_WORDS = (
+    "use read, or any of GET, HEAD, OPTIONS, POST, PUT, PATCH and DELETE with | between them; "
+    "another method is written in capitals"
+)
 
 Wrong = Callable[[str, str], NoReturn]
 
@@ -39,6 +44,8 @@ def methods(text: str, wrong: Wrong) -> tuple[str, ...] | None:
             wrong("allows CONNECT", "leave it out: the relay is nobody's proxy")
         elif not _METHOD.fullmatch(method):
             wrong(f"has the method {word.strip()!r}", _FORM)
+        elif method not in _USUAL and word.strip() != method:  # ``reed`` would be one
+            wrong(f"has the method {word.strip()!r}", _WORDS)
         else:
             found.add(method)
     if len(found) > MAX_METHODS:

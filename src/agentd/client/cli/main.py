@@ -141,7 +141,10 @@ def _take_names_for_utf8() -> None:
 
 def _ran(words: list[str]) -> int:
     if words[:1] == ["help"] and words[1:]:
-        words = [*words[1:], "--help"]  # agentd help run
+        if wrong := _of_no_help(words[1:]):
+            _say(f"agentd help: {wrong}")
+            return BAD_INPUT
+        words = [*words[1:], "--help"]  # agentd help run, or help image build
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0 if words else BAD_INPUT
@@ -154,6 +157,19 @@ def _ran(words: list[str]) -> int:
         _say(f"agentd: unknown command {words[0]!r} ({_meant(words[0])})")
         return BAD_INPUT
     return _guarded(words[0], words[1:])
+
+
+def _of_no_help(words: list[str]) -> str:
+    """Say what is wrong with ``words`` but for the first; "" where it is nothing. Behind --help
+    they would be a command to run."""
+    name, *rest = words
+    if name not in COMMANDS or not rest:
+        return ""
+    from importlib import import_module
+
+    actions = import_module(COMMANDS[name][0])._parser()._actions_here
+    over = rest[1:] if rest[0] in actions else rest
+    return f"unrecognized arguments: {' '.join(over)} (see agentd help {name})" if over else ""
 
 
 def _guarded(name: str, words: list[str]) -> int:

@@ -20,16 +20,11 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 async def get_file(exchange: Exchange, query: dict[str, Any]) -> None:
     """Read a file's bytes, or a Range of them.
 
-    One Range (RFC 9110 §14.2); several, or a malformed one, are answered with all of it.
+    One Range (RFC 9110 §14.2) of GET; several, or a malformed one, are answered with all of it.
     """
     id_, path = exchange.path["id"], query["path"]
     files = (await exchange.authenticate()).files
-    if exchange.scope["method"] == "HEAD":
-        entry = await exchange.web.threads.waits.run(files.stat, id_, path)
-        await exchange.start(200, _headers(entry.size if entry.type == "file" else 0))
-        await exchange.end()
-        return
-    asked = _range(exchange.headers.get("range"))
+    asked = None if exchange.head_only else _range(exchange.headers.get("range"))
     offset, most = asked or (0, None)
     found = await exchange.web.threads.transfers.run(files.read, id_, path, offset, most)
     size, length = found.size or 0, None

@@ -27,7 +27,6 @@ _UNPACKED = (
 _SIZE = dict[str, int]
 
 OPERATIONS.row("GET", _ALL, "read", query=(_PATH,), answer=BYTES, also={206: BYTES})(get_file)
-OPERATIONS.row("HEAD", _ALL, "read", query=(_PATH,), help="tell a file's size")(get_file)
 OPERATIONS.row("PUT", _ALL, "files", query=_WRITTEN, body=BYTES, answer=_SIZE, once=True)(put_file)
 
 
