@@ -53,3 +53,22 @@ def test_what_no_request_said_is_explained_where_the_sandbox_cannot_be_built(bac
             Pipeline(manager).open(local("uid:0"), spec)
     finally:
         manager.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "option"),
+    [
+        ("limits.max.memory = '1G'", "limits.max.memory", "--memory=1G"),
+        ("limits.default.cpus = 2", "limits.default.cpus", "--cpus=2"),
+        ("[[template]]\nname = 'a'\nmemory = '1G'", "template[0].memory", "--memory=1G"),
+    ],
+)
+def test_a_limit_that_no_group_holds_here_is_warned_of(as_user, text, key, option):
+    """Where a sandbox with that limit is refused, and there alone."""
+    path = as_user.home / "agentd.toml"
+    path.write_text(f"{text}\n")
+    checked = as_user.agentd("config", "check", str(path))
+    where = ["--backend", "landlock", "--isolation", "process"]
+    ran = as_user.agentd("run", "--embedded", *where, option, "--", "true")
+    warned = f"warning: {key}: is held by virtual machines alone".encode() in checked.stdout
+    assert (checked.returncode, warned) == (0, b"cannot be enforced here" in ran.stderr)

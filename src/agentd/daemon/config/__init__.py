@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from agentd.daemon.config import reader, rules
-from agentd.daemon.config.doubts import doubtful
+from agentd.daemon.config.doubts import COUNTED, doubtful
 from agentd.daemon.config.layers import Layers
 from agentd.daemon.config.lines import Path
 from agentd.daemon.config.problem import Problem, dotted
@@ -118,7 +118,7 @@ def read(
     problems.sort(key=lambda problem: (problem.line, problem.key))
     if config is None or problems:
         return ReadConfig(None, problems, layers, path)
-    # A preset is ours to answer for: it is as it is on every machine.
+    # A preset is ours to answer for: it is as it is on every machine, but for what that counts.
     found = [doubt for doubt in doubtful(config) if _is_said(doubt[0], layers)]
     return ReadConfig(config, [], layers, path, tuple(layers.problem(*doubt) for doubt in found))
 
@@ -136,6 +136,8 @@ def doubts(config: Config) -> list[str]:
 
 def _is_said(path: Path, layers: Layers) -> bool:
     source = layers.source(path)
+    if source == "profile" and path[-1] in COUNTED:
+        return True
     return source != "profile" and (source, path[0]) != ("default", "egress")
 
 

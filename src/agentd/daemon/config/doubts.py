@@ -11,10 +11,16 @@ from agentd.daemon.config.schema import Config, PeerUser, Quota
 from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.model.egress import RESTRICTED
 from agentd.model.errors import InvalidInput, Refused
+from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import DEFAULTS
 from agentd.model.options import MIN_MEMORY, MIN_OPEN_FILES
 from agentd.model.units import readable_size
 from agentd.sandbox import backends
+from agentd.sandbox.backends.cgroups import uncounted
+
+#: Limits that a group of the kernel's holds, or nothing; of a preset's, too, it depends on the
+#: machine what comes of them.
+COUNTED = ("memory", "cpus")
 
 
 def doubtful(config: Config) -> Iterator[Found]:
@@ -22,6 +28,7 @@ def doubtful(config: Config) -> Iterator[Found]:
     yield from _first_key(config)
     yield from _open_files(config)
     yield from _limits(config)
+    yield from _uncounted(config)
     yield from _quotas(config)
     yield from _egress(config)
     yield from _templates(config)
@@ -115,6 +122,22 @@ def _limits(config: Config) -> Iterator[Found]:
                 f"is too few for any sandbox, which takes {MIN_OPEN_FILES} itself",
                 "raise it",
             )
+
+
+def _uncounted(config: Config) -> Iterator[Found]:
+    """Limits that stand in each sandbox's spec, and that only a virtual machine holds here."""
+    if config.sandbox.level >= IsolationLevel.MICROVM:
+        return
+    held: list[tuple[Path, object]] = [
+        (("limits", name), getattr(config.limits, name)) for name in ("default", "max")
+    ]
+    held += [(("template", n), one) for n, one in enumerate(config.template)]
+    for path, limits in held:
+        for name in COUNTED:
+            if getattr(limits, name) is not None and (why := uncounted(name).partition(": ")[0]):
+                what = "is held by virtual machines alone here, and other sandboxes are refused"
+                fix = "leave it out, run as root, or have systemd delegate a cgroup (Delegate=yes)"
+                yield (*path, name), f"{what}: {why}", fix
 
 
 def _quotas(config: Config) -> Iterator[Found]:

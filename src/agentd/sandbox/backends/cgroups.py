@@ -80,6 +80,15 @@ def _lacks_delegation(found: cgroup.Hierarchy | None) -> bool:
     )
 
 
+def uncounted(name: str) -> str:
+    """Say why no group here holds the limit ``memory``, ``cpus`` or ``pids``; "" where one does."""
+    hierarchy = own_hierarchy()
+    if isinstance(hierarchy, str):
+        return hierarchy
+    controller = _CONTROLLERS[name]
+    return "" if controller in hierarchy.controllers else _without(controller, hierarchy)
+
+
 def make_group(
     asked: "Limits", limits: "Limits", needed: Collection[str] = ("memory", "cpus")
 ) -> tuple[cgroup.Group | None, str]:
@@ -88,15 +97,10 @@ def make_group(
     ``needed`` are the limits that nothing but a group can hold: Refused is raised when one of
     them was asked for and there is no group for it.
     """
-    hierarchy = own_hierarchy()
     for name in needed:
-        controller = _CONTROLLERS[name]
-        if getattr(asked, name) is None:
-            continue
-        if isinstance(hierarchy, str):
-            raise _refused(name, hierarchy)
-        if controller not in hierarchy.controllers:
-            raise _refused(name, _without(controller, hierarchy))
+        if getattr(asked, name) is not None and (why := uncounted(name)):
+            raise _refused(name, why)
+    hierarchy = own_hierarchy()
     if isinstance(hierarchy, str):
         return None, hierarchy
     group = hierarchy.create(group_name(), memory=limits.memory, pids=limits.pids, cpus=limits.cpus)

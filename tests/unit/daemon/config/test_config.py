@@ -35,6 +35,11 @@ def one(problems):
     return problem
 
 
+def sound(read):
+    """Its warnings but those of a machine without a control group of ours."""
+    return [each for each in read.warnings if "virtual machines alone" not in each.message]
+
+
 # --- what is wrong, where, and what would be right ---
 
 
@@ -558,7 +563,7 @@ TEMPLATE = "[[template]]\nname = 'work'\nnet = '{}'\n"
 def test_what_makes_somebody_root_or_cannot_work_is_told(file, text, key, message):
     read = config.read(file(text), {})
     assert read.problems == [] and read.config is not None
-    warning = one(read.warnings)
+    warning = one(sound(read))
     assert warning.key == key and message in warning.message and warning.suggestion
     assert warning.line
 
@@ -587,7 +592,7 @@ def test_what_makes_somebody_root_or_cannot_work_is_told(file, text, key, messag
 )
 def test_what_is_sound_is_not_warned_of(file, text):
     read = config.read(file(text), {})
-    assert (read.problems, read.warnings) == ([], ())
+    assert (read.problems, sound(read)) == ([], [])
 
 
 @pytest.mark.parametrize(
