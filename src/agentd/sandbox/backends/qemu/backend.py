@@ -36,7 +36,7 @@ from agentd.sandbox.backends.qemu.plan import (
 from agentd.sandbox.backends.qemu.probe import Monitor, examine, find
 from agentd.sandbox.backends.qemu.process import Boot, QemuProcess, StateRefused
 from agentd.sandbox.backends.qemu.record import MachineRecord
-from agentd.sandbox.backends.qemu.shares import Share, mount_command, open_share
+from agentd.sandbox.backends.qemu.shares import Share, check_source, mount_command, open_share
 from agentd.sandbox.backends.qemu.wall import ForeignQemuWall, QemuWall
 from agentd.sandbox.backends.vm import BOOT_SECONDS, foreign, network
 from agentd.sandbox.backends.vm.handshake import DeviceMissing, set_up, settings
@@ -108,6 +108,8 @@ class QemuBackend:
                 "be lent to its virtiofsd",
                 remediation="leave the mounts out, or run agentd as an ordinary user",
             )
+        for mount in spec.mounts:
+            check_source(mount)
         return make_plan(found(spec))
 
     def launch(self, plan: QemuPlan) -> QemuWall:

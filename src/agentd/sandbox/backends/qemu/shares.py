@@ -5,19 +5,23 @@ it is a user that owns nothing, to whom an idmapped mount of the one directory l
 rights; else it is the caller. Landlock keeps it to that directory.
 """
 
+import errno
 import os
 import shutil
+import stat
 from typing import NamedTuple
 
 from agentd.linux import disk, idmap, mounts, paths
 from agentd.model.errors import Refused
-from agentd.model.mount import Mount, MountMode, unmountable
+from agentd.model.mount import Mount, MountMode, check_workspace, unmountable
 from agentd.sandbox.backends import unmapped
 from agentd.sandbox.backends.vm.confine import STAGE
 from agentd.sandbox.volume_lease import VolumeLease
 
 # Debian's place, which is on no PATH.
 _PATH = "/usr/libexec:/usr/lib/qemu:/usr/lib:" + os.defpath
+
+_CHECK = "that it is a directory"
 
 
 class Share(NamedTuple):
@@ -50,6 +54,18 @@ def program() -> str:
     return found
 
 
+def check_source(mount: Mount) -> None:
+    """Before anything is booted. Raises InvalidInput for what is no directory: all others are
+    opened later, and may be gone by then."""
+    try:
+        is_dir = stat.S_ISDIR(os.stat(mount.source).st_mode)
+    except OSError as error:
+        raise unmountable(mount, error.strerror or str(error), _CHECK) from error
+    check_workspace(mount, directory=is_dir)
+    if not is_dir:
+        raise unmountable(mount, os.strerror(errno.ENOTDIR), _CHECK)
+
+
 def open_share(
     mount: Mount, index: int, lent_to: int | None, lease: VolumeLease | None = None
 ) -> Share:
@@ -74,7 +90,7 @@ def open_share(
         finally:
             os.close(fd)
     except OSError as error:
-        raise unmountable(mount, error.strerror or str(error), "that it is a directory") from error
+        raise unmountable(mount, error.strerror or str(error), _CHECK) from error
 
 
 def _open(source: str) -> int:

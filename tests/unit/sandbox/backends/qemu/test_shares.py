@@ -8,7 +8,9 @@ import pytest
 
 from agentd.model.errors import InvalidInput
 from agentd.model.mount import Mount, MountMode
+from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.qemu import shares
+from agentd.sandbox.backends.qemu.backend import QemuBackend
 from agentd.sandbox.backends.qemu.shares import Share
 
 RW = Mount("/srv/project", "/data", MountMode.RW)
@@ -75,3 +77,19 @@ def test_what_was_meant_for_a_mode_is_told(tmp_path: Path) -> None:
     """A daemon is asked for whatever stands there, and has no folder of the caller's to look at."""
     with pytest.raises(InvalidInput, match="'xx' is no mode: use ro, rw or cow"):
         shares.open_share(Mount(f"{tmp_path}/.:xx", "/workspace", MountMode.RW), 0, None)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("/workspace", "workspace '{}' is not a directory .give a directory."),
+        ("/data", "cannot mount {}: Not a directory .check that it is a directory"),
+    ],
+)
+def test_a_file_is_refused_before_anything_is_booted(
+    tmp_path: Path, target: str, said: str
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InvalidInput, match=said.format(file)):
+        QemuBackend().plan(SandboxSpec(mounts=(Mount(str(file), target, MountMode.RO),)))
