@@ -103,10 +103,10 @@ def _writable(path: str) -> str:
 
 
 def _write(path: str, data: bytes) -> None:
-    from agentd.image.oci import push
+    from agentd.linux import process
 
     try:
-        with replacing(path, 0o666 & ~push.umask()) as file:
+        with replacing(path, 0o666 & ~process.umask()) as file:
             file.write(data)
     except OSError as error:
         raise OperationFailed(

@@ -46,14 +46,30 @@ def new(begin: tuple[str | None, IsolationLevel, str] | None = None) -> "Pipelin
     """Make a pipeline; the caller closes its ``manager``.
 
     ``begin`` is the backend, the least level and the kind of network that will be asked for: where
-    that tells which backend it will be, its slow start goes on while the rest is imported.
+    that tells which backend it will be, its slow start goes on while the rest is imported. Raises
+    SandboxError under a umask by which nobody could open what is made.
     """
+    _check_umask()
     if begin is not None:
         _begin(*begin)
     from agentd.daemon.pipeline import Pipeline
     from agentd.sandbox.manager import Manager, connect
 
     return Pipeline(Manager(connect=partial(connect, elsewhere=way_to)))
+
+
+def _check_umask() -> None:
+    """agentd's own process changes it; of another's it is not ours to change."""
+    from agentd.linux.process import umask
+
+    mask = umask()
+    if mask & 0o700:
+        from agentd.model.errors import SandboxError
+
+        raise SandboxError(
+            f"the umask of this process, {mask:04o}, takes from us what we make",
+            remediation="os.umask(0o077) before the first sandbox leaves it to its owner",
+        )
 
 
 def _begin(name: str | None, level: IsolationLevel, net: str) -> None:

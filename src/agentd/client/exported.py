@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 
 from agentd.image.oci import push
+from agentd.linux import process
 from agentd.linux.replacing import replacing
 
 
@@ -13,7 +14,7 @@ def write(pieces: Iterator[bytes], path: str | os.PathLike[str]) -> None:
     place = os.path.abspath(os.fspath(path))
     push.check_archive(place)
     try:
-        with replacing(place, 0o666 & ~push.umask(), synced=True) as file:
+        with replacing(place, 0o666 & ~process.umask(), synced=True) as file:
             for piece in pieces:
                 file.write(piece)
     except OSError as error:

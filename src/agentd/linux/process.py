@@ -90,6 +90,13 @@ def oom_score_adj(value: int, pid: int | None = None) -> None:
         os.close(fd)
 
 
+def umask() -> int:
+    """Return this process's, without setting it: other threads make files meanwhile."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        (line,) = (line for line in file if line.startswith("Umask:"))
+    return int(line.split()[1], 8)
+
+
 def be_spared_no_more() -> None:
     """Take back an ``oom_score_adj`` below 0 that a caller's service has, as of systemd's
     OOMScoreAdjust=: what is below us would be killed after everything else of the machine.

@@ -29,6 +29,7 @@ from agentd.image.oci.values import (
     encode,
 )
 from agentd.image.oci.work import WorkFolder
+from agentd.linux import process
 from agentd.linux.replacing import replacing
 from agentd.model.errors import InvalidInput
 
@@ -137,7 +138,7 @@ class _Push:
     def to_archive(self) -> None:
         """A tar archive with a layout; one of an image that is there is replaced."""
         check_archive(self._target.place)
-        with replacing(self._target.place, 0o666 & ~umask(), synced=True) as file:
+        with replacing(self._target.place, 0o666 & ~process.umask(), synced=True) as file:
             self._archive(file)
 
     def to_registry(self, seconds: float, *, insecure: bool) -> None:
@@ -253,10 +254,3 @@ def _replace(name: str, data: bytes, folder: int) -> None:
         file.flush()
         os.fsync(fd)
     os.rename(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
-
-
-def umask() -> int:
-    """This process's, which is told by setting it alone."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
