@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from agentd.image.oci import tools
+
 SCORE = Path("/proc/self/oom_score_adj")
 # Nobody else's.
 SPARED = -777
@@ -61,6 +63,13 @@ def test_nor_where_all_of_proc_can_be_written(sandbox: Callable[..., Any]) -> No
     answers = sandbox("linux", without=off, user="root").attack(OWN)
     assert int(answers["given"]) >= 0
     assert answers["least"] == "EACCES"
+
+
+@pytest.mark.usefixtures("spared")
+def test_nor_what_unpacks_an_image(tmp_path: Path) -> None:
+    said: list[str] = []
+    tools.run(["cat", str(SCORE)], work=str(tmp_path), seconds=60, say=said.append)
+    assert int(said[0]) >= 0
 
 
 @pytest.mark.parametrize("user", ["agent", "root"])
