@@ -292,8 +292,9 @@ def _close_resting_client() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_daemon_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sandbox of a test's own process is not one of whatever daemon runs here."""
+def _no_daemon_of_the_machine(_nothing_left_behind: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox of a test's own process is not one of whatever daemon runs here. What a test leaves
+    behind is counted once what it patched is as it was: that may be what counts."""
     monkeypatch.setattr("agentd.client.http.address.SYSTEM_SOCKET", "/nonexistent/agentd.sock")
 
 

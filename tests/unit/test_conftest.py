@@ -69,6 +69,12 @@ def test_a_leak_fails_its_test(tmp_path: Path, groups: Hierarchy, leaks: dict[st
         assert f"  {kind}: " in done.stdout
 
 
+def test_what_counts_is_as_it_was_though_a_test_patched_it(tmp_path: Path) -> None:
+    body = "def test_patches(monkeypatch):\n    monkeypatch.setattr(os, 'listdir', None)\n"
+    done = run_pytest(tmp_path, body)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.root
 def test_what_another_run_leaves_behind_fails_none(tmp_path: Path, groups: Hierarchy) -> None:
     """Its mounts and its group stay, also where they were renamed and it was killed."""
