@@ -41,7 +41,7 @@ def is_private() -> bool:
 
 
 def archive() -> str:
-    """Its address. Raises InvalidInput."""
+    """Return its address. Raises InvalidInput."""
     url = os.environ.get(MIRROR) or _ARCHIVE
     if not _URL.fullmatch(url):
         raise InvalidInput(
@@ -52,13 +52,13 @@ def archive() -> str:
 
 
 def lists() -> str:
-    """The folder of what apt knows."""
+    """Return the folder of what apt knows."""
     return os.path.join(_folder(), "state/lists") if is_private() else _OWN_LISTS
 
 
 def variables() -> dict[str, str]:
-    """What apt's programs are started with; its files are made if need be. Raises Unavailable,
-    InvalidInput."""
+    """Return what apt's programs are started with; its files are made if need be. Raises
+    Unavailable, InvalidInput."""
     if not is_private():
         return {}
     folder = _folder()
@@ -80,7 +80,7 @@ def variables() -> dict[str, str]:
 
 @contextlib.contextmanager
 def updating() -> Iterator[bool]:
-    """True to the only one who is to look up now what the archive has: once a day."""
+    """Yield True to the only one who is to look up now what the archive has: once a day."""
     if not is_private():
         yield False
         return
@@ -95,7 +95,7 @@ def updating() -> Iterator[bool]:
 
 
 def fix() -> str:
-    """What helps where apt fails."""
+    """Say what helps where apt fails."""
     if is_private():
         return f"see that {archive()} can be reached, or set {MIRROR} to a mirror"
     return "run apt-get update as root, and check /etc/apt/sources.list"

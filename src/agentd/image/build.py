@@ -75,7 +75,7 @@ def ensure(
     store: Store | None = None,
     source: PackageSource | None = None,
 ) -> Image:
-    """The image, built first if it is missing, damaged, or older than what it is made from.
+    """Return the image, built first if it is missing, damaged, or older than what it is made from.
 
     Raises as ``build`` does; NotFound for a name other than ``default``.
     """
@@ -107,7 +107,7 @@ def rebuild(
     store: Store | None = None,
     source: PackageSource | None = None,
 ) -> Image:
-    """The image once more, from what it was built from. Raises as ``ensure`` does."""
+    """Build the image once more, from what it was built from. Raises as ``ensure`` does."""
     store = store or Store()
     with store.locked():
         return _rebuild(store, name, progress, source)

@@ -8,7 +8,7 @@ OPEN = 0o755
 
 
 def folder(name: str) -> str:
-    """Root's is not in its home, which the unprivileged user that monitors run as cannot enter."""
+    """Return the folder of caches: root's not in its home, where no unprivileged monitor can go."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(cache):
         cache = "/var/cache" if os.geteuid() == 0 else os.path.expanduser("~/.cache")

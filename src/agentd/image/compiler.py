@@ -43,7 +43,7 @@ class Python:
         self._version = version
 
     def compile(self, sources: dict[str, bytes], optimize: int = 0) -> dict[str, bytes]:
-        """Path in the guest -> byte code; what is no valid Python is left out.
+        """Return byte code by path in the guest; what is no valid Python is left out.
 
         Raises Unavailable when the interpreter does not run here.
         """
@@ -61,7 +61,7 @@ class Python:
             return {path: _read(target) for _, path, target in jobs if path in done}
 
     def version(self) -> str:
-        """As "3.13.5"."""
+        """Return it, as "3.13.5"."""
         return self._run(["-c", "import platform; print(platform.python_version())"]).strip()
 
     def _run(self, words: list[str]) -> str:

@@ -24,7 +24,7 @@ def write(tree: ImageTree, mtime: int = 0) -> bytes:
 
 
 def read(data: bytes) -> ImageTree:
-    """The tree of one or more archives, later ones on top. Raises InvalidInput."""
+    """Return the tree of one or more archives, later ones on top. Raises InvalidInput."""
     tree, at = ImageTree(), 0
     while at < len(data):
         if data[at] == 0:  # padding between archives

@@ -61,7 +61,7 @@ class Debian:
     _found: dict[str, Package] = field(default_factory=dict)
 
     def packages(self) -> dict[str, Package]:
-        """As apt's lists have them now. Raises Unavailable."""
+        """Return them as apt's lists have them now. Raises Unavailable."""
         if not self._found:
             if platform.machine() != "x86_64":
                 raise Unavailable(

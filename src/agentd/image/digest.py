@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 
 def of_file(path: str) -> str:
-    """In hex. Raises OSError."""
+    """Return the SHA-256 of a file, in hex. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -109,7 +109,7 @@ def erofs(tree: ImageTree, path: str) -> str:
 
 
 def takes_tar() -> bool:
-    """False for an mkfs.erofs that does not know the option, such as Debian 12's."""
+    """Return whether it does: not an mkfs.erofs without the option, as Debian 12's."""
     if shutil.which("mkfs.erofs", path=_PATH) is None:
         return True  # and _make says what is missing
     said = _run(["mkfs.erofs", "--help"], {})

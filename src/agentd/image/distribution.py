@@ -13,7 +13,7 @@ def is_debian() -> bool:
 
 
 def name() -> str:
-    """As "Ubuntu 24.04.1 LTS"."""
+    """Return it, as "Ubuntu 24.04.1 LTS"."""
     return _release().get("PRETTY_NAME") or "this machine"
 
 

@@ -46,7 +46,7 @@ _MERGED = ("bin", "lib", "lib64", "sbin")
 
 
 def tree(pretty_name: str) -> ImageTree:
-    """Everything in / that comes from no package."""
+    """Return everything in / that comes from no package."""
     made = ImageTree()
     for name in _MERGED:
         made.folder(f"/usr/{name}")

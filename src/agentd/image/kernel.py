@@ -19,7 +19,7 @@ _FIX = "give an x86-64 vmlinux or bzImage"
 
 
 def unpack(image: bytes) -> bytes:
-    """The vmlinux in ``image``, itself if it is one. Raises InvalidInput."""
+    """Return the vmlinux in ``image``, itself if it is one. Raises InvalidInput."""
     if image.startswith(_ELF):
         return image
     _check_header(image)
@@ -36,7 +36,7 @@ def unpack(image: bytes) -> bytes:
 
 
 def release(image: bytes) -> str:
-    """As uname -r prints it. Raises InvalidInput."""
+    """Return it as uname -r prints it. Raises InvalidInput."""
     if image.startswith(_ELF):
         found = re.search(rb"Linux version ([\w.+~-]{1,64}) ", image)
         text = found[1] if found else b""

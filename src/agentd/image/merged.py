@@ -14,7 +14,7 @@ def is_merged(tree: str) -> bool:
 
 
 def merge(tree: str) -> None:
-    """In place; a tree that is merged stays as it is."""
+    """Merge a tree, in place; one that is merged stays as it is."""
     for name in _FOLDERS:
         source = os.path.join(tree, name)
         if _is_folder(source):

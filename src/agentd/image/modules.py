@@ -47,12 +47,12 @@ class Modules:
         self._built_in = _built_in(folder)
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """Those that it neither has nor is built with."""
+        """List those that it neither has nor is built with."""
         known = self._paths.keys() | self._built_in
         return [name for name in names if _plain(name) not in known]
 
     def tree(self, release: str, names: tuple[str, ...], required: tuple[str, ...]) -> ImageTree:
-        """The modules, decompressed, beneath /usr/lib/modules. Raises Unavailable."""
+        """Return the modules, decompressed, beneath /usr/lib/modules. Raises Unavailable."""
         tree, chosen = ImageTree(), dict[str, bytes]()
         for name in self.missing(required):
             raise Unavailable(f"the kernel {release} has no module {name}")
@@ -73,8 +73,8 @@ class Modules:
         return tree
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """Paths in the guest, below the folder of its modules, of those that are not built in and
-        of what they need; each comes after what it needs. Raises Unavailable."""
+        """Return the paths in the guest, below the folder of its modules, of those that are not
+        built in and of what they need; each comes after what it needs. Raises Unavailable."""
         order: list[str] = []
         chosen = dict[str, bytes]()
         for name in map(_plain, names):

@@ -28,7 +28,7 @@ class OwnFiles:
 
     @property
     def complete(self) -> bool:
-        """Whether nothing of ours is needed."""
+        """Return whether nothing of ours is needed."""
         return self.kernel is not None and self.initramfs is not None
 
     def names(self) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ class OwnFiles:
         return tuple(name for path, name in names if path is not None)
 
     def copy(self, folder: str) -> None:
-        """Raises InvalidInput for what is not what it should be, Unavailable."""
+        """Copy them. Raises InvalidInput for what is not what it should be, Unavailable."""
         if self.kernel is not None:
             data = _head(self.kernel, kernel.MAX_BYTES + 1, "a kernel: a vmlinux or a bzImage")
             if len(data) > kernel.MAX_BYTES:

@@ -61,7 +61,7 @@ def refresh() -> None:
 
 @contextlib.contextmanager
 def indexed(cache: str) -> Iterator[Index]:
-    """Have apt keep its index of what it knows in the cache until the end of the block, where it
+    """Let apt keep its index of what it knows in the cache until the end of the block, where it
     keeps none, as it is told to in Docker's images: each call would make it anew, for a second."""
     if not shutil.which("apt-config") or _run(["apt-config", *_KEPT], "/", check=False).strip():
         yield ()
@@ -72,7 +72,7 @@ def indexed(cache: str) -> Iterator[Index]:
 
 
 def show(names: Iterable[str], index: Index = ()) -> dict[str, Package]:
-    """The candidate versions of those names that apt knows. Raises Unavailable."""
+    """Return the candidate versions of those names that apt knows. Raises Unavailable."""
     wanted = ["show", "--no-all-versions", *sorted(names)]
     text = _run(["apt-cache", *index, *wanted], "/", check=False)
     found = {}
@@ -94,7 +94,7 @@ def show(names: Iterable[str], index: Index = ()) -> dict[str, Package]:
 
 
 def require(names: Iterable[str], index: Index = ()) -> dict[str, Package]:
-    """Raises Unavailable when apt does not know one of them."""
+    """Check names. Raises Unavailable when apt does not know one of them."""
     wanted = list(names)
     refresh()
     found = show(wanted, index)
@@ -111,7 +111,7 @@ def require(names: Iterable[str], index: Index = ()) -> dict[str, Package]:
 def closure(
     roots: Iterable[str], follow: Callable[[str], bool], index: Index = ()
 ) -> dict[str, Package]:
-    """The packages and those they depend on whose name ``follow`` accepts."""
+    """Return the packages and those they depend on whose name ``follow`` accepts."""
     found = require(roots, index)
     wanted = set(found)
     while True:

@@ -46,13 +46,14 @@ _KEPT = 1
 
 
 class Store:
-    """Raises ImageError when the folder is not safe to start kernels from."""
+    """Keeps machine images. Raises ImageError when the folder is not safe to start kernels from."""
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = os.path.abspath(folder or default_folder())
 
     def get(self, name: str = "default", *, full: bool = False) -> Image:
-        """Files that changed since they were last hashed, or all if ``full``, are hashed again.
+        """Find an image. Files that changed since they were last hashed, or all if ``full``, are
+        hashed again.
 
         Raises NotFound, Corrupt, ImageError.
         """
@@ -75,7 +76,7 @@ class Store:
         )
 
     def manifest(self, name: str) -> tuple[str, ImageManifest]:
-        """The folder it leads to, and the manifest there; the files are not looked at.
+        """Return the folder it leads to, and the manifest there; the files are not looked at.
 
         Raises NotFound, Corrupt, ImageError, InvalidInput.
         """
@@ -100,7 +101,7 @@ class Store:
         return folder, manifest
 
     def check_free(self, name: str) -> None:
-        """Raises Conflict where an image is called that, so that no OCI image may be."""
+        """Check a name. Raises Conflict where an image is called that: no OCI image may be then."""
         if name in self.ls():
             raise Conflict(
                 f"{name} is a machine image already",
@@ -108,7 +109,7 @@ class Store:
             )
 
     def ls(self) -> list[str]:
-        """Names of the images, sorted, whatever their state. Raises ImageError."""
+        """List the names of the images, sorted, whatever their state. Raises ImageError."""
         try:
             with os.scandir(self.folder) as entries:
                 return sorted(e.name for e in entries if e.is_symlink() and _NAME.fullmatch(e.name))
@@ -118,7 +119,7 @@ class Store:
             raise self._unreachable(error) from error
 
     def remove(self, name: str) -> None:
-        """Raises NotFound."""
+        """Remove an image. Raises NotFound."""
         link = os.path.join(self.folder, check_name(name))
         if not os.path.islink(link):
             raise NotFound(f"no image {name!r} in {self.folder}", remediation="see agentd image ls")
@@ -133,7 +134,7 @@ class Store:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """One builder at a time; the kernel gives the lock back when the process dies."""
+        """Let one builder in at a time; the kernel gives the lock back when the process dies."""
         self._make(self.folder)
         self._check_owner()
         path = os.path.join(self.folder, ".lock")
@@ -150,7 +151,7 @@ class Store:
 
     @contextlib.contextmanager
     def temporary(self) -> Iterator[str]:
-        """A folder for a new build. Under the lock: leftovers of crashed builds are removed."""
+        """Yield a folder for a new build. Under the lock: what crashed builds left is removed."""
         builds = self.inner(".builds")
         for name in os.listdir(builds):
             if name.startswith(".new-"):
@@ -180,7 +181,7 @@ class Store:
         self._clean(keep=_KEPT)
 
     def inner(self, name: str) -> str:
-        """A folder of the store, made if need be."""
+        """Return a folder of the store, made if need be."""
         path = os.path.join(self.folder, name)
         self._make(path)
         return path
@@ -248,7 +249,7 @@ def default_folder() -> str:
 
 
 def check_name(name: str) -> str:
-    """Raises InvalidInput."""
+    """Check it. Raises InvalidInput."""
     if not _NAME.fullmatch(name):
         raise InvalidInput(
             f"{name!r} is no name for an image",
@@ -258,7 +259,7 @@ def check_name(name: str) -> str:
 
 
 def total(files: dict[str, File]) -> str:
-    """The image's digest."""
+    """Return the image's digest."""
     return "sha256:" + digest.of_parts({name: file.sha256 for name, file in files.items()})
 
 

@@ -32,7 +32,7 @@ class ImageTree:
         return self._entries[path]
 
     def items(self) -> Iterator[tuple[str, TreeEntry]]:
-        """Sorted, so that a folder comes before what it holds."""
+        """List them sorted, so that a folder comes before what it holds."""
         for path in sorted(self._entries):
             yield path, self._entries[path]
 
@@ -53,7 +53,7 @@ class ImageTree:
             self._put(path, entry)
 
     def copy(self, source: str, path: str, keep: Callable[[str], bool] = lambda _: True) -> None:
-        """A file, a link or a folder of the host. ``keep`` judges paths relative to a folder."""
+        """Copy a file, link or folder of the host. ``keep`` judges paths relative to a folder."""
         if os.path.islink(source):
             self.link(path, os.readlink(source))
         elif os.path.isdir(source):

@@ -18,7 +18,7 @@ class Unknown(Exception):
 
 
 def unpacked(data: bytes, most: int) -> bytes:
-    """At most ``most`` bytes of what ``data`` holds. Raises Damaged, Unknown."""
+    """Return at most ``most`` bytes of what ``data`` holds. Raises Damaged, Unknown."""
     for magic, method in _METHODS.items():
         if data.startswith(magic):
             return _bounded(method, data, most)

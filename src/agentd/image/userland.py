@@ -56,7 +56,7 @@ _MORE_LIBRARIES = (
 
 
 def busybox(tree: str) -> ImageTree:
-    """The program, and a link for each of its applets. Raises Unavailable."""
+    """Return the program, and a link for each of its applets. Raises Unavailable."""
     made, program = ImageTree(), os.path.join(tree, "usr/bin/busybox")
     made.copy(program, "/usr/bin/busybox")
     try:
@@ -73,7 +73,7 @@ def busybox(tree: str) -> ImageTree:
 
 
 def python(tree: str, version: str, *, small: bool) -> ImageTree:
-    """Without sources: half the size, and quicker to import."""
+    """Return it without sources: half the size, and quicker to import."""
     made = ImageTree()
     _program(made, tree, version)
     folder = os.path.join(tree, f"usr/lib/python{version}")
@@ -92,7 +92,7 @@ def python(tree: str, version: str, *, small: bool) -> ImageTree:
 
 
 def whole_python(tree: str, version: str) -> ImageTree:
-    """With sources, and byte code beside them."""
+    """Return it with sources, and byte code beside them."""
     made = ImageTree()
     _program(made, tree, version)
     folder, top = os.path.join(tree, f"usr/lib/python{version}"), f"/usr/lib/python{version}"
@@ -107,7 +107,7 @@ def whole_python(tree: str, version: str) -> ImageTree:
 
 
 def libraries(tree: str, *, small: bool) -> ImageTree:
-    """The loader and the shared libraries of the programs and modules chosen above."""
+    """Return the loader and the shared libraries of the programs and modules chosen above."""
     made = ImageTree()
     patterns = _LIBRARIES if small else _LIBRARIES + _MORE_LIBRARIES
     for name in sorted(os.listdir(os.path.join(tree, LIBRARIES))):
@@ -131,7 +131,7 @@ def bash(tree: str) -> ImageTree:
 
 
 def agent(tree: str, version: str, sources: dict[str, bytes]) -> ImageTree:
-    """The agent's byte code. ``sources`` are as ``agentd.guest.bundle.sources`` gives them."""
+    """Return the agent's byte code, of ``sources`` as ``agentd.guest.bundle`` gives them."""
     files = {f"{AGENT}/{name}": sources[name] for name in sources if name != "__main__.py"}
     files[f"{AGENT}/start.py"] = _START.encode()
     made = ImageTree()
@@ -194,7 +194,7 @@ def _kept(inner: str, small: bool) -> bool:
 
 
 def certificates(tree: str) -> ImageTree:
-    """One file of all certificates, as update-ca-certificates(8) would write it."""
+    """Return one file of all certificates, as update-ca-certificates(8) would write it."""
     made, found = ImageTree(), []
     top = os.path.join(tree, "usr/share/ca-certificates")
     for parent, _, names in os.walk(top):

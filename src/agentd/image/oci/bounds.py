@@ -35,7 +35,7 @@ class ImageBounds(msgspec.Struct, frozen=True):
     depth: int = 256
 
     def check_layers(self, layers: Iterable[Descriptor]) -> None:
-        """Raises ImageError for one that is too large as it was fetched."""
+        """Check sizes. Raises ImageError for a layer that is too large as it was fetched."""
         for layer in layers:
             if layer.size > self.layer:
                 raise _beyond(f"a layer of {layer.size} bytes", readable_size(self.layer))
@@ -191,7 +191,7 @@ def _padded(size: int) -> int:
 
 
 def unpacked(file: BinaryIO, media_type: str) -> Iterator[bytes]:
-    """The archive of a layer, a piece at a time. Raises Corrupt."""
+    """Yield the archive of a layer, a piece at a time. Raises Corrupt."""
     reader: Any = file
     if media_type == f"{LAYER}+gzip":
         reader = gzip.GzipFile(fileobj=file)

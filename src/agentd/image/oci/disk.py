@@ -27,7 +27,7 @@ class DiskRecord(msgspec.Struct, frozen=True):
 
 
 def about(place: str) -> DiskRecord | None:
-    """What is in the folder of a chain: None where none was made, or it was cut. Raises Corrupt."""
+    """Read a chain's folder: None where no disk was made, or it was cut. Raises Corrupt."""
     with contextlib.suppress(FileNotFoundError):
         fd = os.open(place, _FOLDER)
         try:
@@ -56,14 +56,14 @@ def check(place: str) -> None:
 
 
 def remove(place: str) -> None:
-    """To be made anew."""
+    """Remove it, to be made anew."""
     for name in (ABOUT, DISK):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(place, name))
 
 
 def digest(fd: int) -> str:
-    """Of a whole file, which is closed then."""
+    """Return the digest of a whole file, which is closed then."""
     total = hashlib.sha256()
     with os.fdopen(fd, "rb", buffering=0) as file:
         while data := file.read(_PIECE):

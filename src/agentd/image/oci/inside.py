@@ -25,7 +25,7 @@ class LinkCircle(ValueError):
 
 
 def node_at(root: int, path: str) -> Node | None:
-    """What is right there, no link at its end followed; None for nothing."""
+    """Return what is right there, no link at its end followed; None for nothing."""
     try:
         fd = open_inside(root, path, os.O_PATH | os.O_NOFOLLOW)
     except OSError:
@@ -38,8 +38,8 @@ def node_at(root: int, path: str) -> Node | None:
 
 
 def read_small(root: int, path: str) -> str:
-    """A plain file, of 1 MiB at most; empty for anything else. Raises OSError where nothing can be
-    opened here."""
+    """Read a plain file, of 1 MiB at most; empty for anything else. Raises OSError where nothing
+    can be opened here."""
     try:
         fd = open_inside(root, path, _FILE)
     except OSError as error:
@@ -56,8 +56,9 @@ def read_small(root: int, path: str) -> str:
 
 
 def behind_links(path: str, find: Callable[[str], Node | None], *, last: bool = True) -> str:
-    """The path without slashes around it, with links on the way replaced by where they lead in the
-    root, and with ``last`` one at its end, too. A part that is not there is what it is called.
+    """Return the path without slashes around it, with links on the way replaced by where they lead
+    in the root, and with ``last`` one at its end, too. A part that is not there is what it is
+    called.
 
     ``find`` is as ``node_at``. Raises LinkCircle.
     """

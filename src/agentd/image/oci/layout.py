@@ -39,7 +39,7 @@ VERSION = b'{"imageLayoutVersion":"1.0.0"}'
 
 @contextlib.contextmanager
 def folder(path: str, *below: str) -> Iterator[int]:
-    """A descriptor of the folder ``below``, reached through no link. Raises Corrupt."""
+    """Open the folder ``below``, reached through no link; return its descriptor. Raises Corrupt."""
     fd = os.open(path, _FOLDER)
     try:
         for name in below:
@@ -55,7 +55,7 @@ def folder(path: str, *below: str) -> Iterator[int]:
 
 
 def open_plain(name: str, dir_fd: int) -> int:
-    """A descriptor of a plain file in a folder. Raises Corrupt for anything else."""
+    """Open a plain file in a folder; return its descriptor. Raises Corrupt for anything else."""
     try:
         fd = os.open(name, _FILE, dir_fd=dir_fd)
     except OSError as error:
@@ -67,7 +67,7 @@ def open_plain(name: str, dir_fd: int) -> int:
 
 
 def read(name: str, dir_fd: int, most: int = MAX_JSON) -> bytes:
-    """Raises Corrupt."""
+    """Read and decode a file of JSON. Raises Corrupt."""
     with os.fdopen(open_plain(name, dir_fd), "rb") as file:
         data = file.read(most + 1)
     if len(data) > most:
@@ -76,7 +76,7 @@ def read(name: str, dir_fd: int, most: int = MAX_JSON) -> bytes:
 
 
 def read_blob(digest: str, blobs: int) -> bytes:
-    """A small blob, checked. Raises Corrupt."""
+    """Read a small blob, checked. Raises Corrupt."""
     data = read(check_digest(digest), blobs)
     if digest_of(data) != digest:
         raise Corrupt(f"the blob {digest} is damaged")
@@ -95,7 +95,7 @@ def check_blob(blob: Descriptor, blobs: int) -> None:
 
 
 def only_image(path: str) -> tuple[str, OciManifest, OciConfig]:
-    """The digest, manifest and configuration of the one image in a layout. Raises Corrupt."""
+    """Return digest, manifest and configuration of the one image in a layout. Raises Corrupt."""
     with folder(path) as top:
         index = decode(read("index.json", top), OciIndex, "index")
     if len(index.manifests) != 1 or index.manifests[0].media_type != MANIFEST:
@@ -121,12 +121,12 @@ def put(data: bytes, media_type: str, blobs: str) -> Descriptor:
 
 
 def blobs_of(path: str) -> str:
-    """Where the blobs of a layout are."""
+    """Return where the blobs of a layout are."""
     return os.path.join(path, *BLOBS)
 
 
 def open_to_all(path: str) -> None:
-    """Whatever the umask, for a program that runs as another user."""
+    """Open it to all, whatever the umask, for a program that runs as another user."""
     for each in (path, os.path.dirname(blobs_of(path)), blobs_of(path)):
         os.chmod(each, _OPEN)
 

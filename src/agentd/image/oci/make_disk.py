@@ -28,7 +28,8 @@ _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def ensure(store: OciStore, image: OciImage, progress: Progress) -> tuple[str, DiskRecord]:
-    """The path of the image's disk and what it is; made if need be, once for each chain of layers.
+    """Return the path of the image's disk and what it is; made if need be, once for each chain of
+    layers.
 
     The caller has a lease of the image's root. Any number of processes may ask at once. Raises
     Unavailable (a program is missing), ImageError, Corrupt.

@@ -9,7 +9,7 @@ _NONE = 0xFFFFFFFF  # "as it is"
 
 
 def owner_of(value: bytes) -> tuple[int, int] | None:
-    """None where it says nothing, or what is no such message."""
+    """Return the owner; None where it says nothing, or what is no such message."""
     found = {_UID: 0, _GID: 0}
     at = 0
     while at < len(value):

@@ -47,7 +47,7 @@ def push(
     seconds: float = SECONDS,
     insecure: bool = False,
 ) -> OciImage:
-    """The image that was pushed. ``insecure``: to a registry without TLS, or whose certificate
+    """Push an image, and return it. ``insecure``: to a registry without TLS, or whose certificate
     nobody vouches for.
 
     Raises InvalidInput, NotFound, Unavailable (skopeo is missing), Corrupt, ImageError.
@@ -85,7 +85,7 @@ def archive(image: OciImage, path: str, store: OciStore, work: WorkFolder) -> No
 
 
 def check_archive(path: str) -> None:
-    """Raises InvalidInput where an archive cannot be written to, before there is one."""
+    """Check where it is to be. Raises InvalidInput where an archive cannot be written there."""
     place = os.path.abspath(path)
     if os.path.isdir(place):
         raise InvalidInput(f"{place} is a directory", remediation="name a file")

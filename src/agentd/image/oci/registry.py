@@ -49,7 +49,7 @@ class Access(NamedTuple):
 
 
 def access(source: ImageSource, *, insecure: bool, side: str = "src") -> Access:
-    """``side`` is "dest" where it is pushed to. Raises InvalidInput, ImageError."""
+    """Return how; ``side`` is "dest" where it is pushed to. Raises InvalidInput, ImageError."""
     files = {POLICY: policy(), **_configuration()}
     words = (f"--{side}-tls-verify=false",) if insecure else ()
     found = _credentials(source.registry)
@@ -60,7 +60,7 @@ def access(source: ImageSource, *, insecure: bool, side: str = "src") -> Access:
 
 
 def policy() -> bytes:
-    """Whose signatures are asked for: as the caller's or the machine's policy.json says, else
+    """Say whose signatures are asked for: as the caller's or the machine's policy.json says, else
     nobody's. Its keys come along in it. Raises InvalidInput."""
     own = os.path.join(os.path.expanduser("~"), ".config/containers/policy.json")
     for path in (own, POLICY):

@@ -16,7 +16,7 @@ from agentd.image.oci.values import Descriptor
 
 
 def sizes(store: OciStore) -> dict[str, int]:
-    """Of the blobs that are there, in bytes, by their 64 hex digits."""
+    """Return the sizes of the blobs that are there, in bytes, by their 64 hex digits."""
     found, folder = {}, layout.blobs_of(store.folder)
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder):

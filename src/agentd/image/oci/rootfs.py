@@ -53,7 +53,7 @@ def make_layout(source: str, path: str, bounds: ImageBounds = BOUNDS) -> None:
 
 
 def architecture() -> str:
-    """This machine's, as OCI calls it."""
+    """Return this machine's, as OCI calls it."""
     machine = platform.machine()
     return _ARCHITECTURES.get(machine, machine)
 

@@ -49,7 +49,7 @@ class Roots:
         return os.path.join(self.folder, check_digest(chain))
 
     def root(self, chain: str) -> str:
-        """The path of its files."""
+        """Return the path of its files."""
         return os.path.join(self.place(chain), ROOT)
 
     def _lock(self, chain: str) -> str:
@@ -62,7 +62,7 @@ class Roots:
         return os.path.lexists(self.place(chain))
 
     def lease(self, chain: str) -> Lease | None:
-        """None where it is not unpacked. Waits while another process unpacks it."""
+        """Lease a root; None where it is not unpacked. Waits while another process unpacks it."""
         lock = locks.take(self._lock(chain), fcntl.LOCK_SH)
         if self.is_there(chain):
             return Lease(self.root(chain), lock)
@@ -71,7 +71,7 @@ class Roots:
 
     @contextlib.contextmanager
     def making(self, chain: str) -> Iterator[bool]:
-        """True to the only one who may unpack it now, False where it is there: it stays there
+        """Yield True to the only one who may unpack it now, False where it is there: it stays there
         until the block ends, in either case."""
         lease = self.lease(chain)
         if lease is not None:
@@ -83,7 +83,7 @@ class Roots:
             yield not self.is_there(chain)
 
     def remove(self, chain: str) -> bool:
-        """False for one that is in use, or being unpacked. Under the store's lock."""
+        """Remove one; False where it is in use, or being unpacked. Under the store's lock."""
         try:
             lock = locks.take(self._lock(chain))
         except BlockingIOError:
@@ -99,7 +99,7 @@ class Roots:
         return True
 
     def chains(self) -> list[str]:
-        """Of all that are there or begun."""
+        """List the chains of all that are there or begun."""
         try:
             names = {name.removesuffix(".lock") for name in os.listdir(self.folder)}
         except FileNotFoundError:
@@ -107,7 +107,7 @@ class Roots:
         return sorted(f"sha256:{name}" for name in names if len(name) == 64)
 
     def about(self, chain: str) -> Unpacked:
-        """Raises Corrupt."""
+        """Read what is known of one. Raises Corrupt."""
         try:
             fd = os.open(self.place(chain), _FOLDER)
         except OSError as error:
@@ -118,14 +118,14 @@ class Roots:
             os.close(fd)
 
     def check(self, chain: str) -> None:
-        """Raises Corrupt where a file was changed, cut or removed since it was unpacked."""
+        """Check one. Raises Corrupt where a file was changed, cut or removed since unpacked."""
         if look(self.root(chain)) != self.about(chain):
             raise Corrupt(f"the unpacked root {chain} is not what was unpacked")
 
 
 def look(root: str) -> Unpacked:
-    """What a tree is now. A directory that is closed to its owner counts without what is in it.
-    Raises OSError."""
+    """Return what a tree is now. A directory that is closed to its owner counts without what is in
+    it. Raises OSError."""
     total, files, size = hashlib.sha256(), 0, 0
     for path, folders, names, fd in os.fwalk(root, onerror=_unless_closed):
         folders.sort()

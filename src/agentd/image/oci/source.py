@@ -35,13 +35,13 @@ class ImageSource(NamedTuple):
 
     @property
     def registry(self) -> str:
-        """``docker.io`` where the reference names none."""
+        """Return it; ``docker.io`` where the reference names none."""
         first, slash, _ = self.place.partition("/")
         named = slash and ("." in first or ":" in first or first == "localhost")
         return first if named else HUB
 
     def name(self) -> str:
-        """As it is called where nobody says otherwise. Raises InvalidInput."""
+        """Return what it is called where nobody says otherwise. Raises InvalidInput."""
         if self.transport == "docker":
             name = self.place.partition("@")[0]
         else:
@@ -53,7 +53,7 @@ class ImageSource(NamedTuple):
 
 
 def parse(text: str) -> ImageSource:
-    """Raises InvalidInput, with the forms that there are."""
+    """Parse a source. Raises InvalidInput, with the forms that there are."""
     transport, colon, place = text.partition(":")
     if not colon or not place:
         raise _unknown(text)
@@ -74,7 +74,7 @@ def parse(text: str) -> ImageSource:
 
 
 def check_name(name: str, fix: str = "") -> str:
-    """``fix``: what to do about one that the caller did not give. Raises InvalidInput."""
+    """Check it; ``fix`` is what to do about one that nobody gave. Raises InvalidInput."""
     if not IMAGE_NAME.fullmatch(name) or ".." in name or "//" in name:
         raise InvalidInput(
             f"{name[:200]!r} is no name for an image",

@@ -35,7 +35,7 @@ class BuiltSteps:
         self.folder = os.path.join(folder, FOLDER)
 
     def get(self, key: str) -> BuiltStep | None:
-        """None where there is none, or none that can be read."""
+        """Find one; None where there is none, or none that can be read."""
         try:
             with open(os.path.join(self.folder, key + _SUFFIX), "rb") as file:
                 found = decode(file.read(1 << 16), BuiltStep, "record of a step")
@@ -44,7 +44,7 @@ class BuiltSteps:
         return found if found.format == FORMAT else None
 
     def put(self, records: dict[str, BuiltStep]) -> None:
-        """Under the store's lock. Raises OSError."""
+        """Keep one, under the store's lock. Raises OSError."""
         if not records:
             return
         os.makedirs(self.folder, 0o700, exist_ok=True)
@@ -59,7 +59,7 @@ class BuiltSteps:
                 os.unlink(path)
 
     def blobs(self) -> set[str]:
-        """The hex digits of all that they keep."""
+        """Return the hex digits of all that they keep."""
         found = set()
         for name in self._names():
             step = self.get(name.removesuffix(_SUFFIX))

@@ -66,7 +66,7 @@ class Removed(NamedTuple):
 
 
 class OciStore:
-    """Any number of processes use one at once. Raises ImageError where it cannot be used."""
+    """Keeps images, for any number of processes. Raises ImageError where it cannot be used."""
 
     def __init__(self, folder: str | None = None) -> None:
         self.folder = os.path.realpath(folder or default_folder())
@@ -77,7 +77,7 @@ class OciStore:
         self._work = os.path.join(self.folder, _WORK)
 
     def names(self) -> list[str]:
-        """Of the images, sorted. Raises ImageError."""
+        """List the names of the images, sorted. Raises ImageError."""
         try:
             found = os.listdir(self._names)
         except FileNotFoundError:
@@ -87,8 +87,8 @@ class OciStore:
         return sorted(unquote(n.removesuffix(_SUFFIX)) for n in found if n.endswith(_SUFFIX))
 
     def find(self, name: str) -> str:
-        """The full name of what a caller calls ``name``: without a tag it may be "latest"'s, and a
-        digest is whatever image has it. Raises NotFound."""
+        """Return the full name of what a caller calls ``name``: without a tag it may be "latest"'s,
+        and a digest is whatever image has it. Raises NotFound."""
         known = self.names()
         meant = [each for each in (name, f"{name}:latest") if each in known]
         if not meant and name.startswith("sha256:"):
@@ -101,11 +101,11 @@ class OciStore:
         )
 
     def digest(self, name: str) -> str:
-        """Which image a name means, and nothing of what that is. Raises NotFound, Corrupt."""
+        """Return which image a name means, and nothing more of it. Raises NotFound, Corrupt."""
         return self._named(self.find(name)).digest
 
     def get(self, name: str) -> OciImage:
-        """Raises NotFound, Corrupt, ImageError."""
+        """Find an image by its full name. Raises NotFound, Corrupt, ImageError."""
         named = self._named(self.find(name))
         try:
             manifest, config = self._described(named.digest)
@@ -123,7 +123,7 @@ class OciStore:
         )
 
     def lease(self, image: OciImage) -> Lease:
-        """Its unpacked root, which stays until the lease is closed. Raises Corrupt."""
+        """Lease its unpacked root, which stays until the lease is closed. Raises Corrupt."""
         lease = self.roots.lease(image.chain)
         if lease is None:
             raise _damaged(image.name, "its unpacked root is gone")
@@ -131,7 +131,7 @@ class OciStore:
 
     @contextlib.contextmanager
     def work(self) -> Iterator[WorkFolder]:
-        """A folder for a pull, removed in the end. What killed pulls left is removed first."""
+        """Yield a folder for a pull, then removed. What killed pulls left is removed first."""
         with self._locked():
             sweep(self._work)
             work = WorkFolder(self._work)
@@ -184,7 +184,7 @@ class OciStore:
         return os.path.join(self._blobs, check_digest(digest))
 
     def blob(self, digest: str) -> bytes:
-        """A small one, checked. Raises Corrupt."""
+        """Read a small one, checked. Raises Corrupt."""
         with layout.folder(self.folder, *layout.BLOBS) as blobs:
             return layout.read_blob(digest, blobs)
 
@@ -318,7 +318,7 @@ class OciStore:
 
 
 def default_folder() -> str:
-    """Beside the machine images."""
+    """Return the folder beside the machine images."""
     return os.path.join(os.path.dirname(machines.default_folder()), "oci")
 
 

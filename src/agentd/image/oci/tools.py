@@ -36,7 +36,7 @@ class ToolPanicked(ImageError):
 
 
 def find(name: str) -> str:
-    """The program's path. Raises Unavailable with the commands that install it."""
+    """Return the program's path. Raises Unavailable with the commands that install it."""
     path = shutil.which(name, path=_PATH)
     if path is None:
         raise Unavailable(f"{name} is not installed, and images need it", remediation=fix(name))

@@ -65,11 +65,11 @@ class RunConfig(msgspec.Struct, frozen=True, rename="pascal"):
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What it runs where nobody says what."""
+        """Return what it runs where nobody says what."""
         return (*(self.entrypoint or ()), *(self.cmd or ()))
 
     def environment(self) -> dict[str, str]:
-        """``NAME=VALUE`` each; what has no name or no ``=`` is left out."""
+        """Return its variables, ``NAME=VALUE`` each; what has no name or no ``=`` is left out."""
         pairs = (each.partition("=") for each in self.env or ())
         return {name: value for name, equals, value in pairs if name and equals}
 
@@ -106,7 +106,7 @@ class OciImage(msgspec.Struct, frozen=True):
 
     @property
     def blobs(self) -> tuple[Descriptor, ...]:
-        """Without the manifest itself."""
+        """List its blobs, without the manifest itself."""
         return (self.manifest.config, *self.manifest.layers)
 
 
@@ -122,7 +122,7 @@ def digest_of(data: bytes) -> str:
 
 
 def chain_id(diff_ids: Iterable[str]) -> str:
-    """Of all layers: sha256 of the chain before and the layer (OCI image-spec, config.md)."""
+    """Return all layers' id: sha256 of the chain before and the layer (image-spec, config.md)."""
     chain = ""
     for diff_id in diff_ids:
         chain = digest_of(f"{chain} {diff_id}".encode()) if chain else diff_id
@@ -130,7 +130,7 @@ def chain_id(diff_ids: Iterable[str]) -> str:
 
 
 def manifest_of(data: bytes) -> OciManifest:
-    """Raises Corrupt for what is none, or has more or other layers than are taken."""
+    """Decode it. Raises Corrupt for what is none, or has more or other layers than are taken."""
     manifest = decode(data, OciManifest, "manifest")
     if len(manifest.layers) > MAX_LAYERS:
         raise Corrupt(f"the image has {len(manifest.layers)} layers, over {MAX_LAYERS}")
@@ -146,7 +146,7 @@ def manifest_of(data: bytes) -> OciManifest:
 
 
 def config_of(data: bytes, manifest: OciManifest) -> OciConfig:
-    """Raises Corrupt where it tells of other layers than the manifest."""
+    """Decode it. Raises Corrupt where it tells of other layers than the manifest."""
     config = decode(data, OciConfig, "configuration")
     if len(config.rootfs.diff_ids) != len(manifest.layers):
         raise Corrupt("the image's configuration and its manifest tell of different layers")
@@ -167,7 +167,7 @@ def _check_run(run: RunConfig) -> None:
 
 
 def decode(data: bytes, kind: type[T], what: str) -> T:
-    """Raises Corrupt."""
+    """Decode JSON. Raises Corrupt."""
     try:
         return typed.decoder(kind).decode(data)
     except (msgspec.DecodeError, UnicodeError) as error:

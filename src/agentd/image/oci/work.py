@@ -56,7 +56,7 @@ def sweep(above: str) -> int:
 
 
 def size_of(path: str) -> int:
-    """Of all that lies in a folder, in bytes on disk."""
+    """Return the bytes on disk of all that lies in a folder."""
     total = 0
     for _, folders, files, fd in os.fwalk(path):
         for name in (*folders, *files):

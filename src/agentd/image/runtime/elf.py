@@ -9,9 +9,9 @@ _PRELOAD = b"/etc/ld.so.preload\0"
 
 
 def slim(data: bytes) -> bytes:
-    """Without debugging information, symbols for linkers and the table of sections: of these a
-    loader reads nothing, and they are two thirds of an interpreter that was built with ``-g``.
-    What is no such file is returned as it is."""
+    """Return it without debugging information, symbols for linkers and the table of sections: of
+    these a loader reads nothing, and they are two thirds of an interpreter that was built with
+    ``-g``. What is no such file is returned as it is."""
     if not data.startswith(_MAGIC):
         return data
     (start,) = struct.unpack_from("<Q", data, 32)
@@ -26,6 +26,6 @@ def slim(data: bytes) -> bytes:
 
 
 def without_preload(loader: bytes) -> bytes:
-    """A loader that looks for no /etc/ld.so.preload: an image's would be run in the agent, or, for
-    another libc, keep it from starting."""
+    """Return a loader that looks for no /etc/ld.so.preload: an image's would be run in the agent,
+    or, for another libc, keep it from starting."""
     return loader.replace(_PRELOAD, bytes(len(_PRELOAD)))

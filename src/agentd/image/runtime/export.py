@@ -34,8 +34,8 @@ class GuestBundle:
 
 
 def write(path: str) -> GuestBundle:
-    """An archive where the path ends in one of ``ARCHIVES``, replaced whole; else a directory that
-    is not there yet, or empty. Raises InvalidInput, Unavailable."""
+    """Write an archive where the path ends in one of ``ARCHIVES``, replaced whole; else a directory
+    that is not there yet, or empty. Raises InvalidInput, Unavailable."""
     if not path.endswith(ARCHIVES) and path.endswith(_OTHER_ARCHIVES):
         raise InvalidInput(
             f"{path!r} is of a kind of archive that is not written",

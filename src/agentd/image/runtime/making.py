@@ -22,7 +22,7 @@ Stamps = dict[str, list[int]]
 
 
 def identify(have: Inventory) -> tuple[str, Stamps]:
-    """The digest of all that a runtime is made of, and the stamps of the files that it is from."""
+    """Return the digest of what a runtime is made of, and the stamps of the files it is from."""
     shares = {"": f"{FORMAT} {have.version} {have.library}"}
     stamps = {path: stamp(path) for path in glob.glob(os.path.join(_HERE, "*.py"))}
     for name, part in parts(have):
@@ -78,6 +78,6 @@ def check(new: str) -> None:
 
 
 def stamp(path: str) -> list[int]:
-    """Changes with the content: the time of change (ctime) cannot be set by a program."""
+    """Return what changes with the content: no program can set the time of change (ctime)."""
     status = os.lstat(path)
     return [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]

@@ -98,8 +98,9 @@ def inventory() -> Inventory:
 
 
 def archived(name: str, library: str) -> str:
-    """The module that a file of byte code is, where it goes into ``start.CODE``; empty otherwise:
-    what the interpreter loads before that is read, or has in itself, has a file of its own."""
+    """Return the module that a file of byte code is, where it goes into ``start.CODE``; empty
+    otherwise: what the interpreter loads before that is read, or has in itself, has a file of its
+    own."""
     inner = name.removeprefix(f"{library}/")
     module = _module(inner)
     if not name.endswith(".py") or name == START or module.partition(".")[0] == "encodings":
@@ -132,7 +133,7 @@ def _needed() -> set[str]:
 
 
 def run_python(python: list[str], words: list[str]) -> str:
-    """What it prints, alone and with next to no environment. Raises Unavailable."""
+    """Return what it prints, alone and with next to no environment. Raises Unavailable."""
     env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     argv = [*python, "-I", "-S", "-E", "-X", "utf8", *words]
     try:
@@ -167,7 +168,7 @@ def parts(found: Inventory) -> Iterator[tuple[str, RuntimeFile]]:
 
 
 def cut(name: str, data: bytes) -> bytes:
-    """A program or library as a runtime has it."""
+    """Return a program or library as a runtime has it."""
     return elf.without_preload(elf.slim(data)) if name == LOADER else elf.slim(data)
 
 

@@ -35,7 +35,7 @@ class CodeFinder:
         return ModuleSpec(name, self, is_package=found[0])  # type: ignore[arg-type]  # no Loader
 
     def create_module(self, _spec: ModuleSpec) -> None:
-        """As usual."""
+        """Leave that to Python."""
 
     def exec_module(self, module: "ModuleType") -> None:
         code = self._code.pop(module.__name__)[1]

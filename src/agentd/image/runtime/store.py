@@ -53,8 +53,9 @@ class AgentRuntime(locks.HeldLock):
         self.size = size
 
     def argv(self, words: Sequence[str], module: str = AGENT, place: str = PLACE) -> list[str]:
-        """What starts ``module.main()`` with the arguments, where the folder is at ``place``. To be
-        started with an empty environment: a loader reads LD_PRELOAD, and children inherit it."""
+        """Return what starts ``module.main()`` with the arguments, where the folder is at
+        ``place``. To be started with an empty environment: a loader reads LD_PRELOAD, and children
+        inherit it."""
         loader = [f"{place}/{LOADER}", "--inhibit-cache", "--library-path", f"{place}/lib"]
         return [*loader, f"{place}/{PYTHON}", "-I", "-S", "-E", f"{place}/{START}c", module, *words]
 
@@ -81,7 +82,8 @@ _T = TypeVar("_T", _Made, _Known)
 
 
 def ensure(folder: str | None = None) -> AgentRuntime:
-    """The runtime of this Python and this agentd, made if it is not there; the caller closes it.
+    """Return the runtime of this Python and this agentd, made if it is not there; the caller closes
+    it.
 
     It takes seconds to make and milliseconds to find. Raises Unavailable: what is wrong, the fix.
     """

@@ -46,7 +46,7 @@ class ReadMember(NamedTuple):
 
 
 def copied(data: BinaryIO, copy: BinaryIO, size: int) -> str:
-    """The SHA-256 in hex of what was copied: ``size`` bytes at most, and one if there are more."""
+    """Copy ``size`` bytes at most, and one if there are more; return their SHA-256 in hex."""
     total, left = hashlib.sha256(), size + 1
     while left and (piece := data.read(min(left, _PIECE))):
         total.update(piece)
@@ -57,7 +57,7 @@ def copied(data: BinaryIO, copy: BinaryIO, size: int) -> str:
 
 
 def is_archive(data: BinaryIO) -> bool:
-    """Whether its first block is a header of a tar archive; packed with gzip, bzip2 or xz, too."""
+    """Return whether a tar archive's header comes first; packed by gzip, bzip2 or xz, too."""
     with contextlib.suppress(*_ERRORS, OSError):
         block = _plain(data).read(_BLOCK)
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -66,7 +66,7 @@ def is_archive(data: BinaryIO) -> bool:
 
 
 def members(data: BinaryIO) -> Iterator[ReadMember]:
-    """Each, as it comes. Raises NoArchive."""
+    """Yield each, as it comes. Raises NoArchive."""
     reader = _Bounded(_plain(data))
     count = 0
     try:

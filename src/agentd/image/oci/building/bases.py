@@ -56,7 +56,7 @@ class _Whole(msgspec.Struct):
 
 
 def configuration(raw: bytes) -> dict[str, Any]:
-    """An image's, with all that is not known here. Raises Corrupt."""
+    """Return an image's, with all that is not known here. Raises Corrupt."""
     decode(raw, _Whole, "configuration")
     return decode(raw, dict[str, Any], "configuration")
 
@@ -70,7 +70,7 @@ class Bases:
         self._unpacked: dict[str, str] = {}  # chains, and the folders in which their roots are
 
     def image(self, name: str) -> OciImage:
-        """Raises ImageError, InvalidInput."""
+        """Find an image, or pull it. Raises ImageError, InvalidInput."""
         if name not in self._images:
             try:
                 self._images[name] = self._store.get(name.rpartition("@")[2])
@@ -80,7 +80,7 @@ class Bases:
 
     @contextlib.contextmanager
     def root(self, state: StageState) -> Iterator[str]:
-        """The path of a root with all layers, for as long as it is used."""
+        """Return the path of a root with all layers, for as long as it is used."""
         lease = self._store.roots.lease(state.chain)
         if lease is not None:
             with lease:
@@ -90,8 +90,8 @@ class Bases:
 
     @contextlib.contextmanager
     def beneath(self, state: StageState) -> Iterator[tuple[str | None, int]]:
-        """A root that is there, and how many of the layers it has; those above it were built here,
-        so that their archives can be read. (None, 0) where they are all."""
+        """Return a root that is there, and how many of the layers it has; those above it were built
+        here, so that their archives can be read. (None, 0) where they are all."""
         for count in range(len(state.layers), -1, -1):
             chain = chain_id(layer.diff_id for layer in state.layers[:count])
             if not count:
@@ -110,17 +110,17 @@ class Bases:
         yield None, 0
 
     def folder(self, state: StageState) -> str:
-        """Where its root is unpacked, with what describes it: of this build alone."""
+        """Return where its root is unpacked, with what describes it: of this build alone."""
         return self._made(state.layers)
 
     def keep(self, state: StageState) -> str:
-        """The same, for the store to take: it is not this build's any more."""
+        """Return the same, for the store to take: it is not this build's any more."""
         path = self._made(state.layers)
         del self._unpacked[state.chain]
         return path
 
     def described(self, state: StageState) -> OciImage:
-        """As an image that is in no store: for a RUN."""
+        """Return it as an image that is in no store: for a RUN."""
         whole = dict(state.config)
         whole["WorkingDir"] = state.workdir
         config = decode(
@@ -167,8 +167,8 @@ class Bases:
 def state_of(
     image: OciImage, around: BuildStages, given: dict[str, str], store: OciStore, work: WorkFolder
 ) -> StageState:
-    """As a stage begins that is FROM the image, whose blobs are ``work``'s from now on. Raises
-    Corrupt."""
+    """Return the state in which a stage begins that is FROM the image, whose blobs are ``work``'s
+    from now on. Raises Corrupt."""
     state = StageState(around, configuration(store.blob(image.manifest.config.digest)), given)
     pairs = zip(image.manifest.layers, image.config.rootfs.diff_ids, strict=True)
     for blob, diff_id in pairs:
@@ -178,8 +178,8 @@ def state_of(
 
 
 def take_blob(digest: str, store: OciStore, work: WorkFolder) -> str:
-    """The path of a blob of the store's, which is ``work``'s from now on. Raises Corrupt where it
-    is gone."""
+    """Return the path of a blob of the store's, which is ``work``'s from now on. Raises Corrupt
+    where it is gone."""
     path = os.path.join(work.blobs, check_digest(digest))
     with contextlib.suppress(FileExistsError):
         try:
@@ -190,7 +190,7 @@ def take_blob(digest: str, store: OciStore, work: WorkFolder) -> str:
 
 
 def whole_config(state: StageState) -> dict[str, Any]:
-    """The configuration of a finished image, as it is written."""
+    """Return the configuration of a finished image, as it is written."""
     told = {"architecture": architecture(), "os": "linux"} | state.whole
     told["created"] = state.created
     told["config"] = state.config

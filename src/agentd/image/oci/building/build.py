@@ -73,7 +73,7 @@ class ImageBuild:
         self._total = 0
 
     def run(self, target: BuildStage) -> StageState:
-        """Raises DockerfileError, BuildFailed, ImageError."""
+        """Build it. Raises DockerfileError, BuildFailed, ImageError."""
         self._total = sum(
             len(self._stages.all[n].instructions) + 1 for n in self._stages.needed(target)
         )

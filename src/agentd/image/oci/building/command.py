@@ -6,8 +6,8 @@ from agentd.image.oci.building.syntax import Instructed
 
 
 def command_of(state: StageState, instruction: Instructed) -> tuple[tuple[str, ...], str]:
-    """The words, and the script that lies at SCRIPT: a heredoc that names its interpreter. Raises
-    DockerfileError."""
+    """Return the words, and the script that lies at SCRIPT: a heredoc that names its interpreter.
+    Raises DockerfileError."""
     words = instruction.words
     if words is not None:
         if not words:

@@ -50,8 +50,8 @@ class Copy(NamedTuple):
     chmod: int | None = None
 
     def digest(self) -> str:
-        """Of all that the layer depends on, beside the root it is for; times are left out, as
-        another checkout has others."""
+        """Return the digest of all that the layer depends on, beside the root it is for; times are
+        left out, as another checkout has others."""
         told = [
             [(i.path, i.kind, i.mode, i.size, i.content) for i in each.items] + [each.name]
             for each in self.named
@@ -71,7 +71,7 @@ def _plain(value: object) -> object:
 
 
 def look(source: FileSource, words: Sequence[str], *, unpacks: bool) -> tuple[NamedFiles, ...]:
-    """What the words of a COPY mean; of an ADD with ``unpacks``. Raises Unusable, BadPattern."""
+    """Return what a COPY's words mean; an ADD's with ``unpacks``. Raises Unusable, BadPattern."""
     found = []
     for word in words:
         for path in source.matches(word):
@@ -83,7 +83,7 @@ def look(source: FileSource, words: Sequence[str], *, unpacks: bool) -> tuple[Na
 
 
 def check_mode(text: str) -> int:
-    """Raises Unusable."""
+    """Check it. Raises Unusable."""
     if not _MODE.fullmatch(text):
         raise Unusable(f"--chmod={text} is no octal mode, such as 755")
     return int(text, 8)
@@ -263,7 +263,7 @@ class _Writing:
 
 
 def owner_of(text: str, view: RootView) -> Owner:
-    """Of ``USER[:GROUP]``, root's where it is empty; names are the root's own. Raises Unusable."""
+    """Return whom ``USER[:GROUP]`` means, root if empty; names are the root's. Raises Unusable."""
     if not text:
         return 0, 0
     user, colon, group = text.partition(":")

@@ -46,8 +46,8 @@ class _Growing:
 
 
 def expand(text: str, lookup: Lookup, escape: str, *, quotes: bool = True) -> str:
-    """``text`` with what its variables mean, and without its quotes: with ``quotes`` False those
-    are letters like others, as in a heredoc. Raises Unexpandable."""
+    """Return ``text`` with what its variables mean, and without its quotes: with ``quotes`` False
+    those are letters like others, as in a heredoc. Raises Unexpandable."""
     return _Expander(text, lookup, escape, quotes).all()
 
 

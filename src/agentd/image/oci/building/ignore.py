@@ -50,7 +50,7 @@ class Ignored:
         return bool(self._rules)
 
     def leaves_out(self, path: str) -> bool:
-        """``path`` is relative to the context. What lies in a folder that is left out is, too."""
+        """Return whether it, relative to the context, is left out, as all in a folder that is."""
         found = False
         for rule in self._rules:
             if rule.again == found and any(rule.fits(each) for each in _prefixes(path)):
@@ -80,7 +80,7 @@ def _cleaned(pattern: str) -> list[str]:
 
 @functools.lru_cache(_MAX_PATTERNS)
 def fitting(pattern: str) -> Fits:
-    """What says whether a whole path fits. Raises BadPattern."""
+    """Return what says whether a whole path fits. Raises BadPattern."""
     if len(pattern) > _MAX_PATTERN:
         raise BadPattern(f"{pattern[:50]!r}... is longer than {_MAX_PATTERN} letters")
     tokens: list[str] = []

@@ -47,14 +47,14 @@ class LayerWriter:
         )
 
     def close(self) -> None:
-        """What was written so far is of no use, where it is not finished. Idempotent."""
+        """Drop what was written so far, where it is not finished. Idempotent."""
         if not self._file.closed:
             self._hashing.dropped = True
             self._archive.close()
             self._file.close()
 
     def finish(self) -> tuple[str, int]:
-        """Its digest and its size in bytes."""
+        """Finish it; return its digest and its size in bytes."""
         try:
             self._archive.close()
             os.fchmod(self._file.fileno(), 0o444)
@@ -73,7 +73,7 @@ class LayerWriter:
         target: str = "",
         attributes: dict[str, bytes] | None = None,
     ) -> None:
-        """What is no plain file: ``kind`` is a folder, link or FIFO, as stat has them."""
+        """Add what is no plain file: ``kind`` is a folder, link or FIFO, as stat has them."""
         info = self._info(path, mode, owner, modified, attributes)
         info.type, info.linkname = _KINDS[kind], target
         self._add(info)
@@ -89,7 +89,7 @@ class LayerWriter:
         *,
         attributes: dict[str, bytes] | None = None,
     ) -> str:
-        """Its SHA-256 in hex. Raises Changed where ``data`` is shorter."""
+        """Add a file; return its SHA-256 in hex. Raises Changed where ``data`` is shorter."""
         info = self._info(path, mode, owner, modified, attributes)
         info.size = size
         self._content += size
@@ -110,18 +110,18 @@ class LayerWriter:
         return reader.total.hexdigest()
 
     def add_hard_link(self, path: str, target: str, owner: tuple[int, int], mode: int) -> None:
-        """``target`` is the path of a plain file that was added before."""
+        """Add a link; ``target`` is the path of a plain file that was added before."""
         info = self._info(path, mode, owner, 0, None)
         info.type, info.linkname = tarfile.LNKTYPE, target
         self._add(info)
 
     def whiteout(self, path: str) -> None:
-        """What the layers below have there is gone."""
+        """Hide what the layers below have there."""
         above, _, name = path.rpartition("/")
         self._special(f"{above}/{_WHITEOUT}{name}" if above else f"{_WHITEOUT}{name}")
 
     def opaque(self, path: str) -> None:
-        """Of a folder, what the layers below have in it is gone."""
+        """Hide what the layers below have in a folder."""
         self._special(f"{path}/{_OPAQUE}" if path else _OPAQUE)
 
     def _special(self, path: str) -> None:

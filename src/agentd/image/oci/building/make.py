@@ -61,8 +61,8 @@ def make(
     output: Output,
     store: OciStore | None = None,
 ) -> BuiltImage:
-    """Raises InvalidInput, DockerfileError (its line), BuildFailed (a RUN), Unavailable,
-    ImageError; nothing is left in the store then."""
+    """Build an image. Raises InvalidInput, DockerfileError (its line), BuildFailed (a RUN),
+    Unavailable, ImageError; nothing is left in the store then."""
     name = check_name(wanted.name)
     kind, rules = network(wanted.net)
     if word := cassette(rules):
@@ -126,8 +126,8 @@ def publish(
 
 
 def described(state: StageState, work: WorkFolder) -> tuple[str, OciManifest, OciConfig]:
-    """The digest of its manifest, which is written to ``work`` with its configuration; and both.
-    Raises ImageError, OSError."""
+    """Return the digest of its manifest, which is written to ``work`` with its configuration; and
+    both. Raises ImageError, OSError."""
     told = msgspec.json.encode(whole_config(state), order="sorted")
     config = layout.put(told, CONFIG, work.blobs)
     manifest = OciManifest(config, tuple(layer.blob for layer in state.layers))

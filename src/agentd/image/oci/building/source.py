@@ -64,8 +64,8 @@ class FileSource:
         os.close(self._root)
 
     def matches(self, pattern: str) -> list[str]:
-        """The paths that a COPY's word means, sorted; itself where it has no ``*``, ``?``, ``[``.
-        Raises Unusable, BadPattern."""
+        """Return the paths that a COPY's word means, sorted; itself where it has no ``*``, ``?``,
+        ``[``. Raises Unusable, BadPattern."""
         parts = [part for part in pattern.split("/") if part not in ("", ".")]
         if ".." in parts:
             raise Unusable(f"{pattern} leads out of the {self._what}")
@@ -85,7 +85,7 @@ class FileSource:
         return found
 
     def items(self, path: str) -> Iterator[Item]:
-        """It and all in it, each folder before what is in it, by name. Raises Unusable."""
+        """Yield it and all in it, each folder before what is in it, by name. Raises Unusable."""
         fd = self._opened(path)
         try:
             info = os.fstat(fd)
@@ -109,7 +109,7 @@ class FileSource:
 
     @contextlib.contextmanager
     def opened(self, path: str) -> Iterator[int]:
-        """A descriptor of a plain file. Raises Unusable."""
+        """Open a plain file; return its descriptor. Raises Unusable."""
         try:
             fd = open_inside(self._root, path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
@@ -258,7 +258,7 @@ class FileSource:
 
 
 def read_small(folder: str, name: str, most: int) -> str | None:
-    """A text file right in a folder, through no link; None where there is none. Raises
+    """Read a text file right in a folder, through no link; None where there is none. Raises
     InvalidInput."""
     try:
         fd = os.open(os.path.join(folder, name), _FILE)
@@ -276,14 +276,14 @@ def read_small(folder: str, name: str, most: int) -> str | None:
 
 
 def check_plain(fd: int, name: str) -> None:
-    """Raises InvalidInput."""
+    """Check that it is a plain file. Raises InvalidInput."""
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         fix = "make it a plain file; what comes by a pipe is given with -f -"
         raise InvalidInput(f"{name} is no plain file", remediation=fix)
 
 
 def text_of(fd: int, name: str, most: int) -> str:
-    """All of a plain file, or of what comes by a pipe. Raises InvalidInput."""
+    """Read all of a plain file, or of what comes by a pipe. Raises InvalidInput."""
     data = b""
     while len(data) <= most and (piece := os.read(fd, most + 1 - len(data))):
         data += piece

@@ -27,7 +27,7 @@ class BuildStages(NamedTuple):
     all: tuple[BuildStage, ...]
 
     def find(self, name: str) -> BuildStage | None:
-        """By name or number; the last of that name."""
+        """Find a stage by name or number; the last of that name."""
         for stage in reversed(self.all):
             if stage.name and stage.name == name.lower():
                 return stage
@@ -36,12 +36,12 @@ class BuildStages(NamedTuple):
         return None
 
     def earlier(self, stage: BuildStage, name: str) -> BuildStage | None:
-        """The stage that a --from means; only one before it counts."""
+        """Return the stage that a --from means; only one before it counts."""
         other = self.find(name) if name else None
         return other if other is not None and other.number < stage.number else None
 
     def needed(self, target: BuildStage) -> set[int]:
-        """The numbers of all that are built for ``target``."""
+        """Return the numbers of all that are built for ``target``."""
         found: set[int] = set()
         left = [target]
         while left:
@@ -59,14 +59,14 @@ class BuildStages(NamedTuple):
 
 
 def platform() -> dict[str, str]:
-    """The arguments that there are without being given, as BuildKit calls them."""
+    """Return the arguments that there are without being given, as BuildKit calls them."""
     here = {"PLATFORM": f"linux/{architecture()}", "OS": "linux", "ARCH": architecture()}
     here["VARIANT"] = ""
     return {f"{of}{name}": value for of in ("TARGET", "BUILD") for name, value in here.items()}
 
 
 def stages_of(file: Dockerfile, given: dict[str, str]) -> BuildStages:
-    """``given`` are the caller's arguments. Raises DockerfileError."""
+    """Divide a file into stages; ``given`` are the caller's arguments. Raises DockerfileError."""
     args: dict[str, str] = {}
     found: list[BuildStage] = []
     own: list[Instructed] = []
@@ -135,7 +135,7 @@ def _global(
 def arguments(
     file: Dockerfile, instruction: Instructed, lookup: Lookup
 ) -> list[tuple[str, str | None]]:
-    """Each name of an ARG, and its default. Raises DockerfileError."""
+    """Return each name of an ARG, and its default. Raises DockerfileError."""
     found = []
     for word in split(instruction.text, file.escape):
         name, equals, default = word.partition("=")
@@ -146,7 +146,7 @@ def arguments(
 
 
 def check_variable(file: Dockerfile, instruction: Instructed, name: str) -> None:
-    """Raises DockerfileError."""
+    """Check a variable's name. Raises DockerfileError."""
     if not name.isprintable() or not name or not (name[0].isalpha() or name[0] == "_"):
         raise file.wrong(
             instruction.line, f"{instruction.word} {name[:80]!r} is no name", "write NAME=VALUE"
@@ -154,7 +154,7 @@ def check_variable(file: Dockerfile, instruction: Instructed, name: str) -> None
 
 
 def expanded(file: Dockerfile, line: int, text: str, lookup: Lookup, *, quotes: bool = True) -> str:
-    """Raises DockerfileError."""
+    """Expand a text. Raises DockerfileError."""
     try:
         return file.expanded.count(expand(text, lookup, file.escape, quotes=quotes))
     except (Unexpandable, RecursionError) as error:

@@ -36,7 +36,7 @@ _SIGNAL = re.compile(r"[A-Z0-9+-]{1,20}")
 
 
 def utc(seconds: int) -> str:
-    """As a configuration tells time."""
+    """Return it as a configuration tells time."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
@@ -66,7 +66,7 @@ class StageState:
         self._env_of: tuple[object, dict[str, str]] = (None, {})
 
     def copy(self, given: dict[str, str]) -> "StageState":
-        """As another stage begins that is FROM this one."""
+        """Return it as another stage begins that is FROM this one."""
         again = StageState(self.around, self.whole, given)
         again.config = json.loads(json.dumps(self.config))
         again.history, again.layers = list(self.history), list(self.layers)
@@ -79,7 +79,7 @@ class StageState:
 
     @property
     def env(self) -> dict[str, str]:
-        """Not to be changed: it is kept until ENV says something else."""
+        """Return the environment, not to be changed: it is kept until ENV says something else."""
         told = self.config.get("Env") or []
         if self._env_of[0] is not told:
             pairs = (each.partition("=") for each in told)
@@ -98,7 +98,7 @@ class StageState:
         return self.env.get(name, self.args.get(name))
 
     def arguments(self) -> dict[str, str]:
-        """What a RUN has in its environment beside ENV, proxies left out."""
+        """Return what a RUN has in its environment beside ENV, proxies left out."""
         own = self.env
         return {name: value for name, value in self.args.items() if name not in own}
 
@@ -107,7 +107,7 @@ class StageState:
         return {n: v for n, v in self._given.items() if n in PROXIES and n not in own}
 
     def expanded(self, instruction: Instructed, text: str, *, quotes: bool = True) -> str:
-        """Raises DockerfileError."""
+        """Expand a text by its variables. Raises DockerfileError."""
         return expanded(self.file, instruction.line, text, self.lookup, quotes=quotes)
 
     def remember(self, instruction: Instructed, created: str | None = None) -> None:
@@ -120,7 +120,7 @@ class StageState:
         self.history.append(entry)
 
     def absolute(self, path: str) -> str:
-        """A path in the image, from the working directory; a slash at its end stays."""
+        """Return a path in the image, from the working directory; a slash at its end stays."""
         end = "/" if path.endswith(("/", "/.")) or path == "." else ""
         whole = posixpath.normpath(posixpath.join("/", self.workdir, path))
         return whole.replace("//", "/").rstrip("/") + end or "/"
@@ -192,7 +192,7 @@ class StageState:
             self.config.pop("Cmd", None)  # the base's, which was for another entrypoint
 
     def command(self, instruction: Instructed) -> list[str]:
-        """The exec form as it is, or the text for the shell."""
+        """Return the exec form as it is, or the text for the shell."""
         words = instruction.words
         return list(words) if words is not None else [*self.shell, instruction.text]
 

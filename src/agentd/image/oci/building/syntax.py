@@ -40,13 +40,13 @@ class Instructed(NamedTuple):
 
     @property
     def shown(self) -> str:
-        """It in one line, for a person."""
+        """Return it in one line, for a person."""
         flags = "".join(f"--{name}={value} " for name, value in self.flags.items())
         return " ".join(f"{self.word} {flags}{self.text}".split())
 
     @property
     def words(self) -> tuple[str, ...] | None:
-        """The strings of the exec form, ``["a", "b"]``; None where it is not that."""
+        """Return the strings of the exec form, ``["a", "b"]``; None where it is not that."""
         if not self.text.startswith("["):
             return None
         try:
@@ -69,7 +69,7 @@ class Dockerfile(NamedTuple):
 
 
 def parse(text: str, name: str = "Dockerfile") -> Dockerfile:
-    """Raises DockerfileError."""
+    """Parse a Dockerfile. Raises DockerfileError."""
     return _Parser(text, name).parse()
 
 
@@ -183,7 +183,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def split(text: str, escape: str) -> list[str]:
-    """Words between blanks; quotes keep blanks together, and stay in the words."""
+    """Split it into words between blanks; quotes keep blanks together, and stay in the words."""
     found: list[str] = []
     word, quote, at = "", "", 0
     while at < len(text):

@@ -46,7 +46,7 @@ class LayerIndex:
             self.data[path] = linked or (member.offset_data, member.size)
 
     def hides(self, path: str) -> bool:
-        """Whether what is below this layer at ``path`` cannot be seen."""
+        """Return whether what is below this layer at ``path`` cannot be seen."""
         if path in self.gone:
             return True
         for above in _above(path):
@@ -73,7 +73,7 @@ class RootView:
             os.close(root)
 
     def node(self, path: str) -> Node | None:
-        """What is right there, no link followed; None for nothing."""
+        """Return what is right there, no link followed; None for nothing."""
         if not path:
             return Node(stat.S_IFDIR)
         for layer in reversed(self._layers):
@@ -88,15 +88,15 @@ class RootView:
         return node is not None and node.kind == stat.S_IFDIR
 
     def resolve(self, path: str) -> str:
-        """The path behind all links, the last part's too; what is not there is what it is called.
-        Raises Unusable for a circle."""
+        """Return the path behind all links, the last part's too; what is not there is what it is
+        called. Raises Unusable for a circle."""
         try:
             return inside.behind_links(path, self.node)
         except inside.LinkCircle:
             raise Unusable(f"/{path} leads in a circle") from None
 
     def read(self, path: str) -> str:
-        """A small plain file; empty where there is none."""
+        """Read a small plain file; empty where there is none."""
         path = self.resolve(path)
         for layer in reversed(self._layers):
             if path in layer.data:
