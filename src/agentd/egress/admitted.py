@@ -37,7 +37,7 @@ class Admitted:
 
     @property
     def moved(self) -> int:
-        """Bytes that count as moved for a relay that takes over from one that died."""
+        """Return the bytes that count as moved for a relay that takes over from one that died."""
         return max(self._spent, self.log.moved)
 
     def hear(self, generation: int, row: dict[str, Any]) -> None:
@@ -66,13 +66,13 @@ class Admitted:
             self.log.take(generation, row)
 
     def set(self, table: Mapping[str, Any]) -> None:
-        """Other rules from now on; connections that they do not allow end. When it returns the
-        relay has them, unless it does not say so in time. Raises SandboxError, InvalidInput."""
+        """Let other rules hold from now on; connections that they do not allow end. When it returns
+        the relay has them, unless it does not say so in time. Raises SandboxError, InvalidInput."""
         self._keeper.set(self, table)
         self._keeper.sync()
 
     def give_secrets(self, secrets: Sequence[Any]) -> None:
-        """Have these put into its requests: those of ``terminator.credentials.pack_secrets``."""
+        """Put these into its requests: those of ``terminator.credentials.pack_secrets``."""
         self._keeper.of_terminator(self, lambda term: term.give(self.id, secrets))
 
     def recorded(self) -> bytes:
@@ -85,21 +85,21 @@ class Admitted:
         return self._keeper.of_terminator(self, lambda term: term.recorded(self.id, *told))
 
     def count_for(self, owner: str) -> None:
-        """Have its cassettes count among what this owner's may take together."""
+        """Count its cassettes among what this owner's may take together."""
         self._keeper.of_terminator(self, lambda term: term.count_for(self.id, owner))
 
     def play(self, cassette: bytes) -> None:
-        """Have it, whose requests are replayed, answered from this, of ``cassettes.playable``."""
+        """Answer it, whose requests are replayed, from this, of ``cassettes.playable``."""
         self._keeper.of_terminator(self, lambda term: term.play(self.id, cassette))
 
     def connections(self, after: int = 0) -> ConnectionList:
-        """What changed after the ``cursor`` of an earlier answer, and sums of all: what has been
-        done by now, unless the relay does not say so in time."""
+        """Return what changed after the ``cursor`` of an earlier answer, and sums of all: what has
+        been done by now, unless the relay does not say so in time."""
         self._keeper.sync()
         return self.log.after(after)
 
     def close(self) -> None:
-        """Its sockets are closed, and what it has open ends. Idempotent."""
+        """Close its sockets; what it has open ends. Idempotent."""
         self._keeper.release(self)
 
     def close_sockets(self) -> None:

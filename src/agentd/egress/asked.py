@@ -39,7 +39,7 @@ class _Answer(NamedTuple):
 
 
 class AskedPlaces:
-    """Thread-safe. Of one sandbox."""
+    """Knows the questions of one sandbox. Thread-safe."""
 
     def __init__(self, tell: Callable[[Mapping[str, Any]], object]) -> None:
         """``tell`` has the relay know an answer."""
@@ -50,7 +50,7 @@ class AskedPlaces:
         self.asker: Asker | None = None
 
     def ask(self, row: Mapping[str, Any]) -> None:
-        """A connection waits, as the relay says. Raises KeyError, TypeError, ValueError."""
+        """Take a connection that waits. Raises KeyError, TypeError, ValueError."""
         host, port = str(row["ask"])[:_MAX_HOST], int(row["port"])
         place, now = (host, port), time.monotonic()
         with self._lock:
@@ -85,7 +85,7 @@ class AskedPlaces:
         self._say(place, allowed, reason, seconds)
 
     def refuse_open(self, reason: str) -> None:
-        """Nobody will answer what is asked now."""
+        """Refuse what is asked now: nobody will answer it."""
         with self._lock:
             places = list(self._open)
         for host, port in places:

@@ -27,7 +27,7 @@ class Authority(msgspec.Struct, frozen=True):
         return f"Authority(names={self.names!r})"
 
     def covers(self, host: str) -> bool:
-        """``host`` may be a wildcard."""
+        """Return whether it may speak for ``host``, which may be a wildcard."""
         name = host.removeprefix("*.")
         return any(name == own or name.endswith(f".{own}") for own in self.names)
 

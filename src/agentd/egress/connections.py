@@ -31,7 +31,7 @@ class ConnectionList(NamedTuple):
 
 
 class ConnectionLog:
-    """Thread-safe; holds the last ``MOST`` rows."""
+    """Keeps the last ``MOST`` rows. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -44,7 +44,7 @@ class ConnectionLog:
         self._hosts: dict[str, int] = {}
 
     def take(self, generation: int, row: Row) -> None:
-        """A row of the relay, whose own ``n`` counts by ``generation``."""
+        """Take a row of the relay, whose own ``n`` counts by ``generation``."""
         row = _plain(row)
         with self._lock:
             key = generation, row.get("n", 0)
@@ -66,7 +66,7 @@ class ConnectionLog:
             self._put(n, {**row, "n": n})
 
     def take_request(self, row: Row) -> None:
-        """A row of the terminator."""
+        """Take a row of the terminator."""
         made = _plain({**row, "address": ""})
         made |= {name: str(row[name])[:_MAX_TEXT] for name in ("method", "path")}
         made["status"] = int(row["status"])
@@ -79,7 +79,7 @@ class ConnectionLog:
             self._put(self._n, {**made, "n": self._n})
 
     def repeats(self, count: int) -> None:
-        """So many denials more, each of which was told once."""
+        """Count so many denials more, each of which was told once."""
         with self._lock:
             self._totals["denied"] += count
 
@@ -88,7 +88,7 @@ class ConnectionLog:
             self._totals["lost"] += count
 
     def cut(self) -> None:
-        """Their relay died: what was open is not any more."""
+        """End what was open: its relay died."""
         with self._lock:
             for n, counted in self._by_relay.values():
                 self._totals["denied"] += counted is None
@@ -98,18 +98,18 @@ class ConnectionLog:
             self._by_relay.clear()
 
     def close(self, why: str) -> None:
-        """It has no network any more: told as something that was refused."""
+        """Note that it has no network any more: told as something that was refused."""
         row = {"name": "", "address": "", "port": None, "rule": "", "reason": why}
         self.take(0, {**row, "allowed": False, "ended": True})
 
     @property
     def moved(self) -> int:
-        """Bytes of connections that have ended, both ways."""
+        """Return the bytes of connections that have ended, both ways."""
         with self._lock:
             return self._totals["sent"] + self._totals["received"]
 
     def totals(self) -> dict[str, int]:
-        """Those of ``after``, without its rows."""
+        """Return those of ``after``, without its rows."""
         with self._lock:
             return dict(self._totals)
 

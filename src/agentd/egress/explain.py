@@ -34,8 +34,8 @@ class ExplainedTarget(msgspec.Struct, frozen=True):
 
 
 def explain(table: EgressTable, target: str) -> ExplainedTarget:
-    """``target`` is a URL, HOST:PORT, or a HOST, of port 443; before a URL may be a method. Raises
-    InvalidInput."""
+    """Explain what becomes of ``target``, a URL, HOST:PORT, or a HOST, of port 443; before a URL
+    may be a method. Raises InvalidInput."""
     method, _, target = target.strip().rpartition(" ")
     host, port = _parts(target)
     request = ""

@@ -19,15 +19,15 @@ class HostNames(NamedTuple):
 
 
 class HostFiles:
-    """Thread-compatible."""
+    """Reads what resolv.conf and /etc/hosts say. Thread-compatible."""
 
     def __init__(self, resolv: str = "/etc/resolv.conf", hosts: str = "/etc/hosts") -> None:
         self._paths = resolv, hosts
         self._seen: list[tuple[int, int, int] | None] | None = None
 
     def read(self) -> HostNames:
-        """A file that is not there says nothing; without a server it is the host's own, as
-        resolv.conf(5) has it."""
+        """Read them. A file that is not there says nothing; without a server it is the host's own,
+        as resolv.conf(5) has it."""
         self._seen = self._stamps()
         resolv, hosts = map(_text, self._paths)
         return HostNames(_servers(resolv) or (("127.0.0.1", 0, _PORT),), _hosts(hosts))

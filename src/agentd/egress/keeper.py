@@ -31,8 +31,8 @@ _keepers: "weakref.WeakSet[RelayKeeper]" = weakref.WeakSet()
 
 
 class RelayKeeper:
-    """Thread-safe. One a process: its relay serves all sandboxes of that. Has a thread while there
-    is a relay."""
+    """Keeps a relay; one a process: its relay serves all sandboxes of that. Has a thread while
+    there is a relay."""
 
     def __init__(self, take: TakeUser | None = None, files: HostFiles | None = None) -> None:
         """``take`` gives who a relay is, where we are root: an id that owns nothing and that no
@@ -63,7 +63,7 @@ class RelayKeeper:
 
     @property
     def pid(self) -> int:
-        """The relay's, 0 where there is none."""
+        """Return the relay's, 0 where there is none."""
         process = self._process
         return 0 if process is None else process.pid
 
@@ -78,7 +78,7 @@ class RelayKeeper:
         table: Mapping[str, Any],
         reading: Reading | None = None,
     ) -> Admitted:
-        """Have the relay serve the sockets that ``linux.anyip`` made, which are the keeper's from
+        """Let the relay serve the sockets that ``linux.anyip`` made, which are the keeper's from
         now on, by a table of ``egress.compile``; ``reading`` where connections may be read.
 
         Raises InvalidInput for a table that is too large, SandboxError where there is no relay;
@@ -116,13 +116,13 @@ class RelayKeeper:
             self.tell(message)
 
     def tell(self, message: Mapping[str, Any]) -> None:
-        """Have the relay know something, if there is one; the next is told by what is kept here."""
+        """Tell the relay, if there is one; the next is told by what is kept here."""
         with self._changed, contextlib.suppress(SandboxError):
             if self._ready:
                 self._send(pack(message))
 
     def of_terminator(self, admitted: Admitted, ask: Callable[[Terminating], T]) -> T:
-        """Raises SandboxError where the sandbox has ended, and what ``ask`` raises."""
+        """Ask the terminator. Raises SandboxError where the sandbox has ended, and as ``ask``."""
         with self._changed:
             if admitted.id not in self._admitted:
                 raise SandboxError("the sandbox has no network any more")
@@ -175,8 +175,8 @@ class RelayKeeper:
         self.terminating.join()
 
     def forget_after_fork(self) -> None:
-        """In a child of ours: what we hold is the parent's, and would outlive it there. Whoever had
-        the lock is in the parent."""
+        """Let go, in a child of ours: what we hold is the parent's, and would outlive it there.
+        Whoever had the lock is in the parent."""
         self._changed = threading.Condition()
         self.terminating.forget_after_fork()
         process, self._process = self._process, None

@@ -10,7 +10,7 @@ Mark = memoryview
 
 
 def map_mark(fd: int) -> Mark:
-    """The memory of the host's file; the descriptor is closed. Raises OSError."""
+    """Map the memory of the host's file; the descriptor is closed. Raises OSError."""
     try:
         return memoryview(mmap.mmap(fd, MARK_BYTES)).cast("Q")
     finally:
@@ -18,5 +18,5 @@ def map_mark(fd: int) -> Mark:
 
 
 def no_mark() -> Mark:
-    """One that nobody reads."""
+    """Return one that nobody reads."""
     return memoryview(bytearray(MARK_BYTES)).cast("Q")

@@ -30,12 +30,12 @@ class OwedAnswers:
         self._answered = number
 
     def begin(self) -> None:
-        """There is another process, which owes nothing."""
+        """Begin with another process, which owes nothing."""
         self._answered = self._asked
 
     def look(self, seconds: float, kill: Callable[[], None], *, ask: bool = True) -> None:
-        """``kill`` one that has owed an answer for so many seconds, or ``ask`` anew one that owes
-        none. Raises SandboxError."""
+        """Call ``kill`` for one that has owed an answer for so many seconds, or ``ask`` anew one
+        that owes none. Raises SandboxError."""
         if self._answered < self._asked:
             if time.monotonic() - self._since > seconds:
                 kill()

@@ -30,13 +30,13 @@ class RequestPath(NamedTuple):
     escaped: bool = False
 
     def is_in(self, pattern: str) -> bool:
-        """Whether a rule with ``pattern`` allows it."""
+        """Return whether a rule with ``pattern`` allows it."""
         if self.escaped and SLASH not in pattern:
             return False
         return all(matches(pattern, reading) for reading in self.readings)
 
     def touches(self, pattern: str) -> bool:
-        """Whether a rule with ``pattern`` forbids it."""
+        """Return whether a rule with ``pattern`` forbids it."""
         readings = self.readings
         if self.escaped:
             readings += tuple(_SLASHES.sub("/", r.replace(SLASH, "/")) for r in readings)

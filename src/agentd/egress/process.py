@@ -30,7 +30,7 @@ class RelayUser(Protocol):
     id: int
 
     def release(self) -> None:
-        """No process has it any more."""
+        """Note that no process has it any more."""
 
 
 TakeUser = Callable[[], RelayUser | None]
@@ -76,7 +76,7 @@ class RelayProcess:
             raise
 
     def send(self, data: bytes, sockets: Sequence[socket.socket | io.FileIO] = ()) -> None:
-        """Raises SandboxError where it is gone or takes nothing: it is ended then."""
+        """Send it. Raises SandboxError where it is gone or takes nothing: it is ended then."""
         try:
             socket.send_fds(self.control, [data], [sock.fileno() for sock in sockets])
         except OSError as error:
@@ -129,7 +129,7 @@ class RelayProcess:
         return False
 
     def shut(self) -> None:
-        """Have it end: whoever receives sees that."""
+        """End it: whoever receives sees that."""
         with contextlib.suppress(OSError):
             self.control.shutdown(socket.SHUT_RDWR)
 
@@ -146,7 +146,7 @@ class RelayProcess:
         os.close(self._mark)
 
     def close(self) -> None:
-        """It has ended when this returns, and its id is nobody's."""
+        """Wait until it has ended, and its id is nobody's."""
         self.control.close()
         self.kill()
         with contextlib.suppress(ChildProcessError):  # it was somebody else's to collect
@@ -159,7 +159,7 @@ class RelayProcess:
 
 
 def pack(message: Mapping[str, Any]) -> bytes:
-    """Raises InvalidInput where it is too large."""
+    """Write a message. Raises InvalidInput where it is too large."""
     data = json.dumps(message, separators=(",", ":")).encode()
     if len(data) > MAX_MESSAGE:
         raise InvalidInput(

@@ -101,7 +101,7 @@ class RowQueue:
         self.add({"fault": text[-_MAX_FAULT:]})
 
     def arm(self) -> None:
-        """Have it sent soon."""
+        """Send it soon."""
         if not self._armed:
             self._armed = True
             self._later(FLUSH_SECONDS, self._flush)

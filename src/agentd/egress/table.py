@@ -140,7 +140,7 @@ class EgressTable:
 
     @property
     def reads(self) -> bool:
-        """Whether some connection is read."""
+        """Return whether some connection is read."""
         lines = [self._every, *self._exact.values(), *self._below.values()]
         terminated = self._has_cassette or bool(self._terminated)
         return terminated or any(each.http for some in lines for each in some)

@@ -65,7 +65,7 @@ class Reading(msgspec.Struct, frozen=True):
 
 
 class Terminating:
-    """Each method but ``roots`` is called with the lock of ``changed`` held."""
+    """Keeps the terminator. All but ``roots`` is called with the lock of ``changed`` held."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Terminating:
         return 0 if self._process is None else self._process.pid
 
     def admit(self, id_: int, reading: Reading, table: Mapping[str, Any]) -> None:
-        """Raises SandboxError where there is none; when this returns it knows the sandbox."""
+        """Wait until it knows the sandbox. Raises SandboxError where there is no terminator."""
         self.ca_file = reading.ca_file or self.ca_file
         self._begin()
         self._await_ready()
@@ -112,7 +112,7 @@ class Terminating:
             self._await_ready()
 
     def set(self, id_: int, table: Mapping[str, Any]) -> None:
-        """When this returns requests are judged by ``table``."""
+        """Judge requests by ``table`` from when this returns."""
         if id_ not in self._read:
             return
         self._read[id_] = self._read[id_][0], table
@@ -135,8 +135,7 @@ class Terminating:
             self.sync()
 
     def ask_what_goes_on(self, id_: int) -> None:
-        """Have it tell, before the next ``sync``, what it has asked that is not recorded yet.
-        Raises Refused where nothing is recorded."""
+        """Let it tell, before the next ``sync``, what it has asked that is not recorded yet."""
         if id_ not in self._recordings:
             raise Refused(
                 "the sandbox records nothing", remediation="make one whose net begins with record"
@@ -150,7 +149,7 @@ class Terminating:
         return cassettes.recorded(self._recordings[id_], size, going_on)
 
     def count_for(self, id_: int, owner: str) -> None:
-        """Have what it records, and is played from now on, count among what this owner may take."""
+        """Count what it records, and is played from now on, among what this owner may take."""
         self._owners[id_] = owner
         with contextlib.suppress(SandboxError):  # the next is told
             self._tell_owner(id_)
@@ -197,7 +196,7 @@ class Terminating:
             self._owed.wait(_SYNC_SECONDS, lambda: self._process is not process or not self._ready)
 
     def relay_changed(self) -> None:
-        """There is another relay: give both a way to the other."""
+        """Give both a way to the other: there is another relay."""
         if self._ready:
             with contextlib.suppress(SandboxError):
                 self._connect()
@@ -359,7 +358,7 @@ class Terminating:
 
 
 def roots(ca_file: str = "") -> list[str]:
-    """Files of the certificates that the host trusts."""
+    """List the files of the certificates that the host trusts."""
     said = os.environ.get("SSL_CERT_FILE", "")
     usual = ssl.get_default_verify_paths().cafile or ""
     found = next((path for path in (said, usual, *BUNDLES) if path and os.path.exists(path)), "")

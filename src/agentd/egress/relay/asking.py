@@ -30,7 +30,7 @@ class _Answer(NamedTuple):
 
 
 class Questions:
-    """Of one sandbox."""
+    """Holds those of one sandbox."""
 
     def __init__(self, sandbox: int, loop: "EventLoop", reports: "Reports") -> None:
         self._sandbox, self._loop, self._reports = sandbox, loop, reports
@@ -53,7 +53,7 @@ class Questions:
         return ""
 
     def wait(self, connection: "RelayedConnection", rule: str) -> None:
-        """Have it wait until it is answered; the first to a place has the host asked."""
+        """Let it wait until it is answered; the first to a place has the host asked."""
         host, port = connection.place
         waiting = self._waiting.setdefault((host, port), {})
         if not waiting:
@@ -63,7 +63,7 @@ class Questions:
         self._count += 1
 
     def forget(self, connection: "RelayedConnection") -> None:
-        """It does not wait any more."""
+        """Let it wait no more."""
         waiting = self._waiting.get(connection.place, {})
         if connection in waiting:
             del waiting[connection]

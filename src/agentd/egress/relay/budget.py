@@ -36,21 +36,21 @@ class TrafficBudget:
         self.change(wire)
 
     def change(self, wire: Mapping[str, Any]) -> None:
-        """Others from now on; what was spent is, and no new second begins."""
+        """Let others hold from now on; what was spent is, and no new second begins."""
         had = self._tokens if self._rate is not None else float("inf")
         self._bytes, self._rate = wire["bytes"], wire["rate"]
         self._tokens = min(had, float(self._rate or 0))
 
     @property
     def over(self) -> str:
-        """Why nothing more is moved, ever; "" where something may be."""
+        """Return why nothing more is moved, ever; "" where something may be."""
         if self._bytes is None or self.spent < self._bytes:
             return ""
         return f"the sandbox has moved the {self._bytes} bytes of its net_bytes"
 
     @property
     def left(self) -> int | None:
-        """Bytes that may be moved yet, at whatever rate; None where that is not bounded."""
+        """Return bytes that may be moved yet, at whatever rate; None where that is not bounded."""
         return None if self._bytes is None else max(self._bytes - self.spent, 0)
 
     def room(self, most: int) -> int:

@@ -17,7 +17,7 @@ def shut(sock: socket.socket | None, *, reset: bool) -> None:
 
 
 def close(sock: socket.socket, *, reset: bool) -> None:
-    """With ``reset`` the other end sees an error, and nothing lingers here."""
+    """Close it; with ``reset`` the other end sees an error, and nothing lingers here."""
     if reset:
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

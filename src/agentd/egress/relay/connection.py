@@ -121,7 +121,7 @@ class RelayedConnection:
             self._found(found)
 
     def allow_seconds(self, seconds: float = START_SECONDS) -> None:
-        """Have it ended where nothing has come of it by then, and tell how it stands now."""
+        """End it where nothing has come of it in so many seconds, and tell how it stands now."""
         self._relay.reports.opened(self.n, self.row)
         self._start.cancel()
         self._start = self._relay.loop.later(seconds, self._late)
@@ -146,13 +146,13 @@ class RelayedConnection:
         return self._tenant
 
     def moved(self, sent: int, received: int) -> None:
-        """What reads its requests has moved so many bytes until now."""
+        """Count so many bytes that what reads its requests has moved until now."""
         more = sent + received - sum(self._moved)
         self._moved = sent, received
         self._tenant.spend(more)
 
     def was_read(self, reason: str) -> None:
-        """Nobody else has its ends any more; ``reason`` is one to break it off for, or ""."""
+        """End it, as nobody else has its ends now; ``reason`` is one to break it off for, or ""."""
         self._passed = False
         self.end(reason, reset=bool(reason))
 
@@ -349,7 +349,7 @@ class RelayedConnection:
             self._tenant.starved(self, self._relay.loop)
 
     def go_on(self) -> None:
-        """There may be room in the sandbox's budget again."""
+        """Go on: there may be room in the sandbox's budget again."""
         self._again(up=True, down=True)
 
     def _again(self, *, up: bool, down: bool) -> None:

@@ -53,7 +53,7 @@ class DnsReply(NamedTuple):
 
 
 def parse_query(message: bytes) -> DnsQuestion:
-    """Raises MalformedDns."""
+    """Parse a query. Raises MalformedDns."""
     if len(message) < _HEADER.size:
         raise MalformedDns("shorter than its header")
     number, flags, questions, answers, authorities, _more = _HEADER.unpack_from(message)
@@ -73,20 +73,20 @@ def parse_query(message: bytes) -> DnsQuestion:
 
 
 def number_of(message: bytes) -> int | None:
-    """The number that an answer to it must have, however malformed it is; None where it has none,
-    or is an answer itself: answering those would go on for ever."""
+    """Return the number that an answer to it must have, however malformed it is; None where it has
+    none, or is an answer itself: answering those would go on for ever."""
     if len(message) < _HEADER.size or message[2] & 0x80:
         return None
     return message[0] << 8 | message[1]
 
 
 def refusal(number: int, code: int) -> bytes:
-    """An answer to what has no question that could be repeated."""
+    """Make an answer to what has no question that could be repeated."""
     return _HEADER.pack(number, _QR | _RA | code, 0, 0, 0, 0)
 
 
 def answer(asked: DnsQuestion, code: int, address: bytes = b"", ttl: int = 0) -> bytes:
-    """``address`` has 4 or 16 bytes, or none: then there is no such record, or no such name."""
+    """Make one; ``address`` has 4 or 16 bytes, or none for no such record, or no such name."""
     flags = _QR | _RA | asked.recursion | code
     head = _HEADER.pack(asked.number, flags, 1, 1 if address else 0, 0, 0) + asked.question
     if not address:
@@ -103,7 +103,8 @@ def query(number: int, labels: Iterable[bytes], kind: int) -> bytes:
 
 
 def parse_reply(message: bytes, sent: bytes, *, exact: bool) -> DnsReply:
-    """``sent`` is the query: its question must be repeated, with ``exact`` to the letter's case.
+    """Parse a reply; ``sent`` is the query: its question must be repeated, with ``exact`` to the
+    letter's case.
 
     Raises MalformedDns, for what is no answer to it as well.
     """
@@ -157,7 +158,7 @@ def _follow(message: bytes, at: int, count: int, name: str, kind: int) -> DnsRep
 
 
 def read_name(message: bytes, at: int) -> tuple[str, int]:
-    """A name and where what follows it begins; pointers (4.1.4) only lead back. Raises
+    """Return a name and where what follows it begins; pointers (4.1.4) only lead back. Raises
     MalformedDns."""
     labels: list[str] = []
     end, left, limit = -1, MAX_NAME + 1, at

@@ -32,7 +32,7 @@ class SparePipes:
         self.made = 0
 
     def take(self) -> Ends:
-        """Raises OSError (EMFILE)."""
+        """Take one. Raises OSError (EMFILE)."""
         if self._spare:
             return self._spare.pop()
         ends = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -97,7 +97,7 @@ class Flow:
 
     @property
     def waits(self) -> bool:
-        """Whether bytes wait for ``target`` to take them."""
+        """Return whether bytes wait for ``target`` to take them."""
         return self._held > 0
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ def is_tls(data: bytes) -> bool:
 
 
 def server_name(data: bytes) -> First | None:
-    """The name of a ClientHello; ``MORE`` while it is not whole."""
+    """Return the name of a ClientHello; ``MORE`` while it is not whole."""
     hello = bytearray()
     at = 0
     for _ in range(_MAX_RECORDS):
@@ -144,8 +144,8 @@ _METHOD = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ-")
 
 
 def host(data: bytes) -> First | None:
-    """The host of an HTTP/1 request; ``MORE`` while its head is not whole. That of the connection's
-    first request: later ones are not read."""
+    """Return the host of an HTTP/1 request; ``MORE`` while its head is not whole. That of the
+    connection's first request: later ones are not read."""
     line, newline, rest = data.partition(b"\n")
     method = line.split(b" ", 1)[0]
     if len(method) > 32 or not _METHOD.issuperset(method.strip(b"\r")) or line[:1] in b" \r":

@@ -73,7 +73,7 @@ class EventLoop:
         self._epoll.modify(fd, events)
 
     def forget(self, fd: int) -> None:
-        """Before the descriptor is closed: another of its number may come at once."""
+        """Forget a descriptor before it is closed: another of its number may come at once."""
         if self._handlers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -83,7 +83,7 @@ class EventLoop:
         self._handlers.pop(fd, None)
 
     def work_for(self, owner: int) -> None:
-        """What is done from now on, until the next handler, is done for that sandbox."""
+        """Do for that sandbox what is done from now on, until the next handler."""
         self.owner = self._mark[0] = owner
 
     def later(self, seconds: float, call: Callable[[], None], *, owner: int | None = None) -> Later:
@@ -95,11 +95,11 @@ class EventLoop:
         return timer
 
     def soon(self, call: Callable[[], None], *, owner: int | None = None) -> None:
-        """After everybody else had a turn."""
+        """Call it after everybody else had a turn."""
         self._soon.append((call, self.owner if owner is None else owner))
 
     def run(self) -> None:
-        """Until a handler raises SystemExit."""
+        """Run until a handler raises SystemExit."""
         while True:
             self.turn()
 

@@ -18,7 +18,7 @@ from agentd.egress.relay.routes import KernelRoutes
 
 
 def main() -> None:
-    """Never returns."""
+    """Run the relay; never returns."""
     rows.begin(_prepare).serve()
 
 

@@ -31,7 +31,7 @@ class Asker(Protocol):
     """Whoever is to have the answer to a query."""
 
     def answer(self, message: bytes) -> None:
-        """Never raises: what cannot be sent is lost, as datagrams are, and is asked again."""
+        """Send it. Never raises: what cannot be sent is lost, as datagrams are, and asked again."""
 
 
 class _UdpAsker(NamedTuple):
@@ -58,7 +58,7 @@ class NameServer:
         self._reports = reports
 
     def handler(self, tenant: Tenant, sock: socket.socket) -> Callable[[int], None]:
-        """What reads the queries that are at ``sock``, a UDP socket that tells who was asked."""
+        """Return what reads the queries at ``sock``, a UDP socket that tells who was asked."""
         return lambda _mask: self._read(tenant, sock)
 
     def _read(self, tenant: Tenant, sock: socket.socket) -> None:
@@ -72,7 +72,7 @@ class NameServer:
             self.ask(tenant, query, _UdpAsker(sock, place, anyip.source(sock, told)))
 
     def ask(self, tenant: Tenant, query: bytes, asker: Asker) -> None:
-        """Have ``asker`` get the answer, now or later; none where it is no query at all."""
+        """Let ``asker`` get the answer, now or later; none where it is no query at all."""
         try:
             asked = dns.parse_query(query)
         except dns.MalformedDns as error:

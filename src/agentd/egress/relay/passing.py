@@ -27,7 +27,7 @@ class Passing:
         self._passed: dict[int, RelayedConnection] = {}
 
     def link(self, sock: socket.socket) -> None:
-        """``sock`` is the way to the terminator of now, and ours. What another has ends."""
+        """Take ``sock``, the way to the terminator of now. What another has ends."""
         self._unlink()
         sock.setblocking(False)
         self._link = sock

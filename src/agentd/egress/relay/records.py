@@ -30,7 +30,7 @@ class Reports:
         self.tell_now = self._queue.tell_now
 
     def opened(self, n: int, row: Callable[[], Row]) -> None:
-        """``row`` is asked for where the connection still lives at the next batch."""
+        """Note one; ``row`` is asked for where it still lives at the next batch."""
         self._open[n] = row
         self._queue.arm()
 
@@ -58,7 +58,7 @@ class Reports:
         self._queue.tell_now({"sandbox": tenant.id, "spent": count})
 
     def failed(self, sandbox: int, why: str) -> None:
-        """A sandbox that was handed over is not served."""
+        """Report that a sandbox that was handed over is not served."""
         self._queue.add({"sandbox": sandbox, "failed": why})
 
     def forget(self, tenant: "Tenant") -> None:

@@ -37,7 +37,7 @@ class HttpRefusal:
         relay.loop.watch(client.fileno(), IN, self._event)
 
     def end(self, _reason: str = "", *, reset: bool = False) -> None:
-        """Idempotent."""
+        """End it. Idempotent."""
         late = self._tenant.told.pop(self, None)
         if late is not None:
             late.cancel()

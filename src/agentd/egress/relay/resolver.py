@@ -51,13 +51,13 @@ class Resolver:
         self._pending: dict[tuple[str, int], _Exchange] = {}
 
     def configure(self, servers: Sequence[Upstream], hosts: dict[str, tuple[str, ...]]) -> None:
-        """What resolv.conf and /etc/hosts of the host say, now and from now on."""
+        """Take what resolv.conf and /etc/hosts of the host say, now and from now on."""
         self.servers = tuple(servers)[:_MAX_SERVERS]
         self._hosts = hosts
         self._cache.clear()
 
     def known(self, name: str, kind: int) -> Resolved | None:
-        """What can be said without asking anybody."""
+        """Return what can be said without asking anybody."""
         own = self._hosts.get(name)
         if own is not None:
             v6 = kind == dns.AAAA

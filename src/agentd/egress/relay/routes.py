@@ -39,7 +39,7 @@ class KernelRoutes:
         return f"{address} is {_KINDS.get(kind, 'no place to connect to')}"
 
     def is_own(self, address: str) -> bool:
-        """Whether it is this machine's; False also where no route leads there."""
+        """Return whether it is this machine's; False also where no route leads there."""
         try:
             return self._kind(address) == _RTN_LOCAL
         except OSError:

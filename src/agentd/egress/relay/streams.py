@@ -68,7 +68,7 @@ class GuestStream:
         self._late: Later | None = relay.loop.later(START_SECONDS, self.close)
 
     def close(self) -> None:
-        """What was not said by then was reset. Idempotent."""
+        """Close it; what was not said by then is reset. Idempotent."""
         if self._tenant.streams.pop(self, self) is not None:
             return
         if self._late is not None:
@@ -80,7 +80,7 @@ class GuestStream:
             self._role.close()
 
     def linger(self) -> None:
-        """Nobody says anything more here: what was said is to be taken in that time."""
+        """Close it in a moment: nobody says more here, and what was said is to be taken."""
         if self._late is None:
             self._late = self._relay.loop.later(HALF_SECONDS, self.close)
 

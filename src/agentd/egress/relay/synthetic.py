@@ -30,8 +30,8 @@ class Synthetic:
         self._wild = 0
 
     def give(self, name: str, *, wild: bool) -> int | None:
-        """The number of a name's address; None where too many have one. ``wild``: allowed by a
-        wildcard alone."""
+        """Return the number of a name's address; None where too many have one. ``wild``: allowed by
+        a wildcard alone."""
         number = self._at.get(name)
         if number is not None:
             return number
@@ -53,13 +53,13 @@ class Synthetic:
 
 
 def packed(number: int, family: int) -> bytes:
-    """The address as DNS has it."""
+    """Return the address as DNS has it."""
     v4 = (V4_START + number).to_bytes(4, "big")
     return v4 if family == socket.AF_INET else V6_PREFIX + v4
 
 
 def number_of(address: bytes) -> int | None:
-    """Which number a synthetic address is of; None for another's address."""
+    """Return which number a synthetic address is of; None for another's address."""
     if len(address) == 16:
         if not address.startswith(V6_PREFIX):
             return None

@@ -36,7 +36,7 @@ class Finder:
         self._routes = routes
 
     def of_number(self, address: str, port: int) -> Targets:
-        """Of an address that a rule allows by its number."""
+        """Find the targets of an address that a rule allows by its number."""
         if why := self.hindrance(address):
             return Targets((), why, refused=True)
         return Targets(((address, port),))

@@ -71,11 +71,11 @@ class Tenant:
         self._allowance, self._since = NAMES_AT_ONCE, loop.now
 
     def is_wild(self, name: str) -> bool:
-        """Whether only a wildcard allows it."""
+        """Return whether only a wildcard allows it."""
         return not self.table.has_whole(name)
 
     def verdict(self, name: str, port: int) -> EgressVerdict:
-        """What its rules say of a connection to that name; looked up once."""
+        """Return what its rules say of a connection to that name; looked up once."""
         found = self._verdicts.get((name, port))
         if found is None:
             if len(self._verdicts) >= _MAX_VERDICTS:
@@ -84,14 +84,14 @@ class Tenant:
         return found
 
     def change(self, table: EgressTable) -> None:
-        """Other rules from now on."""
+        """Let other rules hold from now on."""
         self.table = table
         self._verdicts.clear()
         self.denials.clear()
         self.questions.keep(table)
 
     def spend(self, count: int) -> None:
-        """So many bytes were moved by what reads its requests."""
+        """Count so many bytes that what reads its requests has moved."""
         if self.budget is None:
             return
         self.budget.spend(count)
@@ -99,12 +99,12 @@ class Tenant:
             self._end_all(why)
 
     def overspend(self) -> None:
-        """What reads its requests had no room for more."""
+        """Note that what reads its requests had no room for more."""
         if self.budget is not None and self.budget.left is not None:
             self.spend(self.budget.left)
 
     def starved(self, connection: "RelayedConnection", loop: "EventLoop") -> None:
-        """There is no room for it in the budget: for now, or, for all that are open, for ever."""
+        """Note that its budget has no room: for now, or, for all that are open, for ever."""
         if self.budget is None or connection not in self.connections:
             return
         if why := self.budget.over:
@@ -143,8 +143,8 @@ class Tenant:
         return True
 
     def may_ask_for(self, name: str) -> bool:
-        """Whether the host's servers may be asked for one name more that only a wildcard allows: it
-        tells the domain's owner as much where there is no such name."""
+        """Return whether the host's servers may be asked for one name more that only a wildcard
+        allows: it tells the domain's owner as much where there is no such name."""
         if not self.is_wild(name) or name in self._wild or self.synthetic.has(name):
             return True
         if len(self._wild) >= synthetic.MAX_WILD:

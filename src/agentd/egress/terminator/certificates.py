@@ -17,7 +17,7 @@ _SKEW = timedelta(hours=1)
 
 
 class LeafIssuer:
-    """Of one sandbox. One key for all of its names: it never leaves this process."""
+    """Issues those of one sandbox. One key for all of its names never leaves this process."""
 
     def __init__(self, key: str, certificate: str) -> None:
         """Both are PEM. Raises ValueError."""
@@ -31,7 +31,7 @@ class LeafIssuer:
         self._made: OrderedDict[str, tuple[X509, datetime]] = OrderedDict()
 
     def use(self, connection: SSL.Connection, name: str) -> None:
-        """Have a connection show the certificate of ``name``."""
+        """Show the certificate of ``name`` by a connection."""
         connection.use_certificate(self._certificate(name))
         connection.use_privatekey(self._pkey)
 

@@ -10,5 +10,5 @@ CHECKS = tuple(rule for rule in RELAYS_CHECKS if rule.names not in _NOT_CALLED)
 
 
 def confine(user: int | None) -> list[str]:
-    """As the relay's; raises as it does."""
+    """Confine it as the relay; raises as that does."""
     return relay.confine(user, CALLS, CHECKS)

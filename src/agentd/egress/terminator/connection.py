@@ -61,13 +61,13 @@ class ReadConnection:
 
     @property
     def moved(self) -> tuple[int, int]:
-        """Bytes that were sent and received, as they were read here."""
+        """Return the bytes that were sent and received, as they were read here."""
         ends = self.client, self.upstream
         sent, received = (0 if end is None else end.moved for end in ends)
         return sent, received
 
     async def run(self) -> None:
-        """Until one of the ends has had enough."""
+        """Run until one of the ends has had enough."""
         try:
             async with asyncio.timeout(START_SECONDS):
                 await self._begin()
@@ -253,7 +253,7 @@ class ReadConnection:
                 await self.client.write("\r\n".join([*lines, "", ""]).encode() + body)
 
     async def linger(self) -> None:
-        """Have the program read what it was answered: what is closed with something unread resets,
+        """Let the program read what it was answered: what is closed with something unread resets,
         and takes that along."""
         assert self.client is not None  # noqa: S101  (for the type checker)
         await self.client.finish()

@@ -91,12 +91,12 @@ class HeldSecret(msgspec.Struct, frozen=True):
         return self.value.text.encode()
 
     def masked(self, found: bytes) -> bytes:
-        """What stands in an answer in place of ``found``: as long as that."""
+        """Return what stands in an answer in place of ``found``: as long as that."""
         return _masking(self.placeholder)(found)
 
 
 class Credentials:
-    """All secrets of one sandbox."""
+    """Holds all secrets of one sandbox."""
 
     def __init__(self, secrets: Sequence[HeldSecret]) -> None:
         """Raises ValueError for a value or a placeholder that no request can hold."""
@@ -111,13 +111,13 @@ class Credentials:
     def of(
         cls, bindings: Sequence[SecretBinding], values: Mapping[str, SecretValue]
     ) -> "Credentials":
-        """Those that have a value. Raises ValueError."""
+        """Return those that have a value. Raises ValueError."""
         held = [HeldSecret(b, values[b.name]) for b in bindings if b.name in values]
         return cls(held)
 
     def for_host(self, name: str, port: int, *, tls: bool = True) -> "HostCredentials | None":
-        """What is to be done with a connection to it; None where there is no secret at all. Without
-        ``tls`` no secret is for it: it could be read on its way."""
+        """Return what is to be done with a connection to it; None where there is no secret at all.
+        Without ``tls`` no secret is for it: it could be read on its way."""
         if not self._secrets:
             return None
         there = (name.lower(), port)

@@ -166,7 +166,7 @@ class UpstreamTls(ReadEnd):
     _tls: ssl.SSLSocket
 
     async def connect(self, context: ssl.SSLContext, name: str) -> None:
-        """Raises ssl.SSLError, and OSError."""
+        """Shake hands with the host. Raises ssl.SSLError, and OSError."""
         fd = self.sock.detach()
         plain = socket.socket(fileno=fd)
         plain.setblocking(False)
@@ -202,7 +202,7 @@ class ClientTls(ReadEnd):
     _tls: SSL.Connection
 
     async def accept(self, context: SSL.Context, use: Callable[[SSL.Connection], None]) -> None:
-        """Raises SSL.Error."""
+        """Shake hands with the program. Raises SSL.Error."""
         self._tls = SSL.Connection(context, self.sock)
         use(self._tls)
         self._tls.set_accept_state()
@@ -248,7 +248,7 @@ def _choose(_: SSL.Connection, offered: list[bytes]) -> bytes:
 
 
 def upstream_context(roots: str) -> ssl.SSLContext:
-    """``roots`` are PEM."""
+    """Make a context; ``roots`` are PEM."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])

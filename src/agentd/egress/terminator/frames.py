@@ -24,8 +24,8 @@ class _FrameHead(NamedTuple):
 
 
 class ClientFrames:
-    """Not thread-safe. A frame goes on once it is there as a whole; of one that is larger than
-    ``MAX_WHOLE`` the pieces do, unchanged."""
+    """Checks and passes on frames. Not thread-safe. A frame goes on once it is there as a whole; of
+    one that is larger than ``MAX_WHOLE`` the pieces do, unchanged."""
 
     def __init__(self, seen: Seen, put: Callable[[bytes], bytes]) -> None:
         """``seen`` gets the payloads of messages, unmasked, in pieces that follow on each other;

@@ -16,7 +16,7 @@ class HostLook(Protocol):
     def body(self) -> BodyFilter: ...
 
     def tunnel(self) -> BodyFilter:
-        """Of what the program says once both ends have switched to a WebSocket."""
+        """Look at what the program says once both ends have switched to a WebSocket."""
 
     def answer_head(self, status: int, headers: Headers) -> list[tuple[bytes, bytes]]: ...
 

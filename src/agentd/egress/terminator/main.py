@@ -24,7 +24,7 @@ _MAX_ROOTS = 16 << 20
 
 
 def main() -> None:
-    """Never returns."""
+    """Run the terminator; never returns."""
     loop, terminator = rows.begin(_prepare)
     loop.run_until_complete(terminator.serve())
 

@@ -42,7 +42,7 @@ class MarkedSteps(Coroutine[Any, Any, _T]):
 
 
 def task_factory(mark: Mark) -> Callable[..., "asyncio.Task[Any]"]:
-    """What ``loop.set_task_factory`` takes."""
+    """Return what ``loop.set_task_factory`` takes."""
 
     def make(
         loop: asyncio.AbstractEventLoop, steps: Coroutine[Any, Any, Any], **more: Any

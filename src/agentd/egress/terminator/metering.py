@@ -23,7 +23,7 @@ class TrafficPace:
         self.untold = 0
 
     def change(self, table: Mapping[str, Any]) -> None:
-        """As a table's ``budget`` says from now on, if it has one."""
+        """Hold what a table's ``budget`` says from now on, if it has one."""
         budget = table.get("budget") or {}
         self._rate = budget.get("rate")
         if budget.get("bytes") != self._bytes:
@@ -78,6 +78,6 @@ class ConnectionMeter:
             await asyncio.sleep(seconds)
 
     def told(self) -> None:
-        """The relay knows what the connection has moved."""
+        """Note that the relay knows what the connection has moved."""
         self._pace.untold -= self._untold
         self._untold = 0

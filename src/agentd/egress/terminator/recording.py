@@ -61,7 +61,7 @@ class CassetteRoom:
 
 
 class CassetteWriter:
-    """Of one sandbox. What its open exchanges hold counts as written, so that they are bounded."""
+    """Records one sandbox. What open exchanges hold counts as written: they are bounded."""
 
     def __init__(self, file: io.FileIO, begun: tuple[int, int], room: CassetteRoom) -> None:
         """Takes ownership. ``begun``: the bytes and exchanges that are in it."""
@@ -74,7 +74,7 @@ class CassetteWriter:
             self._write(b"\n")  # behind what another did not finish
 
     def count_for(self, owner: str) -> None:
-        """Have it take room of this owner's, with what is in it."""
+        """Take room of this owner's, with what is in it."""
         self._room.take(self._owner, -self._size)
         self._room.take(owner, self._size)
         self._owner = owner
@@ -89,7 +89,7 @@ class CassetteWriter:
         self._add(-count)
 
     def end(self) -> None:
-        """Its sandbox has ended: give all room back. What is open still takes none."""
+        """Give all room back: its sandbox has ended. What is open still takes none."""
         self._room.take(self._owner, -self._size)
         self._room = CassetteRoom()
 
@@ -139,11 +139,11 @@ class ExchangeDraft:
 
     @property
     def has_answer(self) -> bool:
-        """Whether one has begun."""
+        """Return whether an answer has begun."""
         return self._answer.status > 0
 
     def asked(self, data: bytes) -> None:
-        """A piece of the request's body."""
+        """Take a piece of the request's body."""
         self._digest.update(data)
         self._keep(self._asked, data, "its body")
 
@@ -151,7 +151,7 @@ class ExchangeDraft:
         self._answer = _Answer(status, reason.decode("latin-1"), _redacted(headers))
 
     def came(self, data: bytes) -> None:
-        """A piece of the answer's body."""
+        """Take a piece of the answer's body."""
         self._keep(self._came, data, "its answer")
 
     def trailers(self, headers: Headers) -> None:

@@ -22,16 +22,16 @@ class RequestRecords:
         self.fault, self.sync = self._queue.fault, self._queue.sync
 
     def request(self, of: "ReadConnection", row: Row) -> None:
-        """``row`` says of a request what is not the connection's."""
+        """Tell of a request; ``row`` says what is not the connection's."""
         where = {"sandbox": of.sandbox.id, "n": of.n, "name": of.name, "port": of.port}
         self._queue.add({**where, **row, "path": str(row["path"])[:_MAX_PATH]})
 
     def written(self, sandbox: int, size: int) -> None:
-        """How long its cassette is as what is told next is not in it."""
+        """Tell how long its cassette is as what is told next is not in it."""
         self._queue.add({"sandbox": sandbox, "written": size})
 
     def going_on(self, of: "ReadConnection", head: "RequestHead") -> None:
-        """A request that is not recorded yet."""
+        """Tell of a request that is not recorded yet."""
         where = {"sandbox": of.sandbox.id, "n": of.n, "name": of.name, "port": of.port}
         self._queue.add({**where, "method": head.method, "target": head.target[:_MAX_TARGET]})
 

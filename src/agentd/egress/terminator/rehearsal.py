@@ -17,7 +17,7 @@ _SECONDS = 60.0
 
 
 async def rehearse(client: SSL.Context) -> None:
-    """Both ends of TLS, with each other. Raises OSError, SSL.Error."""
+    """Let both ends of TLS shake hands with each other. Raises OSError, SSL.Error."""
     made = authority.make([_NAME])
     issuer = LeafIssuer(made.key, made.certificate)
     for roots in (made.certificate, ""):  # and what is not believed

@@ -8,8 +8,9 @@ _PRINTABLE = bytes(range(0x20, 0x7F))
 
 
 class Replacer:
-    """Not thread-safe. Holds back what could be the beginning of a text, and nothing else: at most
-    one byte less than the longest. Of two texts that begin at one place it takes the longer.
+    """Replaces texts. Not thread-safe. Holds back what could be the beginning of a text, and
+    nothing else: at most one byte less than the longest. Of two texts that begin at one place it
+    takes the longer.
 
     A ``steady`` one holds back as much whatever the texts are, as they are on one line: who sees
     how much comes when, of what they have written themselves, learns nothing of them.
