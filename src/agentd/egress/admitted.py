@@ -24,6 +24,8 @@ class Admitted:
         self._keeper = keeper
         self.id = id_
         self.sockets = list(sockets)
+        #: Whether its network was closed, for good.
+        self.closed = False
         self.table = table
         self.log = ConnectionLog()
         #: Names that it was told addresses of: the next relay gives the same.
@@ -103,6 +105,7 @@ class Admitted:
         self._keeper.release(self)
 
     def close_sockets(self) -> None:
+        self.closed = True
         sockets, self.sockets = self.sockets, []
         for sock in sockets:
             sock.close()

@@ -241,6 +241,7 @@ class RelayKeeper:
         """Nobody serves what was admitted: close it, so that programs are refused at once."""
         self._ready, self._failure = False, why
         for admitted in list(self._admitted.values()):
+            admitted.log.close(f"its network was closed: {why}")
             self._cut_off(admitted)
         self._changed.notify_all()
 

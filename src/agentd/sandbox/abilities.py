@@ -31,6 +31,7 @@ from agentd.sandbox.ports import (
     Networked,
     Pausable,
     Restores,
+    Served,
     Snapshotable,
     TellsEnd,
 )
@@ -137,7 +138,11 @@ CASSETTE: Ability[HasCassette] = Ability(
     ),
     told=False,
 )
-FORWARDED: tuple[Ability[Any], ...] = (PAUSE, SNAPSHOT, BRANCH, CHANGES, NETWORK, SECRETS, CASSETTE)
+SERVED: Ability[Served] = Ability("served", (Method("is_served", result=bool),), told=False)
+FORWARDED: tuple[Ability[Any], ...] = (
+    *(PAUSE, SNAPSHOT, BRANCH, CHANGES),
+    *(NETWORK, SECRETS, CASSETTE, SERVED),
+)
 
 # --- of backends ---
 

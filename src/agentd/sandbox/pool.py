@@ -17,6 +17,7 @@ from agentd.model.errors import AgentdError
 from agentd.model.packages import with_packages
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox import guard
+from agentd.sandbox.abilities import SERVED
 from agentd.sandbox.handle import SandboxHandle
 
 _CHECK_SECONDS = 1.0  # between looks at what stands ready: each is a question to its wall
@@ -141,7 +142,7 @@ class SandboxPool:
             try:
                 if time.monotonic() >= check_at:
                     check_at = time.monotonic() + _CHECK_SECONDS
-                    for handle in self._take(_is_spare):
+                    for handle in self._take_spare():
                         self._end(handle)
                 if shelf is not None:
                     self._add(shelf)
@@ -169,6 +170,14 @@ class SandboxPool:
                 kept.filled = time.monotonic()
         if kept is None:  # the shelf was taken away meanwhile
             self._end(handle)
+
+    def _take_spare(self) -> list[SandboxHandle]:
+        """Among them those whose network was closed for good, with that of all, as what serves it
+        died too often. Each is asked, and none waits for that to be claimed."""
+        with self._lock:
+            ready = [one.handle for shelf in self._shelves.values() for one in shelf.ready]
+        closed = [each for each in ready if not _is_served(each)]
+        return self._take(lambda shelf, one: one.handle in closed or _is_spare(shelf, one))
 
     def _take(self, which: "Callable[[_Shelf, _Ready], bool]") -> list[SandboxHandle]:
         taken = []
@@ -215,6 +224,14 @@ class _Shelf:
     def settle(self) -> None:
         if time.monotonic() - max(self.asked, self.filled) > _QUIET_SECONDS:
             self.target = self.wanted.least
+
+
+def _is_served(handle: SandboxHandle) -> bool:
+    wall = SERVED.of(handle.wall)
+    try:
+        return wall is None or wall.is_served()
+    except AgentdError:  # it ends, or its supervisor does not answer: that is for others to find
+        return True
 
 
 def _is_spare(shelf: _Shelf, one: _Ready) -> bool:

@@ -138,6 +138,13 @@ class Networked(Protocol):
         """Return what is known of its connections, from a cursor on; 0 is the beginning."""
 
 
+class Served(Protocol):
+    """A wall whose network may be closed for good while it lives."""
+
+    def is_served(self) -> bool:
+        """Return whether what is dialled inside is still heard by somebody."""
+
+
 class Asks(Protocol):
     """A wall whose rules may have connections wait until somebody says that they are allowed."""
 

@@ -74,6 +74,9 @@ class SandboxNetwork:
     def connections(self, after: int) -> ConnectionList:
         return self._admitted.connections(after)
 
+    def is_served(self) -> bool:
+        return not self._admitted.closed
+
     def set_asker(self, asker: "Asker") -> None:
         self._admitted.asked.asker = asker
 

@@ -57,7 +57,7 @@ class LinuxWall(NamespaceWall):
         self.refuse_open = network.refuse_open
         self.give_secrets, self.held_secrets = network.give_secrets, network.held_secrets
         self.cassette, self.play = network.cassette, network.play
-        self.count_for = network.count_for
+        self.count_for, self.is_served = network.count_for, network.is_served
 
     def attach_image(
         self, digest: str, command: tuple[str, ...], release: Callable[[], None]

@@ -134,7 +134,7 @@ class MachineWall(ABC, Generic[P]):
         self.set_network, self.connections = set_network, network.connections
         self.give_secrets, self.held_secrets = network.give_secrets, network.held_secrets
         self.cassette, self.play = network.cassette, network.play
-        self.count_for = network.count_for
+        self.count_for, self.is_served = network.count_for, network.is_served
         self.set_asker, self.answer = network.set_asker, network.answer
         self.refuse_open = network.refuse_open
 
