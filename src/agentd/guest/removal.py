@@ -1,8 +1,9 @@
 """Removes a tree: never through a symlink, never past a mount, in slices, at any depth.
 
-Two descriptors are open however deep the tree is. The way back up is ``..``, and it is checked to
-be the directory that was left: a command may move a directory while it is being emptied, and
-``..`` then leads elsewhere.
+Three descriptors are open, and so many names remembered, however deep the tree is: what is deeper
+is moved to its top, and removed from there. The way back up is ``..``, and it is checked to be the
+directory that was left: a command may move a directory while it is being emptied, and ``..`` then
+leads elsewhere.
 """
 
 import errno
@@ -18,7 +19,7 @@ SLICE = 1000
 # Names read of a directory at a time.
 BATCH = 256
 # About 200 bytes each are remembered.
-MAX_DEPTH = 100_000
+MAX_DEPTH = 10_000
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 # The entry changed between being listed and being removed: list again.
@@ -60,7 +61,7 @@ def remove_folder(path: str) -> None:
 
 class _Emptying:
     def __init__(self, fd: int, path: str, force: bool) -> None:
-        self._fd = fd
+        self._top, self._fd = fd, os.dup(fd)
         self._force = force
         self._path = path
         # Of every directory above the present one: what it is, and the name gone down by.
@@ -69,6 +70,7 @@ class _Emptying:
 
     def close(self) -> None:
         os.close(self._fd)
+        os.close(self._top)
 
     def advance(self) -> bool:
         """One slice; True when the top directory is empty."""
@@ -107,9 +109,10 @@ class _Emptying:
         return True
 
     def _descend(self, name: str) -> None:
-        if len(self._trail) >= MAX_DEPTH:
-            raise RequestError(f"{self._path} is over {MAX_DEPTH} directories deep: use rm -r")
         try:
+            if len(self._trail) >= MAX_DEPTH:
+                self._lift(name)
+                return
             below = _enter(self._fd, name, self._force)
         except OSError as error:
             if error.errno in _CHANGED:
@@ -118,6 +121,13 @@ class _Emptying:
         self._trail.append((_identity(self._fd), name))
         os.close(self._fd)
         self._fd = below
+
+    def _lift(self, name: str) -> None:
+        """Move a directory to the top, which is listed again once the way back leads there."""
+        if self._force:
+            _open_up(self._fd, name)
+        new = f".removed-{os.urandom(8).hex()}"
+        os.rename(name, new, src_dir_fd=self._fd, dst_dir_fd=self._top)
 
     def _ascend(self) -> None:
         identity, name = self._trail.pop()

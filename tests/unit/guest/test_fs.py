@@ -148,7 +148,9 @@ def test_remove_refuses_the_root_and_magic_links(new_channel, path):
     assert last["errno"] in (errno.EINVAL, errno.ELOOP)
 
 
-def test_remove_3000_levels_in_two_descriptors(new_channel, tmp_path):
+@pytest.mark.parametrize("remembered", [10_000, 700])
+def test_remove_3000_levels_in_three_descriptors(new_channel, tmp_path, monkeypatch, remembered):
+    monkeypatch.setattr("agentd.guest.removal.MAX_DEPTH", remembered)
     fd = os.open(tmp_path, os.O_RDONLY)
     os.mkdir("deep", dir_fd=fd)
     name = "deep"

@@ -37,14 +37,23 @@ def test_directories_closed_to_their_owner(scratch: Path) -> None:
     assert not scratch.exists()
 
 
-def test_deeper_than_any_path(scratch: Path) -> None:
-    here = os.open(scratch, os.O_RDONLY | os.O_DIRECTORY)
-    for _ in range(3000):
+def deepen(top: Path, levels: int) -> None:
+    here = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    for number in range(levels):
         os.mkdir("deeper", dir_fd=here)
         below = os.open("deeper", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        if number % 1000 == 999:
+            os.fchmod(here, 0o500)
         os.close(here)
         here = below
     os.close(here)
+
+
+def test_deeper_than_what_is_remembered_of_it(
+    scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agentd.guest.removal.MAX_DEPTH", 1200)
+    deepen(scratch, 3000)
     remove(str(scratch))
     assert not scratch.exists()
 
