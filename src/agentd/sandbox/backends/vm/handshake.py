@@ -5,12 +5,13 @@ every other from there, until this is done.
 """
 
 import base64
+import contextlib
 import errno
 import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from agentd.model.errors import AgentdError, OperationFailed, SandboxError
 from agentd.model.limits import Limits
@@ -56,47 +57,44 @@ def settings(
 def set_up(
     stream: socket.socket, fields: dict[str, object], seconds: float, *, thaw: bool = False
 ) -> list[str]:
-    """Do it over a fresh stream, which is closed then; the controls that hold.
+    """Sets a machine up over a fresh stream, which is closed then; returns the controls that hold.
 
     ``thaw`` lets go on what was frozen for a snapshot. Raises SandboxError: a machine that was
-    not set up must not be used.
+    not set up must not be used; DeviceMissing for one that may yet find what it was told of.
     """
-    guest = Guest(
-        lambda: stream, passes_descriptors=False, handshake_timeout=seconds, answer_timeout=seconds
-    )
-    try:
-        answer = guest.call("sys.setup", unix_ns=time.time_ns(), **fields)
+    with _guest(stream, seconds, "the machine could not be set up") as guest:
+        try:
+            answer = guest.call("sys.setup", unix_ns=time.time_ns(), **fields)
+        except OperationFailed as error:
+            if error.errno != errno.ENODEV or not {"net", "root"} & fields.keys():
+                raise
+            raise DeviceMissing("the machine could not be set up", cause=str(error)) from error
         if thaw:
             guest.call("sys.thaw")
-    except SandboxError:
-        raise
-    except OperationFailed as error:
-        kind = (
-            DeviceMissing
-            if error.errno == errno.ENODEV and {"net", "root"} & fields.keys()
-            else SandboxError
-        )
-        raise kind("the machine could not be set up", cause=str(error)) from error
-    except AgentdError as error:
-        raise SandboxError("the machine could not be set up", cause=str(error)) from error
-    finally:
-        guest.close()
     controls = answer.get("controls")
     return [str(name) for name in controls] if isinstance(controls, list) else []
 
 
 def tell(stream: socket.socket, operations: Sequence[str], seconds: float) -> None:
-    """Operations of the agent's over a fresh stream, which is closed then. Raises SandboxError."""
+    """Has the agent do operations over a fresh stream, which is closed then. Raises
+    SandboxError."""
+    with _guest(stream, seconds, f"the guest refused {operations[0]}") as guest:
+        for name in operations:
+            fields = {"unix_ns": time.time_ns()} if name == "sys.clock" else {}
+            guest.call(name, **fields)
+
+
+@contextlib.contextmanager
+def _guest(stream: socket.socket, seconds: float, failed: str) -> Iterator[Guest]:
+    """Yields the agent at a stream, which is closed then. Has errors of it say what failed."""
     guest = Guest(
         lambda: stream, passes_descriptors=False, handshake_timeout=seconds, answer_timeout=seconds
     )
     try:
-        for name in operations:
-            fields = {"unix_ns": time.time_ns()} if name == "sys.clock" else {}
-            guest.call(name, **fields)
+        yield guest
     except SandboxError:
         raise
     except AgentdError as error:
-        raise SandboxError(f"the guest refused {operations[0]}", cause=str(error)) from error
+        raise SandboxError(failed, cause=str(error)) from error
     finally:
         guest.close()
