@@ -57,7 +57,7 @@ def _committed(
 ) -> OciImage:
     folder = tempfile.mkdtemp(prefix="changes", dir=work.path)
     manager.capture(handle, folder)
-    image = exports.image_of(kept.read_image(folder), f"sandbox {handle.id} started", store)
+    image = exports.image_of(kept.read_word(folder, "image"), f"sandbox {handle.id} started", store)
     told = Instructed("commit", 0, {}, handle.id)
     state = exports.changed(folder, handle.spec, image, told, store, work)
     shutil.rmtree(folder)

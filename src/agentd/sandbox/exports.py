@@ -63,7 +63,7 @@ def write(manifest: SnapshotManifest, folder: str, path: str) -> None:
     store = OciStore()
     try:
         with store.work() as work:
-            digest = kept.read_image(folder)
+            digest = kept.read_word(folder, "image")
             what = f"snapshot {manifest.id} was taken"
             image = image_of(digest, what, store) if digest else None
             told = Instructed("export", 0, {}, manifest.id)

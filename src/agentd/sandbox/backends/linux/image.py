@@ -115,8 +115,8 @@ def of_spec(
     root = opened(spec, LinuxImageRoot, kept=state is not None)
     undo.callback(root.lease.close)
     undo.callback(root.close)
-    if state is not None and kept.read_image(state) != root.image.digest:
-        raise moved(spec, kept.read_image(state), root.image, kept=True)
+    if state is not None and kept.read_word(state, "image") != root.image.digest:
+        raise moved(spec, kept.read_word(state, "image"), root.image, kept=True)
     return root
 
 

@@ -18,10 +18,9 @@ from typing import BinaryIO, Literal
 import msgspec
 
 ENTRIES, CONTENT = "entries", "content"
-#: The digest of the image that the files are changes of, where there is one.
-IMAGE = "image"
-#: The name of the layer that a fork shares, for as long as what it is a fork of lives.
-LAYER = "layer"
+#: The digest of the image that the files are changes of, where there is one; and the name of the
+#: layer that a fork shares, for as long as what it is a fork of lives.
+Word = Literal["image", "layer"]
 FORMAT = 1
 #: Folders in each other; a sandbox that has more is not kept.
 MAX_DEPTH = 256
@@ -135,35 +134,17 @@ def has_files(folder: str) -> bool:
     return os.path.lexists(f"{folder}/{ENTRIES}")
 
 
-def write_image(folder: str, digest: str) -> None:
-    """Say of which image the files are changes. Raises OSError."""
-    _write_word(f"{folder}/{IMAGE}", digest)
-
-
-def read_image(folder: str) -> str:
-    """Return the digest; empty where there was no image. Raises OSError."""
-    return _read_word(f"{folder}/{IMAGE}")
-
-
-def write_layer(folder: str, name: str) -> None:
-    """Say by which name the layer is offered. Raises OSError."""
-    _write_word(f"{folder}/{LAYER}", name)
-
-
-def read_layer(folder: str) -> str:
-    """Return the name; empty where none is shared. Raises OSError."""
-    return _read_word(f"{folder}/{LAYER}")
-
-
-def _write_word(path: str, word: str) -> None:
-    with open(path, "x", encoding="ascii") as file:
+def write_word(folder: str, name: Word, word: str) -> None:
+    """Writes of which image the files are changes, or which layer is shared. Raises OSError."""
+    with open(f"{folder}/{name}", "x", encoding="ascii") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(word)
 
 
-def _read_word(path: str) -> str:
+def read_word(folder: str, name: Word) -> str:
+    """Returns what was written; empty where nothing was. Raises OSError."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(f"{folder}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return ""
     with open(fd, encoding="ascii", errors="replace") as file:

@@ -5,9 +5,8 @@ import contextlib
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from agentd.egress.connections import ConnectionList
 from agentd.linux import anyip
 from agentd.linux.net import namespace_cookie
 from agentd.linux.rights import close_all
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from agentd.egress.authority import Authority
     from agentd.egress.keeper import RelayKeeper
     from agentd.egress.terminating import Reading
+    from agentd.sandbox.backends.linux.wall import LinuxWall
+    from agentd.sandbox.backends.vm.machine import MachineWall
 
 _STREAM, _DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 _SHAPES = (
@@ -34,11 +35,15 @@ _SHAPES = (
         *((socket.AF_INET, _DATAGRAM), (socket.AF_INET6, _DATAGRAM)),
     ],
 )
-#: Why a sandbox lacks the ability.
-NO_RULES = "it was made with another network than one that is restricted to rules"
+_NO_RULES = "it was made with another network than one that is restricted to rules"
 #: One cassette at a time is read: of a large one there are three copies then.
 _reading = threading.Lock()
 _PORTS = {_STREAM: anyip.PORT, _DATAGRAM: anyip.DNS_PORT}
+#: What ``Networked``, ``Asks``, ``HoldsSecrets`` and ``HasCassette`` have beside ``set_network``.
+_METHODS = (
+    *("connections", "count_for", "set_asker", "answer", "refuse_open"),
+    *("give_secrets", "held_secrets", "cassette", "play", "is_served"),
+)
 
 
 class SandboxNetwork:
@@ -60,6 +65,9 @@ class SandboxNetwork:
         self._authority = authority
         self._secrets = secrets
         self._values: dict[str, SecretValue] = {}
+        self.connections, self.count_for = admitted.connections, admitted.count_for
+        self.cassette = admitted.recorded
+        self.answer, self.refuse_open = admitted.asked.answer, admitted.asked.refuse_open
 
     def set(self, egress: Sequence[str], bounds: EgressBounds) -> Control:
         """Let these rules hold from now on. Raises InvalidInput for one that is none, Refused for
@@ -71,22 +79,11 @@ class SandboxNetwork:
         self._admitted.set(table)
         return report.network("restricted", egress, self._secrets, self._how, bounds)
 
-    def connections(self, after: int) -> ConnectionList:
-        return self._admitted.connections(after)
-
     def is_served(self) -> bool:
         return not self._admitted.closed
 
     def set_asker(self, asker: "Asker") -> None:
         self._admitted.asked.asker = asker
-
-    def answer(
-        self, host: str, port: int, allowed: bool, reason: str, seconds: float | None
-    ) -> None:
-        self._admitted.asked.answer(host, port, allowed, reason, seconds)
-
-    def refuse_open(self, reason: str) -> None:
-        self._admitted.asked.refuse_open(reason)
 
     def give_secrets(self, values: Mapping[str, SecretValue]) -> None:
         from agentd.egress.terminator.credentials import pack_secrets  # late: few need it
@@ -101,12 +98,6 @@ class SandboxNetwork:
     def certificate(self) -> str | None:
         """Whom its programs are to trust, PEM; None where nothing is read."""
         return None if self._authority is None else self._authority.certificate
-
-    def count_for(self, owner: str) -> None:
-        self._admitted.count_for(owner)
-
-    def cassette(self) -> bytes:
-        return self._admitted.recorded()
 
     def play(self, path: str) -> None:
         """Answer from the cassette at ``path``. Raises InvalidInput for what is none, and for hosts
@@ -130,6 +121,22 @@ class SandboxNetwork:
         self._admitted.close()
         for sock in self._held:
             sock.close()
+
+
+def give_abilities(wall: "LinuxWall | MachineWall[Any]", network: SandboxNetwork | None) -> None:
+    """Makes the methods of a network those of its wall, which no other wall has: whoever stands for
+    one and hands on what it is asked has them then, or not. Without one, says why it lacks them."""
+    if network is None:
+        wall.lacks = {**wall.lacks, "network": _NO_RULES}
+        return
+
+    def set_network(egress: tuple[str, ...], egress_bounds: EgressBounds) -> Control:
+        told = network.set(egress, egress_bounds)
+        wall.enforcement = {**wall.enforcement, "network": told}
+        return told
+
+    given = {name: getattr(network, name) for name in _METHODS}
+    vars(wall).update(given, set_network=set_network)
 
 
 def admitted(

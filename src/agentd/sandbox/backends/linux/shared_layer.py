@@ -108,7 +108,7 @@ def of_fork(folder: str) -> SharedLayer | None:
 
     Raises SandboxError.
     """
-    name = kept.read_layer(folder)
+    name = kept.read_word(folder, "layer")
     if not name:
         return None
     with _lock:

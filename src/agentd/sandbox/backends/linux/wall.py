@@ -6,12 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 
 from agentd.linux import process
-from agentd.model.egress import EgressBounds
-from agentd.model.enforcement import Control
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.backends.linux import kept, saving, shared_layer
 from agentd.sandbox.backends.linux.disk import SandboxDisk
-from agentd.sandbox.backends.linux.network import NO_RULES, SandboxNetwork
+from agentd.sandbox.backends.linux.network import SandboxNetwork, give_abilities
 from agentd.sandbox.backends.wall import NamespaceWall
 
 
@@ -40,24 +38,9 @@ class LinuxWall(NamespaceWall):
 
     def attach_network(self, network: SandboxNetwork | None) -> None:
         """Takes ownership. None where its network is not restricted to rules."""
-        if network is None:
-            self.lacks = {**self.lacks, "network": NO_RULES}
-            return
-        self._on_end = (*self._on_end, network.close)
-
-        def set_network(egress: tuple[str, ...], egress_bounds: EgressBounds) -> Control:
-            told = network.set(egress, egress_bounds)
-            self.enforcement = {**self.enforcement, "network": told}
-            return told
-
-        # The methods of ``Networked``, ``Asks`` and ``HoldsSecrets``, which no other wall of this
-        # kind has: whoever stands for one and hands on what it is asked has them then, or not.
-        self.set_network, self.connections = set_network, network.connections
-        self.set_asker, self.answer = network.set_asker, network.answer
-        self.refuse_open = network.refuse_open
-        self.give_secrets, self.held_secrets = network.give_secrets, network.held_secrets
-        self.cassette, self.play = network.cassette, network.play
-        self.count_for, self.is_served = network.count_for, network.is_served
+        if network is not None:
+            self._on_end = (*self._on_end, network.close)
+        give_abilities(self, network)
 
     def attach_image(
         self, digest: str, command: tuple[str, ...], release: Callable[[], None]
@@ -73,7 +56,7 @@ class LinuxWall(NamespaceWall):
             with disk.all() as source:
                 self._save(folder, source, still=still)
             if self.image:
-                kept.write_image(folder, self.image)
+                kept.write_word(folder, "image", self.image)
 
     def branch(self, folder: str) -> None:
         """Write beneath ``folder`` what ``restore`` makes forks of, for as long as this one lives.
@@ -88,12 +71,12 @@ class LinuxWall(NamespaceWall):
             stacked = alone and self._stack(disk)
             if disk.shared is not None:
                 self._offered = self._offered or shared_layer.offer(disk.shared)
-                kept.write_layer(folder, self._offered)
+                kept.write_word(folder, "layer", self._offered)
             if not stacked:
                 with disk.own() as source:
                     self._save(folder, source, still=still)
             if self.image:
-                kept.write_image(folder, self.image)
+                kept.write_word(folder, "image", self.image)
 
     def _stack(self, disk: SandboxDisk) -> bool:
         """Return whether what it has is a layer now. Nothing may run in it, which would be left

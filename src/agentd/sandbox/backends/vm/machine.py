@@ -11,10 +11,9 @@ from typing import Generic, TypeVar
 from agentd.linux.cgroup import Group
 from agentd.linux.waiting import is_ready
 from agentd.model.cause import Cause
-from agentd.model.egress import EgressBounds
-from agentd.model.enforcement import Control, Enforcement
+from agentd.model.enforcement import Enforcement
 from agentd.model.errors import SandboxError
-from agentd.sandbox.backends.linux.network import NO_RULES, SandboxNetwork
+from agentd.sandbox.backends.linux.network import SandboxNetwork, give_abilities
 from agentd.sandbox.backends.vm.ceiling import Ceiling
 from agentd.sandbox.backends.vm.ending import Ending, safe_log, tail
 from agentd.sandbox.backends.vm.handshake import tell
@@ -121,22 +120,7 @@ class MachineWall(ABC, Generic[P]):
     def attach_network(self, network: SandboxNetwork | None) -> None:
         """Takes ownership. None where its network is not restricted to rules."""
         self._network = network
-        if network is None:
-            self.lacks = {**self.lacks, "network": NO_RULES}
-            return
-
-        def set_network(egress: tuple[str, ...], egress_bounds: EgressBounds) -> Control:
-            told = network.set(egress, egress_bounds)
-            self.enforcement = {**self.enforcement, "network": told}
-            return told
-
-        # The methods of ``Networked``, ``Asks`` and ``HoldsSecrets``, which no other machine has.
-        self.set_network, self.connections = set_network, network.connections
-        self.give_secrets, self.held_secrets = network.give_secrets, network.held_secrets
-        self.cassette, self.play = network.cassette, network.play
-        self.count_for, self.is_served = network.count_for, network.is_served
-        self.set_asker, self.answer = network.set_asker, network.answer
-        self.refuse_open = network.refuse_open
+        give_abilities(self, network)
 
     @property
     def _pidfd(self) -> int:
