@@ -3,10 +3,12 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from typing import Self
 
 _FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_POLL_SECONDS = 0.005
 
 
 class HeldLock:
@@ -45,6 +47,19 @@ def take(path: str, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int:
             os.close(fd)
             raise
         os.close(fd)  # removed while we waited: others have the lock of another by now
+
+
+def take_within(path: str, seconds: float) -> int:
+    """Takes a lock as ``take`` does, and waits so many seconds for another who has it. Raises
+    OSError, of it BlockingIOError where that was not enough."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return take(path)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_POLL_SECONDS)
 
 
 def take_folder(path: str) -> int:

@@ -45,7 +45,6 @@ _ABOUT, _USED, _BUSY, _LOCK = "about.json", "used", "busy", "lock"
 _NEW, _GONE = ".new-", ".gone-"
 _MAX_ABOUT = 1 << 16
 _TURN_SECONDS = 30.0  # whoever has it needs it for milliseconds
-_TURN_POLL = 0.005
 _END_SECONDS, _END_POLL = 5.0, 0.02
 
 
@@ -356,19 +355,14 @@ class VolumeStore:
     def _turn(self) -> Iterator[None]:
         """The one process, and thread, that changes the folder now."""
         self._make_folder()
-        deadline = time.monotonic() + _TURN_SECONDS
-        while True:
-            try:
-                lock = locks.HeldLock(locks.take(os.path.join(self.folder, _LOCK)))
-                break
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise SandboxError(
-                        f"another process holds {self.folder}/{_LOCK}",
-                        remediation="let it go on, or end it",
-                    ) from None
-                time.sleep(_TURN_POLL)
-        with lock:
+        try:
+            lock = locks.take_within(os.path.join(self.folder, _LOCK), _TURN_SECONDS)
+        except BlockingIOError:
+            raise SandboxError(
+                f"another process holds {self.folder}/{_LOCK}",
+                remediation="let it go on, or end it",
+            ) from None
+        with locks.HeldLock(lock):
             yield
 
     def _make_folder(self) -> None:

@@ -1,9 +1,10 @@
 """The names by which daemons find a supervisor: a socket, and a lock beside it."""
 
 import contextlib
-import fcntl
 import os
 import socket
+
+from agentd.linux import locks
 
 
 class OwnSocket:
@@ -19,16 +20,15 @@ class OwnSocket:
 
     def take(self) -> bool:
         """Return whether the lock is ours now; else another has it. Raises OSError."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        lock = os.open(f"{self._path}.lock", flags, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = locks.take(f"{self._path}.lock")
+        except BlockingIOError:
+            return False
+        try:
             os.ftruncate(lock, 0)
             os.write(lock, b"%d\n" % os.getpid())
-        except BaseException as error:
+        except BaseException:
             os.close(lock)
-            if isinstance(error, BlockingIOError):
-                return False
             raise
         before, self._lock = self._lock, lock
         if before >= 0:

@@ -8,23 +8,21 @@ NAME is made of all that a state depends on. A state appears by rename, whole or
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import re
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator
 
+from agentd.linux import locks
 from agentd.model.errors import SandboxError
 from agentd.model.system import os_errors_as
 from agentd.sandbox.backends.vm import states
 
 MAX_KEPT = 4
 _LOCK_SECONDS = 300.0
-_LOCK_POLL = 0.05
 #: The end of the names of files that nobody relies on.
 PARTIAL = ".partial"
 _STATE, _STAMP = ".state", ".stamp"
@@ -143,22 +141,13 @@ class Templates:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        fd = os.open(f"{self.folder}/.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        deadline = time.monotonic() + _LOCK_SECONDS
+        path = f"{self.folder}/.lock"
         try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() >= deadline:
-                        raise SandboxError(
-                            f"another process has held {self.folder}/.lock for {_LOCK_SECONDS:g} s"
-                        ) from None
-                    time.sleep(_LOCK_POLL)
+            lock = locks.take_within(path, _LOCK_SECONDS)
+        except BlockingIOError:
+            raise SandboxError(f"another process has held {path} for {_LOCK_SECONDS:g} s") from None
+        with locks.HeldLock(lock):
             yield
-        finally:
-            os.close(fd)
 
 
 def default_folder() -> str:
