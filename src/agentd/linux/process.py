@@ -44,6 +44,14 @@ def set_child_subreaper(enabled: bool = True, kernel: Kernel = KERNEL) -> None:
     kernel.prctl(abi.PR_SET_CHILD_SUBREAPER, int(enabled))
 
 
+def map_ids(uid: tuple[int, int], gid: tuple[int, int], kernel: Kernel = KERNEL) -> None:
+    """Maps one user and one group, each ``(inside, outside)``, in the user namespace that this
+    process has just made, as it may its own. Raises OSError."""
+    kernel.write("/proc/self/setgroups", "deny")
+    kernel.write("/proc/self/gid_map", f"{gid[0]} {gid[1]} 1")
+    kernel.write("/proc/self/uid_map", f"{uid[0]} {uid[1]} 1")
+
+
 def pidfd_of_fdinfo(fd: int) -> int:
     """The pid a pidfd refers to, in this pid namespace; -1 once it was reaped, 0 if not visible.
 

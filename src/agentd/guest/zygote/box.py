@@ -24,7 +24,6 @@ from agentd.guest.zygote import (
 from agentd.guest.zygote.asked import Request, dicts, number, pairs, strings
 from agentd.guest.zygote.disk import WORKSPACE
 from agentd.guest.zygote.limits import no_core
-from agentd.guest.zygote.maps import map_itself
 from agentd.guest.zygote.root import SANDBOX_HOME, masks
 from agentd.guest.zygote.wall_kernel import KERNEL, WallKernel
 from agentd.linux import abi, caps, landlock, net, overlay, process, seccomp
@@ -165,10 +164,10 @@ def _identity(box: Request, kernel: WallKernel) -> None:
     if box.get("mapped"):
         kernel.become(0)
         return
-    outside = number(box.get("outside") or 0)
-    map_itself(number(box["uid"]), outside, kernel)
+    uid, outside = number(box["uid"]), number(box.get("outside") or 0)
+    process.map_ids((uid, outside), (uid, outside), kernel)
     if outside:
-        kernel.become(number(box["uid"]))
+        kernel.become(uid)
 
 
 def _network(box: Request, sockets: list[int], kernel: WallKernel) -> None:

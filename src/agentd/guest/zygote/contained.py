@@ -9,7 +9,7 @@ import resource
 import stat
 
 from agentd.guest import agent
-from agentd.guest.zygote import limits, maps, served
+from agentd.guest.zygote import limits, served
 from agentd.guest.zygote.messages import COMING_FD
 from agentd.guest.zygote.served import Request
 from agentd.linux import abi, caps, filtering, landlock, process
@@ -67,7 +67,7 @@ def _become(uid: object) -> bool:
     if not isinstance(uid, int):
         return False
     KERNEL.unshare(abi.CLONE_NEWUSER)
-    maps.map_itself(uid, 0)
+    process.map_ids((uid, 0), (uid, 0))
     return True
 
 

@@ -150,9 +150,7 @@ def _enter_namespaces(mapper: IdMapper | None) -> None:
     if mapper is not None:
         mapper.map()
     else:
-        KERNEL.write("/proc/self/setgroups", "deny")
-        KERNEL.write("/proc/self/gid_map", f"0 {gid} 1")
-        KERNEL.write("/proc/self/uid_map", f"0 {uid} 1")
+        process.map_ids((0, uid), (0, gid))
     child = os.fork()
     if child:
         _serve_mounts(child)

@@ -1,14 +1,14 @@
 """The id maps of a clone that gets more ids than its own: the zygote writes them, which may.
 
-A clone may map its own id by itself (``map_itself``), and no other: that takes CAP_SETUID in the
-namespace above.
+A clone may map its own id by itself (``process.map_ids``), and no other: that takes CAP_SETUID in
+the namespace above.
 Standard library only.
 """
 
 import socket
 
 from agentd.linux import process
-from agentd.linux.kernel import KERNEL, Kernel
+from agentd.linux.kernel import KERNEL
 from agentd.linux.waiting import is_ready
 
 # It only has to run: this is for a machine that hardly does.
@@ -48,10 +48,3 @@ class Maps:
             for name in ("gid_map", "uid_map"):
                 KERNEL.write(f"/proc/{pid}/{name}", self._text)
             self._zygotes.send(b"m")
-
-
-def map_itself(uid: int, outside: int, kernel: Kernel = KERNEL) -> None:
-    """In a new user namespace: map ``uid`` alone, to ``outside`` above. Raises OSError."""
-    kernel.write("/proc/self/setgroups", "deny")
-    kernel.write("/proc/self/gid_map", f"{uid} {outside} 1")
-    kernel.write("/proc/self/uid_map", f"{uid} {outside} 1")

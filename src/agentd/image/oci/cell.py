@@ -96,9 +96,7 @@ def _enter(config: Config) -> int:
 def _unshare(namespaces: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     KERNEL.unshare(namespaces)
-    KERNEL.write("/proc/self/setgroups", "deny")
-    KERNEL.write("/proc/self/gid_map", f"0 {gid} 1")
-    KERNEL.write("/proc/self/uid_map", f"0 {uid} 1")
+    process.map_ids((0, uid), (0, gid))
 
 
 def _trees(config: Config, *, foreign: bool) -> list[root.Tree]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from agentd.image.oci.owners import ATTRIBUTE, owner_of
-from agentd.linux import abi
+from agentd.linux import abi, process
 from agentd.linux.kernel import KERNEL
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -146,6 +146,4 @@ def _read_all() -> None:
     uid, gid = os.geteuid(), os.getegid()
     with contextlib.suppress(OSError):  # then what is closed to its owner is told
         KERNEL.unshare(abi.CLONE_NEWUSER)
-        KERNEL.write("/proc/self/setgroups", "deny")
-        KERNEL.write("/proc/self/gid_map", f"0 {gid} 1")
-        KERNEL.write("/proc/self/uid_map", f"0 {uid} 1")
+        process.map_ids((0, uid), (0, gid))

@@ -88,7 +88,7 @@ class _Survey:
             for inner in os.listdir(fd):
                 if self._full:
                     return
-                info = _lstat(inner, fd)
+                info = lower.lstat(inner, fd)
                 if info is not None and _is_copied(info):
                     self._entry(inner, info, fd, f"{path}/{inner}", depth)
         finally:
@@ -142,7 +142,7 @@ class _Copier:
             os.close(source)
 
     def _entry(self, name: str, source: int, target: int, path: str) -> None:
-        info = _lstat(name, source)
+        info = lower.lstat(name, source)
         if info is None or not _is_copied(info) or not _may_read(info, self._top):
             return
         if stat.S_ISLNK(info.st_mode):
@@ -230,10 +230,3 @@ def _below(source: str) -> frozenset[str]:
     """The mounts beneath a folder, by their path in it."""
     top = source.rstrip("/") + "/"
     return frozenset(f"/{path[len(top) :]}" for path in mounts.points() if path.startswith(top))
-
-
-def _lstat(name: str, folder: int) -> os.stat_result | None:
-    try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
-        return None

@@ -79,9 +79,7 @@ def _enter(control: socket.socket) -> Cloner:
     if pid:
         _guard(control, pid, pidfd)
     if flags & abi.CLONE_NEWUSER:
-        KERNEL.write("/proc/self/setgroups", "deny")
-        KERNEL.write("/proc/self/gid_map", f"0 {gid} 1")
-        KERNEL.write("/proc/self/uid_map", f"0 {uid} 1")
+        process.map_ids((0, uid), (0, gid))
     process.set_pdeathsig(signal.SIGKILL)
     KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
     KERNEL.mount("proc", "/proc", "proc", _PRIVATE)

@@ -102,9 +102,7 @@ def _prepare(folder: str) -> Cloner:
     own = not privileges.may_mount()
     KERNEL.unshare(abi.CLONE_NEWPID | (abi.CLONE_NEWUSER if own else 0))
     if own:
-        KERNEL.write("/proc/self/setgroups", "deny")
-        KERNEL.write("/proc/self/gid_map", f"{gid} {gid} 1")
-        KERNEL.write("/proc/self/uid_map", f"{uid} {uid} 1")
+        process.map_ids((uid, uid), (gid, gid))
     guard = os.getpid()
     pid = os.fork()
     if pid:
