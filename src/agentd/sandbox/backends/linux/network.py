@@ -39,7 +39,8 @@ _NO_RULES = "it was made with another network than one that is restricted to rul
 #: One cassette at a time is read: of a large one there are three copies then.
 _reading = threading.Lock()
 _PORTS = {_STREAM: anyip.PORT, _DATAGRAM: anyip.DNS_PORT}
-#: What ``Networked``, ``Asks``, ``HoldsSecrets`` and ``HasCassette`` have beside ``set_network``.
+#: What ``Networked``, ``Asks``, ``HoldsSecrets``, ``HasCassette`` and ``Served`` have in all,
+#: beside ``set_network``.
 _METHODS = (
     *("connections", "count_for", "set_asker", "answer", "refuse_open"),
     *("give_secrets", "held_secrets", "cassette", "play", "is_served"),
