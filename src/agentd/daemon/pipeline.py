@@ -66,12 +66,7 @@ class Pipeline:
         return self.build(self.admit(who, spec, snapshot=of), snapshot, values)
 
     def admit(
-        self,
-        who: Principal,
-        spec: SandboxSpec,
-        labels: Labels = _NO_LABELS,
-        *,
-        snapshot: str = "",
+        self, who: Principal, spec: SandboxSpec, labels: Labels = _NO_LABELS, *, snapshot: str = ""
     ) -> SandboxSpec:
         """Return the spec as it may be built, or restored of the ``snapshot`` of that id."""
         if self.gate is None:

@@ -137,8 +137,7 @@ class RelayKeeper:
             if self._ready:
                 with contextlib.suppress(SandboxError):
                     self._owed.wait(
-                        _SYNC_SECONDS,
-                        lambda: not self._ready or self._generation != generation,
+                        _SYNC_SECONDS, lambda: not self._ready or self._generation != generation
                     )
 
     def release(self, admitted: Admitted) -> None:

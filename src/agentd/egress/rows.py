@@ -41,9 +41,7 @@ def receive(control: socket.socket, fds: int) -> tuple[dict[str, Any], list[int]
     return json.loads(data), found, not flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC)
 
 
-def begin(
-    prepare: Callable[[socket.socket, dict[str, Any], Mark], tuple[T, list[str]]],
-) -> T:
+def begin(prepare: Callable[[socket.socket, dict[str, Any], Mark], tuple[T, list[str]]]) -> T:
     """Do what a process of the host's does first: take its control socket, its mark and the first
     message, ``prepare`` by these, and tell the host what holds from then on; where that fails tell
     why, and end."""

@@ -63,9 +63,7 @@ GROUPS = {
         "guest": "write the guest agent, with a Python or without",
         "print-seccomp": "show the filter of system calls, and why it is as it is",
     },
-    "this command line": {
-        "completion": "let a shell complete commands and options",
-    },
+    "this command line": {"completion": "let a shell complete commands and options"},
 }
 COMMANDS = {
     name: (f"{_CLI}.{name.replace('-', '_')}", text)

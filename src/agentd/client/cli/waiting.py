@@ -19,10 +19,7 @@ _LOOK_SECONDS = 2.0
 
 
 def ticks(
-    service: "Service",
-    options: argparse.Namespace,
-    name: str,
-    sandbox: "SandboxView | None" = None,
+    service: "Service", options: argparse.Namespace, name: str, sandbox: "SandboxView | None" = None
 ) -> dict[Callable[[], object], float]:
     """Return what to call while a command runs, and every how many seconds: nothing but where a
     rule has somebody asked, and a line would not stand in what a program draws or reads.

@@ -79,9 +79,7 @@ def dial(address: Address, context: ssl.SSLContext | None = None) -> socket.sock
             fix = "start one of your own with agentd serve, or have its operator let you reach "
             fix += "the socket: group and mode of its [[listen]]"
         raise Unreachable(
-            f"no daemon answers at {address}",
-            cause=error.strerror or str(error),
-            remediation=fix,
+            f"no daemon answers at {address}", cause=error.strerror or str(error), remediation=fix
         ) from error
 
 

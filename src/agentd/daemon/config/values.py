@@ -10,14 +10,7 @@ import msgspec
 
 from agentd.daemon.config.problem import nearest
 from agentd.ingest import doors
-from agentd.model.egress import (
-    PRIVATE,
-    PUBLIC,
-    cassette,
-    check_name,
-    check_own_name,
-    parse_rule,
-)
+from agentd.model.egress import PRIVATE, PUBLIC, cassette, check_name, check_own_name, parse_rule
 from agentd.model.errors import InvalidInput
 from agentd.model.port import LOCALHOST, PortDomain
 from agentd.model.units import format_size, parse_duration, parse_size

@@ -121,12 +121,7 @@ class View(ABC):
         return table.record(rows[0]) if rows else None
 
     def find(
-        self,
-        kind: type[R],
-        *,
-        after: tuple[Value, ...] = (),
-        limit: int = MAX_PAGE,
-        **equal: Value,
+        self, kind: type[R], *, after: tuple[Value, ...] = (), limit: int = MAX_PAGE, **equal: Value
     ) -> list[R]:
         """Return a page in the order of the keys, from behind the key ``after``, ``MAX_PAGE`` at
         most; ``equal`` names columns."""

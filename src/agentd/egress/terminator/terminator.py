@@ -45,11 +45,7 @@ class Terminator:
     """Serves until its host closes the control socket."""
 
     def __init__(
-        self,
-        control: socket.socket,
-        client: SSL.Context,
-        upstream: ssl.SSLContext,
-        mark: Mark,
+        self, control: socket.socket, client: SSL.Context, upstream: ssl.SSLContext, mark: Mark
     ) -> None:
         control.setblocking(False)
         self._control, self._mark = control, mark

@@ -41,13 +41,7 @@ def _exec(service: Service, a: Arguments) -> object:
 
 
 @OPERATIONS.row(
-    "POST",
-    "/v1/run",
-    "create and run",
-    body=api.RunBody,
-    waits=True,
-    is_large=True,
-    once=True,
+    "POST", "/v1/run", "create and run", body=api.RunBody, waits=True, is_large=True, once=True
 )
 def _run(service: Service, a: Arguments) -> ResultView:
     """Run one command in a sandbox made for it, and end that."""
