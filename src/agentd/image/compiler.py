@@ -76,17 +76,13 @@ class Python:
             "LC_ALL": "C.UTF-8",
         }
         try:
-            said = programs.ask(argv, _SECONDS, env=env, cwd="/")
-            reason = (said.err or f"exit code {said.code}") if said.code else ""
+            return programs.answer(argv, _SECONDS, env)
         except OSError as error:
-            reason = str(error)
-        if reason:
             raise Unavailable(
                 "the guest's Python does not run on this machine",
-                cause=reason.strip()[-400:],
+                cause=str(error),
                 remediation="build on an x86-64 machine, with a writable and executable /tmp",
-            )
-        return said.out
+            ) from error
 
 
 def _read(path: str) -> bytes:

@@ -37,3 +37,12 @@ def ask(
     except subprocess.TimeoutExpired:
         raise TimeoutError(f"{argv[0]} took more than {seconds:g} s") from None
     return Said(done.returncode, done.stdout, done.stderr)
+
+
+def answer(argv: Sequence[str], seconds: float, env: Mapping[str, str] | None = None) -> str:
+    """Return what a program prints, run in /. Raises OSError where it does not run or does not end
+    with 0: what it said of that, its last 400 characters."""
+    said = ask(argv, seconds, env=env, cwd="/")
+    if said.code:
+        raise OSError(said.err.strip()[-400:] or f"exit code {said.code}")
+    return said.out

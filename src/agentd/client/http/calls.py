@@ -1,7 +1,6 @@
 """Calls of capabilities, by a daemon."""
 
 from base64 import b64decode
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -13,12 +12,11 @@ from agentd.model.errors import AgentdError, BackendLost
 
 if TYPE_CHECKING:
     from agentd.client.http.client import HttpClient
-
-Emit = Callable[[str, bytes], None]
+    from agentd.model.service import Emit
 
 
 def call(
-    client: "HttpClient", body: CallBody | bytes, emit: Emit | None, cancel: int = -1
+    client: "HttpClient", body: CallBody | bytes, emit: "Emit | None", cancel: int = -1
 ) -> CallView:
     """``body`` in JSON is sent as it is: what is signed must not change.
 

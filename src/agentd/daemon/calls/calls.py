@@ -4,7 +4,7 @@ The same lines for every way in: REST, the SDK and the command line, with a daem
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import msgspec
 
 from agentd.capability import schema
-from agentd.capability.call import CallContext, perform
+from agentd.capability.call import CallContext, Emit, perform
 from agentd.capability.registry import Registry
 from agentd.daemon.admission import oblige, records
 from agentd.daemon.admission.acts import Act, Place
@@ -29,8 +29,6 @@ from agentd.model.principal import Principal
 from agentd.model.result import Result, Timing, Usage
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
-
-Emit = Callable[[str, bytes], None]
 
 
 class CallSandboxes(Protocol):

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agentd.audit.errors import AuditError
+from agentd.capability.call import Emit
 from agentd.daemon.admission.control import POLICY, AdmissionControl
-from agentd.daemon.calls.calls import Calls, Emit
+from agentd.daemon.calls.calls import Calls
 from agentd.daemon.config import profiles, schema
 from agentd.daemon.config.values import Bundle
 from agentd.daemon.pipeline import run, with_own_hosts

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import msgspec
 
+from agentd.capability.call import Emit
 from agentd.model.errors import AgentdError
 from agentd.model.limits import DEFAULTS, Limits
 from agentd.model.result import Result
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from agentd.sandbox.manager import SandboxHandle
     from agentd.transport.files import GuestFiles
 
-Emit = Callable[[str, bytes], None]
 Run = Callable[[ExecRequest, bytes, Emit | None, int], Result]
 Bound = TypeVar("Bound", int, float)
 _NO_LIMITS = Limits()

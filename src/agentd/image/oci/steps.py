@@ -44,7 +44,7 @@ class BuiltSteps:
         return found if found.format == FORMAT else None
 
     def put(self, records: dict[str, BuiltStep]) -> None:
-        """Keep one, under the store's lock. Raises OSError."""
+        """Keep these, by the key of each step, under the store's lock. Raises OSError."""
         if not records:
             return
         os.makedirs(self.folder, 0o700, exist_ok=True)

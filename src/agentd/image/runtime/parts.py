@@ -137,18 +137,14 @@ def run_python(python: list[str], words: list[str]) -> str:
     env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     argv = [*python, "-I", "-S", "-E", "-X", "utf8", *words]
     try:
-        said = programs.ask(argv, _SECONDS, env=env, cwd="/")
-        reason = (said.err or f"exit code {said.code}") if said.code else ""
+        return programs.answer(argv, _SECONDS, env)
     except OSError as error:
-        reason = str(error)
-    if reason:
         raise Unavailable(
             f"{python[-1]} does not run by itself",
-            cause=reason.strip()[-400:],
+            cause=str(error),
             remediation="run agentd with a Python of a distribution, pyenv or uv, on a machine"
             " whose cache folder is not mounted noexec",
-        )
-    return said.out
+        ) from error
 
 
 def parts(found: Inventory) -> Iterator[tuple[str, RuntimeFile]]:
