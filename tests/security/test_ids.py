@@ -84,6 +84,29 @@ def test_a_block_comes_back_when_its_sandbox_has_ended(backend: LinuxBackend) ->
     assert not os.path.exists(f"{identity.FOLDER}/{mine}")
 
 
+def test_a_block_whose_file_was_removed_is_given_to_nobody_else(
+    backend: LinuxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one clears /run by hand: it is taken for a place of leftovers."""
+    monkeypatch.setattr(identity, "_range", identity.Range(START + 6100 * SIZE, 8))
+    plan = backend.plan(build.sandbox_spec())
+    wall = backend.launch(plan)
+    (mine,) = outside(wall)
+    os.unlink(f"{identity.FOLDER}/{mine}")
+    monkeypatch.setattr(identity, "_cursor", (mine - identity.configured().start) // SIZE)
+    block = identity.take()
+    assert block is not None and block.id != mine
+    # What another made of that name meanwhile is another's.
+    place = Path(f"{identity.FOLDER}/{mine}")
+    place.touch()
+    try:
+        wall.kill()
+        assert place.exists()
+    finally:
+        place.unlink()
+        block.release()
+
+
 def test_each_wall_of_the_process_level_has_its_own(sandbox: Callable[..., Any]) -> None:
     first, second = (outside(sandbox("landlock").wall) for _ in range(2))
     assert len(first) == len(second) == 1

@@ -30,6 +30,7 @@ BLOCKS = 2048
 # after it: such ones may live on in a supervisor of then.
 _OLD = range(START, START + 2 * SIZE)
 _MOST = (1 << 32) - 2  # the kernel's (uid_t)-1 means "none"
+_SIGN = 1 << 31
 _MAX_NOTES = 1 << 12
 _MAX_DIGITS = 10
 _LEAST = 4  # one for the zygote, one for a clone ahead, and two sandboxes
@@ -76,7 +77,7 @@ class Block:
         fd, self.fd = self.fd, -1
         if fd < 0:
             return
-        if ended:
+        if ended and _is_there(fd, self.id):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(f"{folder()}/{self.id}")
         os.close(fd)
@@ -221,7 +222,11 @@ def _make_folder() -> None:
 
 
 def _create(id_: int) -> int | None:
-    """The locked file of a block that had none."""
+    """The locked file of a block that had none, and whose first id nobody runs as: somebody may
+    have removed its file."""
+    with contextlib.suppress(ProcessLookupError):
+        os.getpriority(os.PRIO_USER, (id_ ^ _SIGN) - _SIGN)  # which takes an int of 32 bits
+        return None
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(f"{folder()}/{id_}", flags, 0o600)
@@ -237,10 +242,17 @@ def _locks(fd: int, id_: int) -> bool:
     """Return whether we have its lock now, and it is still the block's file."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        ours, there = os.fstat(fd), os.lstat(f"{folder()}/{id_}")
-    except (BlockingIOError, FileNotFoundError):
+    except BlockingIOError:
         return False
-    return ours.st_ino == there.st_ino
+    return _is_there(fd, id_)
+
+
+def _is_there(fd: int, id_: int) -> bool:
+    """Return whether a file is still the block's."""
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(f"{folder()}/{id_}"))
+    except FileNotFoundError:
+        return False
 
 
 def _sweep() -> None:
