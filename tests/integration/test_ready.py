@@ -106,6 +106,31 @@ def test_snapshots_of_one_leave_room_for_what_all_others_do() -> None:
             daemon.end()
 
 
+@pytest.mark.root
+def test_volumes_are_made_with_as_much_room_left_as_snapshots() -> None:
+    with _small_disk() as folder:
+        daemon = Daemon(folder)
+        try:
+            daemon.start()
+            until((daemon.state / "reserve").exists)
+            volumes = "/v1/volumes"
+            assert daemon.ask("POST", volumes, {"name": "data"}).status == 201
+            refused = daemon.ask("POST", volumes, {"name": "large", "size": "52M"})
+            assert refused.code in ("full", "refused"), refused.body  # here no size can be held
+            box = daemon.sandbox(volumes=["data:/data"])
+            left = shutil.disk_usage(folder).free - (3 << 20)
+            fill = {"cmd": f"head -c {left} /dev/zero > /data/x"}
+            assert daemon.ask("POST", f"/v1/sandboxes/{box}/exec", fill).json["exit_code"] == 0
+            daemon.ask("DELETE", f"/v1/sandboxes/{box}")
+            refused = daemon.ask("POST", f"{volumes}/data/snapshot", {"name": "copy"})
+            assert (refused.status, refused.code) == (429, "full"), refused.body
+            assert "volumes leave 4 MiB of their disk" in refused.json["message"]
+            assert _ready(daemon).status == 200
+            assert [each["name"] for each in daemon.ask("GET", volumes).json] == ["data"]
+        finally:
+            daemon.end()
+
+
 @contextmanager
 def _with_a_small_store(config: str) -> Iterator[Daemon]:
     """A daemon whose state has 64 MiB, but for its log, which has as many of its own."""

@@ -27,6 +27,7 @@ from agentd.model.errors import Conflict, NotFound, QuotaExceeded, SandboxError
 from agentd.model.mount import Mount, MountMode, check_volume
 from agentd.model.system import os_errors_as
 from agentd.sandbox.backends import identity
+from agentd.sandbox.disk_left import check_left
 from agentd.sandbox.volume import (
     DATA,
     IMAGE,
@@ -80,7 +81,7 @@ class VolumeStore:
         record: Record = lambda: None,
     ) -> Volume:
         """Make an empty one. Raises InvalidInput, Refused where no ``size`` can be enforced,
-        Conflict, QuotaExceeded, SandboxError."""
+        Conflict, QuotaExceeded, Full, SandboxError."""
         check_volume(name)
         bound = size_of(size)
         self._sweep()
@@ -317,10 +318,12 @@ class VolumeStore:
         made = os.path.join(self.folder, _NEW + os.urandom(8).hex())
         with self._turn():
             self._check_room(about)
+            check_left(self.folder, "volume", about.size or 0)
             os.mkdir(made, 0o700)
             busy = locks.take(os.path.join(made, _BUSY))
         try:
             yield made, busy
+            check_left(self.folder, "volume")
             os.mkdir(os.path.join(made, _USED), 0o700)
             with open(os.path.join(made, _ABOUT), "xb") as file:
                 file.write(msgspec.json.encode(about))

@@ -12,15 +12,13 @@ import msgspec
 from agentd.linux.replacing import replacing
 from agentd.model import typed
 from agentd.model.api import SnapshotView
-from agentd.model.errors import AgentdError, Full, NotFound, QuotaExceeded
+from agentd.model.errors import AgentdError, NotFound, QuotaExceeded
 from agentd.model.principal import Principal
-from agentd.model.units import readable_size
 from agentd.sandbox import snapshots
+from agentd.sandbox.disk_left import check_left
 from agentd.sandbox.snapshots import Snapshot
 
 MAX_OF_ONE = 256  # snapshots of one principal
-# Of the disk that they are on: what is for all others, the log too. A sixteenth, if that is less.
-_LEFT_BYTES = 1 << 30
 _ABOUT = "about.json"
 
 
@@ -47,10 +45,10 @@ class Snapshots:
         with self._room(principal):
             try:
                 os.makedirs(self._folder, 0o700, exist_ok=True)  # somebody may have removed it
-                self._check_left()
+                check_left(self._folder, "snapshot")
                 os.mkdir(os.path.join(self._folder, id_), 0o700)
                 yield id_
-                self._check_left()
+                check_left(self._folder, "snapshot")
             except BaseException:
                 self.discard(id_)
                 raise
@@ -71,17 +69,6 @@ class Snapshots:
         finally:
             with self._lock:
                 self._making[principal] -= 1
-
-    def _check_left(self) -> None:
-        disk = os.statvfs(self._folder)
-        least = min(disk.f_blocks * disk.f_frsize // 16, _LEFT_BYTES)
-        if disk.f_bavail * disk.f_frsize < least:
-            raise Full(
-                f"snapshots leave {readable_size(least)} of their disk, which is for all that the "
-                "daemon writes",
-                remediation="remove some: agentd snapshot ls lists yours; or make room on it",
-                retry_after=60.0,
-            )
 
     def place(self, id_: str) -> str:
         return os.path.join(self._folder, id_, "snapshot")
