@@ -21,13 +21,13 @@ LIMITS = ("memory", "cpus", "pids", "disk", "open_files")
 AGENT = """
 import os, select, socket, sys, time
 sys.path.insert(0, sys.argv[2])
-from agentd.guest.agent import run_on_listener
+from agentd.guest.agent import Ready
 from agentd.linux import process
 process.set_child_subreaper()
 agent = os.fork()
 if agent == 0:
     os.setsid()
-    run_on_listener(socket.socket(fileno=int(sys.argv[1])), pid1=False)
+    Ready(pid1=False).serve(socket.socket(fileno=int(sys.argv[1])))
     os._exit(0)
 os.close(int(sys.argv[1]))
 print(agent, flush=True)
