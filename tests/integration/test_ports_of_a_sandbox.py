@@ -98,6 +98,42 @@ def test_its_url_is_there_until_the_sandbox_is_closed(where: dict[str, Any]) -> 
         fetched(url, "/page")
 
 
+_SHORT = """
+import os, resource, socket, time
+from agentd import Sandbox
+with Sandbox.create(embedded=True) as sandbox:
+    server = "import socket; s = socket.create_server(('127.0.0.1', 7000)); print('up', flush=True)"
+    server += "\\nwhile 1: s.accept()[0].sendall(b'hello')"
+    process = sandbox.start(["python3", "-c", server])
+    next(iter(process))
+    port = sandbox.ports.forward(7000)
+    client = socket.socket()
+    client.settimeout(20)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    held = [os.dup(0)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[0] + 1, hard))
+    try:
+        while True:
+            held.append(os.dup(0))
+    except OSError:
+        client.connect(port.address)
+    time.sleep(1)  # that it is accepted is tried meanwhile
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    print(client.recv(5))
+    with socket.create_connection(port.address, 20) as client:
+        print(client.recv(5))
+    process.kill()
+"""
+
+
+def test_it_goes_on_once_there_are_descriptors_again() -> None:
+    """Whoever connects then would wait for ever: it listens, and nobody accepts."""
+    done = subprocess.run(
+        [sys.executable, "-c", _SHORT], capture_output=True, timeout=200, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("b'hello'\nb'hello'\n", "")
+
+
 def test_plain_bytes_without_waiting(where: dict[str, Any]) -> None:
     with Sandbox.create(**where) as sandbox, served(sandbox):
         port = sandbox.ports.open(7000)

@@ -1,11 +1,12 @@
 """Ports of a sandbox for programs of this machine: each a port of 127.0.0.1 that leads inside."""
 
+import contextlib
 import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
 from agentd.client import arguments
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 MOST = 64  # connections at once, a thread each; more are refused
 _PIECE = 64 << 10
+_RETRY_SECONDS = 0.1
 _LAST_PORT = 65535
 
 
@@ -91,21 +93,27 @@ class Forward:
         return f"<Forward {HOST}:{self.host_port}>"
 
     def _accept(self) -> None:
-        while True:
+        while not self._closed:
             try:
                 client, _ = self._listener.accept()
-            except OSError:
-                return
+                self._carry(client)
+            except OSError:  # it was closed, or descriptors are short just now
+                time.sleep(_RETRY_SECONDS)
+
+    def _carry(self, client: socket.socket) -> None:
+        """Raises OSError."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(client.close)
             with self._lock:
                 if self._closed or len(self._carriers) >= MOST:
-                    client.close()
-                    continue
+                    return
                 carrier = _Carrier(client, self._connect, self._over)
                 self._carriers.add(carrier)
-            try:
-                carrier.start()
-            except RuntimeError:  # no thread is to be had
-                carrier.free()
+            undo.pop_all()
+        try:
+            carrier.start()
+        except RuntimeError:  # no thread is to be had
+            carrier.free()
 
     def _over(self, carrier: "_Carrier") -> None:
         with self._lock:
@@ -148,7 +156,7 @@ class _Carrier(threading.Thread):
 
     def run(self) -> None:
         # Where it breaks the client hears of that by the end of its connection alone.
-        with suppress(AgentdError, OSError):
+        with contextlib.suppress(AgentdError, OSError):
             port = self._connect()
             try:
                 self._client.setblocking(False)
@@ -176,13 +184,13 @@ class _Carrier(threading.Thread):
 
     def _receive(self, port: "Port") -> None:
         if not (self._up or self._client_ended):
-            with suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError):
                 self._up = self._client.recv(_PIECE)
                 if not self._up:
                     self._client_ended = True
                     port.half_close()
         if not (self._down or self._port_ended):
-            with suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError):
                 self._down = port.recv(0)
                 self._port_ended = not self._down
 
@@ -193,10 +201,10 @@ class _Carrier(threading.Thread):
         except BackendLost:  # it reads no more; what it has still to say is worth hearing
             self._up, self._client_ended = b"", True
         if self._down:
-            with suppress(BlockingIOError):
+            with contextlib.suppress(BlockingIOError):
                 self._down = self._down[self._client.send(self._down) :]
         elif self._port_ended:
-            with suppress(OSError):
+            with contextlib.suppress(OSError):
                 self._client.shutdown(socket.SHUT_WR)
 
 
