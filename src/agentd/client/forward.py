@@ -65,8 +65,8 @@ class Forward:
         return f"http://{HOST}:{self.host_port}"
 
     def named(self, sandbox: str, port: int) -> str:
-        """``url`` for a browser, by a name that no other port has: cookies keep to a host's name,
-        and look at no port (RFC 6265, 8.5)."""
+        """Return a URL for a browser, by a name that no other port has: cookies keep to a host's
+        name, and look at no port (RFC 6265, 8.5)."""
         return f"http://{host_name(sandbox, port)}:{self.host_port}"
 
     def close(self) -> None:

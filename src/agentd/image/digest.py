@@ -11,7 +11,8 @@ def of_file(path: str) -> str:
 
 
 def of_parts(parts: Mapping[str, bytes | str]) -> str:
-    """Of names and contents, whatever their order; no two different mappings look alike."""
+    """Return the SHA-256 of names and contents, in hex, whatever their order; no two different
+    mappings look alike."""
     total = hashlib.sha256()
     for name in sorted(parts):
         content = parts[name]

@@ -53,7 +53,8 @@ class V1Connection:
         self._socket = stream
 
     def run(self, request: ExecRequest, stdin: bytes | None, answer_timeout: float) -> V1Result:
-        """Raises Refused, InvalidInput, BackendLost and GuestError; then it must be closed."""
+        """Run a command to its end. Raises Refused, InvalidInput, BackendLost, GuestError; then it
+        must be closed."""
         line = encode(request, stdin)
         start = time.monotonic()
         limit = None if request.timeout is None else start + request.timeout + GRACE
@@ -121,7 +122,7 @@ class V1Connection:
 
 
 def check(request: ExecRequest) -> None:
-    """Raises Refused for what v1 lacks."""
+    """Check that v1 has what is asked. Raises Refused."""
     if request.pty is not None:
         raise refuse("terminals")
     if request.limits is not None:
@@ -151,7 +152,7 @@ def encode(request: ExecRequest, stdin: bytes | None) -> bytes:
 
 
 def result(line: bytes | bytearray, request: ExecRequest, seconds: float) -> V1Result:
-    """Raises GuestError for a malformed answer."""
+    """Read the agent's answer. Raises GuestError for a malformed one."""
     try:
         reply = _DECODER.decode(line)
     except (ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def call(
     client: "HttpClient", body: CallBody | bytes, emit: "Emit | None", cancel: int = -1
 ) -> CallView:
-    """``body`` in JSON is sent as it is: what is signed must not change.
+    """Have a capability called. ``body`` in JSON is sent as it is: what is signed must not change.
 
     ``emit`` gets what the call has before its end; once the descriptor ``cancel`` is readable, the
     call is left, and the daemon ends it. Raises what the daemon says.

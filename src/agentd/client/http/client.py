@@ -109,7 +109,7 @@ class HttpClient:
         once: bool = False,
         wake: int = -1,
     ) -> "Iterator[http.client.HTTPResponse]":
-        """An answer to be read as it comes. Reads raise Woken once ``wake`` is readable.
+        """Return an answer to be read as it comes. Reads raise Woken once ``wake`` is readable.
 
         A body in pieces cannot be sent twice, and is not.
         """
@@ -350,8 +350,8 @@ def shared(address: Address) -> HttpClient:
 
 
 def release(client: HttpClient) -> None:
-    """With its last user go its connections, but for one: who makes one sandbox after another
-    would open a connection for each."""
+    """Give it back. With its last user go its connections, but for one: who makes one sandbox after
+    another would open a connection for each."""
     with _lock:
         found, users = _shared.get(client.address, (client, 0))
         if found is client and users > 1:

@@ -107,7 +107,7 @@ def command(who: Principal, place: Place, request: ExecRequest) -> Act:
 def creation(
     who: Principal, spec: SandboxSpec, labels: Mapping[str, str], snapshot: str = ""
 ) -> Act:
-    """``snapshot``: the id of the one that it is made of."""
+    """Describe the making of a sandbox; ``snapshot`` is the id of what it is made of."""
     limits = msgspec.structs.asdict(spec.limits)
     parameters = {name: value for name, value in limits.items() if value is not None}
     parameters |= {

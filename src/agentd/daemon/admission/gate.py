@@ -124,7 +124,7 @@ class Gate:
     def sandbox(
         self, who: Principal, spec: SandboxSpec, labels: Labels, *, snapshot: str = ""
     ) -> SandboxSpec:
-        """A new one as it may be built, or one of the ``snapshot`` of that id. Raises Refused."""
+        """Return a new one, or one of the ``snapshot``, as it may be built. Raises Refused."""
         admission = self.open(acts.creation(who, spec, labels, snapshot), lasting=False)
         with admission.obliging() as obligations:
             within = oblige.restored_sandbox if snapshot else oblige.new_sandbox

@@ -167,7 +167,7 @@ class Errands:
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def do(self, work: Callable[[], object]) -> None:
-        """Have it done, and wait for that. Raises what it raises, and ``over``."""
+        """Have the driver do it, and wait for that. Raises what it raises, and ``over``."""
         done: Future[None] = Future()
         with self._lock:
             if self.wake < 0:
@@ -176,7 +176,7 @@ class Errands:
         done.result()
 
     def leave(self, work: Callable[[], object]) -> None:
-        """Have it done, without a wait; after the end it is left out."""
+        """Have the driver do it, without a wait; after the end it is left out."""
         with self._lock:
             if self.wake >= 0:
                 self._put(work, Future())

@@ -78,7 +78,7 @@ class EventLoop:
             self._epoll.unregister(fd)
 
     def drop(self, fd: int) -> None:
-        """``forget`` of a descriptor that nobody else has, and which is closed next: the kernel
+        """``forget`` a descriptor that nobody else has, and which is closed next: the kernel
         forgets it by that."""
         self._handlers.pop(fd, None)
 

@@ -48,13 +48,13 @@ class Reports:
         self._queue.arm()
 
     def named(self, tenant: "Tenant", name: str) -> None:
-        """A name has an address now, and is told so next: should we die then, the next relay has to
-        know, so the host is told before."""
+        """Tell the host that a name has an address now, before the program is told so: should we
+        die then, the next relay has to know."""
         self.tell_now({"sandbox": tenant.id, "named": name})
 
     def spending(self, tenant: "Tenant", count: int) -> None:
-        """So many bytes of a sandbox's budget count as moved for the next relay: told as a name
-        is."""
+        """Tell the host, as of a name, how many bytes of a sandbox's budget count as moved for the
+        next relay."""
         self._queue.tell_now({"sandbox": tenant.id, "spent": count})
 
     def failed(self, sandbox: int, why: str) -> None:

@@ -94,7 +94,7 @@ class ReadConnection:
             sock.close()
 
     def rules_changed(self) -> None:
-        """ReadEnd it where they do not allow what is being asked."""
+        """End it where they do not allow what is being asked."""
         if self.exchange is not None:
             self.exchange.rules_changed()
 

@@ -96,8 +96,8 @@ class ReadEnd:
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self, *, broken: bool = False) -> None:
-        """For whoever has a copy of it, too; one that is ``broken`` is reset by whoever of us is
-        the last. Idempotent."""
+        """End it, for whoever has a copy of it, too; one that is ``broken`` is reset by whoever of
+        us is the last. Idempotent."""
         self._stop("in")
         self._stop("out")
         with contextlib.suppress(OSError):

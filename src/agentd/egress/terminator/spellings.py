@@ -24,7 +24,7 @@ _IN_HTML = (
 
 
 def spellings(text: bytes) -> set[bytes]:
-    """A value as servers write it: in JSON, HTML, a URL."""
+    """Return a value as servers write it: in JSON, HTML, a URL."""
     said = text.decode()
     spelled = {said, escape(said), escape(said, quote=False)}
     spelled |= {_spelled(said, each) for each in _IN_HTML}
@@ -40,8 +40,8 @@ def spellings(text: bytes) -> set[bytes]:
 
 
 def in_base64(text: bytes) -> set[bytes]:
-    """What all that has it has in base64, wherever it begins: but for its first and last character,
-    whose bits are shared with what is around it."""
+    """Return what all that has it has in base64, wherever it begins: but for its first and last
+    character, whose bits are shared with what is around it."""
     found: set[bytes] = set()
     for before in range(3):
         first, end = -(-8 * before // 6), 8 * (before + len(text)) // 6

@@ -62,7 +62,7 @@ class ImageBounds(msgspec.Struct, frozen=True):
             raise _beyond(f"directories {depth} deep in each other", str(self.depth))
 
     def check_root(self, files: int, size: int) -> None:
-        """Of the files that are there, by their blocks; nobody told the truth where it is more."""
+        """Check the files that are there, by their blocks: what was told need not be true."""
         self.check_files(files)
         self.check_size(size)
 

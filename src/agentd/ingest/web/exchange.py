@@ -281,8 +281,9 @@ class Exchange(WebRequest[D]):
         return made
 
     async def answer(self, answer: Answer) -> None:
-        """Answer; a large one counts as the caller's until the client has taken most of it. What
-        was done must be told, and counts beyond what there is room for; else it raises Full."""
+        """Send the answer; a large one counts as the caller's until the client has taken most of
+        it. What was done must be told, and counts beyond what there is room for; else it raises
+        Full."""
         headers = [(n.encode("latin-1"), v.encode("latin-1")) for n, v in answer.headers.items()]
         if answer.status not in (204, 304):
             headers.append((b"content-length", b"%d" % len(answer.body)))
