@@ -134,6 +134,18 @@ def test_the_audit_log_is_whole_and_has_no_record_that_nobody_wrote(daemon: Daem
     assert not any("forged" in (r.request, r.sandbox, r.kind) for r in records)
 
 
+def test_a_refusal_is_bounded_whatever_its_policy_repeats(daemon: Daemon) -> None:
+    """By path; the first of it is there."""
+    for _ in range(20):
+        refused = daemon.call("fs.read.v1", {"path": "/" + "x" * 4000})
+        assert refused.code == "policy_denied"
+    found = [r for r in daemon.records(kind="denial") if "xxx" in str(r.fields)]
+    assert len(found) == 20
+    for record in found:
+        (reason,) = record.fields["reasons"]
+        assert reason == "test.path: /" + "x" * 488
+
+
 def test_nor_has_the_text_log(daemon: Daemon) -> None:
     begins = re.compile(rb"\d{4}-\d\d-\d\dT[\d:.]+Z \S")
     lines = daemon.log.splitlines()

@@ -144,7 +144,7 @@ class VolumeStore:
         """Make another that has what this one has now: no sandbox may write to it meanwhile. Those
         that were ended are waited for as ``remove`` does.
 
-        Raises InvalidInput, NotFound, Conflict, QuotaExceeded, SandboxError.
+        Raises InvalidInput, NotFound, Conflict, QuotaExceeded, Full, SandboxError.
         """
         check_volume(name)
         check_volume(new)

@@ -17,6 +17,7 @@ from agentd.model.events import EventKind
 BURST = 200.0
 PER_SECOND = 2.0
 MAX_REASONS, MAX_REASON = 8, 256  # of those that an event tells, and characters of each
+MAX_TOLD = 500  # characters of all reasons of a record: a policy's may repeat what was asked
 MAX_PRINCIPALS = 1024  # the one who was quiet for longest is forgotten, once it is told
 
 
@@ -56,7 +57,7 @@ class Denials:
             operation=event.capability or event.fields.get("op", ""),
             reasons=[str(each)[:MAX_REASON] for each in reasons[:MAX_REASONS]],
         )
-        events = self._taken(event)
+        events = self._taken(_bounded(event))
         for each in events:
             self._write(each)
 
@@ -108,3 +109,16 @@ class Denials:
             raise TypeError("nothing was counted")
         fields = {**last.fields, "repeated": count, "seconds": round(now - since, 3)}
         return msgspec.structs.replace(last, fields=fields)
+
+
+def _bounded(event: Event) -> Event:
+    fields, left = dict(event.fields), MAX_TOLD
+    if "undecided" in fields:
+        fields["undecided"] = str(fields["undecided"])[:left]
+    reasons: list[str] = []
+    for each in map(str, fields.get("reasons", ())):
+        reasons += [each[:left]] if left > 0 else []
+        left -= len(each)
+    if "reasons" in fields:
+        fields["reasons"] = reasons
+    return msgspec.structs.replace(event, fields=fields)
