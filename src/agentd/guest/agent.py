@@ -147,7 +147,7 @@ class Agent:
         HostConnection(stream, self._operations, reply.encode() + b"\n", first)
 
     def restart(self, stream: HostStream, first: bytes) -> None:
-        """The stream has a new host, whose first bytes have come; the old one's are dropped."""
+        """Begins anew for a new host, whose first bytes have come; drops the old one's."""
         stream.drop_pending()
         stream.user = handshake = _Handshake(self, stream)
         stream.resume()
@@ -222,12 +222,12 @@ class _Handshake:
 
 
 def builtin_operations(agent_context: system.SystemContext) -> dict[str, Starter]:
-    """Everything that this package offers beyond the agent's own operations."""
+    """Returns everything that this package offers beyond the agent's own operations."""
     return {**late.operations(), **system.operations(agent_context)}
 
 
 def create(loop: Loop, *, pid1: bool, paths: Iterable[str] = ("/tmp",)) -> Agent:
-    """An agent with all operations. ``paths``: whose disks count as the sandbox's."""
+    """Makes an agent with all operations. ``paths``: whose disks count as the sandbox's."""
     disks = list(paths)
     context = system.SystemContext(
         pid1=pid1, paths=disks, on_shutdown=system.stop_agent(loop, pid1)
@@ -276,7 +276,7 @@ class Ready:
 
 
 def become_subreaper() -> None:
-    """Orphans come to us, to be reaped and ended with us (Linux 3.4)."""
+    """Has orphans come to us, to be reaped and ended with us (Linux 3.4)."""
     try:
         process.set_child_subreaper()
     except OSError as error:

@@ -46,7 +46,7 @@ class BudgetShare:
 
 
 def of_machine(max_line: int) -> Budget:
-    """A quarter of the memory; a request is held several times over while it is parsed."""
+    """Takes a quarter of the memory; a request is held several times over while it is parsed."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return Budget(
         size=max(memory // 4, _MIN_SIZE),

@@ -32,7 +32,7 @@ def build(out_path: str) -> str:
 
 
 def sources() -> dict[str, bytes]:
-    """Name in the archive -> content. Raises FileNotFoundError where there is no source tree."""
+    """Maps name in the archive -> content. Raises FileNotFoundError without a source tree."""
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     found = {"__main__.py": _MAIN}
     for name in _FILES:
@@ -47,7 +47,7 @@ def sources() -> dict[str, bytes]:
 
 
 def pack(files: dict[str, bytes]) -> bytes:
-    """A zipapp of the files, sorted. Stored: deflate's output differs between zlib versions."""
+    """Packs a zipapp of the files, sorted, and stored: deflate's output differs by zlib version."""
     buffer = io.BytesIO()
     buffer.write(SHEBANG)
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:

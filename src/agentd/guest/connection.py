@@ -38,7 +38,7 @@ class OpenChannel:
             self._connection.send_json(wire.EVENT, self.number, {"event": name, **fields})
 
     def event_lazily(self, name: str, **fields: object) -> None:
-        """An event that nobody is in a hurry for; it may travel with the next one."""
+        """Sends an event that nobody is in a hurry for; it may travel with the next one."""
         if not self.ended:
             event = {"event": name, **fields}
             frame = wire.encode_json(wire.EVENT, self.number, event)
@@ -113,7 +113,7 @@ class HostConnection:
         self.stream.write(wire.encode_json(kind, channel, value))
 
     def end(self, channel: OpenChannel) -> None:
-        """The channel's last event is out."""
+        """Ends a channel, whose last event is out."""
         channel.ended = True
         self._channels.pop(channel.number, None)
         operation, channel.operation = channel.operation, None
@@ -274,7 +274,7 @@ class HostConnection:
 
 
 def explain(error: Exception) -> tuple[int, str]:
-    """``(errno, message)`` of a refusal; a fault of ours is told on stderr too."""
+    """Returns ``(errno, message)`` of a refusal; a fault of ours is told on stderr too."""
     if isinstance(error, RequestError):
         return error.errno, str(error)
     if isinstance(error, OSError):
@@ -284,7 +284,7 @@ def explain(error: Exception) -> tuple[int, str]:
 
 
 def report(error: Exception) -> None:
-    """One line on stderr; the agent goes on."""
+    """Writes a line to stderr; the agent goes on."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -74,7 +74,7 @@ class CommandOperations:
         channel.finish("result", processes=entries)
 
     def find(self, request: dict[str, object]) -> GuestProcess:
-        """The command that ``pid`` or ``tag`` names. Raises RequestError."""
+        """Returns the command that ``pid`` or ``tag`` names. Raises RequestError."""
         record = self.history.find(request.get("pid"), request.get("tag"))
         if record is not None and record.info is None:
             return record.process

@@ -30,7 +30,7 @@ _TYPES = {
 
 
 def describe(path: str, status: os.stat_result, target: str | None) -> dict[str, object]:
-    """An entry: ``size`` in bytes, ``mode`` the permission bits, ``mtime`` in Unix seconds."""
+    """Tells an entry's ``size`` in bytes, ``mode`` (permission bits), ``mtime`` in Unix seconds."""
     entry: dict[str, object] = {
         "name": _name(path),
         "path": path,

@@ -44,7 +44,7 @@ class DetachedCommand:
         self._tell()
 
     def window(self) -> int:
-        """Bytes until somebody who holds it would miss some."""
+        """Counts the bytes until somebody who holds it would miss some."""
         if not self.holders:
             return NO_LIMIT
         return max(0, RING_BYTES - max(lag() for lag in self.holders))
@@ -55,7 +55,7 @@ class DetachedCommand:
         self.holders.append(lag)
 
     def release(self, lag: Callable[[], int]) -> None:
-        """It is held up no longer by this one; harmless where it never was."""
+        """Has it held up no longer by this one; harmless where it never was."""
         if lag in self.holders:
             self.holders.remove(lag)
             self.process.resume_output()
@@ -86,7 +86,7 @@ class History:
             record.process.abandon()
 
     def admit(self, tag: str | None) -> None:
-        """Raises RequestError when one more would be too many, or the tag is taken."""
+        """Lets one more in. Raises RequestError when it is too many, or its tag is taken."""
         running = [record for record in self._records if record.info is None]
         if len(running) >= MAX_RUNNING:
             raise RequestError(f"{MAX_RUNNING} detached commands run already", errno.EAGAIN)
@@ -98,11 +98,11 @@ class History:
         self._records.append(record)
 
     def drop(self, record: DetachedCommand) -> None:
-        """It never began."""
+        """Drops one that never began."""
         self._records.remove(record)
 
     def find(self, pid: object, tag: object) -> DetachedCommand | None:
-        """By pid, else by tag; the youngest where several had it."""
+        """Finds one by pid, else by tag; the youngest where several had it."""
         for record in reversed(self._records):
             if is_named(record.process, pid, tag):
                 return record

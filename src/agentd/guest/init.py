@@ -77,7 +77,7 @@ def is_the_first() -> bool:
 
 
 def say(text: str) -> None:
-    """A line on stderr, with our name before it. Lost if stderr cannot take it."""
+    """Writes a line to stderr, our name before it; it is lost if stderr cannot take it."""
     with contextlib.suppress(OSError):
         os.write(2, f"{_Self.name}: {text}\n".encode(errors="backslashreplace"))
 
@@ -131,7 +131,7 @@ def make_links() -> list[str]:
 
 
 def open_standard_descriptors() -> None:
-    """/dev/null on those of 0, 1 and 2 that are closed: a kernel without a console opens none."""
+    """Opens /dev/null as 0, 1 and 2 where closed: a kernel without a console opens none."""
     for fd in range(3):
         try:
             os.fstat(fd)
@@ -158,7 +158,7 @@ class Backoff:
         self._delay = FIRST_DELAY_S
 
     def after(self, lived_s: float) -> float:
-        """Seconds to wait after an agent that lived for ``lived_s``."""
+        """Returns seconds to wait after an agent that lived for ``lived_s``."""
         if lived_s >= SOUND_AFTER_S:
             self._delay = FIRST_DELAY_S
         delay, self._delay = self._delay, min(self._delay * 2, MAX_DELAY_S)
@@ -288,7 +288,7 @@ def unmount_all(kernel: Kernel) -> None:
 
 
 def mount_points() -> list[str]:
-    """Mount points other than the root, in the order they were mounted; [] without /proc."""
+    """Lists mount points other than the root, in the order they were mounted; [] without /proc."""
     from agentd.linux import mounts
 
     with contextlib.suppress(OSError):

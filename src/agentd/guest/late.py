@@ -34,7 +34,7 @@ _PAUSE_SECONDS = 0.02
 
 
 def operations() -> dict[str, Starter]:
-    """Starters of all ``OPERATIONS``; each imports its module when it is called."""
+    """Returns starters of all ``OPERATIONS``; each imports its module when it is called."""
     return {name: _starter(name, module) for name, module in OPERATIONS.items()}
 
 

@@ -27,7 +27,7 @@ class ListenRefused(Exception):
 
 
 def check(where: str) -> None:
-    """Raises ListenRefused for what is no place to listen at."""
+    """Checks a place. Raises ListenRefused for what is no place to listen at."""
     kind, _, value = where.partition(":")
     if kind in _RANGES:
         low, high = _RANGES[kind]
@@ -60,7 +60,7 @@ class ListenPlaces:
             agent.loop.after(self._delay, lambda: self._again(list(failures)))
 
     def close(self) -> None:
-        """What is left of the places; the agent closes its own sockets."""
+        """Closes what is left of the places; the agent closes its own sockets."""
         for closer in self._closers:
             closer()
         self._closers = []

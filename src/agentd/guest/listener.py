@@ -102,7 +102,7 @@ def adopt(fd: int, accept: Callable[[socket.socket], object]) -> None:
 
 
 def unix_socket(path: str) -> socket.socket:
-    """Bound to ``path``, mode 0600. Raises OSError, also when something is there already."""
+    """Binds one to ``path``, mode 0600. Raises OSError, also when something is there already."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         mask = os.umask(0o177)
@@ -117,7 +117,7 @@ def unix_socket(path: str) -> socket.socket:
 
 
 def vsock_socket(port: int) -> socket.socket:
-    """Bound to ``port`` of any CID. Raises OSError where there is no vsock."""
+    """Binds one to ``port`` of any CID. Raises OSError where there is no vsock."""
     sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     try:
         sock.bind((socket.VMADDR_CID_ANY, port))

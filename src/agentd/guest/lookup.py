@@ -31,7 +31,7 @@ class SearchPath:
 
 
 def places(name: bytes, path: bytes) -> SearchPath:
-    """The first half of execvp(3)'s search. A name with a slash is taken as it is."""
+    """Does the first half of execvp(3)'s search. A name with a slash is taken as it is."""
     if b"/" in name:
         return SearchPath([(name, 0)], exact=True)
     if len(name) > NAME_MAX:
@@ -54,9 +54,8 @@ def _look(program: bytes) -> int:
 
 
 def try_each(places: SearchPath, attempt: Callable[[bytes], int]) -> int:
-    """The second half. EACCES is remembered, what is missing is passed over, anything else ends
-    the search. Raises OSError: EACCES if that was met, else what the last place said.
-    """
+    """Does the second half. EACCES is remembered, what is missing is passed over, anything else
+    ends the search. Raises OSError: EACCES if that was met, else what the last place said."""
     denied, code = False, errno.ENOENT
     for program, known in places.found:
         code = known

@@ -107,7 +107,7 @@ class Loop:
         self.watch(self._signal_fd, READ, self._on_signals)
 
     def run(self) -> None:
-        """Until ``stop``, or until nothing is watched and no timer is left."""
+        """Runs until ``stop``, or until nothing is watched and no timer is left."""
         self._running = True
         self._run_soon()
         while self._running and (self._watches or self._due() is not None):

@@ -37,7 +37,7 @@ _EX_FAILED, _EX_USAGE = 1, 2
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The console script; returns the exit status. As PID 1 it does not return."""
+    """Runs the console script; returns the exit status. As PID 1 it does not return."""
     arguments = sys.argv[1:] if argv is None else argv
     pid1 = os.getpid() == 1
     if os.path.basename(sys.argv[0]) == FIRST:
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(arguments: list[str]) -> list[str]:
-    """The values of --listen, checked, or ``help`` or ``version`` alone. Raises ListenRefused."""
+    """Returns --listen's values, checked, or ``help`` or ``version``. Raises ListenRefused."""
     places: list[str] = []
     words = iter(arguments)
     for word in words:
@@ -161,7 +161,7 @@ def protect_from_oom() -> None:
 
 
 def protect_from_tracing() -> None:
-    """Commands of the same user cannot ptrace the agent or open its descriptors."""
+    """Keeps commands of the same user from ptracing the agent and opening its descriptors."""
     from agentd.linux.process import set_dumpable
 
     with contextlib.suppress(OSError):

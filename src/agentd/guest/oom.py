@@ -43,7 +43,7 @@ class OomScore:
         self._set(self._own)
 
     def close(self) -> None:
-        """Idempotent."""
+        """Closes its descriptor; idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

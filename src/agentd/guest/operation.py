@@ -27,7 +27,7 @@ class Channel(Protocol):
         """Send an EVENT frame."""
 
     def event_lazily(self, name: str, **fields: object) -> None:
-        """An EVENT frame that may wait some milliseconds, to leave together with the next one."""
+        """Sends an EVENT frame that may wait some milliseconds, to leave with the next one."""
 
     def finish(self, name: str, **fields: object) -> None:
         """Send the last EVENT frame; closes the operation and the channel."""
@@ -42,7 +42,7 @@ class Channel(Protocol):
         """Send DATA_EOF."""
 
     def credit(self) -> int:
-        """Bytes of data frames that may be sent now; 0 while the buffer is full."""
+        """Returns the bytes of data frames that may be sent now; 0 while the buffer is full."""
 
     def grant(self, amount: int) -> None:
         """Let the host send so many more bytes on this channel."""
@@ -52,19 +52,19 @@ class ChannelOperation(Protocol):
     """Callbacks that the connection makes. None of them may block for long."""
 
     def on_data(self, kind: int, data: bytes) -> None:
-        """A STDIN or DATA frame; grant its length back once it has been consumed."""
+        """Takes a STDIN or DATA frame; grants its length back once it has been consumed."""
 
     def on_eof(self, kind: int) -> None:
-        """STDIN_EOF or DATA_EOF."""
+        """Takes STDIN_EOF or DATA_EOF."""
 
     def on_control(self, request: dict[str, object]) -> None:
-        """A CONTROL frame. Raises RequestError to refuse it."""
+        """Takes a CONTROL frame. Raises RequestError to refuse it."""
 
     def on_credit(self) -> None:
-        """``channel.credit()`` has become larger than it was."""
+        """Learns that ``channel.credit()`` has become larger than it was."""
 
     def close(self) -> None:
-        """The channel is gone: finished, cancelled, or its connection ended."""
+        """Ends with its channel, which finished, was cancelled, or lost its connection."""
 
 
 # Starts an operation: (channel, request, descriptors passed with it) -> the operation, or None if
@@ -92,7 +92,7 @@ class Quiet:
 
 
 def get_str(request: dict[str, object], key: str) -> str:
-    """A required string without NUL. Raises RequestError."""
+    """Returns a required string without NUL. Raises RequestError."""
     value = request.get(key)
     if not isinstance(value, str) or "\0" in value:
         raise RequestError(f"{key!r} must be a string without NUL")
@@ -100,7 +100,7 @@ def get_str(request: dict[str, object], key: str) -> str:
 
 
 def get_int(request: dict[str, object], key: str, default: int, low: int, high: int) -> int:
-    """An optional integer in bounds. Raises RequestError."""
+    """Returns an optional integer in bounds. Raises RequestError."""
     value = request.get(key, default)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise RequestError(f"{key!r} must be an integer from {low} to {high}")
@@ -108,7 +108,7 @@ def get_int(request: dict[str, object], key: str, default: int, low: int, high: 
 
 
 def get_bool(request: dict[str, object], key: str) -> bool:
-    """An optional boolean, False by default. Raises RequestError."""
+    """Returns an optional boolean, False by default. Raises RequestError."""
     value = request.get(key, False)
     if not isinstance(value, bool):
         raise RequestError(f"{key!r} must be true or false")

@@ -60,13 +60,13 @@ class Pump:
         self.resume()
 
     def resume(self) -> None:
-        """The window may have opened."""
+        """Goes on: the window may have opened."""
         if not self.closed and not self._watching:
             self._watching = True
             self._loop.watch(self._fd, READ, self._ready)
 
     def read_out(self) -> None:
-        """The command has exited: deliver what is there now; ends here where nobody holds it."""
+        """Delivers what is there as the command has exited; ends here where nobody holds it."""
         reads = 0
         while not self.closed and reads < _EXIT_READS and self._step():
             reads += 1
@@ -178,7 +178,7 @@ class OutputRing:
 
     @property
     def start(self) -> int:
-        """The cursor of the oldest byte still held."""
+        """Returns the cursor of the oldest byte still held."""
         return self.end - len(self._data)
 
     def append(self, data: bytes) -> None:
@@ -188,7 +188,7 @@ class OutputRing:
             del self._data[: len(self._data) - self._size]
 
     def read(self, cursor: int, length: int) -> tuple[int, bytes]:
-        """``(cursor, bytes)``: from there, or from the oldest byte when that is gone."""
+        """Returns ``(cursor, bytes)``: from there, or from the oldest byte when that is gone."""
         cursor = max(cursor, self.start)
         first = cursor - self.start
         return cursor, bytes(self._data[first : first + length])

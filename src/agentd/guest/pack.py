@@ -39,7 +39,7 @@ class Packer:
         self._entry: TarEntry | None = None  # of the tree itself
 
     def run(self) -> Generator[bytes, None, None]:
-        """The archive in pieces; an empty one only gives the caller its turn.
+        """Yields the archive in pieces; an empty one only gives the caller its turn.
 
         What ends it early (TarError, OSError) is told in the archive too, then raised.
         """

@@ -40,7 +40,7 @@ class ExitInfo(NamedTuple):
     truncated: bool
 
     def fields(self) -> dict[str, object]:
-        """As the ``exited`` event states it."""
+        """Returns it as the ``exited`` event states it."""
         usage = {
             "wall_ms": self.wall_ms,
             "cpu_ms": self.cpu_ms,
@@ -109,15 +109,15 @@ class GuestProcess:
             self._limit = self._loop.after(self._left, lambda: self.kill("timeout"))
 
     def watch_start(self, report: int, explain: Callable[[SpawnError], None]) -> None:
-        """It has been forked; ``report`` is ours. ``explain`` adds to an error what it knows."""
+        """Watches it start, once forked. Owns ``report``; ``explain`` adds to an error."""
         self._explain = explain
         os.set_blocking(report, False)
         self._report = report
         self._loop.watch(report, READ, self._on_report)
 
     def after_start(self, call: OnStarted) -> None:
-        """``call(None)`` once it has its program, which may be now; with the error where it has
-        not got it, and is gone."""
+        """Makes ``call(None)`` once it has its program, which may be now; with the error where it
+        has not got it, and is gone."""
         if self._report < 0:
             call(None)
         else:
@@ -139,7 +139,7 @@ class GuestProcess:
         self.resume_output()
 
     def once_started(self, window: Callable[[], int]) -> Callable[[], int]:
-        """``window``, closed until the start is told: a terminal echoes before that."""
+        """Returns ``window``, closed until the start is told: a terminal echoes before that."""
         if self._report < 0:
             return window
         return lambda: window() if self._report < 0 else 0
@@ -162,7 +162,7 @@ class GuestProcess:
             self.stdin.feed_eof()
 
     def signal(self, number: int) -> None:
-        """To its process group. Raises OSError."""
+        """Sends a signal to its process group. Raises OSError."""
         if not self.running:
             return
         try:
@@ -173,7 +173,7 @@ class GuestProcess:
             os.kill(self.pid, number)  # it does not lead its group yet: it is alone
 
     def kill(self, cause: str) -> None:
-        """SIGKILL to its process group; ``cause`` is reported if that is what ends it.
+        """Sends SIGKILL to its process group; ``cause`` is reported if that is what ends it.
 
         One that has exited, and whose output is still waited for, ends now.
         """
@@ -198,24 +198,24 @@ class GuestProcess:
         self._held = self._loop.after(HELD_S, self._kill_tracers)
 
     def resize(self, rows: int, columns: int) -> None:
-        """The kernel sends SIGWINCH. Raises OSError."""
+        """Resizes its terminal; the kernel sends SIGWINCH. Raises OSError."""
         if self.terminal is not None:
             set_window_size(self.terminal, rows, columns)
 
     def resume_output(self) -> None:
-        """The window has opened."""
+        """Delivers more output: the window has opened."""
         for pump in self.pumps.values():
             pump.resume()
 
     def abandon(self) -> None:
-        """Nobody wants its output or its end any more: kill it, free what it held."""
+        """Kills it and frees what it held: nobody wants its output or its end any more."""
         self._on_exit = None
         self._after_start = None
         self.kill("cancelled")
         self._release()
 
     def overflow(self) -> None:
-        """A stream went over its limit."""
+        """Ends it: a stream went over its limit."""
         self._truncated = True
         self.kill("output_limit")
 
@@ -224,7 +224,7 @@ class GuestProcess:
             self._settle()
 
     def reaped(self, status: int, cpu_ms: float, peak_memory_bytes: int) -> None:
-        """It is gone: what it had written is still delivered, as fast as the window allows."""
+        """Learns how it ended; what it had written is still delivered, as the window allows."""
         self.running = False
         if self._held is not None:
             self._held.cancel()

@@ -45,7 +45,7 @@ class Processes:
         loop.on_signal(signal.SIGCHLD, self.reap)
 
     def set_environment(self, env: Mapping[str, str]) -> None:
-        """What commands start with from now on, in place of this process's environment."""
+        """Sets what commands start with from now on, in place of this process's environment."""
         self._spawner.base_env = {os.fsencode(k): os.fsencode(v) for k, v in env.items()}
 
     def spawn_in(self, wrap: Callable[[SpawnContext], SpawnContext], group: int = -1) -> None:
@@ -54,7 +54,7 @@ class Processes:
         self._spawner.group = group
 
     def trust(self) -> None:
-        """Nobody below us is in a position to hold up a child: a rehearsal's."""
+        """Trusts that nobody below us can hold up a child: a rehearsal's."""
         self._spawner.crowded = lambda: False
 
     def stand_still(self, still: bool) -> None:
@@ -195,7 +195,7 @@ def _always() -> int:
 
 
 def own_children() -> list[int]:
-    """Pids; [] where the kernel does not tell (CONFIG_PROC_CHILDREN)."""
+    """Lists their pids; [] where the kernel does not tell (CONFIG_PROC_CHILDREN)."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
             return [int(word) for word in file.read().split()]
@@ -204,7 +204,7 @@ def own_children() -> list[int]:
 
 
 def first_grown(before: Mapping[str, int], after: Mapping[str, int]) -> str | None:
-    """The first cause that was hit meanwhile, by this command or one beside it."""
+    """Returns the first cause that was hit meanwhile, by this command or one beside it."""
     return next((name for name, count in after.items() if count > before.get(name, 0)), None)
 
 

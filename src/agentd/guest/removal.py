@@ -27,7 +27,7 @@ _CHANGED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY, errno.EEX
 
 
 def remove_tree(parent: int, name: str, path: str, *, force: bool = False) -> Steps:
-    """Remove the directory ``name`` of ``parent``. The result: ``count``.
+    """Removes the directory ``name`` of ``parent``. The result has ``count``.
 
     ``force`` lets the owner into directories that are closed to the owner as well.
     """

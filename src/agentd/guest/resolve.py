@@ -40,7 +40,7 @@ class naming:
 
 
 def get_path(request: dict[str, object], key: str = "path") -> str:
-    """A required absolute path. Raises RequestError."""
+    """Returns a required absolute path. Raises RequestError."""
     path = get_str(request, key)
     try:
         length = len(os.fsencode(path))
@@ -54,7 +54,7 @@ def get_path(request: dict[str, object], key: str = "path") -> str:
 
 
 def open_at(dir_fd: int, path: str, flags: int, resolve: int = 0) -> int:
-    """open(2), close-on-exec, that goes through no magic link such as /proc/self/fd/3.
+    """Does an open(2), close-on-exec, that goes through no magic link such as /proc/self/fd/3.
 
     The agent's own descriptors are behind those, and a planted symlink may point there. Makes no
     file. Before Linux 5.6, and where a filter answers ENOSYS, we go from part to part.
@@ -131,12 +131,12 @@ def _is_magic(parent: int, link: os.stat_result) -> bool:
 
 
 def open_path(path: str, flags: int) -> int:
-    """A descriptor of an absolute path."""
+    """Opens a descriptor of an absolute path."""
     return open_at(abi.AT_FDCWD, path, flags)
 
 
 def split(path: str) -> tuple[str, str]:
-    """A directory and the name of an entry in it. RequestError for ``/``, ``.``, ``..``."""
+    """Returns a directory and the name of an entry in it. RequestError for ``/``, ``.``, ``..``."""
     head, _, name = path.rstrip("/").rpartition("/")
     if name in ("", ".", ".."):
         raise RequestError(f"{path!r} names no entry of a directory: name one", errno.EINVAL)
@@ -144,7 +144,7 @@ def split(path: str) -> tuple[str, str]:
 
 
 def open_parent(path: str, *, parents: bool = False) -> tuple[int, str]:
-    """An O_PATH descriptor of the directory, and the entry's name in it.
+    """Opens an O_PATH descriptor of the directory, and the entry's name in it.
 
     ``parents`` makes the missing directories, with mode 0755.
     """
@@ -155,7 +155,7 @@ def open_parent(path: str, *, parents: bool = False) -> tuple[int, str]:
 
 
 def make_directory(dir_fd: int, name: str, mode: int) -> None:
-    """mkdirat(2) with exactly ``mode``."""
+    """Does a mkdirat(2) with exactly ``mode``."""
     # The umask belongs to the one thread there is, and no process is made in between.
     before = os.umask(0)
     try:

@@ -35,9 +35,8 @@ _RLIMITS = frozenset(RLIMITS)
 
 
 def inherited_environment() -> dict[bytes, bytes]:
-    """This process's own, as it was given: Python sets LC_CTYPE where it finds the C locale (PEP
-    538), and commands would count characters and match bytes by that.
-    """
+    """Returns this process's own, as it was given: Python sets LC_CTYPE where it finds the C locale
+    (PEP 538), and commands would count characters and match bytes by that."""
     env = dict(os.environb)
     if b"LC_CTYPE" in env:
         try:
@@ -75,7 +74,7 @@ class Spawner:
             KERNEL.stop_ignoring(number)  # whoever started us may have left them so
 
     def spawn(self, request: SpawnRequest, stdio: tuple[int, int, int]) -> int:
-        """The child's pid, once it has its program. Raises SpawnError."""
+        """Returns the child's pid, once it has its program. Raises SpawnError."""
         pid, report = self.begin(request, stdio)
         if report < 0:
             return pid
@@ -89,10 +88,9 @@ class Spawner:
         return pid
 
     def begin(self, request: SpawnRequest, stdio: tuple[int, int, int]) -> tuple[int, int]:
-        """The child's pid, and -1 where it has its program; else a descriptor, the caller's own,
-        that is readable once ``reported`` can tell. ``stdio`` are descriptors above 2, a PTY's
-        slave where one is asked for. Raises SpawnError.
-        """
+        """Returns the child's pid, and -1 where it has its program; else a descriptor, the caller's
+        own, that is readable once ``reported`` can tell. ``stdio`` are descriptors above 2, a PTY's
+        slave where one is asked for. Raises SpawnError."""
         env = self._environment(request)
         argv = [_encoded(word) for word in request.argv]
         slow = (

@@ -27,7 +27,7 @@ class Stdio:
         self._to_close = [fd for fd in self._child if fd >= 0]
 
     def open(self) -> None:
-        """Raises SpawnError; call ``close_ours`` and ``close_childs`` then, too."""
+        """Opens them. Raises SpawnError; call ``close_ours`` and ``close_childs`` then, too."""
         try:
             if self.request.pty is not None:
                 self._open_pty(*self.request.pty)
@@ -80,5 +80,5 @@ class Stdio:
 
 
 def set_window_size(fd: int, rows: int, columns: int) -> None:
-    """TIOCSWINSZ. Raises OSError."""
+    """Sets a terminal's size (TIOCSWINSZ). Raises OSError."""
     fcntl.ioctl(fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

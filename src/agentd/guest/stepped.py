@@ -14,7 +14,7 @@ Steps = Generator[list[dict[str, object]] | None, None, dict[str, object]]
 
 
 def plain(start: Callable[[Channel, dict[str, object]], ChannelOperation | None]) -> Starter:
-    """A Starter out of one that has no use for descriptors: those that came are closed."""
+    """Makes a Starter out of one that has no use for descriptors: those that came are closed."""
 
     def starter(
         channel: Channel, request: dict[str, object], fds: list[int]

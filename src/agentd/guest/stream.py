@@ -42,16 +42,16 @@ class StreamUser(Protocol):
     """The owner of a stream."""
 
     def on_bytes(self, data: bytes) -> None:
-        """Bytes have arrived; descriptors that came with them are in ``stream.take_fds()``."""
+        """Takes what has arrived; descriptors that came with it are in ``stream.take_fds()``."""
 
     def on_eof(self) -> None:
-        """The peer sends no more. Writing may still work (a half-close). Called at most once."""
+        """Learns, once at most, that the peer sends no more; it may still read (a half-close)."""
 
     def on_drained(self) -> None:
-        """``pending`` was over HIGH_WATER and has fallen to LOW_WATER."""
+        """Learns that ``pending`` was over HIGH_WATER and has fallen to LOW_WATER."""
 
     def on_lost(self) -> None:
-        """The peer is gone or the agent stops: the stream is closed. The last call."""
+        """Learns, at last, that the stream is closed: the peer is gone or the agent stops."""
 
 
 class HostStream:
@@ -100,11 +100,11 @@ class HostStream:
 
     @property
     def write_fd(self) -> int:
-        """To poll for the peer's end; not to write to."""
+        """Returns one to poll for the peer's end; not to write to."""
         return self._write_fd
 
     def peer_is_gone(self) -> bool:
-        """Of a vsock: whether nothing can be sent any more, which sending nothing tells."""
+        """Tells of a vsock whether nothing can be sent any more, which sending nothing shows."""
         if self._sock is None or self._sock.family != socket.AF_VSOCK:
             return False
         try:
@@ -117,18 +117,18 @@ class HostStream:
 
     @property
     def full(self) -> bool:
-        """Whether producers should wait for ``on_drained``."""
+        """Tells whether producers should wait for ``on_drained``."""
         if self.pending >= HIGH_WATER:
             self._was_full = True
             return True
         return False
 
     def room(self) -> int:
-        """Bytes until HIGH_WATER; asking for it when there is none brings ``on_drained``."""
+        """Counts bytes until HIGH_WATER; asking for it when there is none brings ``on_drained``."""
         return 0 if self.full else HIGH_WATER - self.pending
 
     def take_fds(self) -> list[int]:
-        """The descriptors received so far, in order; the caller owns them now."""
+        """Returns the descriptors received so far, in order; the caller owns them now."""
         taken, self._fds = self._fds, []
         return taken
 

@@ -56,7 +56,7 @@ class SystemContext:
 
 
 def stop_agent(loop: Loop, pid1: bool) -> Callable[[], None]:
-    """The usual ``on_shutdown``: the init that forked us ends everything; without one, we end."""
+    """Returns the usual ``on_shutdown``: the init that forked us ends all; without one, we end."""
 
     def stop() -> None:
         if pid1 and os.getppid() == 1:
@@ -68,7 +68,7 @@ def stop_agent(loop: Loop, pid1: bool) -> Callable[[], None]:
 
 
 def signal_namespace(number: int, kill: Callable[[int, int], None] = os.kill) -> None:
-    """kill(2) of -1: everyone but the caller and PID 1, in one go, so that no fork escapes it.
+    """Signals all but the caller and PID 1 in one go (kill(2) of -1), so that no fork escapes it.
 
     SIGCONT wakes those too that a command had stopped itself.
     """
@@ -91,7 +91,7 @@ def operations(context: SystemContext) -> dict[str, Starter]:
 
 
 def info(context: SystemContext) -> dict[str, object]:
-    """The fields of sys.info. Memory in bytes; None where /proc does not tell."""
+    """Returns the fields of sys.info. Memory in bytes; None where /proc does not tell."""
     system = os.uname()
     memory = _meminfo()
     return {
@@ -109,7 +109,7 @@ def info(context: SystemContext) -> dict[str, object]:
 
 
 def disk(path: str) -> dict[str, object]:
-    """statvfs(3) of the filesystem that ``path`` is on; ``available`` is for ordinary users."""
+    """Does statvfs(3) of the filesystem of ``path``; ``available`` is for ordinary users."""
     fd = open_path(path, os.O_PATH)
     try:
         status = os.statvfs(fd)

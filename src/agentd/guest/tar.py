@@ -51,13 +51,13 @@ class TarEntry(NamedTuple):
 
 
 def shown(path: bytes, limit: int = 200) -> str:
-    """A name for a message: on one line, whatever it holds; of a long one both ends."""
+    """Returns a name for a message: on one line, whatever it holds; of a long one both ends."""
     text = ascii(path.decode(errors="surrogateescape"))[1:-1]
     return text if len(text) <= limit else f"{text[: limit // 2]}...{text[-limit // 2 :]}"
 
 
 def encode(entry: TarEntry, skipped: str = "") -> bytes:
-    """Its header, with the pax records that it needs; ``skipped`` is what was left out."""
+    """Returns its header, with the pax records that it needs; ``skipped`` is what was left out."""
     name = entry.path + (b"/" if entry.kind == "dir" else b"")
     records = {SKIPPED: skipped.encode(errors="surrogateescape")} if skipped else {}
     if len(name) > 100:
@@ -71,12 +71,12 @@ def encode(entry: TarEntry, skipped: str = "") -> bytes:
 
 
 def encode_error(text: str) -> bytes:
-    """For whoever unpacks; nothing comes after it."""
+    """Encodes what whoever unpacks is told; nothing comes after it."""
     return _records(b"g", {ERROR: text.encode(errors="surrogateescape")[:4096]})
 
 
 def padding(size: int) -> int:
-    """Bytes from the end of ``size`` bytes to the end of their last block."""
+    """Counts the bytes from the end of ``size`` bytes to the end of their last block."""
     return -size % BLOCK
 
 
@@ -151,7 +151,7 @@ class TarDecoder:
                 raise TarError("it goes on behind its end")
 
     def close(self) -> None:
-        """The stream has ended. Raises TarError unless the archive has."""
+        """Ends it with its stream. Raises TarError unless the archive has."""
         if not self.ended:
             raise TarError("the archive was cut off: it has no end")
 

@@ -18,8 +18,8 @@ _MAX_ASKED_CHAIN = 64
 
 
 def let_go(pid: int, number: int) -> None:
-    """A child that made us its tracer has stopped at that signal: it goes on as one that nobody
-    traces. SIGTRAP is what execve(2) sends the traced alone, and is not handed on."""
+    """Lets go a child that made us its tracer has stopped at that signal: it goes on as one that
+    nobody traces. SIGTRAP is what execve(2) sends the traced alone, and is not handed on."""
     with contextlib.suppress(OSError):  # it has been killed meanwhile
         KERNEL.stop_tracing(pid, 0 if number == signal.SIGTRAP else number)
 
@@ -55,8 +55,8 @@ def _chain(thread: int, from_: int, most: int) -> list[int]:
 
 
 def tracers(pid: int) -> set[int]:
-    """The threads that keep a killed process from being gone: those that trace one of its threads,
-    those that trace them, and so on; as far as they descend from us."""
+    """Finds the threads that keep a killed process from being gone: those that trace one of its
+    threads, those that trace them, and so on; as far as they descend from us."""
     found: set[int] = set()
     waiting = [pid]
     while waiting and len(found) < _MAX_CHAIN:

@@ -56,7 +56,7 @@ class Unpacker:
 
     @property
     def skipped(self) -> str:
-        """What the packer left out, in its words."""
+        """Returns what the packer left out, in its words."""
         return self._decoder.skipped
 
     def write(self, data: bytes) -> None:
@@ -67,7 +67,7 @@ class Unpacker:
                 self._data(found)
 
     def finish(self) -> Iterator[None]:
-        """The rest, once the archive has come to its end; in steps, for who has others to serve."""
+        """Does the rest, once the archive has ended; in steps, for who has others to serve."""
         self._decoder.close()
         if self._name is not None and self._top is None:
             raise TarError("the archive is empty")
@@ -297,7 +297,7 @@ def write_holes(fd: int, data: bytes | memoryview) -> None:
 
 
 def split(path: bytes) -> Parts:
-    """The parts of an entry's name. Raises TarError for one that would leave the tree."""
+    """Returns the parts of an entry's name. Raises TarError for one that would leave the tree."""
     parts = tuple(part for part in path.split(b"/") if part not in (b"", b"."))
     if b".." in parts or b"\0" in path:
         raise TarError(f"the name {shown(path)} leads out of the tree")

@@ -83,7 +83,7 @@ def is_blank(line: bytes) -> bool:
 
 
 def parse_request(line: bytes, max_values: int = MAX_VALUES) -> V1Request:
-    """A line, with or without its newline. Raises InvalidRequest, or NotText if it is not UTF-8.
+    """Parses a line, with or without its newline. Raises InvalidRequest, or NotText for no UTF-8.
 
     The first agent trimmed a line as Rust does, and gave its JSON library the rest.
     """
@@ -111,7 +111,7 @@ def parse_request(line: bytes, max_values: int = MAX_VALUES) -> V1Request:
 
 
 def spawn_error(number: int, text: str = "") -> str:
-    """The ``error`` of a command that was not started: the kernel's error number, or a text."""
+    """Says ``error`` of a command that was not started: the kernel's error number, or a text."""
     reason = f"{os.strerror(number)} (os error {number})" if number else text
     return f"Failed to spawn process: {reason}"
 
@@ -119,7 +119,7 @@ def spawn_error(number: int, text: str = "") -> str:
 def reply_pieces(
     exit_code: int, stdout: bytes | bytearray, stderr: bytes | bytearray, error: str | None
 ) -> Iterator[bytes]:
-    """A reply in pieces of 64 KiB at most, so that large outputs are not held in several copies."""
+    """Yields a reply in pieces of 64 KiB at most: large outputs are not held in several copies."""
     yield b'{"exit_code":%d,"stdout":"' % exit_code
     yield from _base64_pieces(stdout)
     yield b'","stderr":"'
@@ -149,7 +149,7 @@ class LineBuffer:
             self._drop()
 
     def lines(self) -> Iterator[bytes | None]:
-        """Complete lines, newline included, until more must be fed."""
+        """Yields complete lines, newline included, until more must be fed."""
         while not self._dropping:
             end = self._buffer.find(b"\n", self._searched) + 1
             if not end and len(self._buffer) <= self.limit:
@@ -164,7 +164,7 @@ class LineBuffer:
             yield None
 
     def rest(self) -> bytes:
-        """The last line of a stream that has ended without a newline; empty if there is none."""
+        """Returns the last line of a stream that ended without a newline, or nothing."""
         return b"" if self._dropping else self._take(len(self._buffer))
 
     def _take(self, end: int) -> bytes:

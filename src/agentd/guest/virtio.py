@@ -24,7 +24,7 @@ class NoPort(Exception):
 
 
 def find(name: str, root: str = PORTS) -> str:
-    """The device of the port that the host named so. Raises NoPort."""
+    """Finds the device of the port that the host named so. Raises NoPort."""
     found = {}
     with contextlib.suppress(FileNotFoundError):
         for port in os.listdir(root):
@@ -39,7 +39,7 @@ def find(name: str, root: str = PORTS) -> str:
 
 
 def open_port(path: str) -> int:
-    """A descriptor of the port. Raises OSError, EBUSY where another agent has it."""
+    """Opens a descriptor of the port. Raises OSError, EBUSY where another agent has it."""
     return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
 
 

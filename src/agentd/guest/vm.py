@@ -115,7 +115,7 @@ class GuestMachine:
             self.group.close()
 
     def load(self) -> None:
-        """What the agent before this one was told. Raises OSError, ValueError."""
+        """Loads what the agent before this one was told. Raises OSError, ValueError."""
         try:
             with open(_STATE_FILE, "rb") as file:
                 state = json.loads(file.read(_MAX_STATE))
@@ -321,7 +321,7 @@ class GuestMachine:
         return starter
 
     def defaults(self, request: dict[str, object]) -> dict[str, object]:
-        """An exec request with what the sandbox's user has by default."""
+        """Returns an exec request with what the sandbox's user has by default."""
         user = request.get("user", self.user)
         cwd = request.get("cwd")
         filled = {**request, "user": user}

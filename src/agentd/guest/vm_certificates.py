@@ -18,7 +18,8 @@ _FOLDER = f"{vm_scratch.STATE}/certificates"
 
 
 def show(authority: str, kernel: Kernel = KERNEL) -> None:
-    """``authority`` is PEM; an empty one leaves what the root has. Raises OSError."""
+    """Shows ``authority``, PEM, to programs; an empty one leaves what the root has. Raises
+    OSError."""
     found = certificates.places()
     own = []
     for name, covered in found.items():

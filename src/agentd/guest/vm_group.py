@@ -68,7 +68,7 @@ class GuestGroup:
         self._set("pids.max", str(limit))
 
     def limit_cpus(self, limit: float) -> None:
-        """In cores; the kernel takes no quota below 1 ms."""
+        """Sets a limit in cores; the kernel takes no quota below 1 ms."""
         self._set("cpu.max", f"{max(int(limit * CPU_PERIOD_USEC), 1000)} {CPU_PERIOD_USEC}")
 
     def hits(self) -> dict[str, int]:
@@ -78,7 +78,7 @@ class GuestGroup:
         return self._hits
 
     def usage(self) -> dict[str, int]:
-        """Bytes in use now, and at most so far (Linux 5.19)."""
+        """Returns the bytes in use now, and at most so far (Linux 5.19)."""
         found = {}
         for name, file in (("memory_bytes", "memory.current"), ("peak_bytes", "memory.peak")):
             with contextlib.suppress(OSError, ValueError):

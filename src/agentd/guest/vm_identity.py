@@ -20,7 +20,7 @@ class Identity:
         self._depth = 0
 
     def become(self, user: int) -> None:
-        """Outside of blocks, from now on or from the end of the present one."""
+        """Sets who it is outside of blocks, from now on or from the end of the present one."""
         self.user = user
         if not self._depth:
             _set(user)

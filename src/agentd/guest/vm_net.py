@@ -24,7 +24,7 @@ _PROBE_S, _POLL_S = 1.0, 0.01
 
 
 def interfaces() -> list[str]:
-    """Those that are no loopback, sorted."""
+    """Lists those that are no loopback, sorted."""
     try:
         return sorted(name for name in os.listdir("/sys/class/net") if name != "lo")
     except OSError:
@@ -32,7 +32,7 @@ def interfaces() -> list[str]:
 
 
 def find() -> str:
-    """The first card, its driver loaded if need be: there is no udev here. Raises OSError."""
+    """Finds the first card, its driver loaded if need be: there is no udev here. Raises OSError."""
     for program in _MODPROBE:
         if interfaces() or not os.path.exists(program):
             continue
@@ -47,7 +47,7 @@ def find() -> str:
 
 
 def parse(address: str) -> tuple[bytes, bytes]:
-    """``A.B.C.D/N`` as address and mask. Raises ValueError."""
+    """Parses ``A.B.C.D/N`` as address and mask. Raises ValueError."""
     text, slash, length = address.partition("/")
     bits = int(length) if slash and length.isdecimal() else -1
     if not 0 <= bits <= 32:
@@ -57,7 +57,7 @@ def parse(address: str) -> tuple[bytes, bytes]:
 
 
 def parse_host(address: str) -> bytes:
-    """Raises ValueError."""
+    """Parses an address. Raises ValueError."""
     try:
         return socket.inet_pton(socket.AF_INET, address)
     except (OSError, UnicodeError):

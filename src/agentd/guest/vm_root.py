@@ -96,7 +96,7 @@ def enter(kernel: Kernel = KERNEL) -> None:
 
 
 def find(serial: str) -> str:
-    """The path of the disk that has it. Raises OSError, ENODEV where none has."""
+    """Finds the path of the disk that has it. Raises OSError, ENODEV where none has."""
     for name in os.listdir(_BLOCK):
         with contextlib.suppress(OSError), open(f"{_BLOCK}/{name}/serial", "rb") as file:
             if file.read(64).strip() == serial.encode() and os.path.exists(f"/dev/{name}"):

@@ -54,14 +54,14 @@ def show(target: str, lower: str, root: str, kernel: Kernel = KERNEL) -> None:
 
 
 def give_to(user: int) -> None:
-    """The user's places; what others have made in them stays theirs."""
+    """Gives a user its places; what others have made in them stays theirs."""
     for _, target, _, owned in _PLACES:
         if owned:
             os.chown(target, user, user)
 
 
 def bound(size: int, kernel: Kernel = KERNEL) -> None:
-    """In bytes and in inodes. Raises OSError, EINVAL where more than that is in use."""
+    """Bounds it in bytes and in inodes. Raises OSError, EINVAL where more than that is in use."""
     inodes = min(max(size // BYTES_PER_INODE, MIN_INODES), MAX_INODES)
     options = f"size={size},nr_inodes={inodes}"
     # There nothing of an image's lies below it.
@@ -69,7 +69,7 @@ def bound(size: int, kernel: Kernel = KERNEL) -> None:
 
 
 def place(contents: Mapping[str, str], backing: str, kernel: Kernel = KERNEL) -> None:
-    """Files over those of the image, or of the kernel, by bind mounts; again and again.
+    """Places files over those of the image, or of the kernel, by bind mounts; again and again.
 
     ``contents`` maps each path to its text; ``backing`` is a directory for what is mounted.
     """

@@ -37,7 +37,7 @@ Dial = Callable[[], socket.socket]
 
 
 def dial_host(port: int) -> socket.socket:
-    """A stream to a port of the machine's host, which is being made. Raises OSError."""
+    """Makes a stream to a port of the machine's host, which is being made. Raises OSError."""
     kind = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
     stream = socket.socket(_AF_VSOCK, kind, 0)
     try:
@@ -80,7 +80,7 @@ class Front:
                 loop.watch(sock.fileno(), READ, partial(self._asking.read, sock))
 
     def ended(self) -> None:
-        """A connection has."""
+        """Takes note that a connection has ended."""
         self._count -= 1
         listeners, self._full = self._full, []
         for listener in listeners:

@@ -57,7 +57,7 @@ def encode_credit(channel: int, amount: int) -> bytes:
 
 
 def decode_json(payload: bytes) -> dict[str, object]:
-    """A control payload. Raises WireError unless it is one JSON object."""
+    """Decodes a control payload. Raises WireError unless it is one JSON object."""
     try:
         value = _DECODE(payload.decode())
     except (ValueError, RecursionError) as error:
@@ -81,7 +81,7 @@ class FrameDecoder:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes]]:
-        """Every frame that is now complete. Raises WireError on an oversized or unknown one."""
+        """Returns the frames now complete. Raises WireError on an oversized or unknown one."""
         buffer = self._buffer
         buffer += data
         frames = []
@@ -106,6 +106,6 @@ class FrameDecoder:
         return bytes(self._buffer)
 
     def close(self) -> None:
-        """The stream has ended. Raises WireError if it ended inside a frame."""
+        """Ends it with its stream. Raises WireError if that ended inside a frame."""
         if self._buffer:
             raise WireError(f"stream ended inside a frame, {len(self._buffer)} bytes left over")

@@ -109,7 +109,7 @@ def capture(arriving: Mapping[int, str] | None = None) -> list[socket.socket]:
 
 
 def destination(client: socket.socket, v6: bool) -> tuple[bytes, int] | None:
-    """What the program dialled, as 4 or 16 bytes and a port; None where it was our own listener.
+    """Returns what was dialled, as 4 or 16 bytes and a port; None where it was our own listener.
 
     Raises OSError where the kernel does not know: nothing redirected it.
     """
@@ -128,8 +128,8 @@ def destination(client: socket.socket, v6: bool) -> tuple[bytes, int] | None:
 
 
 def source(sock: socket.socket, told: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
-    """The control message of an answer, of those of a query at one of our UDP sockets: from the
-    address that the query was sent to."""
+    """Returns the control message of an answer, of those of a query at one of our UDP sockets: from
+    the address that the query was sent to."""
     level, kind = _PKTINFO[socket.AddressFamily(sock.family)]
     for found, type_, data in told:
         if (found, type_) == (level, kind):

@@ -50,7 +50,7 @@ def drop_all(kernel: Kernel = KERNEL) -> None:
 
 
 def of_root(*, rw: bool) -> dict[int, str]:
-    """``OF_ROOT``, without CAP_SETFCAP where a folder of the host's is mounted read-write, ``rw``.
+    """Returns ``OF_ROOT``, for ``rw`` (a folder of the host's, read-write) without CAP_SETFCAP.
 
     Behind an idmapped mount what is root's inside is root's on the host, and so are the file
     capabilities that it writes: everyone there could run them.
@@ -105,7 +105,7 @@ def drop_bounding_if_allowed(kernel: Kernel = KERNEL) -> bool:
 
 @cache
 def last_capability() -> int:
-    """The highest number that this kernel knows; it says so by EINVAL for the next one."""
+    """Returns the highest number that this kernel knows; it says so by EINVAL for the next one."""
     for number in range(_CAP_LIMIT):
         try:
             KERNEL.prctl(abi.PR_CAPBSET_READ, number)

@@ -39,7 +39,8 @@ class Cloner:
         self._buffer = ctypes.create_string_buffer(_ARGS.size + _GROUP.size)
 
     def clone(self, flags: int, group: int = -1) -> tuple[int, int]:
-        """``(pid, pidfd)`` in the parent, ``(0, -1)`` in the child. The pidfd is close-on-exec.
+        """Returns ``(pid, pidfd)`` in the parent, the latter close-on-exec, ``(0, -1)`` in the
+        child.
 
         ``group`` is the directory of a version 2 cgroup that the child is born in (Linux 5.7).
         Only from a single-threaded process. Raises OSError, EAGAIN where the group is full.

@@ -28,7 +28,7 @@ _SYSTEM = {
 
 
 def engine(env: Mapping[str, str] = os.environ, root: str = "/") -> str:
-    """``docker``, ``podman``, ``kubernetes``, ``container`` for another one, or empty."""
+    """Returns ``docker``, ``podman``, ``kubernetes``, ``container`` for another one, or empty."""
     if "KUBERNETES_SERVICE_HOST" in env:
         return "kubernetes"
     if os.path.exists(f"{root}run/.containerenv"):
@@ -57,7 +57,7 @@ def filtered() -> bool:
 
 
 def apparmor() -> str:
-    """The profile that confines us; empty for none."""
+    """Returns the profile that confines us; empty for none."""
     text = _read("/proc/self/attr/current").strip("\0\n ")
     return text.partition(" (")[0] if text.endswith("(enforce)") else ""
 

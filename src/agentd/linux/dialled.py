@@ -35,7 +35,7 @@ def header(kind: int, address: bytes = b"", port: int = 0) -> bytes:
 
 
 def parse_header(data: bytes) -> tuple[int, bytes, int]:
-    """The kind, the address and the port. Raises BrokenStream."""
+    """Returns the kind, the address and the port. Raises BrokenStream."""
     version, kind, port, address = HEADER.unpack(data)
     if version != VERSION or kind not in (TCP4, TCP6, DNS):
         raise BrokenStream("no such header")
@@ -53,7 +53,7 @@ class FrameParser:
         self.ended = False
 
     def feed(self, data: bytes) -> Iterator[tuple[bytes, bool]]:
-        """Pieces of frames, and whether each is the last of its frame. Raises BrokenStream."""
+        """Yields pieces of frames, and whether each is its frame's last. Raises BrokenStream."""
         at = 0
         while at < len(data):
             if self.ended:
@@ -105,17 +105,17 @@ class Shuttle:
 
     @property
     def said(self) -> bool:
-        """Whether the framed stream has all that the plain one said, and its end."""
+        """Tells whether the framed stream has all that the plain one said, and its end."""
         return self._said
 
     @property
     def finished(self) -> bool:
-        """Whether both directions have ended."""
+        """Tells whether both directions have ended."""
         return self._said and self._shut
 
     def gone(self) -> None:
-        """Nobody is at the framed stream's other end. Raises BrokenStream where something was to be
-        said there; what it has said is read all the same."""
+        """Takes note that nobody is at the framed stream's other end. Raises BrokenStream where
+        something was to be said there; what it has said is read all the same."""
         if self._shut and not self._said:
             raise BrokenStream("the stream was closed")
 

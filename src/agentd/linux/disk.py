@@ -32,7 +32,7 @@ _LOOP = re.compile(r"loop[0-9]+")
 
 
 def mount(image: str, *, readonly: bool, userns_fd: int | None = None) -> int:
-    """A detached mount of the file system in ``image``, nosuid and nodev; the caller owns the
+    """Makes a detached mount of the file system in ``image``, nosuid and nodev; the caller owns the
     descriptor. All mounts of one image are of one file system. With ``userns_fd`` owners are
     translated. Raises OSError."""
     # Two devices of one file would be two file systems that write over each other. The lock is not
@@ -80,7 +80,7 @@ def make(image: str, size: int, owner: int) -> None:
 
 
 def hindrance() -> str:
-    """Why no file can be mounted here; empty where it can, for all that is known before."""
+    """Says why no file can be mounted here; empty where it can, for all that is known before."""
     try:
         os.close(_opened(_CONTROL))
     except OSError as error:
@@ -89,7 +89,7 @@ def hindrance() -> str:
 
 
 def program() -> str | None:
-    """Where mke2fs(8) is, which ``make`` needs."""
+    """Finds mke2fs(8), which ``make`` needs."""
     return shutil.which("mke2fs", path="/usr/local/sbin:/usr/sbin:/sbin")
 
 

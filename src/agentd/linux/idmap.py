@@ -27,7 +27,7 @@ _WALL = 0x40000000
 def userns_fd(
     uid: int, gid: int, lent_to: int, spare: range = range(0), *, its_ids: int = 1
 ) -> int:
-    """A user namespace's descriptor, for MOUNT_ATTR_IDMAP: the caller's to close.
+    """Returns a user namespace's descriptor, for MOUNT_ATTR_IDMAP: the caller's to close.
 
     On a mount with it, files of ``uid`` on disk belong to ``lent_to``, what that one makes is
     stored as ``uid``'s, and no other owner can be reached. The group ``gid`` is ``lent_to``'s
@@ -44,9 +44,9 @@ def userns_fd(
 
 
 def namespace(uid_map: str, gid_map: str) -> int:
-    """A user namespace's descriptor, the caller's to close, with maps as the kernel takes them: for
-    MOUNT_ATTR_IDMAP an id on disk, an id here, how many. Needs the machine's root. Raises OSError.
-    """
+    """Returns a user namespace's descriptor, the caller's to close, with maps as the kernel takes
+    them: for MOUNT_ATTR_IDMAP an id on disk, an id here, how many. Needs the machine's root. Raises
+    OSError."""
     pid = _ended_child()
     try:
         # It is a zombie until we wait for it, and a zombie still has its namespace.
@@ -58,8 +58,9 @@ def namespace(uid_map: str, gid_map: str) -> int:
 
 
 def nested_namespace(uid_map: str, gid_map: str) -> int:
-    """``namespace`` for root of a user namespace, whom the kernel lets write no zombie's maps. For
-    a process that is dumpable, and PID 1 of its namespace: the child that waits ends with it."""
+    """Does as ``namespace`` for root of a user namespace, whom the kernel lets write no zombie's
+    maps. It takes a process that is dumpable, and PID 1 of its namespace: the child that waits ends
+    with it."""
     with mmap.mmap(-1, _STACK_BYTES) as stack:
         pid = _child(stack, _PAUSE)
         try:
@@ -72,7 +73,7 @@ def nested_namespace(uid_map: str, gid_map: str) -> int:
 
 
 def known_ids(path: str) -> list[range]:
-    """Those that a map of this process's user namespace has. Raises OSError."""
+    """Returns those that a map of this process's user namespace has. Raises OSError."""
     with open(path, encoding="ascii") as file:
         lines = [[int(word) for word in line.split()] for line in file]
     return [range(first, first + count) for first, _, count in lines]
@@ -81,7 +82,7 @@ def known_ids(path: str) -> list[range]:
 def group_lines(
     gid: int, lent_to: int, spare: range, known: list[range], its_ids: int = 1
 ) -> list[tuple[int, int, int]]:
-    """A gid_map's lines, ``(on disk, outside, count)``: each group once, and of ``known`` alone."""
+    """Returns a gid_map, ``(on disk, outside, count)`` a line: each group once, if ``known``."""
     lines = [(gid, lent_to, 1)]
     if spare and not any(spare.start in ids and spare.stop - 1 in ids for ids in known):
         spare = range(0)

@@ -43,7 +43,7 @@ class Inotify:
         return self._fd
 
     def add(self, path: str, mask: int) -> int:
-        """A watch; one on the same inode as an earlier one has that one's number."""
+        """Adds a watch; one on the same inode as an earlier one has that one's number."""
         return _checked(_libc.inotify_add_watch(self._fd, os.fsencode(path), ctypes.c_uint32(mask)))
 
     def remove(self, wd: int) -> None:
@@ -62,7 +62,7 @@ class Inotify:
 
 
 def parse(data: bytes) -> list[InotifyEvent]:
-    """``struct inotify_event``: wd, mask, cookie, length, and a name padded with NULs."""
+    """Parses ``struct inotify_event``: wd, mask, cookie, length, and a name padded with NULs."""
     events = []
     start = 0
     while start < len(data):

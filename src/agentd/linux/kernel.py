@@ -20,7 +20,7 @@ class Kernel:
     """The real one. Stateless."""
 
     def syscall(self, number: int, *args: object) -> int:
-        """A raw system call. ints go as 64 bits, bytes and ctypes objects as pointers.
+        """Makes a raw system call. ints go as 64 bits, bytes and ctypes objects as pointers.
 
         An OSError names the call as its file name.
         """
@@ -35,11 +35,11 @@ class Kernel:
         return self.syscall(abi.SYS.prctl, option, a, b, c, d)
 
     def renameat2(self, source: int, name: bytes, target: int, as_: bytes, flags: int) -> None:
-        """rename(2) that refuses to replace, or exchanges two names (``abi.RENAME_*``)."""
+        """Does a rename(2) that refuses to replace, or exchanges two names (``abi.RENAME_*``)."""
         self.syscall(abi.SYS.renameat2, source, name, target, as_, flags)
 
     def write(self, path: str, text: str) -> None:
-        """In one call, as files of /proc and of control groups want it. An OSError names it."""
+        """Writes in one call, as files of /proc and control groups want it. An OSError names it."""
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(fd, text.encode())
@@ -107,8 +107,8 @@ class Kernel:
         propagation: int = 0,
         userns_fd: int = 0,
     ) -> None:
-        """``struct mount_attr`` (Linux 5.12): attributes to set and clear, whether later mounts
-        come along (MS_PRIVATE and others; 0 leaves it), and an idmap."""
+        """Changes mounts (Linux 5.12): attributes to set and clear, whether later mounts come along
+        (MS_PRIVATE and others; 0 leaves it), and an idmap."""
         attr = (ctypes.c_uint64 * 4)(set_, clear, propagation, userns_fd)
         self.syscall(
             abi.SYS.mount_setattr,
@@ -136,7 +136,7 @@ class Kernel:
             os.close(picked)
 
     def open_mount_namespace(self) -> int:
-        """A descriptor of this process's own."""
+        """Returns a descriptor of this process's own."""
         return os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
     def setns(self, fd: int, kind: int) -> None:
@@ -151,7 +151,7 @@ class Kernel:
         return self.syscall(abi.SYS.fsmount, fd, abi.FSMOUNT_CLOEXEC, attributes)
 
     def signalfd(self, numbers: Iterable[int], fd: int = -1) -> int:
-        """A descriptor that tells of pending signals, 128 bytes each (``struct
+        """Returns a descriptor that tells of pending signals, 128 bytes each (``struct
         signalfd_siginfo``); or ``fd``, which tells of these from now on.
 
         The caller blocks them: one that is not blocked is delivered instead.
@@ -162,7 +162,7 @@ class Kernel:
         return self.syscall(abi.SYS.signalfd4, fd, ctypes.byref(wanted), size, flags)
 
     def capget(self) -> tuple[int, int]:
-        """The calling thread's effective and permitted capabilities, as masks by number."""
+        """Returns the calling thread's effective and permitted capabilities, as masks by number."""
         data = (ctypes.c_uint32 * 6)()
         self.syscall(abi.SYS.capget, ctypes.byref(_cap_header()), ctypes.byref(data))
         return data[0] | data[3] << 32, data[1] | data[4] << 32

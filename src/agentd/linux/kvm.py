@@ -75,7 +75,7 @@ def probe(path: str = DEVICE, seconds: float = _SECONDS) -> KvmReport:
 
 
 def attempt(path: str, ioctl: Ioctl = fcntl.ioctl, machine: str = abi.MACHINE) -> KvmReport:
-    """In this process, which it may hang."""
+    """Tries it in this process, which it may hang."""
     step = f"open {path}"
     opened: list[int] = []
 
@@ -206,7 +206,7 @@ def _group_fix(path: str) -> str:
 
 
 def in_child(work: Callable[[], KvmReport], seconds: float) -> KvmReport:
-    """``work()`` in a forked child, which is killed after ``seconds``."""
+    """Does ``work()`` in a forked child, which is killed after ``seconds``."""
     read_end, write_end = os.pipe()
     with warnings.catch_warnings():
         # 3.12 warns of threads at fork; this child makes system calls and exits.

@@ -35,7 +35,7 @@ MARKS = tuple(
 
 
 def fill(memory: mmap.mmap) -> None:
-    """Code, an identity map of the first 2 MiB in one large page, descriptors and one handler."""
+    """Writes code, an identity map of 2 MiB in one large page, descriptors and one handler."""
     code = b"".join(step + _mark(number) for number, (_, step) in enumerate(_STEPS, 1)) + b"\xf4"
     memory[_CODE : _CODE + len(code)] = code
     struct.pack_into("=Q", memory, _TABLES, _TABLES + 0x1000 | 3)  # present, writable
@@ -52,7 +52,7 @@ def fill(memory: mmap.mmap) -> None:
 
 
 def long_mode(special: bytearray) -> None:
-    """``struct kvm_sregs`` of a vCPU in 64-bit ring 0 with those tables; the rest is kept."""
+    """Puts a vCPU's ``struct kvm_sregs`` in 64-bit ring 0 with those tables; keeps the rest."""
     _segment(special, 0, selector=8, kind=11, long=1)
     for index in range(1, 6):  # ds, es, fs, gs, ss
         _segment(special, index, selector=16, kind=3, long=0)
@@ -65,7 +65,7 @@ def long_mode(special: bytearray) -> None:
 
 
 def registers() -> bytes:
-    """``struct kvm_regs``: a stack, the code's start, and the flag that is always set."""
+    """Returns ``struct kvm_regs``: a stack, the code's start, and the flag that is always set."""
     regs = bytearray(144)
     struct.pack_into("=Q", regs, 6 * 8, _STACK)
     struct.pack_into("=QQ", regs, 16 * 8, _CODE, 2)

@@ -67,7 +67,7 @@ class Handled(NamedTuple):
 
 
 def abi_version(kernel: Kernel = KERNEL) -> int:
-    """The kernel's Landlock ABI; 0 where Landlock is absent, disabled or not reachable."""
+    """Returns the kernel's Landlock ABI; 0 where Landlock is absent, disabled or not reachable."""
     try:
         return kernel.syscall(
             abi.SYS.landlock_create_ruleset, 0, 0, abi.LANDLOCK_CREATE_RULESET_VERSION
@@ -79,7 +79,7 @@ def abi_version(kernel: Kernel = KERNEL) -> int:
 
 
 def refused() -> str:
-    """The first of Landlock's calls that does not work here, and why; empty where all do.
+    """Names the first of Landlock's calls that does not work here, and why; empty where all do.
 
     A seccomp profile around us may allow the one that tells the ABI alone. They are tried in a
     thread of their own, for a restricted thread binds no other, and ends with it.
@@ -176,7 +176,7 @@ class Ruleset:
         return self.handled
 
     def close(self) -> None:
-        """Idempotent. Domains that were entered stay in force."""
+        """Closes it, idempotent. Domains that were entered stay in force."""
         fd, self.fd = self.fd, -1
         if fd >= 0:
             os.close(fd)

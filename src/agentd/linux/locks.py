@@ -19,7 +19,7 @@ class HeldLock:
         self._fd = fd
 
     def close(self) -> None:
-        """Idempotent."""
+        """Gives it back; idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
@@ -32,7 +32,8 @@ class HeldLock:
 
 
 def take(path: str, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int:
-    """A descriptor that holds the lock of a file, which is made if it is not there, or no more.
+    """Returns a descriptor that holds a file's lock. The file is made if it is not there, or no
+    more.
 
     Raises OSError, of it BlockingIOError where another has it and ``how`` does not wait.
     """
@@ -63,8 +64,8 @@ def take_within(path: str, seconds: float) -> int:
 
 
 def take_folder(path: str) -> int:
-    """A descriptor that holds the lock of a folder itself, whose files may be removed; -1 on a file
-    system that has none for folders. Raises OSError as ``take`` does."""
+    """Returns a descriptor that holds the lock of a folder itself, whose files may be removed; -1
+    on a file system that has none for folders. Raises OSError as ``take`` does."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,7 +80,7 @@ def take_folder(path: str) -> int:
 
 @contextlib.contextmanager
 def held(path: str) -> Iterator[None]:
-    """Hold it alone within the block, waiting for whoever has it. Raises OSError."""
+    """Holds a lock alone within the block, waiting for whoever has it. Raises OSError."""
     fd = take(path, fcntl.LOCK_EX)
     try:
         yield

@@ -16,7 +16,7 @@ def clone_tree(
     recursive: bool = True,
     kernel: Kernel = KERNEL,
 ) -> int:
-    """A detached bind mount of ``source``, nosuid and nodev; the caller owns the descriptor.
+    """Makes a detached bind mount of ``source``, nosuid and nodev; the caller owns the descriptor.
 
     What is mounted beneath ``source`` later stays out of it: that would be none of these things.
 
@@ -54,7 +54,7 @@ def clone_tree(
 
 
 def id_of(fd: int) -> str:
-    """The mount that ``fd`` is open on, by its number in mountinfo. Raises OSError."""
+    """Tells the mount that ``fd`` is open on, by its number in mountinfo. Raises OSError."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
         for line in file:
             if line.startswith("mnt_id:"):
@@ -63,7 +63,7 @@ def id_of(fd: int) -> str:
 
 
 def filesystem(fd: int) -> str:
-    """The type of the file system that ``fd`` is open on, as mountinfo has it: "overlay"."""
+    """Tells the type of the file system that ``fd`` is open on, as mountinfo has it: "overlay"."""
     try:
         wanted = id_of(fd)
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
@@ -76,15 +76,15 @@ def filesystem(fd: int) -> str:
 
 
 def points() -> list[str]:
-    """The path of each mount that this process sees. Raises OSError."""
+    """Returns the path of each mount that this process sees. Raises OSError."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         return [unescaped(line.split()[4]) for line in file]
 
 
 def kind_of(path: str) -> tuple[str, str]:
-    """``(type, options)`` of the filesystem that a file lies on, the latter its own, as mountinfo
-    tells them; empty where it tells nothing of it, as of a btrfs subvolume. Raises OSError.
-    """
+    """Returns ``(type, options)`` of the filesystem that a file lies on, the latter its own, as
+    mountinfo tells them; empty where it tells nothing of it, as of a btrfs subvolume. Raises
+    OSError."""
     device = os.stat(path).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
@@ -97,5 +97,5 @@ def kind_of(path: str) -> tuple[str, str]:
 
 
 def unescaped(field: str) -> str:
-    """A path of a mountinfo, in which white space is told in octal (proc_pid_mountinfo(5))."""
+    """Decodes a mountinfo's path, in which white space is octal (proc_pid_mountinfo(5))."""
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)

@@ -41,7 +41,7 @@ def bound_options(write: Callable[[str, str], None]) -> bool:
 
 
 def device_up(name: str, ioctl: Callable[[int, int, bytes], bytes] = fcntl.ioctl) -> None:
-    """``loopback_up`` of any device."""
+    """Brings any device up, as ``loopback_up`` does."""
     packed = name.encode()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as any_socket:
         fd = any_socket.fileno()
@@ -51,8 +51,8 @@ def device_up(name: str, ioctl: Callable[[int, int, bytes], bytes] = fcntl.ioctl
 
 
 def namespace_cookie(sock: socket.socket) -> int | None:
-    """A number of the network namespace that a socket is of: no other has the same until the
-    machine is booted again. None where the kernel does not tell."""
+    """Returns a number of the network namespace that a socket is of: no other has the same until
+    the machine is booted again. None where the kernel does not tell."""
     try:
         told = sock.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
     except OSError:

@@ -17,7 +17,7 @@ def request(kind: int, body: bytes) -> None:
 
 
 def attribute(kind: int, data: bytes) -> bytes:
-    """As netlink has one, with what fills it up."""
+    """Encodes one as netlink has it, with what fills it up."""
     return struct.pack("=HH", 4 + len(data), kind) + data + b"\0" * (-len(data) % 4)
 
 

@@ -31,7 +31,7 @@ def mount(target: str, lowers: Sequence[int], disk: str, kernel: Kernel) -> None
 
 
 def mount_paths(target: str, lowers: Sequence[str], disk: str, kernel: Kernel) -> None:
-    """``mount`` of layers that have a path already, without comma and colon. Raises OSError."""
+    """Mounts layers that have a path already, without comma and colon. Raises OSError."""
     upper, work = f"{disk}/u", f"{disk}/k"
     for path in (upper, work):
         kernel.make_folder(path, 0o755)

@@ -15,7 +15,7 @@ _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def open_plain(path: str) -> int:
-    """An O_PATH descriptor of an absolute path, through no symbolic link at all.
+    """Opens an O_PATH descriptor of an absolute path, through no symbolic link at all.
 
     Who judged the path by its text can rely on what is opened: a link that has been put into it
     since is refused. Raises OSError, ELOOP for such a link.
@@ -34,9 +34,9 @@ def open_plain(path: str) -> int:
 
 
 def open_inside(root: int, path: str, flags: int) -> int:
-    """A descriptor of a path as a process would open it that has ``root`` as its root directory:
-    links, absolute ones too, and ``..`` lead nowhere else. Raises OSError, ENOSYS where the kernel
-    or a filter has no openat2(2)."""
+    """Opens a path as a process would open it that has ``root`` as its root directory: links,
+    absolute ones too, and ``..`` lead nowhere else. Raises OSError, ENOSYS where the kernel or a
+    filter has no openat2(2)."""
     how = (ctypes.c_uint64 * 3)(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
     size = ctypes.sizeof(how)
     return KERNEL.syscall(abi.SYS.openat2, root, os.fsencode(path), how, size)

@@ -18,7 +18,7 @@ class Peer(NamedTuple):
 
 
 def peer_of(connection: socket.socket) -> Peer:
-    """Once for each accepted connection. Raises OSError where it is no unix socket."""
+    """Asks once for each accepted connection. Raises OSError where it is no unix socket."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
     pid, uid, _ = _UCRED.unpack(raw)
     return Peer(uid, pid, _is_foreign(connection, pid))

@@ -15,8 +15,8 @@ class Pidfd:
         self._lock = threading.Lock()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Until it has ended; False when it has not within ``timeout`` seconds. It counts as ended
-        once this is closed."""
+        """Waits until it has ended; False when it has not within ``timeout`` seconds. It counts as
+        ended once this is closed."""
         try:
             fd = self.duplicate()  # another thread may close ours meanwhile
         except ProcessLookupError:
@@ -29,21 +29,21 @@ class Pidfd:
             os.close(fd)
 
     def kill(self) -> None:
-        """SIGKILL; nothing where it has ended. Raises PermissionError, OSError."""
+        """Sends SIGKILL; does nothing where it has ended. Raises PermissionError, OSError."""
         with self._lock, contextlib.suppress(ProcessLookupError):
             if self._fd >= 0:
                 signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
     def duplicate(self) -> int:
-        """Another descriptor of it, close-on-exec, the caller's. Raises ProcessLookupError once
-        this is closed."""
+        """Returns another descriptor of it, close-on-exec, the caller's. Raises ProcessLookupError
+        once this is closed."""
         with self._lock:
             if self._fd < 0:
                 raise ProcessLookupError("the process's descriptor is closed")
             return os.dup(self._fd)
 
     def close(self) -> None:
-        """Idempotent."""
+        """Closes it; idempotent."""
         with self._lock:
             fd, self._fd = self._fd, -1
         if fd >= 0:

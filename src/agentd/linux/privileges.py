@@ -31,7 +31,7 @@ _FOR_USERS = (SETUID, SETGID, CHOWN, FOWNER, DAC_OVERRIDE, KILL)
 
 
 def missing(*capabilities: int) -> list[str]:
-    """The names of those that this process does not have in force."""
+    """Returns the names of those that this process does not have in force."""
     held, _ = KERNEL.capget()
     return [NAMES[number] for number in capabilities if not held >> number & 1]
 

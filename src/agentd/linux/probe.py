@@ -85,7 +85,7 @@ def gather(kernel: Kernel = KERNEL) -> Facts:
 
 
 def seccomp_filters() -> bool:
-    """CONFIG_SECCOMP_FILTER: the sysctl directory exists only with it (Linux 4.14)."""
+    """Asks for CONFIG_SECCOMP_FILTER: the sysctl directory exists only with it (Linux 4.14)."""
     return os.path.exists("/proc/sys/kernel/seccomp/actions_avail")
 
 
@@ -111,7 +111,7 @@ def cgroup_writable(version: int, root: str = "/sys/fs/cgroup") -> bool:
 
 
 def own_cgroup(text: str, controller: str) -> str | None:
-    """The path of ``controller`` in /proc/self/cgroup's text; "" is the unified hierarchy."""
+    """Finds the path of ``controller`` in /proc/self/cgroup's text; "" is the unified hierarchy."""
     for line in text.splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -193,7 +193,7 @@ def in_chroot(error: str) -> bool:
 
 
 def subordinate_ids() -> str:
-    """The range that this ordinary user may map beside its own id, or why there is none."""
+    """Finds the range that this ordinary user may map beside its own id, or why there is none."""
     if os.geteuid() == 0:
         return ""
     found = subids.own()

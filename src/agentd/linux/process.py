@@ -18,12 +18,12 @@ _OOM_SCORE_ADJ_MIN, _OOM_SCORE_ADJ_MAX = -1000, 1000
 
 
 def set_no_new_privs(kernel: Kernel = KERNEL) -> None:
-    """No exec gains privileges any more (set-uid bits, file capabilities). Cannot be undone."""
+    """Has no exec gain privileges any more (set-uid bits, file capabilities), for good."""
     kernel.prctl(abi.PR_SET_NO_NEW_PRIVS, 1)
 
 
 def set_dumpable(dumpable: bool, kernel: Kernel = KERNEL) -> None:
-    """Whether others of the same uid may ptrace this process and read its /proc files.
+    """Sets whether others of the same uid may ptrace this process and read its /proc files.
 
     An exec of an ordinary program sets it again.
     """
@@ -40,7 +40,7 @@ def set_pdeathsig(number: int, kernel: Kernel = KERNEL) -> None:
 
 
 def set_child_subreaper(enabled: bool = True, kernel: Kernel = KERNEL) -> None:
-    """Orphaned descendants become this process' children, not init's."""
+    """Has orphaned descendants become this process' children, not init's."""
     kernel.prctl(abi.PR_SET_CHILD_SUBREAPER, int(enabled))
 
 
@@ -53,7 +53,7 @@ def map_ids(uid: tuple[int, int], gid: tuple[int, int], kernel: Kernel = KERNEL)
 
 
 def pidfd_of_fdinfo(fd: int) -> int:
-    """The pid a pidfd refers to, in this pid namespace; -1 once it was reaped, 0 if not visible.
+    """Returns the pid of a pidfd in this pid namespace; -1 once it was reaped, 0 if not visible.
 
     Raises OSError (EBADF, or EINVAL where ``fd`` is not a pidfd).
     """
@@ -99,7 +99,7 @@ def oom_score_adj(value: int, pid: int | None = None) -> None:
 
 
 def umask() -> int:
-    """Return this process's, without setting it: other threads make files meanwhile."""
+    """Returns this process's, without setting it: other threads make files meanwhile."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
         (line,) = (line for line in file if line.startswith("Umask:"))
     return int(line.split()[1], 8)
@@ -119,7 +119,7 @@ def be_spared_no_more() -> None:
 
 
 def children(pid: int) -> list[int]:
-    """Direct children of a process, zombies included; [] when it is gone.
+    """Returns the direct children of a process, zombies included; [] when it is gone.
 
     From /proc/PID/task/*/children (CONFIG_PROC_CHILDREN). A snapshot: a child that is born or
     reparented meanwhile may be missing.
@@ -140,7 +140,7 @@ def children(pid: int) -> list[int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below ``pid``, parents first; a snapshot, as ``children`` is."""
+    """Returns all processes below ``pid``, parents first; a snapshot, as ``children`` is."""
     found: list[int] = []
     level = children(pid)
     while level and len(found) < _MAX_PROCESSES:

@@ -12,8 +12,8 @@ _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.par
 
 
 def start(module: str, passed: Sequence[socket.socket | int], libraries: Sequence[str] = ()) -> int:
-    """Run ``module.main()`` with ``passed`` as descriptors 3, 4, ...; its pid. ``libraries`` are
-    folders that it may import from beside the standard library's and agentd.
+    """Runs ``module.main()`` with ``passed`` as descriptors 3, 4, ...; returns its pid.
+    ``libraries`` are folders that it may import from beside the standard library's and agentd.
 
     ``-I -S -E`` keeps the caller's site-packages and environment out, but for where the loader
     finds the libraries of this very Python. A session of its own keeps the terminal's Ctrl-C out.

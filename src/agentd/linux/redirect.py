@@ -35,8 +35,8 @@ Family = tuple[socket.AddressFamily, int, bytes]
 def batch(
     families: Iterable[Family], arriving: Mapping[int, str] | None, port: int, dns_port: int
 ) -> tuple[bytes, int]:
-    """The messages that set the redirect of these families, and the number of the one that is
-    acknowledged. In one batch: it holds as a whole, or not at all.
+    """Returns the messages that set the redirect of these families, and the number of the one that
+    is acknowledged. In one batch: it holds as a whole, or not at all.
 
     A table a family, with two chains. What comes of another than who may send is dropped. Of all
     but TCP no connections are tracked: entries are memory. What goes to the loopback is accepted as

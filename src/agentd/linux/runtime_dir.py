@@ -30,7 +30,7 @@ def folders(env: Mapping[str, str], uid: int) -> list[str]:
 
 
 def fallbacks(env: Mapping[str, str], uid: int) -> list[str]:
-    """Those that ``own`` makes, in order: the first that can be made is the daemon's."""
+    """Returns those that ``own`` makes, in order: the first that can be made is the daemon's."""
     named = env.get("TMPDIR", "")
     is_ours = os.path.isabs(named) and is_trusted(named, uid)
     places = ["/tmp", *([os.path.normpath(named)] if is_ours else [])]

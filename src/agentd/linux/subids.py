@@ -36,7 +36,7 @@ class Given(NamedTuple):
 
 
 def given(path: str) -> Iterator[Given]:
-    """Nothing where the file cannot be read; a line that is none is passed over."""
+    """Reads a file's lines: none where it cannot be read; what is no line is passed over."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             lines = file.read(_MOST_BYTES).splitlines()
@@ -50,8 +50,8 @@ def given(path: str) -> Iterator[Given]:
 
 
 def own(least: int = 1) -> Subids | str:
-    """What this process's user may map, or why that is not ``least`` users and groups, with the
-    fix."""
+    """Finds what this process's user may map, or why that is not ``least`` users and groups, with
+    the fix."""
     import pwd  # late, as subprocess is: whoever asks whose a range is needs neither
 
     missing = [name for name in PROGRAMS if _program(name) is None]

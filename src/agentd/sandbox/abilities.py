@@ -96,7 +96,7 @@ class Ability(msgspec.Struct, Generic[P], frozen=True):
     told: bool = True
 
     def of(self, owner: object) -> P | None:
-        """``owner``, where it has this ability."""
+        """Returns ``owner``, where it has this ability."""
         if self.name in lacking(owner):
             return None
         wanted = (*self.attributes, *(method.name for method in self.methods))
@@ -161,18 +161,18 @@ LEASED: Ability[Leased] = Ability("leased", (Method("renew"), Method("tell_lease
 
 
 def names(wall: object) -> tuple[str, ...]:
-    """The abilities that ``wall`` has, of those that callers are told of."""
+    """Returns the abilities that ``wall`` has, of those that callers are told of."""
     told = {ability.name for ability in FORWARDED if ability.told}
     return tuple(name for name in forwarded(wall) if name in told)
 
 
 def forwarded(wall: object) -> tuple[str, ...]:
-    """All that ``wall`` has and a supervisor forwards."""
+    """Returns all that ``wall`` has and a supervisor forwards."""
     return tuple(ability.name for ability in FORWARDED if ability.of(wall) is not None)
 
 
 def lacking(wall: object) -> Mapping[str, str]:
-    """What this one cannot though others of its backend can: names of abilities, and why."""
+    """Returns what this one cannot though others of its backend can: abilities' names, and why."""
     return getattr(wall, "lacks", {})
 
 
@@ -183,14 +183,14 @@ def fidelity(wall: object) -> str:
 
 
 def methods(able: Iterable[str]) -> Iterator[Method]:
-    """The methods of these abilities; names that this version does not know are left out."""
+    """Returns these abilities' methods; names that this version does not know are left out."""
     known = frozenset(able)
     return (one for ability in FORWARDED if ability.name in known for one in ability.methods)
 
 
 def incapable(name: str, ability: Ability[Any], what: str, why: str = "") -> Unsupported:
-    """Say that a backend's sandbox lacks ``ability``, and which backends' have it. ``why`` is of
-    one that others of the same backend have."""
+    """Returns a refusal: that a backend's sandbox lacks ``ability``, and which backends' have it.
+    ``why`` is of one that others of the same backend have."""
     others = backends.able(ability.name)
     if why:
         # What one of ours lacks is the host's (a cgroup): no wall but a machine has it.

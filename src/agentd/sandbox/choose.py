@@ -30,7 +30,7 @@ def choose(
     allowed: Collection[str] = (),
     least: IsolationLevel = IsolationLevel.NONE,
 ) -> Choice:
-    """Try the walls that may do, weakest first; the first usable one that can plan ``spec`` wins.
+    """Tries the walls that may do, weakest first; the first usable one that can plan ``spec`` wins.
 
     ``allowed`` names those that may be used; empty: all. ``least`` is the level that every sandbox
     here has at least: a refusal recommends accordingly. Raises Unavailable when none does, Refused
@@ -93,7 +93,7 @@ def _boundless() -> Refused:
 
 
 def describe(name: str, blocker: Blocker) -> tuple[str, str]:
-    """``(what, fix)`` in the words that both a refusal and ``agentd doctor`` use."""
+    """Returns ``(what, fix)`` in the words that both a refusal and ``agentd doctor`` use."""
     return f"{name}: {blocker.what}", f"{name}: {blocker.fix}"
 
 

@@ -77,7 +77,7 @@ def write(manifest: SnapshotManifest, folder: str, path: str) -> None:
 
 
 def pieces(export: Callable[[str], None]) -> Iterator[bytes]:
-    """What ``export`` writes to a path, once all of it is written. Raises as that does."""
+    """Yields what ``export`` writes to a path, once all of it is written. Raises as that does."""
     with OciStore().work() as work:
         path = os.path.join(work.path, "archive")
         export(path)
@@ -92,7 +92,7 @@ def _read(file: BinaryIO) -> Iterator[bytes]:
 
 
 def image_of(digest: str, what: str, store: OciStore) -> OciImage:
-    """The image that it started of, which its name may not mean any more. Raises Refused."""
+    """Returns the image it started of, which its name may not mean any more. Raises Refused."""
     try:
         return store.get(digest)
     except NotFound as error:
@@ -111,8 +111,9 @@ def changed(
     store: OciStore,
     work: WorkFolder,
 ) -> StageState:
-    """``image`` with a layer of the kept files in ``folder``, whose blobs are ``work``'s; ``told``
-    is what its history says of that. Raises InvalidInput, Refused, SandboxError, ImageError."""
+    """Returns ``image`` with a layer of the kept files in ``folder``, whose blobs are ``work``'s;
+    ``told`` is what its history says of that. Raises InvalidInput, Refused, SandboxError,
+    ImageError."""
     around = BuildStages(Dockerfile("", (), Expanded()), {}, ())
     if image is None:
         state = StageState(around, {}, {})

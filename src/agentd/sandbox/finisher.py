@@ -22,7 +22,7 @@ class Finisher:
         self._closed = False
 
     def soon(self, call: Callable[[], None]) -> None:
-        """``call`` is made in the thread, or here where that has too much to do, or has ended."""
+        """Makes ``call`` in the thread, or here where that has too much to do, or has ended."""
         with self._lock:
             later = not self._closed and self._waiting < MAX_WAITING and os.getpid() == self._owner
             if later:
@@ -35,7 +35,7 @@ class Finisher:
             call()
 
     def close(self) -> None:
-        """Idempotent; what comes afterwards is done at once."""
+        """Waits for what there is to do; idempotent. What comes afterwards is done at once."""
         with self._lock:
             self._closed = True
             self._calls.put(None)

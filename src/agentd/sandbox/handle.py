@@ -73,12 +73,12 @@ class SandboxHandle:
 
     @property
     def guest(self) -> Guest:
-        """Waits while a snapshot is taken: the wall may have no streams then."""
+        """Returns the agent; waits while a snapshot is taken: the wall may have no streams then."""
         self.rouse()
         return self._guest_now()
 
     def unused(self) -> Guest | None:
-        """The guest, for what is no use of the sandbox; None where it cannot be asked now."""
+        """Returns the guest, for what is no use of it; None where it cannot be asked now."""
         return self._guest if self.state is State.READY else None
 
     def tell_lease(self, milliseconds: int | None, *, still: bool = False) -> None:
@@ -91,7 +91,7 @@ class SandboxHandle:
                 guest.call("sys.lease", ms=milliseconds, **({"still": True} if still else {}))
 
     def rouse(self) -> None:
-        """Somebody uses it: one that rests for being idle goes on. Raises as a resume does."""
+        """Notes a use of it: one that rests for being idle goes on. Raises as a resume does."""
         if self.on_use is None:
             self.used = time.monotonic()
             return
@@ -151,8 +151,8 @@ class SandboxHandle:
             then()
 
     def begin_command(self, *, paused: bool = False) -> Guest:
-        """The guest, for a command that counts as running until ``end_command``. Raises Conflict
-        where it is paused, unless that one runs already: ``paused``."""
+        """Returns the guest, for a command that counts as running until ``end_command``. Raises
+        Conflict where it is paused, unless that one runs already: ``paused``."""
         while True:
             self.rouse()
             with self.lock:
@@ -170,7 +170,7 @@ class SandboxHandle:
             self.used = time.monotonic()
 
     def begin_operation(self) -> None:
-        """Until ``end_operation`` it is not idle."""
+        """Counts it as not idle until ``end_operation``."""
         with self.lock:
             self.operations += 1
 

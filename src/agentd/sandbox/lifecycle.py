@@ -99,7 +99,7 @@ _REMEDIES = {
 
 
 def advance(state: State, event: LifecycleEvent) -> Step:
-    """The next state and what to do to get there, in order.
+    """Returns the next state, and what to do to get there, in order.
 
     Ending is idempotent, and cuts short whatever goes on: what comes late to a sandbox that is
     ending or has ended changes nothing. For an event that makes no sense in ``state``

@@ -38,7 +38,8 @@ _FAILED = {
 
 
 def connect(wall: Wall, elsewhere: Callable[[str], str] | None = None) -> Guest:
-    """``elsewhere`` says how a program gets into the sandbox that the caller has, and it not."""
+    """Returns what talks to a wall's agent. ``elsewhere`` says how a program gets into the sandbox
+    that the caller has, and it not."""
     return Guest(
         wall.open_stream,
         passes_descriptors=wall.passes_descriptors,
@@ -81,7 +82,7 @@ class Manager:
             return self._backends[name]
 
     def create(self, spec: SandboxSpec) -> SandboxHandle:
-        """A sandbox that is ready.
+        """Makes a sandbox, and returns it once it is ready.
 
         Raises Unavailable, Refused and InvalidInput before anything was made, SandboxError when it
         could not be built; nothing is left behind then.
@@ -95,7 +96,7 @@ class Manager:
         return choose(spec, self.backend, self._allowed(), self._least()).backend
 
     def adopt(self, id_: str, choice: Choice, wall: Wall, *, paused: bool) -> SandboxHandle:
-        """A sandbox that another process made and that outlived it, under its old id."""
+        """Takes over a sandbox that another process made and that outlived it, under its old id."""
         handle = SandboxHandle(choice)
         handle.id = id_
         handle.network_seen = None
@@ -124,7 +125,7 @@ class Manager:
         return self._bring_up(SandboxHandle(choice, snapshot.state), started)
 
     def fork(self, handle: SandboxHandle, specs: Sequence[SandboxSpec]) -> list[SandboxHandle]:
-        """A copy of it as it is now for each spec, or none at all; it goes on as it was.
+        """Makes a copy of it as it is now for each spec, or none at all; it goes on as it was.
 
         The caller holds their number to ``MAX_FORKS``.
         """
@@ -195,7 +196,7 @@ class Manager:
 
     @property
     def ours(self) -> bool:
-        """False in a forked copy of the process that made it."""
+        """Tells whether it is ours: False in a forked copy of the process that made it."""
         return os.getpid() == self._owner
 
     def sandboxes(self) -> tuple[SandboxHandle, ...]:

@@ -58,7 +58,7 @@ class PackageSet(msgspec.Struct, frozen=True):
 
     @property
     def counted(self) -> int:
-        """What it takes of the store's room."""
+        """Returns what it takes of the store's room."""
         return self.bytes + self.files * _FILE
 
 
@@ -81,7 +81,7 @@ class PackagesLease(VolumeLease):
         return "only to be read"
 
     def close(self) -> None:
-        """Idempotent."""
+        """Gives it back; idempotent."""
         self._lock.close()
 
 
@@ -92,7 +92,7 @@ def digest_of(python: str, packages: tuple[LockedPackage, ...]) -> str:
 
 
 def default_folder() -> str:
-    """Beside the images."""
+    """Returns the usual folder, beside the images."""
     return os.path.join(os.path.dirname(machines.default_folder()), "packages")
 
 
@@ -118,8 +118,8 @@ class PackageStore:
 
     @contextlib.contextmanager
     def turn(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
-        """Of several that look for one thing at once one does, and ``waiting`` is called by the
-        others now and then."""
+        """Has one of several that look for one thing at once do so, and ``waiting`` is called by
+        the others now and then."""
         name = f"{int(key[:8], 16) % _TURN_FILES:02}.lock"
         with self._errors():
             self._make_folders()
@@ -155,11 +155,11 @@ class PackageStore:
         return PackagesLease(held.path, held)
 
     def root(self, digest: str) -> str:
-        """The folder of a set, whether it is there or not."""
+        """Returns the folder of a set, whether it is there or not."""
         return self._sets.root(digest)
 
     def about(self, digest: str) -> PackageSet:
-        """Raises NotFound, SandboxError."""
+        """Returns what is known of a set. Raises NotFound, SandboxError."""
         path = os.path.join(self._sets.place(digest), ABOUT)
         with self._errors():
             try:
@@ -224,7 +224,7 @@ class PackageStore:
                 os.rename(made, self._sets.place(digest))
 
     def all(self) -> "list[tuple[PackageSet, float, bool]]":
-        """Each set, when it was used last, and whether it is in use now; the latest first."""
+        """Lists each set, when it was used last, and whether it is in use now; the latest first."""
         found = []
         for digest in self._sets.chains():
             with contextlib.suppress(NotFound, OSError):
@@ -328,5 +328,5 @@ class PackageStore:
 
 
 def store_of(mount: Mount) -> PackageStore:
-    """The store that a mount's packages are in."""
+    """Returns the store that a mount's packages are in."""
     return PackageStore(os.path.dirname(os.path.dirname(os.path.dirname(mount.source))))

@@ -96,7 +96,7 @@ class SandboxPool:
             }
 
     def reshape(self, shelves: Sequence[ShelfSpec]) -> None:
-        """Other shelves from now on. What stands ready on one that stays is kept."""
+        """Has other shelves from now on. What stands ready on one that stays is kept."""
         with self._lock:
             before = self._shelves
             self._shelves = {shelf_key(wanted.spec): _Shelf(wanted) for wanted in shelves}
@@ -111,7 +111,7 @@ class SandboxPool:
 
     @property
     def works(self) -> bool:
-        """Whether somebody fills it, where that is asked for."""
+        """Tells whether somebody fills it, where that is asked for."""
         with self._lock:
             return not self._shelves or self._thread.is_alive()
 

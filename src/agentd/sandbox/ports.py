@@ -31,24 +31,24 @@ class Wall(Protocol):
 
     @property
     def enforcement(self) -> Enforcement:
-        """What is really in force."""
+        """Tells what is really in force."""
 
     @property
     def workspace(self) -> str:
-        """The workspace's path as commands inside see it."""
+        """Returns the workspace's path as commands inside see it."""
 
     @property
     def passes_descriptors(self) -> bool:
-        """Whether SCM_RIGHTS reaches the agent (host and guest share a kernel)."""
+        """Tells whether SCM_RIGHTS reaches the agent (host and guest share a kernel)."""
 
     def open_stream(self) -> socket.socket:
-        """A fresh byte stream to the agent. Raises BackendLost when the wall is gone."""
+        """Opens a fresh byte stream to the agent. Raises BackendLost when the wall is gone."""
 
     def counters(self) -> dict[str, int]:
-        """Limit hits so far, seen from outside: ``oom``, ``pids``; {} where not counted."""
+        """Counts limit hits so far, seen from outside: ``oom``, ``pids``; {} where not counted."""
 
     def usage(self) -> dict[str, int]:
-        """``memory_bytes``, ``peak_memory_bytes``, ``cpu_usec`` where known."""
+        """Returns ``memory_bytes``, ``peak_memory_bytes``, ``cpu_usec`` where known."""
 
     def alive(self) -> bool: ...
 
@@ -59,22 +59,22 @@ class Wall(Protocol):
         """Wait until the wall has ended; False when it has not within ``timeout`` seconds."""
 
     def save(self) -> dict[str, object]:
-        """Enough to find and reap it after the host process died."""
+        """Returns enough to find and reap it after the host process died."""
 
 
 class EndsEarly(Protocol):
     """A wall that has ended before all that it held is free: ``kill`` frees the rest."""
 
     def begin_kill(self) -> None:
-        """Everything behind the wall begins to end; idempotent, never raises."""
+        """Begins to end everything behind the wall; idempotent, never raises."""
 
     def end(self) -> None:
         """End it: nothing runs behind the wall when this returns, though the kernel may still be
         freeing what has; idempotent."""
 
     def first_process(self) -> int | None:
-        """A pidfd of the process with which all others behind the wall end, the caller's to close;
-        None once it has ended, and where there is none."""
+        """Returns a pidfd of the process with which all others behind the wall end, the caller's to
+        close; None once it has ended, and where there is none."""
 
 
 class TellsEnd(Protocol):
@@ -89,7 +89,7 @@ class CopyOnWrite(Protocol):
     """A wall whose workspace is an overlay: its changes can be listed and applied."""
 
     def changes(self) -> tuple[str, ...]:
-        """One line a path, sorted: ``A new``, ``M changed``, ``D gone``; relative."""
+        """Returns one line a path, sorted: ``A new``, ``M changed``, ``D gone``; relative."""
 
     def apply(self) -> None:
         """Write the changes to the host's directory."""
@@ -99,10 +99,10 @@ class Pausable(Protocol):
     """A wall that can stand still: nothing behind it runs until it is resumed."""
 
     def pause(self) -> None:
-        """Raises SandboxError, and then it runs as before."""
+        """Has it stand still. Raises SandboxError, and then it runs as before."""
 
     def resume(self) -> None:
-        """Raises SandboxError, and then it stands still as before."""
+        """Has it go on. Raises SandboxError, and then it stands still as before."""
 
 
 class Snapshotable(Protocol):
@@ -122,8 +122,8 @@ class Branches(Protocol):
     """A wall that can share its state with forks of it, in place of a snapshot's copy."""
 
     def branch(self, folder: str) -> None:
-        """``snapshot`` for ``Restores`` of its backend to make forks of, while this one lives. The
-        caller asks nothing of the agent meanwhile."""
+        """Does as ``snapshot``, for ``Restores`` of its backend to make forks of, while this one
+        lives. The caller asks nothing of the agent meanwhile."""
 
 
 class Networked(Protocol):
@@ -195,12 +195,12 @@ class Leased(Wall, Protocol):
         """Let its lease end so many seconds from now; never, for None. Raises SandboxError."""
 
     def tell_lease(self, seconds: float, env: Mapping[str, str] = ...) -> None:
-        """``renew`` for one that has just been seen to live: nothing is waited for. ``env`` is kept
-        for the next daemon. Raises BackendLost."""
+        """Does as ``renew``, for one that has just been seen to live: nothing is waited for.
+        ``env`` is kept for the next daemon. Raises BackendLost."""
 
     def end_if_idle(self) -> bool:
-        """``end`` where no command's process is left, so that it takes no time; else False. Never
-        blocks."""
+        """Ends it where no command's process is left, so that it takes no time; else returns False.
+        Never blocks."""
 
 
 class Backend(Protocol):
@@ -211,11 +211,11 @@ class Backend(Protocol):
 
     @property
     def images(self) -> bool:
-        """Whether it boots the image that a spec names."""
+        """Tells whether it boots the image that a spec names."""
 
     @property
     def abilities(self) -> frozenset[str]:
-        """What its sandboxes can do, some of them at least: names in ``sandbox.abilities``."""
+        """Names what its sandboxes can do, some of them at least, as ``sandbox.abilities`` does."""
 
     def requirements(self) -> tuple[str, ...]:
         """Return what it needs of the machine, in a few words each."""
@@ -223,10 +223,10 @@ class Backend(Protocol):
     def probe(self) -> Availability: ...
 
     def plan(self, spec: SandboxSpec) -> Plan:
-        """Pure. Raises InvalidInput or Refused where the spec cannot be met."""
+        """Touches nothing. Raises InvalidInput or Refused where the spec cannot be met."""
 
     def launch(self, plan: Plan) -> Wall:
-        """Raises SandboxError; leaves nothing behind when it does."""
+        """Builds a wall. Raises SandboxError; leaves nothing behind when it does."""
 
     def close(self) -> None:
         """Free what is shared by this backend's walls; idempotent."""
@@ -236,7 +236,7 @@ class Restores(Protocol):
     """A backend that builds a wall from a snapshot; any number of walls from the same one."""
 
     def restore(self, plan: Plan, folder: str) -> Wall:
-        """As ``launch``. ``folder`` is only read, and may be gone once this has returned.
+        """Builds a wall as ``launch`` does. Only reads ``folder``, which may be gone afterwards.
 
         The wall comes back with entropy, clock, machine-id and boot_id of its own.
         """

@@ -31,7 +31,7 @@ def report_steps(stage: str, done: int, total: int) -> None:
 
 @contextmanager
 def listening(listener: Listener | None) -> Iterator[None]:
-    """``listener`` hears what is reported within the block, in this thread or task."""
+    """Has ``listener`` hear what is reported within the block, in this thread or task."""
     token = _listener.set(listener)
     try:
         yield

@@ -26,7 +26,7 @@ class Shelf:
         self._lock = locks.HeldLock(-1)
 
     def folder(self) -> str:
-        """This process's own, mode 0700. Raises SandboxError."""
+        """Returns this process's own, mode 0700. Raises SandboxError."""
         with self._guard:
             try:
                 if self._folder is None:
@@ -40,7 +40,7 @@ class Shelf:
                 ) from error
 
     def new_folder(self) -> str:
-        """An empty one in it, mode 0700."""
+        """Makes an empty one in it, mode 0700."""
         return tempfile.mkdtemp(prefix="state-", dir=self.folder())
 
     def close(self) -> None:

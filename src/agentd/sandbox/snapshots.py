@@ -62,7 +62,7 @@ class Snapshot:
 
     @property
     def fidelity(self) -> str:
-        """What is in it: "memory" is processes and files, "files" is files alone."""
+        """Tells what is in it: "memory" is processes and files, "files" is files alone."""
         return self.manifest.fidelity
 
     @property
@@ -76,16 +76,16 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """Bytes of its files together."""
+        """Returns the bytes of its files together."""
         return sum(file.size for file in self.manifest.files)
 
     @property
     def state(self) -> str:
-        """The folder that the backend reads."""
+        """Returns the folder that the backend reads."""
         return os.path.join(self.path, STATE)
 
     def delete(self) -> None:
-        """Idempotent. Sandboxes that were made of it stay as they are."""
+        """Removes it; idempotent. Sandboxes that were made of it stay as they are."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def export(self, path: str | os.PathLike[str]) -> None:

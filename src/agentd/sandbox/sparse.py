@@ -11,7 +11,8 @@ _ZEROS = bytes(_PIECE)
 
 
 def digest(fd: int) -> str:
-    """SHA-256, in hex, of the size and of each 64 KiB piece that is not all zero, with its place.
+    """Hashes, in hex, the size and each 64 KiB piece that is not all zero, with its place
+    (SHA-256).
 
     The same whether zeros are stored or are holes, so that a copy made by any tool still fits; no
     time is spent on holes (SEEK_DATA, lseek(2)).

@@ -46,12 +46,12 @@ class Volume(NamedTuple):
 
     @property
     def image(self) -> str:
-        """Empty without a size."""
+        """Returns its disk's path; empty without a size."""
         return "" if self.about.size is None else os.path.join(self.path, IMAGE)
 
 
 def size_of(size: str | int | None) -> int | None:
-    """Whole bytes. Raises InvalidInput, and Refused where nothing can hold a volume to it."""
+    """Returns whole bytes. Raises InvalidInput, Refused where nothing can hold a volume to it."""
     if size is None:
         return None
     asked = parse_size(size, "size", MIN_SIZE)
@@ -75,7 +75,7 @@ def size_of(size: str | int | None) -> int | None:
 
 
 def view(volume: Volume) -> VolumeView:
-    """A volume as the contract has it."""
+    """Returns a volume as the contract has it."""
     sandboxes = tuple(user for user in volume.users if user != SNAPSHOT)
     return like(VolumeView, volume.about, sandboxes=sandboxes)
 

@@ -28,13 +28,13 @@ class VolumeLease:
 
     @property
     def bound(self) -> str:
-        """For the report."""
+        """Tells how much it holds, for the report."""
         if self.size is None:
             return "nothing bounds its size"
         return f"at most {readable_size(self.size)}, a file system of its own"
 
     def close(self) -> None:
-        """Idempotent."""
+        """Gives it back; idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             with contextlib.suppress(OSError):

@@ -106,7 +106,7 @@ class VolumeStore:
         return tuple(volume for volume in found if volume is not None)
 
     def get(self, owner: str, name: str) -> Volume:
-        """Raises NotFound."""
+        """Returns one by name. Raises NotFound."""
         check_volume(name)
         with self._errors(f"volume {name} cannot be read"), self._turn():
             return self._get(owner, name)
@@ -165,7 +165,7 @@ class VolumeStore:
         return Volume(about, self._path(owner, new))
 
     def found(self, owner: str, mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
-        """The mounts, with the place of each that is a volume. Raises NotFound."""
+        """Returns the mounts, with the place of each that is a volume. Raises NotFound."""
         return tuple(self._mounted(owner, mount) if mount.volume else mount for mount in mounts)
 
     def _mounted(self, owner: str, mount: Mount) -> Mount:
@@ -386,5 +386,5 @@ class VolumeStore:
 
 
 def store_of(mount: Mount) -> VolumeStore:
-    """The store in which the volume of a mount was found."""
+    """Returns the store in which the volume of a mount was found."""
     return VolumeStore(os.path.dirname(os.path.dirname(os.path.dirname(mount.source))))

@@ -18,7 +18,7 @@ class _Mount(NamedTuple):
 def detect(
     mountinfo_text: str | None = None, membership_text: str | None = None
 ) -> Hierarchy | None:
-    """The v2 hierarchy if it has a controller that limits, else v1; None where neither has.
+    """Finds the v2 hierarchy if it has a controller that limits, else v1; None where neither has.
 
     The texts are those of /proc/self/mountinfo and /proc/self/cgroup (cgroups(7)).
     """

@@ -9,7 +9,7 @@ _MAX_BYTES = 1 << 20
 
 
 def write(directory: str, name: str, value: int | str) -> None:
-    """Raises FileNotFoundError where the file, or meanwhile its group, is gone."""
+    """Writes a value. Raises FileNotFoundError where the file, or meanwhile its group, is gone."""
     path = f"{directory}/{name}"
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -23,7 +23,7 @@ def write(directory: str, name: str, value: int | str) -> None:
 
 
 def write_if_present(directory: str, name: str, value: int | str) -> bool:
-    """False where the kernel has no such file."""
+    """Writes; returns False where the kernel has no such file."""
     try:
         write(directory, name, value)
     except FileNotFoundError:
@@ -32,7 +32,7 @@ def write_if_present(directory: str, name: str, value: int | str) -> bool:
 
 
 def read(directory: str, name: str) -> str:
-    """The file's text, at most 1 MiB of it; "" where it does not exist (any more)."""
+    """Returns the file's text, at most 1 MiB of it; "" where it does not exist (any more)."""
     try:
         # Not open(): this is on the way of every command, and that costs three times as much.
         fd = os.open(f"{directory}/{name}", os.O_RDONLY | os.O_CLOEXEC)
@@ -58,7 +58,7 @@ def read_int(directory: str, name: str) -> int | None:
 
 
 def read_field(directory: str, name: str, field: str) -> int | None:
-    """One number of a file of ``field number`` lines."""
+    """Returns one number of a file of ``field number`` lines."""
     for line in read(directory, name).splitlines():
         word, _, number = line.partition(" ")
         if word == field:
@@ -67,13 +67,13 @@ def read_field(directory: str, name: str, field: str) -> int | None:
 
 
 def read_sum(directory: str, name: str, fields: Collection[str]) -> int:
-    """Of several numbers of such a file; what is not there counts as 0."""
+    """Adds several numbers of such a file; what is not there counts as 0."""
     pairs = (line.partition(" ") for line in read(directory, name).splitlines())
     return sum(int(number) for word, _, number in pairs if word in fields)
 
 
 def ancestors(directory: str) -> Iterator[str]:
-    """The groups that hold a group, the nearest first."""
+    """Returns the groups that hold a group, the nearest first."""
     directory = os.path.dirname(directory)
     while os.path.exists(f"{directory}/cgroup.procs"):
         yield directory
@@ -81,7 +81,7 @@ def ancestors(directory: str) -> Iterator[str]:
 
 
 def subdirectories(directory: str) -> list[str]:
-    """Their names; [] where the directory does not exist."""
+    """Returns their names; [] where the directory does not exist."""
     try:
         with os.scandir(directory) as entries:
             return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
@@ -90,7 +90,7 @@ def subdirectories(directory: str) -> list[str]:
 
 
 def deepest_first(directory: str) -> list[str]:
-    """The directory and all below it, each after what it holds; [] where it does not exist."""
+    """Lists the directory and all below it, each after what it holds; [] where there is none."""
     return [path for path, _, _ in os.walk(directory, topdown=False)]
 
 

@@ -40,7 +40,7 @@ class Group(ABC):
             files.write(directory, "cgroup.procs", pid)
 
     def doors(self) -> list[int]:
-        """Descriptors, the caller's to close: who writes ``0`` to all of them is moved in.
+        """Opens descriptors, the caller's to close: who writes ``0`` to all of them is moved in.
 
         Whoever holds them needs no right of its own: the kernel looks at who opened them.
         """
@@ -57,42 +57,42 @@ class Group(ABC):
 
     @abstractmethod
     def where(self) -> dict[str, object]:
-        """``version`` and ``directories`` by controller, for ``reopen`` in another process."""
+        """Tells ``version`` and ``directories`` by controller, for ``reopen`` elsewhere."""
 
     def hierarchies(self) -> list[str]:
-        """Names of those in which it is: "unified", or controllers of version 1."""
+        """Returns the names of those in which it is: "unified", or controllers of version 1."""
         places = self.where()["directories"]
         found = places.items() if isinstance(places, dict) else ()
         return sorted(name for name, directory in found if directory in self._directories)
 
     @abstractmethod
     def sockets_apart(self, memory: int) -> int | None:
-        """Bytes that sockets may hold beside a limit of ``memory``; 0 where they count as memory,
-        None where nothing counts them."""
+        """Returns the bytes that sockets may hold beside a limit of ``memory``; 0 where they count
+        as memory, None where nothing counts them."""
 
     @abstractmethod
     def counters(self) -> dict[str, int]:
-        """Limit hits: ``oom`` processes killed, ``pids`` forks refused; without what is unknown."""
+        """Counts limit hits: ``oom`` processes killed, ``pids`` forks refused; those known."""
 
     @abstractmethod
     def usage(self) -> dict[str, int]:
-        """``memory_bytes``, ``peak_memory_bytes``, ``cpu_usec``; without what is unknown."""
+        """Returns ``memory_bytes``, ``peak_memory_bytes``, ``cpu_usec``: those known."""
 
     @abstractmethod
     def tasks(self) -> int | None:
-        """Threads in it and in groups nested in it, with those that ended and are not reaped; None
-        where they are not counted."""
+        """Counts the threads in it and in groups nested in it, with those that ended and are not
+        reaped; None where they are not counted."""
 
     @abstractmethod
     def limit_memory(self, limit: int) -> None:
-        """A new limit in bytes, swap included, in place of the one there is. Raises OSError.
+        """Sets a new limit in bytes, swap included, in place of the one there is. Raises OSError.
 
         One below what it holds is not set: version 2 would end a process for it.
         """
 
     @abstractmethod
     def memory_room(self) -> int | None:
-        """Bytes that the groups around it leave; None where they set no limit."""
+        """Returns the bytes that the groups around it leave; None where they set no limit."""
 
     @abstractmethod
     def without_freezer(self) -> str:
@@ -106,7 +106,7 @@ class Group(ABC):
     def thaw(self) -> None: ...
 
     def kill(self) -> bool:
-        """SIGKILL every member, nested groups too; False when some were left after 5 s."""
+        """Kills every member, nested groups too; returns False when some were left after 5 s."""
         deadline = time.monotonic() + _KILL_SECONDS
         self._start_kill()
         while self._kill_members():
@@ -134,7 +134,7 @@ class Group(ABC):
         self._removed()
 
     def pids(self) -> set[int]:
-        """Members that this pid namespace can name, nested groups included."""
+        """Returns the members that this pid namespace can name, nested groups included."""
         return {
             int(line)
             for path in self._all_directories()
@@ -147,7 +147,7 @@ class Group(ABC):
 
     @abstractmethod
     def thaw_if_frozen(self) -> None:
-        """A frozen member of a v1 freezer dies only once it is thawed."""
+        """Thaws it: a frozen member of a v1 freezer dies only then."""
 
     def _all_directories(self) -> Iterator[str]:
         for directory in self._directories:

@@ -49,7 +49,7 @@ class Hierarchy(ABC):
         pids: int | None = None,
         cpus: float | None = None,
     ) -> Group:
-        """A group with limits in bytes (swap included), tasks and cores; None sets no limit.
+        """Makes a group with limits in bytes (swap included), tasks and cores; None sets no limit.
 
         A limit whose controller is not here is left out of ``Group.controllers``. Raises OSError,
         FileExistsError where the name is taken; leaves nothing behind then.
@@ -85,7 +85,7 @@ class Hierarchy(ABC):
         return group
 
     def stale(self, prefix: str) -> list[str]:
-        """Names of the groups that exist here and start with ``prefix``, whoever made them."""
+        """Returns the names of groups here that start with ``prefix``, whoever made them."""
         return sorted(
             {
                 name
@@ -96,7 +96,7 @@ class Hierarchy(ABC):
         )
 
     def reap(self, name: str) -> None:
-        """Kill and remove a group by name; nothing to do when it is gone. Raises OSError."""
+        """Kills and removes a group by name; does nothing when it is gone. Raises OSError."""
         check_name(name)
         directories = [f"{parent}/{name}" for parent in self._parents()]
         self._group(name, [d for d in directories if os.path.isdir(d)], frozenset()).remove()
@@ -139,12 +139,12 @@ class Hierarchy(ABC):
 
 
 def cpu_quota(cpus: float) -> int:
-    """Microseconds of CPU in a period."""
+    """Returns microseconds of CPU in a period."""
     return max(int(cpus * CPU_PERIOD_USEC), _CPU_QUOTA_MIN_USEC)
 
 
 def not_writable(directory: str) -> str | None:
-    """Words for a directory where this process may not make groups."""
+    """Returns words for a directory where this process may not make groups."""
     if os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
         return None
     if os.geteuid() == 0:

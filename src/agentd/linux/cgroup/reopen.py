@@ -18,7 +18,8 @@ class CountedGroup(Protocol):
 
 
 def reopen(where: Mapping[str, object]) -> CountedGroup:
-    """From ``Group.where()``. Its counts are missing once the group is gone. Raises ValueError."""
+    """Reopens by ``Group.where()``. Counts are missing once the group is gone. Raises
+    ValueError."""
     directories = where.get("directories")
     if not isinstance(directories, Mapping) or where.get("version") not in (1, 2):
         raise ValueError(f"{where!r} is no place of a group")

@@ -37,7 +37,7 @@ _BOUNDS = {
 
 
 def current(membership_text: str | None = None) -> str:
-    """The name of the scope of ours that this process is in; empty for none."""
+    """Returns the name of the scope of ours that this process is in; empty for none."""
     match = _NAME.search(_own(membership_text))
     return "" if match is None else match[1]
 

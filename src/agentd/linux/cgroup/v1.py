@@ -215,7 +215,7 @@ def socket_bytes(memory: int) -> int:
 
 
 def base_of(mount_point: str, mount_root: str, own: str) -> str:
-    """The directory of the group ``own`` beneath a mount that shows only ``mount_root`` of it."""
+    """Returns the group ``own``'s directory beneath a mount that shows ``mount_root`` of it."""
     relative = os.path.relpath(own, mount_root)
     if relative == "." or relative.startswith(".."):
         # A container sees its own group at the top of the mount.

@@ -144,7 +144,7 @@ class V2Group(Group):
         return "" if there else "the kernel has no freezer of cgroups: boot Linux 5.2 or newer"
 
     def freeze(self) -> None:
-        """The write only starts it: the kernel says when the last process has stopped."""
+        """Writes, which only starts it: the kernel says when the last process has stopped."""
         directory = self._directories[0]
         deadline = time.monotonic() + _FREEZE_SECONDS
         files.write(directory, "cgroup.freeze", 1)
@@ -158,7 +158,7 @@ class V2Group(Group):
         files.write(self._directories[0], "cgroup.freeze", 0)
 
     def thaw_if_frozen(self) -> None:
-        """Nothing to do: a v2 freezer lets SIGKILL through."""
+        """Does nothing: a v2 freezer lets SIGKILL through."""
 
     def _start_kill(self) -> None:
         for directory in self._directories:

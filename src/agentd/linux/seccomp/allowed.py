@@ -13,7 +13,7 @@ from agentd.linux.seccomp.tables import numbers
 
 
 def build_allowing(calls: str, checks: Sequence[Rule] = (), machine: str = abi.MACHINE) -> bytes:
-    """The filter as an array of ``struct sock_filter``.
+    """Builds the filter as an array of ``struct sock_filter``.
 
     ``calls`` are the names that pass, where no rule of ``checks`` refuses their arguments; a name
     that the machine does not have is left out. All others: EPERM. Raises LookupError for an

@@ -68,7 +68,7 @@ def equal(k: int, then: str | None, otherwise: str | None = None) -> Branch:
 
 
 def at_least(k: int, then: str | None, otherwise: str | None = None) -> Branch:
-    """Unsigned comparison."""
+    """Compares unsigned."""
     return Branch(JMP_JGE_K, k, then, otherwise)
 
 

@@ -50,7 +50,7 @@ class _Run(NamedTuple):
 
 
 def rules(profile: str, *, inet: bool = True) -> tuple[Rule, ...]:
-    """Raises LookupError for an unknown profile."""
+    """Returns a profile's rules. Raises LookupError for an unknown profile."""
     if profile not in PROFILES:
         raise LookupError(f"no seccomp profile {profile!r}; known: {', '.join(PROFILES)}")
     return PROFILES[profile] if inet else (*PROFILES[profile], NO_INET)
@@ -60,7 +60,7 @@ def rules(profile: str, *, inet: bool = True) -> tuple[Rule, ...]:
 def build(
     profile: str, machine: str = abi.MACHINE, *, inet: bool = True, kills: bool = True
 ) -> bytes:
-    """The filter as an array of ``struct sock_filter``; without ``inet``, unix sockets only.
+    """Builds the filter as an array of ``struct sock_filter``; without ``inet``, unix sockets only.
 
     Wrong architecture or an x32 number: the process dies of SIGSYS, or without ``kills`` it is
     ENOSYS: a tracer's own answer to a call, which a filter of its gives, comes before an errno and
@@ -71,7 +71,7 @@ def build(
 
 
 def compile_rules(chosen: Sequence[Rule], machine: str, *, kills: bool = True) -> bytes:
-    """``build`` of rules that are no profile's."""
+    """Builds from rules that are no profile's."""
     table = numbers(machine)
     by_number = _rules_by_number(chosen, table)
     leaves: dict[str, tuple[Rule, ...]] = {}
@@ -81,12 +81,12 @@ def compile_rules(chosen: Sequence[Rule], machine: str, *, kills: bool = True) -
 
 
 def digest(program: bytes) -> str:
-    """16 hex digits of SHA-256: what an enforcement report names the filter by."""
+    """Returns 16 hex digits of SHA-256: what an enforcement report names the filter by."""
     return fingerprint(program)
 
 
 def explain(profile: str, *, inet: bool = True) -> list[RuleRow]:
-    """The profile's rules in order, one row each."""
+    """Lists the profile's rules in order, one row each."""
     return [
         RuleRow(
             rule.group,

@@ -306,8 +306,8 @@ PROFILES: dict[str, tuple[Rule, ...]] = {
 
 
 def of_namespaces(net: str, *, rw: bool, root: bool = False) -> str:
-    """The profile of a sandbox of the namespace wall, with ``net`` "none", "restricted" or "host";
-    ``rw`` where a folder of the host's is mounted read-write, ``root`` where commands are uid 0
-    inside."""
+    """Names the profile of a sandbox of the namespace wall, with ``net`` "none", "restricted" or
+    "host"; ``rw`` where a folder of the host's is mounted read-write, ``root`` where commands are
+    uid 0 inside."""
     name = "sandbox-host-net" if net == "host" else "sandbox"
     return name + "-root" * root + "-rw" * rw

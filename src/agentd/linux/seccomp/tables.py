@@ -99,7 +99,7 @@ MACHINES = tuple(_TABLES)
 
 @cache
 def numbers(machine: str) -> dict[str, int]:
-    """Name -> number for a ``uname -m``. Raises LookupError for a machine without a table."""
+    """Maps name -> number for a ``uname -m``. Raises LookupError for a machine without a table."""
     if machine not in _TABLES:
         raise LookupError(f"no system call table for {machine!r}; known: {', '.join(MACHINES)}")
     table: dict[str, int] = {}

@@ -59,8 +59,8 @@ def begin(name: str, net: str) -> None:
 
 
 def load(name: str) -> "Backend":
-    """A fresh backend. Raises InvalidInput for a name nobody has, Unavailable for a third party's
-    that cannot be loaded."""
+    """Makes a fresh backend. Raises InvalidInput for a name nobody has, Unavailable for a third
+    party's that cannot be loaded."""
     if name in BUILTIN:
         ours: Backend = _attribute(BUILTIN[name].where)()
         return ours
@@ -132,7 +132,7 @@ def fidelity(name: str) -> str:
 
 
 def able(ability: str) -> tuple[str, ...]:
-    """The backends whose sandboxes have an ability, some of them at least."""
+    """Returns the backends whose sandboxes have an ability, some of them at least."""
     return tuple(name for name in names() if ability in abilities(name))
 
 

@@ -28,7 +28,7 @@ _FORKS_IN_FLIGHT = 64
 
 
 def own_hierarchy() -> cgroup.Hierarchy | str:
-    """The hierarchy that this process may make groups in, or why there is none; looked up once.
+    """Finds, once, the hierarchy that this process may make groups in, or why there is none.
 
     The first look also removes the groups of agentd processes that have died, and has the systemd
     of an ordinary user give this process a scope where its own group is not delegated to it. What
@@ -49,7 +49,7 @@ def lacking() -> dict[str, str]:
 
 
 def ready_to_start() -> None:
-    """``own_hierarchy`` for whoever starts processes that a group will hold, and needs none yet."""
+    """Finds ``own_hierarchy`` for whoever starts what a group will hold, and needs none yet."""
     if os.geteuid() != 0:  # root's can be moved at any time
         own_hierarchy()
 
@@ -92,7 +92,7 @@ def uncounted(name: str) -> str:
 def make_group(
     asked: "Limits", limits: "Limits", needed: Collection[str] = ("memory", "cpus")
 ) -> tuple[cgroup.Group | None, str]:
-    """A group with the limits, and the reason where there is none.
+    """Makes a group with the limits, and the reason where there is none.
 
     ``needed`` are the limits that nothing but a group can hold: Refused is raised when one of
     them was asked for and there is no group for it.
@@ -128,7 +128,7 @@ def let_in(listener: socket.socket, group: cgroup.Group | None) -> None:
 
 @contextlib.contextmanager
 def explained(group: cgroup.Group | None, limits: "Limits") -> Iterator[None]:
-    """A sandbox that ends within it for its limit of memory is told to be too small.
+    """Says of a sandbox that ends within it for its limit of memory that this is too small.
 
     Raises SandboxError for it.
     """
@@ -227,7 +227,7 @@ def _start_time(pid: int) -> int:
 
 
 def process_rlimit(pids: int | None) -> int | None:
-    """Above the cgroup's limit where there is one: only the cgroup tells that it was met."""
+    """Returns one above the cgroup's where there is one: only the cgroup tells that it was met."""
     hierarchy = own_hierarchy()
     counted = isinstance(hierarchy, cgroup.Hierarchy) and "pids" in hierarchy.controllers
     return pids + _FORKS_IN_FLIGHT if pids is not None and counted else pids

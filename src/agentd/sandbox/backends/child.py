@@ -30,7 +30,7 @@ class Starved(SandboxError):
 
 
 def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
-    """``agentd.linux.python.start``. Raises SandboxError."""
+    """Calls ``agentd.linux.python.start``. Raises SandboxError."""
     try:
         return python.start(module, sockets)
     except OSError as error:

@@ -59,7 +59,7 @@ class Block:
         self.fd = fd
 
     def note(self, path: str) -> None:
-        """A folder of its ids: removed before anybody else gets them, should we be killed.
+        """Notes a folder of its ids: removed before others get them, should we be killed.
 
         Raises SandboxError."""
         try:
@@ -108,7 +108,7 @@ def configured() -> Range:
 
 
 def check(found: Range) -> tuple[str, str, str] | None:
-    """The key of ``[ids]`` that is wrong, why, and its fix."""
+    """Returns the key of ``[ids]`` that is wrong, why, and its fix."""
     if found.start < SIZE:
         return "start", f"{found.start} lies among the machine's own users", f"use {START}"
     if (found.start - START) % SIZE:
@@ -146,7 +146,7 @@ def available() -> bool:
 
 
 def take(of: Range | None = None) -> Block | None:
-    """A block that nobody has, or None where sandboxes are the caller (``hindrance`` says why).
+    """Takes a block that nobody has; None where sandboxes are the caller (``hindrance``: why).
 
     Raises SandboxError."""
     global _cursor, _swept  # noqa: PLW0603

@@ -32,7 +32,7 @@ def with_defaults(limits: Limits) -> Limits:
 
 
 def processors(cpus: float | None) -> dict[str, str]:
-    """Variables by which programs start no more threads than a limit of CPU time has work for.
+    """Returns variables by which programs start no more threads than a limit of CPU time feeds.
 
     No kernel shows such a limit as fewer processors: nproc(1), OpenMP and Python ask these.
     """
@@ -43,8 +43,8 @@ def processors(cpus: float | None) -> dict[str, str]:
 
 
 def on_this_kernel(limits: Limits) -> Limits:
-    """``usual`` of a sandbox that shares the host's kernel. Raises InvalidInput for more open files
-    than we ourselves may have."""
+    """Returns ``usual`` of a sandbox that shares the host's kernel. Raises InvalidInput for more
+    open files than we ourselves may have."""
     most = _own_most()
     if limits.open_files is not None and limits.open_files > most:
         raise InvalidInput(
@@ -55,8 +55,8 @@ def on_this_kernel(limits: Limits) -> Limits:
 
 
 def usual(limits: Limits) -> Limits:
-    """``with_defaults`` for this machine: where nothing was asked, the descriptors of one sandbox
-    hold at most a quarter of its table of open files, and none more than we may."""
+    """Returns ``with_defaults`` for this machine: where nothing was asked, the descriptors of one
+    sandbox hold at most a quarter of its table of open files, and none more than we may."""
     merged = with_defaults(limits)
     if limits.open_files is not None:
         return merged
@@ -86,7 +86,7 @@ def file_max() -> int:
 def limit_control(
     asked: int | float | None, value: int | float | None, enforced: bool, detail: str
 ) -> Control:
-    """``asked`` is None where ``value`` is a default."""
+    """Returns what is said of a limit. ``asked`` is None where ``value`` is a default."""
     wanted = value if asked is None else asked
     whole = isinstance(wanted, int) and wanted >= 1 << 20
     text = format_size(int(wanted or 0)) if whole else f"{wanted:g}"
@@ -109,7 +109,7 @@ def agent_detail(controls: Collection[str]) -> str:
 def group_controls(
     asked: Limits, limits: Limits, group: Group | None, detail: str
 ) -> dict[str, Control]:
-    """The limits that a cgroup holds; ``detail`` says why there is none."""
+    """Returns the limits that a cgroup holds; ``detail`` says why there is none."""
     table = {}
     scoped = group is not None and bool(scope.current())
     for name, controller in (("memory", "memory"), ("cpus", "cpu"), ("pids", "pids")):

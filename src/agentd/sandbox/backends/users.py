@@ -6,7 +6,7 @@ _USERS = {"sandbox": 1000, "root": 0}
 
 
 def parse_user(user: str | None) -> int:
-    """The uid inside: 1000 by default, 0 for root. Raises InvalidInput."""
+    """Returns the uid inside: 1000 by default, 0 for root. Raises InvalidInput."""
     if user is None:
         return _USERS["sandbox"]
     if user in _USERS:

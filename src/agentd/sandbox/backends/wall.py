@@ -168,7 +168,7 @@ class NamespaceWall(ProcessWall):
             self._lock.release()
 
     def end(self) -> None:
-        """The first half of ``kill``: nothing runs in it any more, and it holds what it held."""
+        """Does half of ``kill``: nothing runs in it any more, and it holds what it held."""
         self.begin_kill()
         if not (self._first_killed and only_agent_left(self._group)):
             self._empty_it()

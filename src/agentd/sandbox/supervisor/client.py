@@ -71,7 +71,7 @@ class SupervisorLink:
             ) from error
 
     def ask(self, op: str, seconds: float = ANSWER_SECONDS, **fields: object) -> Any:
-        """The answer's value. Raises the supervisor's error, BackendLost where it is gone."""
+        """Returns the answer's value. Raises the supervisor's error, BackendLost if it is gone."""
         return self.ask_fds(op, seconds, **fields)[0]
 
     def ask_fds(
@@ -81,7 +81,7 @@ class SupervisorLink:
         return self.begin(op, **fields).result(seconds)
 
     def begin(self, op: str, **fields: object) -> "PendingAnswer":
-        """``ask``, with something to do before its ``result``. Raises BackendLost."""
+        """Does as ``ask``, with something to do before its ``result``. Raises BackendLost."""
         with self._lock:
             self._count += 1
             number = self._count
@@ -94,8 +94,8 @@ class SupervisorLink:
         return asked
 
     def tell(self, op: str, **fields: object) -> None:
-        """What needs no answer: once it is sent, the supervisor does it whether we live or not; and
-        that a sandbox has ended it tells anyway. Raises BackendLost."""
+        """Tells what needs no answer: once it is sent, the supervisor does it whether we live or
+        not; and that a sandbox has ended it tells anyway. Raises BackendLost."""
         with self._lock:
             self._send({"op": op, **fields})
 
@@ -116,7 +116,7 @@ class SupervisorLink:
             return self._waiting.pop(number, None) is not None
 
     def close(self) -> None:
-        """The supervisor and its sandboxes stay; idempotent."""
+        """Closes it, idempotent; the supervisor and its sandboxes stay."""
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
         if threading.current_thread() is not self._reader:

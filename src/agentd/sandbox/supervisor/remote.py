@@ -105,7 +105,7 @@ class RemoteBackend:
         return lambda plan, folder: self._launch("restore", plan, folder=folder)
 
     def close(self) -> None:
-        """The supervisor's backends live on with its sandboxes."""
+        """Does nothing: the supervisor's backends live on with its sandboxes."""
 
     def _check_known(self, op: str, what: str) -> None:
         """Raises Refused where the supervisor does not answer ``op``."""
@@ -215,8 +215,8 @@ class RemoteWall:
                     self._link.tell("kill", id=self.id)  # the pidfd tells when it has ended
 
     def end_if_idle(self) -> bool:
-        """``end`` where no command's process is left, so that it takes no time; else False. Never
-        blocks."""
+        """Ends it where no command's process is left, so that it takes no time; else returns False.
+        Never blocks."""
         if self._process is None or not only_agent_left(self._group):
             return False
         self._kill_first()
@@ -261,8 +261,8 @@ class RemoteWall:
         self._link.ask("renew", id=self.id, lease=seconds)
 
     def tell_lease(self, seconds: float, env: Mapping[str, str] = _NO_ENV) -> None:
-        """``renew`` for one that has just been seen to live: nothing is waited for. The supervisor
-        keeps ``env`` for the next daemon. Raises BackendLost."""
+        """Does as ``renew``, for one that has just been seen to live: nothing is waited for. The
+        supervisor keeps ``env`` for the next daemon. Raises BackendLost."""
         self._link.tell("renew", id=self.id, lease=seconds, **({"env": dict(env)} if env else {}))
 
     def _ask_of_the_living(self, op: str, otherwise: Any, **fields: Any) -> Any:
@@ -273,7 +273,7 @@ class RemoteWall:
 
 
 def wall_of(link: SupervisorLink, record: WallRecord) -> RemoteWall:
-    """The wall that the supervisor describes by ``record``."""
+    """Returns the wall that the supervisor describes by ``record``."""
     try:
         _, fds = link.ask_fds("process", id=record.id)
     except AgentdError:  # it has ended just now

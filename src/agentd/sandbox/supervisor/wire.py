@@ -29,7 +29,8 @@ _KINDS = {
 
 
 def send(sock: socket.socket, message: Message, fds: Sequence[int] = ()) -> None:
-    """Raises OSError where the peer is gone, InvalidInput for a message that is too long."""
+    """Sends a message and descriptors. Raises OSError where the peer is gone, InvalidInput for a
+    message that is too long."""
     data = json.dumps(message).encode()
     if len(data) > MAX_MESSAGE:
         raise InvalidInput(
@@ -72,7 +73,7 @@ def _decoded(data: bytes) -> Message:
 
 
 def to_file(value: object) -> int:
-    """A descriptor that holds a value too large for a message; whoever receives it closes it."""
+    """Returns a descriptor of a value too large for a message; whoever receives it closes it."""
     fd = os.memfd_create("agentd", os.MFD_CLOEXEC)
     with open(fd, "wb", closefd=False) as file:
         file.write(json.dumps(value).encode())
@@ -80,15 +81,15 @@ def to_file(value: object) -> int:
 
 
 def from_file(fd: int) -> object:
-    """Closes it."""
+    """Reads what ``to_file`` wrote, and closes the descriptor."""
     with open(fd, "rb") as file:
         file.seek(0)
         return json.loads(file.read())
 
 
 def encode_error(error: Exception) -> Message:
-    """An error's class and four fields, the nearest that both sides know; one that is not ours
-    becomes a SandboxError."""
+    """Returns an error's class and four fields, the nearest that both sides know; one that is not
+    ours becomes a SandboxError."""
     if isinstance(error, AgentdError):
         names = (kind.__name__ for kind in type(error).__mro__)
         return {"type": next(name for name in names if name in _KINDS), **error.as_dict()}
