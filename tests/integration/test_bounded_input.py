@@ -137,17 +137,31 @@ def test_the_body_of_a_request_that_came_to_nothing_does_not_stay(
     assert resident(daemon) - before < 120 * _MIB
 
 
-def test_no_callers_running_commands_fill_the_memory_with_their_words(daemon: Daemon) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"cmd": ["sh", "-c", "sleep 600", *["x" * 110_000] * 9]},
+        {
+            "cmd": "sleep 600",  # four bytes for each character of the values
+            "env": {f"{n}{'x' * 55_000}": "x" * 13_750 + "\N{PACKAGE}" for n in range(9)},
+        },
+    ],
+    ids=["words", "variables"],
+)
+def test_no_callers_running_commands_fill_the_memory_with_their_words(
+    daemon: Daemon, said: dict[str, object]
+) -> None:
     """Of those that nobody waits for; there is room again as they end."""
     unread = {"cmd": "sleep 600", "wait": False, "stdin": _LARGE}
-    wanted = {"cmd": ["sh", "-c", "sleep 600", *["x" * 110_000] * 9], "wait": False}
+    wanted = {**said, "wait": False}
     full, box = daemon.sandbox(), daemon.sandbox()
     paths = [f"/v1/sandboxes/{each}/exec" for each in (full, box)]
     assert [daemon.ask("POST", paths[0], unread).status for _ in range(8)] == [201] * 8
-    said = [daemon.ask("POST", paths[1], wanted) for _ in range(24)]
-    taken = [answer.status for answer in said].index(429)
+    answers = [daemon.ask("POST", paths[1], wanted) for _ in range(24)]
+    taken = [answer.status for answer in answers].index(429)
     assert 240 * _MIB < 8 * len(_LARGE) + taken * 990_000 < 260 * _MIB
-    assert said[taken].code == "full" and "words" in said[taken].json["message"]
+    assert answers[taken].code == "full" and "words" in answers[taken].json["message"]
     assert daemon.ask("POST", paths[1], {"cmd": "true", "wait": False}).status == 201
     daemon.ask("DELETE", f"/v1/sandboxes/{full}")
     until(lambda: daemon.ask("POST", paths[1], wanted).status == 201)
+    daemon.ask("DELETE", f"/v1/sandboxes/{box}")

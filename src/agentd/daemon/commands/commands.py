@@ -378,12 +378,14 @@ class Commands:
         what came of the command is in the audit log, which is synced."""
         view, listed = command.result, command.listed
         if view is not None:
+            if listed.is_shortened:
+                return  # it is written: it had ended before who began it wrote that
             # The next daemon asks nobody for the output of what has ended: it is on disk first.
             listed.journal.flush(fast=True)
         record = listed.record(who.name, command.pid, command.request_id, view)
-        if view is not None:
-            listed.shorten()
         if wait:
             self._store.write(lambda t: t.put(record), synced=False)
         else:
             self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
+        if view is not None:
+            listed.shorten()

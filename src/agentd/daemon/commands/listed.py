@@ -63,6 +63,7 @@ class Listed:
         self.live = live
         self.argv = argv
         self._argv_cut = 0
+        self.is_shortened = False
         self.journal = journal
         self.tag = tag
         self.started = time.time() if started is None else started
@@ -119,8 +120,9 @@ class Listed:
         )
 
     def shorten(self) -> None:
-        """Keep as much of its words as is told: once it has ended, and its record is written."""
+        """Keep as much of its words as is told: once it has ended, and that is written."""
         self.argv, self._argv_cut = shortened(self.argv, self._argv_cut)
+        self.is_shortened = True
 
     def as_told(self, error: Exception, pid: int | None) -> AgentdError:
         """Return what ended it, as its caller is told."""

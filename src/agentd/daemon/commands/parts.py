@@ -22,6 +22,7 @@ class EndedParts:
         self._ended: deque[Listed] = deque()
 
     def add(self, listed: "Listed") -> None:
+        listed.shorten()
         with self._lock:
             self._ended.append(listed)
             dropped = self._ended.popleft() if len(self._ended) > MAX_PARTS else None

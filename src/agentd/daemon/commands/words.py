@@ -1,14 +1,16 @@
 """The words of a command: how many bytes they are, and as many of them as are told of it."""
 
+from sys import getsizeof
+
 from agentd.model.api import ExecBody
 
 _SHOWN = 4 << 10  # bytes
 
 
 def size(body: ExecBody) -> int:
-    """Count the characters of a command's words and variables, which stay while it runs."""
+    """Count the bytes in memory of a command's words and variables, which stay while it runs."""
     words = (body.cmd,) if isinstance(body.cmd, str) else body.cmd
-    return sum(len(text) for text in (*words, *body.env.values()) if isinstance(text, str))
+    return sum(map(getsizeof, (*words, *body.env, *body.env.values())))
 
 
 def shortened(argv: tuple[str, ...], cut: int = 0) -> tuple[tuple[str, ...], int]:

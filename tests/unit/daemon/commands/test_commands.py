@@ -1,0 +1,52 @@
+from types import SimpleNamespace
+
+import pytest
+
+from agentd.daemon.commands.begin import BeginStreamed
+from agentd.daemon.commands.command import Command
+from agentd.daemon.commands.commands import Commands
+from agentd.daemon.commands.ends import completed
+from agentd.daemon.commands.listed import Listed
+from agentd.daemon.store.records import ProcessRecord
+from agentd.daemon.store.sqlite import SqliteStore
+from agentd.model.isolation import IsolationLevel
+from agentd.model.principal import Principal
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.journal.journals import Journals
+from agentd.sandbox.manager import Manager
+
+WHO = Principal("anna", frozenset(), "local")
+WORDS = ("true", "x" * 5000)
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """A command that has ended, and what records it."""
+    manager, journals = Manager(), Journals(str(tmp_path / "journals"))
+    store = SqliteStore(str(tmp_path / "state"))
+    try:
+        handle = manager.create(SandboxSpec(isolation=IsolationLevel.NONE, backend="host"))
+        listed = Listed("prc-1", SimpleNamespace(id="sbx-1"), WORDS, journals.create("prc-1"))
+        begin = BeginStreamed(completed(ExecRequest(WORDS), handle))
+        command = Command(handle, begin, None, listed)
+        command.drive(keep=False)
+        yield command, Commands(store, None, journals, None), store
+    finally:
+        store.close()
+        manager.close()
+        journals.close()
+
+
+def test_all_words_are_recorded_though_it_has_ended_before_it_is_known_to_run(ended):
+    """Who began it writes it down, and then who drove it."""
+    command, commands, store = ended
+    for _ in range(2):
+        commands._record(WHO, command)
+    assert store.get(ProcessRecord, "prc-1").argv == WORDS
+    assert command.view().argv_cut == 5004 - 4096
+
+
+def test_of_a_call_s_command_that_is_to_be_followed_the_first_words_are_kept(ended):
+    command, commands, _ = ended
+    commands.parts.add(command.listed)
+    assert sum(map(len, command.listed.argv)) == 4096
