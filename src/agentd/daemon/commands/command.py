@@ -339,6 +339,8 @@ class Command(Stepped):
         if isinstance(error, BackendLost | GuestError) and self._ending.reason and not is_lost:
             self._ending.lose(error)
             with contextlib.suppress(AgentdError):
+                self.running.close()
+            with contextlib.suppress(AgentdError):
                 return self._finished()
         with contextlib.suppress(AgentdError):
             gone = isinstance(error, BackendLost | CommandLost)

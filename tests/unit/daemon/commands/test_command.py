@@ -195,3 +195,27 @@ def test_no_later_thread_is_taken_for_the_one_that_drove_it(tmp_path):
         manager.close()
         journals.close()
     assert told == ["process prc-1 has ended"] * 8
+
+
+def test_what_is_let_go_with_its_sandbox_is_closed(tmp_path):
+    """Whoever follows it fails as the sandbox is ended: nothing of the stream stays open."""
+    manager, journals = Manager(), Journals(str(tmp_path))
+    try:
+        handle = manager.create(SandboxSpec(isolation=IsolationLevel.NONE, backend="host"))
+        listed = Listed("prc-1", SimpleNamespace(id="sbx-1"), ("sh",), journals.create("prc-1"))
+        request = ExecRequest(("sh", "-c", "echo begun; exec sleep 600"))
+        command = Command(handle, BeginStreamed(completed(request, handle)), None, listed)
+        running = command.running
+        assert handle.guest._pool.in_use()
+
+        def emit(stream, data):
+            handle.why = DESTROYED
+            raise BackendLost("gone")
+
+        with pytest.raises(BackendLost):
+            command.follow(emit)
+        assert command.result.cause.code == "cancelled"
+        assert running is not command.running and not handle.guest._pool.in_use()
+    finally:
+        manager.close()
+        journals.close()
