@@ -53,3 +53,27 @@ def test_a_snapshot_is_refused_by_its_id_through_each_door() -> None:
         reload(daemon, f'decision := {{"allow": input.parameters.snapshot in {{"", "{other}"}}}}')
         assert daemon.ask("POST", "/v1/sandboxes", {"snapshot": ours}).code == "policy_denied"
         daemon.sandbox(snapshot=other)
+
+
+LABELS = """decision := {"allow": false, "reasons": ["no snapshot is released"]} if {
+	input.capability.name == "sandbox.create.v1"
+	input.parameters.snapshot != ""
+	input.sandbox.labels.job == "release"
+} else := {"allow": true}"""
+
+
+def test_its_labels_are_judged_as_those_of_one_that_is_made_of_it() -> None:
+    """The next daemon's, and those of a fork, too."""
+    label = {"labels": {"job": "release"}}
+    with running(policy=LABELS) as daemon:
+        anew = daemon.sandbox()
+        snapshot = daemon.ask("POST", f"/v1/sandboxes/{anew}/snapshot").json["id"]
+        made = daemon.sandbox(snapshot=snapshot)
+        (fork,) = daemon.ask("POST", f"/v1/sandboxes/{made}/fork", {"count": 1}).json
+        for _ in range(2):
+            for box in (made, fork["id"]):
+                refused = daemon.ask("PATCH", f"/v1/sandboxes/{box}", label)
+                assert "no snapshot is released" in refused.json.get("cause", "")
+            assert daemon.ask("PATCH", f"/v1/sandboxes/{anew}", label).status == 200
+            daemon.stop()
+            daemon.start()

@@ -58,7 +58,7 @@ class Changing:
             labels = {**before, **changes}
             kept = check_labels({k: v for k, v in labels.items() if v is not None})
             if gate is not None:
-                gate.sandbox(who, live.record.spec, kept)
+                gate.sandbox(who, live.record.spec, kept, snapshot=live.record.snapshot)
             with self._relabelling:
                 if live.record.labels == before:  # whoever waits for an approval holds up nobody
                     return self._change(live, labels=kept)

@@ -103,8 +103,8 @@ class Sandboxes(Changing, Pauses, Adoption):
         checked = check_labels(labels or {})
         self._admit()
         asked = spec.isolation
+        of = "" if snapshot is None else origin.get("snapshot", snapshot.id)
         if not admitted:
-            of = "" if snapshot is None else origin.get("snapshot", snapshot.id)
             spec = self._pipeline.admit(principal, spec, checked, snapshot=of)
         self._ledger.take(principal.name, spec.limits, wait=wait)
         begun = time.monotonic()
@@ -117,7 +117,7 @@ class Sandboxes(Changing, Pauses, Adoption):
                     handle = built(self._pipeline, spec, snapshot, self._config(), values)
             try:
                 live = self._write_down(
-                    principal.name, handle, checked, seconds, origin, name, idle
+                    principal.name, handle, checked, seconds, origin, name, idle, of
                 )
                 self._meter.sandbox(live, source, time.monotonic() - begun)
                 return live
@@ -159,8 +159,11 @@ class Sandboxes(Changing, Pauses, Adoption):
             handles = self._pipeline.fork(principal, source.handle, count, labels, spec, values)
             each = (time.monotonic() - begun) / count
             seconds, origin = self._ttl(None), {"fork_of": source.id}
+            of = source.record.snapshot
             for handle in handles:
-                live = self._write_down(principal.name, handle, labels, seconds, origin, idle=idle)
+                live = self._write_down(
+                    principal.name, handle, labels, seconds, origin, idle=idle, snapshot=of
+                )
                 made.append(live)
                 self._meter.sandbox(live, "fork", each)
             return made
@@ -297,6 +300,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         origin: Mapping[str, str],
         name: str = "",
         idle: IdleRule = NEVER,
+        snapshot: str = "",
     ) -> Live:
         now = time.time()
         record = SandboxRecord(
@@ -313,6 +317,7 @@ class Sandboxes(Changing, Pauses, Adoption):
             name=name,
             idle_timeout=idle.seconds,
             on_idle=idle.then,
+            snapshot=snapshot,
         )
         live = Live(handle, record, seconds, origin)
         self.wake_by_use(live)

@@ -84,13 +84,15 @@ ALTER TABLE sandboxes ADD COLUMN on_idle TEXT NOT NULL DEFAULT '';
 ALTER TABLE sandboxes ADD COLUMN paused_by TEXT NOT NULL DEFAULT '';
 """
 
+_SNAPSHOTS = "ALTER TABLE sandboxes ADD COLUMN snapshot TEXT NOT NULL DEFAULT ''"
+
 # Outside of a transaction: the whole file is written anew, without what was deleted from it, and
 # takes the place of the old one with the checkpoint.
 VACUUM = "VACUUM"
 
 STEPS: tuple[str, ...] = (
     _FIRST, _SIGNED_AND_APPROVED, _FEWER_INDEXES, _NOTHING_IN_CLEAR, VACUUM, _NAMES,
-    _IDLE,
+    _IDLE, _SNAPSHOTS,
 )  # fmt: skip
 
 

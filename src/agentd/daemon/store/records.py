@@ -30,6 +30,7 @@ class SandboxRecord(StoreRecord, frozen=True, kw_only=True):
     idle_timeout: float | None = None
     on_idle: str = ""
     paused_by: str = ""  # "idle", where it rests for that; empty where somebody paused it
+    snapshot: str = ""  # that it was made of, or what it is a fork of
 
 
 class ProcessRecord(StoreRecord, frozen=True, kw_only=True):
