@@ -188,8 +188,10 @@ def test_the_same_with_asyncio(daemon: Daemon) -> None:
 
 def test_what_changes_in_a_large_tree_is_told_once_its_watch_is_answered(daemon: Daemon) -> None:
     with Sandbox.create(url=daemon.url) as sandbox, Client(daemon.url) as client:
-        assert sandbox.run("mkdir $(seq -f d%.0f 2000) && cd d1 && touch $(seq 2000)").ok
-        last, late = "/workspace/d2000/new", "/workspace/late"
+        # What is closed is told as missed, and found first: the youngest is.
+        make = "mkdir $(seq -f d%.0f 2000) d1/deep && cd d1 && touch $(seq 2000)"
+        assert sandbox.run(f"{make} && mkdir -m 0 ../closed").ok
+        last, late = "/workspace/d1/deep/new", "/workspace/late"
         for number in range(3):
             changes = client.files.watch(sandbox.id, "/workspace", recursive=True)
             sandbox.files.write(f"{last}{number}", b"")

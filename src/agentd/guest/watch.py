@@ -23,6 +23,8 @@ from agentd.linux.inotify import Inotify, InotifyEvent
 MAX_WATCHES = 8192
 # Entries looked at before the loop has its turn.
 SLICE = 256
+# Folders that are missed as it begins, and told of one by one: of more the root is told.
+MAX_MISSED = 64
 
 _CHANGES = inotify.IN_CREATE | inotify.IN_MODIFY | inotify.IN_DELETE
 _MOVES = inotify.IN_MOVED_FROM | inotify.IN_MOVED_TO
@@ -52,6 +54,7 @@ class Watch(Quiet):
         self._look: Generator[tuple[str, bool, bool], None, None] | None = None
         self._timer: Timer | None = None
         self._began = False
+        self._missed: list[str] = []  # told once it has begun
         self._full = False
         self._closed = False
         self._root = watches.add(path, _MASK | _SELF)
@@ -91,6 +94,8 @@ class Watch(Quiet):
         if not (self._began or self._closed or self._looks()):
             self._began = True
             self._channel.event("watching")
+            for path in self._missed:
+                self._change("overflow", path)
         self._wait()
 
     def _looks(self) -> bool:
@@ -198,7 +203,9 @@ class Watch(Quiet):
                 os.close(fd)
 
     def _change(self, kind: str, path: str) -> None:
-        if not self._closed:
+        if not self._began:  # an overflow: what the kernel tells is read later
+            self._missed = [*self._missed, path] if len(self._missed) < MAX_MISSED else [self._path]
+        elif not self._closed:
             self._channel.event("change", kind=kind, path=path)
 
 

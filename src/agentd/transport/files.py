@@ -246,17 +246,19 @@ class GuestFiles:
         fields = {"op": "fs.watch", "path": checked(path), "recursive": recursive}
         with self._call(fields) as call, contextlib.suppress(WaitEnded):
             call.wake = wake
-            waits = call.offered("watching")
-            if not waits:  # an older agent does not tell
+            began = not call.offered("watching")
+            if began:  # an older agent does not tell
                 yield None
             while True:
                 kind, payload = call.next(forever=True)
                 if kind != wire.EVENT:
                     raise GuestError(f"the agent sent a frame of type {kind} out of place")
                 event = self._result(_WATCH, payload, path)
-                if waits:
-                    waits = False
+                if not began:
+                    began = True
                     yield None
+                elif isinstance(event, _Watching):
+                    raise GuestError("the agent began to watch twice")
                 if isinstance(event, Change):
                     yield event
                 elif isinstance(event, _End):

@@ -109,7 +109,33 @@ def test_too_many_directories_are_told_as_overflow(new_channel, tmp_path, monkey
     for name in "abcdef":
         (tmp_path / name).mkdir()
     channel = new_channel().start(WATCH, path=str(tmp_path), recursive=True)
-    assert [event.get("kind") for event in channel.events] == ["overflow", None]
+    assert [event.get("kind") for event in channel.events] == [None, "overflow"]
+
+
+def test_what_is_missed_as_it_begins_is_told_once_it_has_begun(new_channel, tmp_path, monkeypatch):
+    """A folder that is closed to us, say: those behind it are still to be looked into then."""
+    monkeypatch.setattr(watch, "SLICE", 2)
+    monkeypatch.setattr(watch, "MAX_MISSED", 2)
+    for name in "abcd":
+        (tmp_path / name / "deep").mkdir(parents=True)
+    add, closed = watch.Inotify.add, ["a", "b"]
+
+    def refused(self, path, mask):
+        if os.path.basename(path) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return add(self, path, mask)
+
+    monkeypatch.setattr(watch.Inotify, "add", refused)
+    for told in ([tmp_path / "a", tmp_path / "b"], [tmp_path]):
+        channel = new_channel().start(WATCH, path=str(tmp_path), recursive=True)
+        (tmp_path / "end").mkdir()
+        expect(channel, "create", tmp_path / "end")
+        (tmp_path / "end").rmdir()
+        assert channel.events.pop(0) == {"event": "watching"}
+        missed = [event for event in channel.events if event["kind"] == "overflow"]
+        assert {event["path"] for event in missed} >= set(map(str, told))
+        channel.operation.close()
+        closed += "cd"
 
 
 def test_while_the_buffer_is_full_nothing_is_read(new_channel, tmp_path):

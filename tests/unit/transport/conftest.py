@@ -11,7 +11,7 @@ import pytest
 from agentd.guest import wire
 from agentd.transport.guest import Guest
 
-HELLO = b'{"agentd":2,"agent":"0","features":[],"boot":{"pid1":true,"uptime_ms":1}}\n'
+HELLO = b'{"agentd":2,"agent":"0","features":["watching"],"boot":{"pid1":true,"uptime_ms":1}}\n'
 
 
 class Peer:

@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import threading
 
 import pytest
+from tests.unit.transport.conftest import HELLO
 
 from agentd.guest import wire
 from agentd.model.errors import BackendLost, GuestError, OperationFailed
@@ -132,6 +134,36 @@ def test_entries_and_changes(agent):
     files.move("/w/f", "/w/d/f")
     files.remove("/w/d", recursive=True)
     changes = files.watch("/w")
+    assert next(changes) == Change("create", "/w/f")
+    changes.close()
+
+
+def test_an_agent_that_begins_to_watch_again_and_again_is_let_go_of(agent):
+    """Nobody who waits for a change could be woken up, were all of that taken."""
+
+    def script(peer):
+        channel, _ = peer.request()
+        for _ in range(2):
+            peer.event(channel, "watching")
+        peer.until_closed()
+
+    changes = agent(script).files.watch("/w")
+    with pytest.raises(GuestError, match="began to watch twice"):
+        next(changes)
+
+
+def test_of_an_older_agent_nobody_waits_for_the_begin_of_a_watch(agent):
+    asked = threading.Event()
+
+    def script(peer):
+        peer.greet(HELLO.replace(b'"watching"', b""))
+        channel, _ = peer.request()
+        assert asked.wait(60)
+        peer.event(channel, "change", kind="create", path="/w/f")
+        peer.until_closed()
+
+    changes = agent(script, greeted=False).files.watch("/w")
+    asked.set()
     assert next(changes) == Change("create", "/w/f")
     changes.close()
 
