@@ -46,7 +46,7 @@ def drop_all(kernel: Kernel = KERNEL) -> None:
     """
     lock_securebits(kernel)
     kernel.prctl(abi.PR_CAP_AMBIENT, abi.PR_CAP_AMBIENT_CLEAR_ALL)
-    kernel.capset_none()
+    kernel.capset(0)
 
 
 def of_root(*, rw: bool) -> dict[int, str]:

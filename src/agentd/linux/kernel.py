@@ -176,14 +176,9 @@ class Kernel:
         if old[0] == _SIG_IGN:
             self.syscall(abi.SYS.rt_sigaction, number, ctypes.byref(default), None, size)
 
-    def capset_none(self) -> None:
-        """Drop every effective, permitted and inheritable capability (capset(2), version 3)."""
-        data = (ctypes.c_uint32 * 6)()
-        self.syscall(abi.SYS.capset, ctypes.byref(_cap_header()), ctypes.byref(data))
-
     def capset(self, mask: int) -> None:
-        """Hold the capabilities of ``mask``, by number, in force, and no other; none is inherited.
-        Raises OSError (EPERM) for one that is not permitted now."""
+        """Holds the capabilities of ``mask``, by number, in force, and no other; none is inherited
+        (capset(2), version 3). Raises OSError (EPERM) for one that is not permitted now."""
         low, high = mask & 0xFFFFFFFF, mask >> 32
         data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
         self.syscall(abi.SYS.capset, ctypes.byref(_cap_header()), ctypes.byref(data))

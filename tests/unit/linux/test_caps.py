@@ -60,7 +60,7 @@ def test_exec_as_uid_0_gives_no_capability_back() -> None:
 
 @as_root
 def test_without_locked_securebits_exec_as_uid_0_gives_them_back() -> None:
-    assert int(in_child("KERNEL.capset_none()\n" + EXEC).split()[1], 16) != 0
+    assert int(in_child("KERNEL.capset(0)\n" + EXEC).split()[1], 16) != 0
 
 
 @as_root
@@ -96,7 +96,7 @@ def test_drop_bounding_empties_the_set() -> None:
 
 
 def test_effective_is_0_after_drop_all_also_without_privilege() -> None:
-    code = "KERNEL.capset_none(); caps.drop_all(); print(mask('CapEff'))"
+    code = "KERNEL.capset(0); caps.drop_all(); print(mask('CapEff'))"
     assert in_child(code) == "0"
 
 
@@ -138,6 +138,6 @@ def test_drop_bounding_does_not_hide_a_refusal() -> None:
 
 
 def test_without_privilege_the_bounding_set_stays_and_is_told_of() -> None:
-    code = "KERNEL.capset_none(); print(caps.drop_bounding_if_allowed(), mask('CapBnd') != 0)"
+    code = "KERNEL.capset(0); print(caps.drop_bounding_if_allowed(), mask('CapBnd') != 0)"
     bounded = "print(mask('CapBnd') != 0)"
     assert in_child(code) == f"False {in_child(bounded)}"

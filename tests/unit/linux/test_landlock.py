@@ -182,7 +182,7 @@ def test_a_symbolic_link_allows_its_target_only(box: Path) -> None:
 def test_restrict_without_no_new_privs_needs_a_privilege(box: Path) -> None:
     act = """
     from agentd.linux import caps
-    caps.KERNEL.capset_none()
+    caps.KERNEL.capset(0)
     with landlock.Ruleset() as ruleset:
         ruleset.restrict()
     """

@@ -50,7 +50,7 @@ def test_a_process_that_is_not_dumpable_cannot_be_looked_into(dumpable: bool, ou
     # Its own child, of the same uid and without privileges, opens its memory.
     code = f"""
 from agentd.linux.kernel import KERNEL
-KERNEL.capset_none()
+KERNEL.capset(0)
 process.set_dumpable({dumpable})
 pid = os.fork()
 if pid == 0:

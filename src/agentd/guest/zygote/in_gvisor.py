@@ -111,4 +111,4 @@ def _capabilities(uid: object, *, rw: bool) -> None:
         KERNEL.capset(sum(1 << number for number in caps.of_root(rw=rw)))
     else:
         caps.drop_bounding()
-        KERNEL.capset_none()
+        KERNEL.capset(0)
