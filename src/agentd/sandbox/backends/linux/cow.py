@@ -18,7 +18,7 @@ from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import placing
 from agentd.sandbox.backends.linux.closed import is_closed, opened
-from agentd.sandbox.backends.linux.lower import Lower, enter, lstat, mounted_beneath
+from agentd.sandbox.backends.linux.lower import Lower, enter, lstat, mounted_beneath, shown
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
 _OPAQUE = "user.overlay.opaque"
@@ -65,7 +65,7 @@ class OverlayWall(LinuxWall):
         try:
             self._walk(lambda upper, lower: writer.apply(upper, lower, 0))
         except OSError as error:
-            name = f"{_shown(str(error.filename))}: " if error.filename else ""
+            name = f"{shown(str(error.filename))}: " if error.filename else ""
             raise SandboxError(
                 "the changes could be applied in part only",
                 cause=f"{name}{error.strerror or error}",
@@ -162,7 +162,6 @@ class _Check:
             self._none_mounted(path)
             if not stat.S_ISDIR(info.st_mode):
                 self._none_mounted(path + "/")
-            if not stat.S_ISDIR(info.st_mode):
                 writes = True
                 self._file(info, path)
                 continue
@@ -176,14 +175,14 @@ class _Check:
                     if below is not None:
                         os.close(below)
         if writes and lower is not None and not self._host.may_write(lower):
-            raise _cannot(f"{_shown(prefix) or 'the folder itself'} may not be written here")
+            raise _cannot(f"{shown(prefix) or 'the folder itself'} may not be written here")
 
     def _none_mounted(self, path: str) -> None:
         """At a path of the host's, or beneath one that ends with a slash or is the top."""
         for point in self._points:
             if point == path or (path[-1:] in ("", "/") and point.startswith(path)):
                 raise _cannot(
-                    f"something is mounted at {_shown(point)}, and what it hides was changed"
+                    f"something is mounted at {shown(point)}, and what it hides was changed"
                 )
 
     def _file(self, info: os.stat_result, path: str) -> None:
@@ -193,7 +192,7 @@ class _Check:
         self._largest = max(self._largest, (info.st_size, path))
         if self._bytes > self._budget:
             raise _cannot(
-                f"with {_shown(path)} they are over {self._budget} bytes, the sandbox's disk limit"
+                f"with {shown(path)} they are over {self._budget} bytes, the sandbox's disk limit"
             )
 
     def _room(self, lower: int) -> None:
@@ -208,7 +207,7 @@ class _Check:
         try:
             os.ftruncate(fd, size)  # each filesystem has a largest size of its own
         except OSError as error:
-            raise _cannot(f"{_shown(path)} has {size} bytes: {error.strerror}") from None
+            raise _cannot(f"{shown(path)} has {size} bytes: {error.strerror}") from None
         finally:
             os.close(fd)
             if temporary:
@@ -345,13 +344,7 @@ def _cannot(why: str) -> Conflict:
 
 
 def _too_deep(path: str) -> Conflict:
-    return _cannot(f"{_shown(path)} is nested deeper than {_MAX_DEPTH} folders")
-
-
-def _shown(path: str) -> str:
-    """On one line, whatever it holds; of a long one the end."""
-    text = ascii(path)[1:-1]
-    return text if len(text) <= 200 else f"...{text[-200:]}"
+    return _cannot(f"{shown(path)} is nested deeper than {_MAX_DEPTH} folders")
 
 
 def _entries(directory: int) -> Iterator[tuple[str, os.stat_result]]:

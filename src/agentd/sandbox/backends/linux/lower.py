@@ -125,6 +125,12 @@ def mounted_beneath(folder: int) -> frozenset[str]:
     return frozenset(path[len(top) :] for path in mounts.points() if path.startswith(top))
 
 
+def shown(path: str | bytes) -> str:
+    """Returns a path on one line, whatever it holds; of a long one the end."""
+    text = ascii(os.fsdecode(path))[1:-1]
+    return text if len(text) <= 200 else f"...{text[-200:]}"
+
+
 def lstat(name: str, folder: int | None) -> os.stat_result | None:
     """None where nothing has that name."""
     if folder is None:

@@ -63,11 +63,11 @@ def enforcement(
     its files is no memory of the group's.
     """
     table = {
-        "user_namespace": _fixed(True, _users(plan, own_user, given)),
-        "pid_namespace": _fixed(True, "the sandbox sees and signals only its own processes"),
-        "mount_namespace": _fixed(True, _programs(plan.spec, shown, image)),
-        "ipc_namespace": _fixed(True),
-        "uts_namespace": _fixed(True),
+        "user_namespace": _fixed(_users(plan, own_user, given)),
+        "pid_namespace": _fixed("the sandbox sees and signals only its own processes"),
+        "mount_namespace": _fixed(_programs(plan.spec, shown, image)),
+        "ipc_namespace": _fixed(),
+        "uts_namespace": _fixed(),
         "hostname": _refusable("hostname", controls, "sethostname", "the host's name is seen"),
         "cgroup_namespace": _refusable(
             "cgroup_namespace", controls, "unshare", "/proc/self/cgroup shows names of the host's"
@@ -275,8 +275,8 @@ def _outside(own_user: bool) -> str:
     return f"the caller's own uid outside: {identity.hindrance() or 'switched off'}"
 
 
-def _fixed(enforced: bool, detail: str = "") -> Control:
-    return Control("default", enforced, detail)
+def _fixed(detail: str = "") -> Control:
+    return Control("default", True, detail)
 
 
 def _step(name: str, controls: Sequence[str], detail: str) -> Control:

@@ -20,7 +20,7 @@ from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.closed import is_closed, opened
 from agentd.sandbox.backends.linux.kept import KeptFile
-from agentd.sandbox.backends.linux.lower import lstat
+from agentd.sandbox.backends.linux.lower import lstat, shown
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -235,7 +235,7 @@ class _Saver(_Walk):
         first, size = (own, 1) if self._first is None else (self._first, identity.SIZE)
         if self._first is None and owner != own:
             raise SandboxError(
-                f"{_shown(path)} belongs to another than root, and an ordinary user can keep only "
+                f"{shown(path)} belongs to another than root, and an ordinary user can keep only "
                 "files of its own",
                 remediation="chown it to root in the sandbox, or run agentd as root",
             )
@@ -275,12 +275,7 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
-def _shown(path: bytes) -> str:
-    text = ascii(os.fsdecode(path))[1:-1]
-    return text if len(text) <= 200 else f"...{text[-200:]}"
-
-
 def _unkept(path: bytes, why: str) -> SandboxError:
     return SandboxError(
-        f"{_shown(path)} {why}", remediation="change that in the sandbox, and try again"
+        f"{shown(path)} {why}", remediation="change that in the sandbox, and try again"
     )

@@ -52,7 +52,6 @@ IMAGE = f"{STAGE}/image"
 SHOWN = f"{STAGE}/shown"
 #: Where the agent's code is, and its interpreter's files, if the root has none.
 AGENT = "/.agentd/agent"
-#: The descriptor at which the agent is spoken to.
 _NET_SETTINGS = "/proc/sys/net"
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 _ENVIRONMENT = {
