@@ -1,6 +1,8 @@
 """The caller's terminal, standard input, in raw mode, and always restored."""
 
+import contextlib
 import os
+import select
 import termios
 import tty
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ from agentd.model.errors import InvalidInput
 from agentd.model.spec import Pty
 
 _DEFAULT = Pty()
+_PIECE, _MAX_TYPED = 64 << 10, 1 << 20
+_QUIET_SECONDS = 0.02
 
 
 def size() -> Pty:
@@ -27,10 +31,23 @@ def require() -> None:
 
 @contextmanager
 def raw() -> Iterator[None]:
-    """Pass keys on as they are typed, Ctrl-C too: the terminal inside makes sense of them."""
+    """Pass keys on as they are typed, Ctrl-C too: the terminal inside makes sense of them.
+
+    What was not passed on is thrown away: among it is what the terminal answered when the command
+    had it do so, and a shell would take that for its next lines."""
     before = termios.tcgetattr(0)
     try:
         tty.setraw(0)
         yield
     finally:
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        _discard()
+        termios.tcsetattr(0, termios.TCSAFLUSH, before)
+
+
+def _discard() -> None:
+    """What is typed already: a terminal hands it on piece by piece."""
+    left = _MAX_TYPED
+    with contextlib.suppress(OSError):
+        while left > 0 and select.select([0], [], [], _QUIET_SECONDS)[0]:
+            found = os.read(0, _PIECE)
+            left -= len(found) or left

@@ -1,7 +1,13 @@
+import array
+import fcntl
 import json
 import os
+import select
 import signal
 import socket
+import subprocess
+import sys
+import termios
 import threading
 
 import pytest
@@ -204,3 +210,35 @@ def test_a_terminal_passes_through_and_is_restored(backend):
         out += os.read(fd, 4096)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     os.close(fd)
+
+
+def test_keys_that_the_command_did_not_read_are_nobody_elses() -> None:
+    """It has the terminal answer more than it reads: the shell would take the rest for its own."""
+    ours, theirs = os.openpty()
+    argv = [
+        sys.executable,
+        "-m",
+        "agentd",
+        "run",
+        "-t",
+        "--",
+        "sh",
+        "-c",
+        "echo be''gun; sleep 99",
+    ]
+    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        out = b""
+        while b"begun" not in out:
+            out += os.read(ours, 4096)
+        while select.select([], [ours], [], 2)[1]:  # until nobody takes them any more
+            os.write(ours, b"forged\r")
+            if select.select([ours], [], [], 0)[0]:
+                os.read(ours, 1 << 16)
+        assert array.array("i", fcntl.ioctl(theirs, termios.FIONREAD, bytes(4)))[0] > 0
+        process.terminate()
+        while process.poll() is None:
+            if select.select([ours], [], [], 0.1)[0]:
+                os.read(ours, 1 << 16)
+    assert array.array("i", fcntl.ioctl(theirs, termios.FIONREAD, bytes(4)))[0] == 0
+    os.close(ours)
+    os.close(theirs)
