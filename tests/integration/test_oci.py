@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -38,6 +40,26 @@ def test_the_command_line_names_the_runtime(
     assert told["stdout"] == "sandbox\n"
     assert told["enforcement"]["runtime"]["asked"] == runtime
     assert told["enforcement"]["runtime"]["detail"].startswith(f"{runtime} ")
+
+
+@pytest.mark.root
+def test_a_python_beneath_what_a_sandbox_writes_to_will_do(
+    runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that was unpacked in /tmp."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    real = Path(sys.executable).resolve().relative_to(os.path.realpath(sys.base_prefix))
+    words = ["-m", "agentd", "run", "--embedded", "--backend", "oci", "--runtime", runtime]
+    shell = 'mount --bind "$0" "$1" && cd / && shift && exec "$@"'
+    with TemporaryDirectory(dir="/tmp") as there:  # noqa: S108  (what it is about)
+        moved = ["unshare", "--mount", "sh", "-c", shell, sys.base_prefix, there]
+        done = subprocess.run(
+            [*moved, f"{there}/{real}", *words, "--", "echo", "made"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, "made\n"), done.stderr
 
 
 @pytest.mark.parametrize("most", [28, 32])

@@ -37,7 +37,6 @@ def of_plan(
     )
     process = made["process"]
     assert isinstance(process, dict)  # noqa: S101  (made above; this narrows the type)
-    process["env"] = []
     if shown_limits(plan):
         mounts_ = made["mounts"]
         assert isinstance(mounts_, list)  # noqa: S101  (as above)

@@ -30,12 +30,13 @@ class OciBackend(ContainerBackend):
 
     def _bundle(self, plan: LinuxPlan, lent: Lent, block: Block | None) -> dict[str, object]:
         argv, files = config.agent_argv(), config.agent_files()
-        if has_image(plan):
+        mounts = lent.mounts(plan)
+        if has_image(plan) or config.is_covered(plan.spec, mounts):
             agent = self._agents()
             argv, files = agent.argv((), _AGENT), ((agent.folder, PLACE),)
         made = config.of_plan(
             plan,
-            lent.mounts(plan),
+            mounts,
             own_users=block is not None,
             argv=argv,
             shown=lent.shown(plan),

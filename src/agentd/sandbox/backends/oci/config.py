@@ -96,7 +96,7 @@ def of_plan(
             "terminal": False,
             "user": {"uid": uid, "gid": uid, "umask": 0o022},
             "args": list(argv),
-            "env": [] if image else _environment(),
+            "env": _environment() if argv[0] == _interpreter() else [],
             "cwd": "/",
             "capabilities": _capabilities(plan, becomes_another, without),
             "rlimits": [] if "rlimits" in without else _rlimits(plan),
@@ -141,6 +141,14 @@ def agent_files() -> tuple[tuple[str, str], ...]:
         prefix = os.path.realpath(sys.base_prefix)
         found.append((prefix, prefix))
     return tuple(found)
+
+
+def is_covered(spec: SandboxSpec, mounts: Mounts) -> bool:
+    """Return whether something is mounted above this interpreter, or what it imports."""
+    places = {f"{target}/" for _, target, _ in (*scratch(spec), *mounts)}
+    places.discard("/var/")  # what of it is the host's is there by links, as var.place has it
+    files = (_interpreter(), f"{os.path.realpath(sys.base_prefix)}/")
+    return any(file.startswith(place) for file in files for place in places)
 
 
 @cache
