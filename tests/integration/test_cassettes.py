@@ -259,7 +259,9 @@ def test_by_the_command_line(daemon: Daemon, barred: Daemon, tmp_path: Path) -> 
     os.mkfifo(pipe)
     link.symlink_to("tape.jsonl")
     failed = agentd(daemon, "run", "--net", f"record:{pipe},{HOST}", "--", "true")
-    assert failed.returncode == 2 and f"cannot write the cassette {pipe}" in failed.stderr
+    assert failed.returncode == 2 and f"the cassette {pipe}: it is no file" in failed.stderr
+    failed = agentd(daemon, "run", "--net", f"record:{tmp_path}/none/x,{HOST}", "--", "true")
+    assert failed.returncode == 2 and f"x: there is no folder {tmp_path}/none (" in failed.stderr
     assert agentd(daemon, "run", "--net", f"record:{link},{HOST}", "--", *job).returncode == 0
     assert pipe.is_fifo() and link.is_symlink() and parse(Path(tape).read_bytes()).exchanges
     # One that goes on: the file is asked for, and put in.

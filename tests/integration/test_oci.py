@@ -51,7 +51,7 @@ def test_a_python_beneath_what_a_sandbox_writes_to_will_do(
     real = Path(sys.executable).resolve().relative_to(os.path.realpath(sys.base_prefix))
     words = ["-m", "agentd", "run", "--embedded", "--backend", "oci", "--runtime", runtime]
     shell = 'mount --bind "$0" "$1" && cd / && shift && exec "$@"'
-    with TemporaryDirectory(dir="/tmp") as there:  # noqa: S108  (what it is about)
+    with TemporaryDirectory(dir="/tmp") as there:
         moved = ["unshare", "--mount", "sh", "-c", shell, sys.base_prefix, there]
         done = subprocess.run(
             [*moved, f"{there}/{real}", *words, "--", "echo", "made"],

@@ -92,11 +92,17 @@ def _writable(path: str) -> str:
     """Return where it is, behind links. Raises InvalidInput where it could not be written, to be
     told at the end is too late, and for what is no file, as /dev/null, which one would replace."""
     place = os.path.realpath(path)
-    other = os.path.lexists(place) and not os.path.isfile(place)
     folder = os.path.dirname(place)
-    if not os.path.basename(path) or other or not os.access(folder, os.W_OK | os.X_OK):
+    why = ""
+    if not os.path.basename(path) or (os.path.lexists(place) and not os.path.isfile(place)):
+        why = "it is no file"
+    elif not os.path.isdir(folder):
+        why = f"there is no folder {folder}"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        why = f"you may not write in {folder}"
+    if why:
         raise InvalidInput(
-            f"cannot write the cassette {path or 'of no name'}",
+            f"cannot write the cassette {path or 'of no name'}: {why}",
             remediation="name a file in a folder that is there, as record:tape.jsonl",
         )
     return place

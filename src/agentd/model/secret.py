@@ -55,6 +55,7 @@ _FRAMING = frozenset(
         *("proxy-connection", "proxy-authorization"),
     )
 )
+_HEADER_FIX = "write it as header=Authorization: Bearer {}"
 _FORMS = (
     "write it as NAME@api.example.com, NAME=env:VAR@api.example.com, =file:PATH or =command:CMD"
 )
@@ -212,6 +213,8 @@ def parse_secret(text: str) -> AskedSecret:
         if kind not in SOURCES or not colon or not what:
             fix = f"{name}=env:VAR@..., =file:PATH@..., =command:CMD@...; never a value itself"
             _wrong(name, "has no source that is known", fix)
+    if found["header"] == "":
+        _wrong(name, "has a header that is none", _HEADER_FIX)
     places = found["places"]
     binding = SecretBinding(
         name=name,
@@ -317,14 +320,13 @@ def _checked(binding: SecretBinding) -> SecretBinding:
 
 def _check_header(secret: str, header: str) -> None:
     name, text = header_parts(header)
-    fix = "write it as header=Authorization: Bearer {}"
     long = len(header) > MAX_HEADER
     if long or not _FIELD.fullmatch(name) or not _VALUE.fullmatch(text):
-        _wrong(secret, "has a header that is none", fix)
+        _wrong(secret, "has a header that is none", _HEADER_FIX)
     if text.count("{}") != 1:
-        _wrong(secret, "has a header without one place {} for it", fix)
+        _wrong(secret, "has a header without one place {} for it", _HEADER_FIX)
     if name.lower() in _FRAMING or name.lower().startswith("sec-"):
-        _wrong(secret, f"cannot set the header {name}, which is the connection's", fix)
+        _wrong(secret, f"cannot set the header {name}, which is the connection's", _HEADER_FIX)
 
 
 def _host(secret: str, host: str) -> str:

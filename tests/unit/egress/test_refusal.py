@@ -32,7 +32,10 @@ def test_what_no_rule_allows_is_told_as_http_and_at_other_ports_reset(host, insi
     assert status == "HTTP/1.1 403 Forbidden"
     assert (error["code"], error["host"], error["port"]) == ("denied", "db.internal", 80)
     assert error["message"].endswith("db.internal:80: port 80 is not among 1")
-    assert _answer(inside, "web.internal")[1]["rule"] == "!web.internal:80"
+    assert error["remediation"] == "allow it with --net 'db.internal:80'"
+    denied = _answer(inside, "web.internal")[1]
+    assert denied["rule"] == "!web.internal:80"
+    assert denied["remediation"] == "leave that rule out, if it is to be allowed"
     # Others are reset: another port, a number.
     assert inside.ask("talk('db.internal', 81)") == RESET
     assert inside.ask("talk('169.254.169.254', 80)") == RESET

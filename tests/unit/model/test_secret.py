@@ -80,6 +80,7 @@ def test_hosts_ports_places_and_a_header() -> None:
         ("T@h.example.com,places=cookie", "to be put in"),
         ("T@h.example.com,places=", "to be put in"),
         ("T@h.example.com,header=Authorization: Bearer", "without one place"),
+        ("T@h.example.com,header=", "header that is none"),
         ("T@h.example.com,header=A: {}{}", "without one place"),
         ("T@h.example.com,header=A b: {}", "header that is none"),
         ("T@h.example.com,header=A: x\r\nB: {}", "header that is none"),

@@ -40,7 +40,8 @@ def _parser() -> Parser:
     actions = parser.actions(remote.daemon_options)
     set_ = actions.add("set", "keep one, in place of one of that name", _SET_EXAMPLES, _set)
     set_.add_argument("name", metavar="NAME", help="by which it is asked for")
-    set_.add_argument("value", nargs="*", help=argparse.SUPPRESS)  # to say why there is none
+    # To say why there is none; with a default, as it is not to be missed.
+    set_.add_argument("value", nargs="*", default=(), help=argparse.SUPPRESS)
     set_.add_argument("--from-env", metavar="VAR", help="its value is this variable's")
     actions.add("ls", "list yours", "  agentd secret ls\n", _ls)
     remove = actions.add("rm", "forget them", "  agentd secret rm API_TOKEN\n", remote.remove)

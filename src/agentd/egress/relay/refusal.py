@@ -15,6 +15,7 @@ from agentd.egress.relay.loop import IN
 if TYPE_CHECKING:
     from agentd.egress.relay.relay import Relay
     from agentd.egress.relay.tenant import Tenant
+    from agentd.egress.table import EgressTable
 
 MAX_TOLD = 32  # of a sandbox, at a time: what is more is reset
 #: Seconds and bytes until a program has said what it wanted to, and has read the answer: to close
@@ -65,6 +66,7 @@ def tell(
     to: tuple[str, int],
     rule: str,
     reason: str,
+    remedy: str,
 ) -> HttpRefusal | None:
     """Say why what was dialled is refused: ``to`` is a name, or "", and a port. ``client``, which
     does not block and is not watched, is ours from now on."""
@@ -73,12 +75,21 @@ def tell(
         close(client, reset=True)
         return None
     with contextlib.suppress(OSError):  # it is gone, as the next event tells
-        client.send(_answer(name, rule, reason))
+        client.send(_answer(name, rule, reason, remedy))
         client.shutdown(socket.SHUT_WR)
     return HttpRefusal(relay, tenant, client)
 
 
-def _answer(name: str, rule: str, reason: str) -> bytes:
+def remedy(table: "EgressTable", name: str, rule: str) -> str:
+    """Return what would allow port 80 of a name, where rules do not."""
+    if rule:
+        return "leave that rule out, if it is to be allowed"
+    if table.replays:
+        return f"record it, with --net record:FILE,{name}:{HTTP_PORT}"
+    return f"allow it with --net '{name}:{HTTP_PORT}'"
+
+
+def _answer(name: str, rule: str, reason: str, remedy: str) -> bytes:
     """As the terminator answers a request that is refused, as far as it is known."""
     error = {
         "code": "denied",
@@ -86,7 +97,7 @@ def _answer(name: str, rule: str, reason: str) -> bytes:
         "host": name,
         "port": HTTP_PORT,
         "rule": rule,
-        "remediation": "leave that rule out, if it is to be allowed" if rule else "",
+        "remediation": remedy,
     }
     data = json.dumps({"error": error}).encode() + b"\n"
     head = (

@@ -245,7 +245,8 @@ class Relay:
             verdict = tenant.table.of_address(addresses.parse(text), port)
         to = name or "", text, port
         if not verdict.allowed:
-            return self._deny(tenant, client, to, verdict.rule, verdict.reason)
+            fix = refusal.remedy(tenant.table, to[0], verdict.rule)
+            return self._deny(tenant, client, to, verdict.rule, verdict.reason, fix)
         if why := (
             self._spent(tenant)
             or self._crowded(tenant)
@@ -284,13 +285,19 @@ class Relay:
         return ""
 
     def _deny(
-        self, tenant: Tenant, client: socket.socket, to: tuple[str, str, int], rule: str, why: str
+        self,
+        tenant: Tenant,
+        client: socket.socket,
+        to: tuple[str, str, int],
+        rule: str,
+        why: str,
+        fix: str = "",
     ) -> HttpRefusal | None:
         name, address, port = to
         row: dict[str, object] = {"sandbox": tenant.id, "name": name, "address": address}
         row |= {"port": port, "rule": rule, "allowed": False, "reason": why, "ended": True}
         self.reports.denied(tenant, (name or address, port, why), row)
-        return refusal.tell(self, tenant, client, (name, port), rule, why)
+        return refusal.tell(self, tenant, client, (name, port), rule, why, fix)
 
     # --- the rest ---
 

@@ -239,6 +239,7 @@ def test_an_option_that_an_action_has_not_is_told_with_the_help_of_that(words, c
             ["create", "--secret", "T@10.0.0.1"],
             "secret T has a host that is none: '10.0.0.1' is no name of a host",
         ),
+        (["secret", "set"], "arguments are required: NAME (see agentd secret set --help)"),
         (
             ["net", "explain", "pypi.org:443", "--net", "host"],
             "'host' is no list of rules: with it a sandbox reaches all that this machine does",
