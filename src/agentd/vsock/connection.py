@@ -69,7 +69,8 @@ class VsockConnection:
 
     @property
     def credit(self) -> int:
-        """Bytes that the guest has room for; what it says wrongly only stops its own stream."""
+        """Counts bytes that the guest has room for; what it says wrongly stops its own stream
+        alone."""
         free = self.peer_alloc - ((self.sent - self.peer_forwarded) & _U32)
         return max(free, 0)
 
@@ -81,14 +82,14 @@ class VsockConnection:
 
     @property
     def wants_data(self) -> bool:
-        """The unix socket may have data that the guest has not said it does not want."""
+        """Tells whether the unix socket may have data that the guest may want."""
         return (
             self.readable and self.answered and not self.ended and not self.guest_shut & NO_RECEIVE
         )
 
     @property
     def has_turn(self) -> bool:
-        """Whether it has a use for the guest's receive buffers now."""
+        """Tells whether it has a use for the guest's receive buffers now."""
         if self.due or self.lost:
             return True
         return self.wants_data and (self.credit > 0 or not self.ask_sent)
@@ -101,12 +102,12 @@ class VsockConnection:
 
     @property
     def shut(self) -> int:
-        """The flags of the SHUTDOWN that the guest should have got by now."""
+        """Returns the flags of the SHUTDOWN that the guest should have got by now."""
         return (NO_RECEIVE if self.unwritable else 0) | (NO_SEND if self.ended else 0)
 
     @property
     def lost(self) -> bool:
-        """The far end is gone, and the guest has all that came from it."""
+        """Tells whether the far end is gone, and the guest has all that came from it."""
         return self.gone and not self.wants_data
 
     def read(self, buffers: Sequence[memoryview]) -> int:
@@ -168,7 +169,7 @@ class VsockConnection:
 
     @property
     def finished(self) -> bool:
-        """The guest wants nothing more of it, and has all its data delivered."""
+        """Tells whether the guest wants nothing more of it, and has all its data delivered."""
         return self.guest_shut == NO_RECEIVE | NO_SEND and not self.buffer
 
     def say(self, text: bytes) -> bool:

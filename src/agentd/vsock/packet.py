@@ -63,7 +63,7 @@ def parse(chain: DescriptorChain) -> Packet:
 
 
 def cut(parts: list[memoryview], start: int, length: int) -> list[memoryview]:
-    """``length`` bytes from ``start`` on; the parts have them."""
+    """Returns ``length`` bytes from ``start`` on; the parts have them."""
     found = []
     for part in parts:
         if start < len(part) and length > 0:

@@ -92,11 +92,11 @@ class DescriptorRing:
         raise Violation(f"a chain of more than {MAX_CHAIN} descriptors, or a loop")
 
     def give_back(self, count: int) -> None:
-        """The last ``count`` taken chains wait again; the guest has seen nothing of it."""
+        """Has the last ``count`` taken chains wait again; the guest has seen nothing of it."""
         self.next = (self.next - count) & 0xFFFF
 
     def put(self, head: int, written: int) -> None:
-        """A chain is done; the guest sees it after publish()."""
+        """Puts back a chain that is done; the guest sees it after publish()."""
         slot = 1 + 2 * (self._done & (self.size - 1))
         self._used[slot] = head
         self._used[slot + 1] = written

@@ -43,7 +43,7 @@ class Vring:
         return self._stopped in (None, (self.layout, self.base))
 
     def remap(self, memory: Memory) -> None:
-        """The memory table changed under a running ring. Raises Violation."""
+        """Takes a memory table that changed under a running ring. Raises Violation."""
         if self._running is not None:
             self._running.publish()
             self._running = DescriptorRing(

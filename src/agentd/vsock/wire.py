@@ -84,7 +84,7 @@ def receive(sock: socket.socket) -> VhostMessage | None:
 
 
 def reply(sock: socket.socket, request: int, payload: bytes) -> None:
-    """Raises Violation when the VMM does not take it in 5 s."""
+    """Sends an answer. Raises Violation when the VMM does not take it in 5 s."""
     try:
         sock.settimeout(_SECONDS)
         sock.sendall(_HEADER.pack(request, VERSION | REPLY, len(payload)) + payload)

@@ -61,7 +61,7 @@ class Ahead:
 
 
 def maps_of(request: dict[str, object]) -> Maps | None:
-    """The id maps of a clone that gets more ids than its own."""
+    """Returns the id maps of a clone that gets more ids than its own."""
     lines = _lines(request)
     return None if lines is None else Maps(*lines)
 

@@ -23,7 +23,7 @@ STATIC = "/.agentd/cgroup"
 
 
 def make(stage: str) -> None:
-    """The places for it in the zygote's root, below ``stage``."""
+    """Makes the places for it in the zygote's root, below ``stage``."""
     os.makedirs(stage + PLACE, 0o755, exist_ok=True)
     for name in hierarchies():
         os.mkdir(f"{stage}{PLACE}/{name}", 0o755)

@@ -28,7 +28,7 @@ def main() -> None:
 
 
 def confine(request: Request, ready: agent.Ready) -> list[str]:
-    """The names of the controls that now hold. Raises OSError."""
+    """Confines us; returns the names of the controls that now hold. Raises OSError."""
     coming = _coming(request.get("coming"))
     steps = (
         ("identity", lambda: _become(request["becomes"])),

@@ -88,14 +88,14 @@ def size(box: Request) -> str:
 
 
 def resize(box: Request, kernel: WallKernel) -> None:
-    """Of one that is mounted already."""
+    """Resizes one that is mounted already."""
     flags = abi.MS_REMOUNT | _NOSUID_NODEV
     # Where nothing of an image's is below, and so no overlay in the way.
     kernel.mount("tmpfs", SHM, "tmpfs", flags, size(box))
 
 
 def show_workspace(box: Request, kernel: WallKernel, lowers: Mapping[str, int] = _NOTHING) -> None:
-    """A directory of it, on top of the tmpfs itself."""
+    """Shows a directory of it, on top of the tmpfs itself."""
     view = f"{WORKSPACE}/{stack.MERGED}" if box.get("shared") is not None else WORKSPACE
     _show("w", WORKSPACE, 0o755, view, lowers, kernel)
 
@@ -116,13 +116,13 @@ def _show(
 
 
 def is_writable(box: Request) -> bool:
-    """Whether all of the root can be written to, on the scratch tmpfs."""
+    """Tells whether all of the root can be written to, on the scratch tmpfs."""
     image = box.get("image")
     return bool(box.get("layer")) or (isinstance(image, dict) and bool(image["writable"]))
 
 
 def is_bare(box: Request) -> bool:
-    """Whether all of its root is an image's: it has no folders of ours but SHM."""
+    """Tells whether all of its root is an image's: it has no folders of ours but SHM."""
     image = box.get("image")
     return isinstance(image, dict) and bool(image.get("bare"))
 

@@ -51,7 +51,7 @@ def immortalise() -> int:
 
 
 def make_immortal(address: int) -> None:
-    """The object at this address; only where the interpreter is ``supported``."""
+    """Makes the object at this address so; only where the interpreter is ``supported``."""
     ctypes.c_uint32.from_address(address).value = _IMMORTAL
 
 

@@ -27,7 +27,7 @@ def main() -> None:
 
 
 def confine(request: Request, _ready: agent.Ready) -> list[str]:
-    """The names of the controls that now hold. Raises OSError."""
+    """Confines us; returns the names of the controls that now hold. Raises OSError."""
     steps = (
         ("limits", lambda: _show_limits(request.get("limits"))),
         ("devices", lambda: _give_away(request)),

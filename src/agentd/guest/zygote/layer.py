@@ -53,8 +53,8 @@ class Layer:
             raise
 
     def lent(self, id_: int | None) -> int:
-        """The descriptor of a detached mount, whose owner is ``id_`` of the zygote's namespace, or
-        the caller. Raises OSError."""
+        """Opens a detached mount, whose owner is ``id_`` of the zygote's namespace, or the caller.
+        Raises OSError."""
         if id_ is None:
             return mounts.clone_tree(PLACE, readonly=True)
         line = f"0 {id_} 1"

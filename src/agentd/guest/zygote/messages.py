@@ -24,7 +24,7 @@ _TRIES = 50
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, object], list[int]]:
-    """One message and its descriptors, close-on-exec.
+    """Receives one message and its descriptors, close-on-exec.
 
     Raises EOFError when the peer is gone, ValueError for a message that is cut or no JSON, OSError
     where the kernel has no memory for it.

@@ -114,7 +114,7 @@ def masks() -> tuple[tuple[str, str], ...]:
 def read_etc(
     net: str, hidden: Sequence[str] = (), nameserver: str = anyip.NAMESERVER
 ) -> dict[str, bytes]:
-    """Contents of the small files of /etc. Of the "host" network its resolv.conf too; of a
+    """Returns contents of the small files of /etc. Of the "host" network its resolv.conf too; of a
     "restricted" one names are asked at ``nameserver``."""
     files = {path: text.encode() for path, text in ETC_MADE.items()}
     if net == "restricted":

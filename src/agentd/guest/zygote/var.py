@@ -46,7 +46,7 @@ def place(path: str) -> str:
 
 
 def make(stage: str, trees: Sequence[str]) -> None:
-    """The zygote's own, below ``stage``; ``trees`` are of the host's /var."""
+    """Makes the zygote's own, below ``stage``; ``trees`` are of the host's /var."""
     lines = _lines(sorted(glob.glob(_TMPFILES)))
     made = made_at_boot(lines)
     made = {path: is_open for path, is_open in made.items() if not _meet(path, trees)}
@@ -92,7 +92,8 @@ def _lines(paths: list[str]) -> Iterator[str]:
 
 @cache
 def contents(below: str = "") -> Contents:
-    """What a sandbox has there, as the zygote's root has it, or one that is made at ``below``."""
+    """Tells what a sandbox has there, as the zygote's root has it, or one that is made
+    ``below``."""
     folders: list[tuple[str, int]] = []
     links: list[tuple[str, str]] = []
 

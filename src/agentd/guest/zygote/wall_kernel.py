@@ -57,7 +57,7 @@ class WallKernel(Kernel):
         return data if self._dry else fcntl.ioctl(fd, request, data)
 
     def capture(self) -> list[int]:
-        """Descriptors of the sockets at which all that is dialled in here arrives (``anyip``)."""
+        """Opens the sockets at which all that is dialled in here arrives (``anyip``)."""
         return [] if self._dry else [sock.detach() for sock in anyip.capture()]
 
 

@@ -25,7 +25,7 @@ def variables(table: Table | None) -> dict[str, str]:
 
 
 def reads(table: Table | None) -> bool:
-    """Whether some connection by these rules is read."""
+    """Tells whether some connection by these rules is read."""
     return table is not None and EgressTable(table).reads
 
 

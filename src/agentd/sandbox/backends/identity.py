@@ -47,7 +47,7 @@ class Range(NamedTuple):
         return self.start + self.blocks * SIZE
 
     def usable(self) -> range:
-        """The first ids of its blocks."""
+        """Returns the first ids of its blocks."""
         return range(_OLD.stop if self.start in _OLD else self.start, self.end, SIZE)
 
 

@@ -82,8 +82,8 @@ class ImageRoot:
         return path.replace("//", "/") or None
 
     def places(self, mounts: Iterable[Mount], workdir: str | None) -> list[tuple[str, bool]]:
-        """Where something is mounted, behind the image's links, and whether it is a directory.
-        Raises Refused for links that lead in a circle."""
+        """Tells where something is mounted, behind the image's links, and whether it is a
+        directory. Raises Refused for links that lead in a circle."""
         wanted = [(mount.target, os.path.isdir(mount.source)) for mount in mounts]
         if workdir is not None and not self._is_directory(workdir):
             wanted.append((workdir, True))

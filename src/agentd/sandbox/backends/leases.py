@@ -8,7 +8,7 @@ from agentd.sandbox.volume_lease import VolumeLease
 
 
 def take(mounts: tuple[Mount, ...], undo: contextlib.ExitStack) -> Sequence[VolumeLease | None]:
-    """A lease of each that is a volume, or packages. Raises NotFound, Conflict."""
+    """Takes a lease of each that is a volume, or packages. Raises NotFound, Conflict."""
     found: list[VolumeLease | None] = []
     for mount in mounts:
         lease: VolumeLease | None = None

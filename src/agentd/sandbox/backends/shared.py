@@ -26,7 +26,7 @@ _BY_USER = "descriptors in flight, pipe buffers and epoll watches"
 
 @functools.cache
 def user_counts() -> list[tuple[str, int]]:
-    """A quarter of what a user may have, by name in /proc/sys/user."""
+    """Returns a quarter of what a user may have, by name in /proc/sys/user."""
     return [(name, most // _PARTS) for name in _WORDS if (most := _read(name)) >= _PARTS]
 
 

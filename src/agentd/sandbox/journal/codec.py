@@ -29,7 +29,7 @@ class CodecError(Exception):
 
 
 def compress(data: bytes, fast: bool = False) -> tuple[int, bytes]:
-    """The codec, and the bytes to store; never longer than ``data``."""
+    """Returns the codec, and the bytes to store; never longer than ``data``."""
     if len(data) < _WORTH:
         return RAW, data
     if _zstd is None:

@@ -88,7 +88,7 @@ class JournalFollower:
         return not self.armed or self._event.wait(timeout)
 
     def close(self) -> None:
-        """Idempotent."""
+        """Ends it; idempotent."""
         self._journal.leave(self)
         self._reader.rest()
 

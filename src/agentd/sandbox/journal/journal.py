@@ -84,7 +84,7 @@ class Journal:
 
     @property
     def losses(self) -> list[Gap]:
-        """What the disk refused since it was opened, the newest episodes."""
+        """Tells what the disk refused since it was opened, the newest episodes."""
         with self.lock:
             return [Gap(STREAMS[e.stream], e.offset, e.length, e.reason) for e in self._losses]
 
@@ -110,7 +110,7 @@ class Journal:
         _call(waiting)
 
     def finish(self, info: bytes = b"") -> None:
-        """The process has ended. ``info``, 64 KiB at most, is given to followers; idempotent."""
+        """Ends it with its process. ``info``, 64 KiB at most, is given to followers; idempotent."""
         if len(info) > record.MAX_INFO:
             raise InvalidInput(f"what ends a journal is over {record.MAX_INFO} bytes")
         with self.lock:

@@ -49,15 +49,15 @@ class Journals:
 
     @property
     def works(self) -> bool:
-        """Whether its thread lives."""
+        """Tells whether its thread lives."""
         return self._thread.is_alive()
 
     def create(self, name: str) -> Journal:
-        """A new one; nothing is on disk before there is output."""
+        """Makes a new one; nothing is on disk before there is output."""
         return self._add(name, fresh=True)
 
     def open(self, name: str) -> Journal:
-        """The one that is open, or what an earlier daemon left, to be read or continued.
+        """Returns the one that is open, or what an earlier daemon left, to be read or continued.
 
         Of a process that wrote nothing there is nothing: its journal is empty, and not finished.
         One that is not finished is held until somebody does finish it. Raises OSError.

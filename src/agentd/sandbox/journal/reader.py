@@ -57,7 +57,7 @@ class JournalReader:
             self._enter(best)
 
     def next(self, wanted: Sequence[bool], cursors: Sequence[int]) -> JournalEntry | None:
-        """The next entry of a wanted stream that goes beyond its cursor; None at the end."""
+        """Reads the next entry of a wanted stream that goes beyond its cursor; None at the end."""
         while True:
             head = self._head()
             if head is None:

@@ -32,7 +32,7 @@ class JournalRing:
 
     @property
     def next(self) -> int:
-        """The number that the next entry will have."""
+        """Returns the number that the next entry will have."""
         return self.first + len(self.entries)
 
     @property
@@ -41,7 +41,7 @@ class JournalRing:
 
     @property
     def pending(self) -> int:
-        """Bytes that are not in the file."""
+        """Counts the bytes that are not in the file."""
         return self.total - self.stored_total
 
     def start_offset(self, stream: int) -> int:
@@ -90,7 +90,7 @@ class JournalRing:
             )
 
     def unstored(self, limit: int) -> list[JournalEntry]:
-        """The oldest that are not in the file, to about ``limit`` bytes. Seals the tail."""
+        """Returns the oldest that are not in the file, to about ``limit`` bytes. Seals the tail."""
         self.seal()
         found, size = [], 0
         for index in range(self.stored - self.first, len(self.entries)):
@@ -118,7 +118,7 @@ class JournalRing:
                 self._drop()
 
     def at(self, total: int) -> int:
-        """The number of the entry that holds this place, or the first behind it."""
+        """Returns the number of the entry that holds this place, or the first behind it."""
         number = self.first
         for entry in self.entries:
             if entry.total + entry.length > total:

@@ -38,7 +38,7 @@ class DaemonAsking:
 
 
 def answer(entry: HeldWall, message: Message) -> bool:
-    """The daemon has decided. Raises KeyError, TypeError, ValueError for what is no answer."""
+    """Raises KeyError, TypeError, ValueError for what is no answer of the daemon's."""
     wall = ASKS.of(entry.wall)
     if wall is not None:
         seconds = message["seconds"]

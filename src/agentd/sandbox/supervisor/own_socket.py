@@ -72,7 +72,7 @@ class OwnSocket:
             return False
 
     def close(self) -> None:
-        """Idempotent. The lock stays until we end."""
+        """Removes the socket; idempotent. The lock stays until we end."""
         with contextlib.suppress(OSError):
             if _is(self._path, self._file):
                 os.unlink(self._path)

@@ -82,7 +82,7 @@ class Supervisor:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has neither a sandbox nor a daemon."""
+        """Tells whether it has neither a sandbox nor a daemon."""
         with self._lock:
             return not self._entries and self.daemon is None
 

@@ -55,7 +55,7 @@ class ApiClient:
     def request(
         self, method: str, path: str, body: Mapping[str, object] | None, seconds: float
     ) -> Any:
-        """The decoded answer, None where there is none.
+        """Returns the decoded answer, None where there is none.
 
         Raises InvalidInput for what the server would not even read, ApiError for a refusal, and
         BackendLost when the connection ended or no answer came within ``seconds``.
@@ -105,7 +105,7 @@ class ApiClient:
 
 
 def encode(method: str, path: str, body: Mapping[str, object] | None) -> bytes:
-    """The request's bytes. Raises InvalidInput where the server's limits are exceeded."""
+    """Encodes a request. Raises InvalidInput where the server's limits are exceeded."""
     payload = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
     if len(payload) > MAX_BODY:
         raise InvalidInput(

@@ -88,7 +88,7 @@ def prepare(jail: Jail, files: Collection[str]) -> None:
 
 
 def listen(jail: Jail, name: str, backlog: int) -> socket.socket:
-    """A listener at a name in the root that its monitor may connect to; before that is the
+    """Makes a listener at a name in the root that its monitor may connect to; before that is the
     monitor's. The caller's to close. Raises SandboxError."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -133,7 +133,8 @@ class Root:
             raise BackendLost("the jail is gone", cause=str(error)) from error
 
     def socket_path(self, name: str) -> str:
-        """A path that leads to this very socket and to no other, however long the jail's is.
+        """Returns a path that leads to this very socket and to no other, however long the jail's
+        is.
 
         Raises FileNotFoundError until it is there, BackendLost for anything but a socket.
         """
@@ -151,7 +152,7 @@ class Root:
         return fd
 
     def open_file(self, name: str, most: int) -> tuple[int, int]:
-        """A descriptor to read a file that the monitor wrote, and its size, at most ``most``.
+        """Opens a file to read that the monitor wrote, and its size, at most ``most``.
 
         Raises SandboxError for anything but a plain file of one name.
         """

@@ -50,5 +50,5 @@ def host_limits(plan: FirecrackerPlan) -> Limits:
 
 
 def ceiling(memory: int) -> int:
-    """Bytes that the monitor may hold for a guest with so many."""
+    """Returns the bytes that the monitor may hold for a guest with so many."""
     return memory + HOST_OVERHEAD

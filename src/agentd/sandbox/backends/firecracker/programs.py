@@ -28,7 +28,7 @@ def find(path: str | None = None) -> Programs:
 
 
 def examine(programs: Programs) -> tuple[Version | None, list[Blocker]]:
-    """Their release, and what keeps them from being used."""
+    """Returns their release, and what keeps them from being used."""
     blockers = [
         Blocker(f"{name} is not installed", _GET)
         for name, where in programs._asdict().items()

@@ -58,7 +58,7 @@ def cpu_model() -> str:
 
 
 def collect(root: Root, folder: str, about: SavedMachine) -> None:
-    """Out of the jail into ``folder``, safely on disk. Raises SandboxError.
+    """Moves it out of the jail into ``folder``, safely on disk. Raises SandboxError.
 
     A copy: whoever has the monitor may hold the jail's own open and write to it later.
     """

@@ -73,7 +73,7 @@ class FirecrackerWall(MachineWall[FirecrackerProcess]):
             self._paused = True
 
     def resume(self) -> None:
-        """The guest's clock stood still: it is set again."""
+        """Has it go on, and sets the guest's clock, which stood still."""
         with self._changing:
             self._process.request(config.state("Resumed"))
             self._paused = False

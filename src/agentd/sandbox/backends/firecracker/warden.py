@@ -115,7 +115,7 @@ class Warden:
         self._selector = selectors.DefaultSelector()
 
     def bind(self, names: list[str], trees: list[int]) -> None:
-        """Files of the host, read-only, over the jail's empty ones: in our mount namespace alone.
+        """Binds files of the host, read-only, over the jail's empty ones, in our namespace alone.
 
         The jailer binds the whole of its root, these included, and makes that its root.
         """

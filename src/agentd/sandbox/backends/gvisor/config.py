@@ -81,7 +81,7 @@ def inner_filter(plan: LinuxPlan) -> bytes:
 
 
 def agent_files(runtime: AgentRuntime) -> tuple[tuple[str, str], ...]:
-    """What of the host's is mounted for the agent: sources and targets."""
+    """Returns what of the host's is mounted for the agent: sources and targets."""
     return ((runtime.folder, PLACE),)
 
 

@@ -44,7 +44,7 @@ def from_spare(
     ask_next: Callable[[], None],
     undo: contextlib.ExitStack,
 ) -> Born:
-    """A sandbox out of the clone that was made ahead."""
+    """Makes a sandbox out of the clone that was made ahead."""
     undo.callback(release, spare.block)
     undo.callback(spare.close)
     try:
@@ -73,7 +73,7 @@ def let_into_group(
 def group_of(
     plan: LinuxPlan, nursery: Nursery, undo: contextlib.ExitStack
 ) -> tuple[cgroup.Group | None, str]:
-    """The sandbox's group, in which nothing is yet, or why there is none."""
+    """Returns the sandbox's group, in which nothing is yet, or why there is none."""
     # What else counts processes counts each user's, and root may become others.
     needed = ("memory", "cpus", "pids") if has_range(plan, nursery) else ("memory", "cpus")
     group, detail = make_group(plan.spec.limits, plan.limits, needed)
@@ -92,7 +92,7 @@ def room(plan: LinuxPlan, lent: list[Loan]) -> Taken:
 
 
 def uncounted(shared: SharedLayer | None, lent: list[Loan]) -> list[str]:
-    """What is on its disk, and is no memory of its group's: others' processes have written it."""
+    """Tells what is on its disk and no memory of its group's: others' processes wrote it."""
     copied = sum(loan.copy.bytes for loan in lent if loan.copy is not None)
     told = [f"{readable_size(copied)} of copied folders"] if copied else []
     if shared is not None:
@@ -101,7 +101,7 @@ def uncounted(shared: SharedLayer | None, lent: list[Loan]) -> list[str]:
 
 
 def scratch(wanted: Taken, shared: SharedLayer | None) -> dict[str, object]:
-    """The tmpfs that the host writes to first, with the room that a shared layer leaves."""
+    """Sizes the tmpfs that the host writes to first, with the room that a shared layer leaves."""
     used, files = shared.taken if shared is not None else (0, 0)
     return {"disk": wanted.size - used, "inodes": wanted.files - files}
 

@@ -44,7 +44,7 @@ def measure(mount: Mount, source: int, disk: int) -> tuple[CopySize, str]:
 
 
 def make(mount: Mount, source: int, scratch: int, name: str, user: int | None) -> None:
-    """A copy at ``name`` of the tmpfs ``scratch``, owned by ``user`` (None: by us).
+    """Makes a copy at ``name`` of the tmpfs ``scratch``, owned by ``user`` (None: by us).
 
     Raises InvalidInput."""
     copier = _Copier(user, os.fstat(source), _below(mount.source))
@@ -182,8 +182,8 @@ def copy_file(
     closed: bool = False,
     as_user: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> None:
-    """A regular file's data, mode and times, from a folder to another, each a descriptor; made
-    within ``as_user``, without write bits where it is ``closed``. Raises OSError."""
+    """Copies a regular file's data, mode and times, from a folder to another, each a descriptor;
+    made within ``as_user``, without write bits where it is ``closed``. Raises OSError."""
     source = os.open(name, _READ & ~os.O_NOFOLLOW if follow else _READ, dir_fd=above)
     try:
         info = os.fstat(source)
@@ -208,7 +208,7 @@ def finish(fd: int, info: os.stat_result, *, closed: bool = False) -> None:
 
 
 def pages(info: os.stat_result) -> int:
-    """Bytes that a file's data takes on a tmpfs."""
+    """Counts the bytes that a file's data takes on a tmpfs."""
     return -(-min(info.st_size, info.st_blocks * 512) // _PAGE) * _PAGE
 
 

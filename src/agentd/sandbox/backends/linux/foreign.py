@@ -52,7 +52,8 @@ def make(
     owner: os.stat_result | None = None,
     user: int | None = None,
 ) -> None:
-    """The layer, at ``name`` of the tmpfs ``scratch``, ``user``'s (None: ours). Raises OSError."""
+    """Makes the layer at ``name`` of a tmpfs, ``scratch``, ``user``'s (None: ours). Raises
+    OSError."""
     layer = _Layer(scratch, name, owner, user)
     try:
         with _seen(source, owner) as top:

@@ -46,7 +46,7 @@ class LinuxImageRoot(ImageRoot):
     """The root of an image as a sandbox of this wall has it."""
 
     def planned(self, plan: LinuxPlan) -> LinuxPlan:
-        """The plan with what the image says where the request says nothing. Raises Refused."""
+        """Fills in of a plan what the image says and the request does not. Raises Refused."""
         uid = plan.uid if plan.spec.user is not None else self.uid()
         mounted = any(mount.target == "/workspace" for mount in plan.mounts)
         return msgspec.structs.replace(
@@ -57,7 +57,7 @@ class LinuxImageRoot(ImageRoot):
         )
 
     def files(self) -> ImageFiles:
-        """Which directory it is, once and for all: one that is unpacked anew is another."""
+        """Tells which directory it is, once and for all: one that is unpacked anew is another."""
         found = os.fstat(self._root)
         return ImageFiles(self.image.digest, found.st_dev, found.st_ino)
 
@@ -72,7 +72,7 @@ class LinuxImageRoot(ImageRoot):
         }
 
     def shown(self, plan: LinuxPlan) -> list[str]:
-        """Names of the writable places where the image has something, which is to be seen there."""
+        """Names the writable places where the image has something, which is to be seen there."""
         if plan.bare:
             return []
         mounted = {mount.target for mount in plan.mounts}
@@ -83,7 +83,7 @@ class LinuxImageRoot(ImageRoot):
         ]
 
     def mount(self, lender: Lender, block: Block | None) -> int:
-        """A detached mount, read-only, its files the sandbox's user's; the caller's to close.
+        """Makes a detached mount, read-only, its files the sandbox's user's; the caller's to close.
         Raises SandboxError."""
         try:
             if block is None or not lender.may_mount:

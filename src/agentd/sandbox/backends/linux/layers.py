@@ -25,7 +25,7 @@ class LayerMaker(Helper):
         return (namespace, tree), lent
 
     def lend(self, held: tuple[int, int]) -> int:
-        """A detached mount of what ``stack`` returned, the caller's to close. Raises OSError,
+        """Makes a detached mount of what ``stack`` returned, the caller's to close. Raises OSError,
         SandboxError."""
         (lent,) = self._ask({"layer": "lend"}, held)
         return lent

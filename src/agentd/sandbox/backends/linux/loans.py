@@ -24,13 +24,13 @@ class Lender(Protocol):
 
     @property
     def may_mount(self) -> bool:
-        """Whether the host itself does, as the machine's root."""
+        """Tells whether the host itself does, as the machine's root."""
 
     def nobodys(self) -> range:
         """Ids that no process ever has."""
 
     def clone_tree(self, path: str, source: int, *, readonly: bool) -> int:
-        """A detached mount of ``path``, which is what ``source`` is open on. Raises OSError."""
+        """Makes a detached mount of ``path``, on which ``source`` is open. Raises OSError."""
 
 
 class Loan(NamedTuple):
@@ -48,7 +48,7 @@ class Loan(NamedTuple):
 
     @property
     def layered(self) -> bool:
-        """Whether the copy lies over what is mounted: of what is foreign in it alone."""
+        """Tells whether the copy lies over what is mounted: of what is foreign in it alone."""
         return self.copy is not None and not self.unmapped
 
     @property
@@ -80,7 +80,7 @@ class Loan(NamedTuple):
 
 
 def open_source(mount: Mount, undo: contextlib.ExitStack) -> int:
-    """The one look at the path: all that is done with the mount is done with what this found.
+    """Looks once at the path: all that is done with the mount is done with what this found.
 
     Raises InvalidInput.
     """
@@ -102,7 +102,7 @@ def all_of(
     *,
     own_user: bool,
 ) -> list[Loan]:
-    """``of`` of each mount. Raises as it does."""
+    """Does ``of`` for each mount. Raises as it does."""
     found = []
     for mount, source, lease in zip(mounted, sources, leases, strict=True):
         if lease is not None and lease.image:
@@ -152,7 +152,7 @@ def _reached(mount: Mount, source: int, lender: Lender) -> bool:
 
 
 def copy_all(lent: list[Loan], scratch: int, user: int | None) -> None:
-    """To the tmpfs of a sandbox whose user is ``user`` outside. Raises InvalidInput."""
+    """Copies all to the tmpfs of a sandbox whose user is ``user`` outside. Raises InvalidInput."""
     for index, loan in enumerate(lent):
         if loan.layered:
             try:
@@ -165,7 +165,7 @@ def copy_all(lent: list[Loan], scratch: int, user: int | None) -> None:
 
 
 def name(index: int) -> str:
-    """What a copy is called on the scratch tmpfs."""
+    """Returns what a copy is called on the scratch tmpfs."""
     return f"c{index}"
 
 
@@ -187,7 +187,8 @@ def requests(lent: list[Loan]) -> list[dict[str, object]]:
 
 
 def mount_fd(loan: Loan, lender: Lender, block: Block | None) -> int:
-    """A detached mount of what is lent, owned inside by the sandbox's user where it is mapped.
+    """Makes a detached mount of what is lent, owned inside by the sandbox's user where it is
+    mapped.
 
     Raises InvalidInput.
     """

@@ -63,7 +63,7 @@ class Lower:
         os.fchmod(folder, permissions | found.st_mode & stat.S_ISGID)
 
     def keep_group(self, made: int, before: os.stat_result | None) -> None:
-        """Of ``before``, to what takes its place, as far as the writer may give it."""
+        """Gives ``before``'s group to what takes its place, as far as the writer may."""
         if before is None or before.st_gid == os.fstat(made).st_gid:
             return
         if self._ids is None:
@@ -73,7 +73,7 @@ class Lower:
             os.fchown(made, -1, before.st_gid)
 
     def remove(self, name: str, folder: int, depth: int = 0) -> None:
-        """With all that is in it; quiet for what is not there. Raises OSError."""
+        """Removes it and all in it; quiet for what is not there. Raises OSError."""
         info = lstat(name, folder)
         if info is None:
             return
@@ -111,7 +111,7 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
 
 
 def enter(name: str, folder: int) -> int:
-    """A descriptor of a folder in another, on the same mount. Raises OSError, EXDEV for a mount."""
+    """Opens a folder in another, on the same mount. Raises OSError, EXDEV for a mount."""
     fd = os.open(name, _DIR, dir_fd=folder)
     if mounts.id_of(fd) == mounts.id_of(folder):
         return fd
@@ -132,7 +132,7 @@ def shown(path: str | bytes) -> str:
 
 
 def lstat(name: str, folder: int | None) -> os.stat_result | None:
-    """None where nothing has that name."""
+    """Returns what has that name; None where nothing has."""
     if folder is None:
         return None
     try:

@@ -77,8 +77,8 @@ class Nursery(LayerMaker):
         return range(0) if self._own is None else range(self._own.id + 1, self._own.id + SIZE)
 
     def take_spare(self, kind: SpareKind) -> Spare | None:
-        """The clone that waits for a request of this kind, if there is one. The caller owns all of
-        it, and calls ``ask_next`` in time."""
+        """Takes the clone that waits for a request of this kind, if there is one. The caller owns
+        all of it, and calls ``ask_next`` in time."""
         with self._lock:
             self._collect_spares()
             return self._spares.take(kind)
@@ -167,7 +167,7 @@ class Nursery(LayerMaker):
         return Pending(self, number)
 
     def clone_tree(self, path: str, source: int, *, readonly: bool) -> int:
-        """A detached mount of ``path``, made with the caller's own rights.
+        """Makes a detached mount of ``path``, made with the caller's own rights.
 
         Raises OSError where the kernel refuses it, SandboxError.
 
@@ -270,7 +270,7 @@ def begin(net: str) -> None:
 
 
 def adopt() -> Nursery | None:
-    """The zygote that ``begin`` started, once."""
+    """Takes over, once, the zygote that ``begin`` started."""
     global _begun
     nursery, _begun = _begun, None
     return nursery
@@ -284,5 +284,5 @@ class Pending:
         self._number = number
 
     def answer(self) -> list[int]:
-        """The pidfd, and the scratch mount of a copy-on-write sandbox. Raises SandboxError."""
+        """Returns the pidfd, and a copy-on-write sandbox's scratch mount. Raises SandboxError."""
         return self._nursery._answer(self._number)

@@ -23,7 +23,7 @@ def temporary_name() -> str:
 
 
 def create(folder: int) -> tuple[int, str]:
-    """A file to be written, open, and its temporary name, empty where it has none.
+    """Makes a file to be written, open, and its temporary name, empty where it has none.
 
     It is locked for as long as it is open: nobody sweeps it away. Raises OSError.
     """
@@ -41,7 +41,7 @@ def create(folder: int) -> tuple[int, str]:
 
 
 def named(fd: int, folder: int) -> str:
-    """The temporary name that it gives to what ``create`` made without one: rename(2) wants one.
+    """Gives a temporary name to what ``create`` made without one: rename(2) wants one.
 
     Before it is anybody else's, whose files not everybody may link. Raises OSError.
     """

@@ -42,7 +42,7 @@ class LinuxPlan(msgspec.Struct, frozen=True):
 
     @property
     def rw(self) -> bool:
-        """Whether what is written in it are files of the host's."""
+        """Tells whether what is written in it are files of the host's."""
         return any(mount.mode is MountMode.RW for mount in self.mounts)
 
 

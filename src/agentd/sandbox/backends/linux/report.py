@@ -119,8 +119,8 @@ def network(
     how: str = "own namespace",
     bounds: EgressBounds = _NO_BOUNDS,
 ) -> Control:
-    """What is said of a network; of one that is restricted its rules, as they were written, which
-    secrets are used where, ``how`` there is no other way out, and how much may be moved."""
+    """Says of a network; of one that is restricted its rules, as they were written, which secrets
+    are used where, ``how`` there is no other way out, and how much may be moved."""
     if net == "host":
         return Control(net, False, "shared with the host")
     if net == "none":
@@ -228,7 +228,7 @@ def _contained(facts: "Facts", error: str) -> Blocker:
 
 
 def kernel_version(release: str) -> tuple[int, int]:
-    """``(6, 18)`` of ``6.18.44-generic``."""
+    """Returns ``(6, 18)`` of ``6.18.44-generic``."""
     major, minor, *_ = release.split("-", maxsplit=1)[0].split(".")
     return int(major), int(minor)
 

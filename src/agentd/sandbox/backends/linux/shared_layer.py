@@ -53,8 +53,8 @@ class SharedLayer:
         return SharedLayer(self._maker, (namespace, tree), self._ids, self.taken, lent)
 
     def lend(self, block: Block | None) -> int:
-        """A detached mount, which belongs to the ids of a sandbox of ``block``; the caller's to
-        close. Raises OSError, SandboxError."""
+        """Makes a detached mount, which belongs to the ids of a sandbox of ``block``; the caller's
+        to close. Raises OSError, SandboxError."""
         fd, self._lent = self._lent, -1
         if fd < 0:
             fd = self._maker.lend(self._held)
@@ -66,7 +66,7 @@ class SharedLayer:
         return fd
 
     def close(self) -> None:
-        """Idempotent."""
+        """Gives it up; idempotent."""
         fds = (*self._held, self._lent)
         self._held, self._lent = (-1, -1), -1
         for fd in fds:
@@ -104,7 +104,7 @@ def withdraw(name: str) -> None:
 
 
 def of_fork(folder: str) -> SharedLayer | None:
-    """The one that the folder of a fork names, the caller's to close; None of a snapshot.
+    """Opens the one that the folder of a fork names, the caller's to close; None of a snapshot.
 
     Raises SandboxError.
     """

@@ -45,7 +45,7 @@ class Spare(NamedTuple):
     block: Block | None
 
     def close(self) -> None:
-        """It ends; its block is released by whoever sees that."""
+        """Ends it; its block is released by whoever sees that."""
         self.listener.close()
         os.close(self.pidfd)
 

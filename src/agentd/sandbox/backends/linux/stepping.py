@@ -22,14 +22,14 @@ class StepBackend(LinuxBackend):
         self._uid = 0
 
     def start_of(self, image: OciImage, root: str) -> None:
-        """What the next sandbox starts of: ``root`` is a path that stays until it has ended."""
+        """Has the next sandbox start of an image: ``root`` is a path that stays until it ends."""
         self._step = image, root
 
     def plan(self, spec: SandboxSpec) -> LinuxPlan:
         return msgspec.structs.replace(make_plan(spec), bare=True)
 
     def only_uid(self) -> int | None:
-        """The one uid that there is in the last sandbox; None where it has a range of them."""
+        """Returns the one uid that is in the last sandbox; None where it has a range of them."""
         return None if self._uid == 0 and identity.available() else self._uid
 
     def _image_root(

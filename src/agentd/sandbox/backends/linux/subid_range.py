@@ -17,8 +17,8 @@ class SubidRange(NamedTuple):
 
 
 def own() -> SubidRange | str:
-    """The range of this process's user; or why there is none, with the fix. Of an ordinary user
-    alone: empty for root, whose sandboxes have blocks of ids."""
+    """Returns the range of this process's user; or why there is none, with the fix. Of an ordinary
+    user alone: empty for root, whose sandboxes have blocks of ids."""
     if os.geteuid() == 0:
         return ""
     found = subids.own()

@@ -73,7 +73,7 @@ Make = Callable[[], Begun | None]
 
 
 def settled(plan: LinuxPlan) -> LinuxPlan:
-    """The plan without what a request may say when the container has started."""
+    """Returns the plan without what a request may say when the container has started."""
     left = {"env": {}, "egress": (), "egress_bounds": EgressBounds()}
     spec = msgspec.structs.replace(plan.spec, **left)
     return msgspec.structs.replace(plan, spec=spec, env={}, table=None, authority=None)
@@ -115,7 +115,8 @@ class ContainersAhead:
         self._closed = False
 
     def take(self, kind: ContainerKind | None, launcher: Launcher) -> Begun | None:
-        """The one that waits for a request of this kind, or is on its way; the caller's to end."""
+        """Takes one that waits for a request of this kind, or is on its way; the caller's to
+        end."""
         with self._changed:
             self._last = time.monotonic()
             found = None if kind is None else self._waiting.pop(kind, None)

@@ -63,7 +63,7 @@ def of_plan(
     shared: bool = False,
     without: Collection[str] = (),
 ) -> Json:
-    """The configuration for a runtime that is root of the sandbox's user namespace.
+    """Returns the configuration for a runtime that is root of the sandbox's user namespace.
 
     ``mounts`` are ``(source, target, is read-only)`` of what is passed along, the workspace among
     them if it is. ``argv`` starts the agent. ``shown`` are directories of the scratch tmpfs that
@@ -111,7 +111,7 @@ def profile(plan: LinuxPlan) -> str:
 
 
 def writable(plan: LinuxPlan, mounts: Sequence[tuple[str, str, bool]]) -> list[str]:
-    """Where commands may write."""
+    """Tells where commands may write."""
     if plan.spec.writable:
         return ["/"]
     found = [target for _, target, readonly in mounts if not readonly]
@@ -119,18 +119,18 @@ def writable(plan: LinuxPlan, mounts: Sequence[tuple[str, str, bool]]) -> list[s
 
 
 def scratch(spec: SandboxSpec) -> tuple[tuple[str, str, int], ...]:
-    """The directories of the scratch tmpfs: of an image /run and /var are its own."""
+    """Names the directories of the scratch tmpfs: of an image /run and /var are its own."""
     return SCRATCH if spec.image == DEFAULT_IMAGE else SCRATCH[:_OF_ANY_ROOT]
 
 
 def agent_argv() -> list[str]:
-    """What starts the agent by this interpreter."""
+    """Returns what starts the agent by this interpreter."""
     return [_interpreter(), "-I", "-S", "-E", "-X", "utf8", "-c", _START]
 
 
 @cache
 def agent_files() -> tuple[tuple[str, str], ...]:
-    """What of the host's is mounted for it: sources and targets.
+    """Returns what of the host's is mounted for it: sources and targets.
 
     Its code, and this interpreter's files where those are not among the host's programs.
     """

@@ -104,7 +104,7 @@ def host_limits(plan: QemuPlan, machine: QemuMachine) -> Limits:
 
 
 def ceiling(memory: int) -> int:
-    """Bytes that QEMU and the device may hold for a guest with so many."""
+    """Returns the bytes that QEMU and the device may hold for a guest with so many."""
     return memory + HOST_OVERHEAD
 
 
@@ -133,8 +133,8 @@ def command(machine: QemuMachine, kernel_arguments: str, program: str = PROGRAM)
 
 
 def disk_block(path: str) -> dict[str, object]:
-    """The block device of the disk of an image, of a file: nobody's to write, and never guessed
-    what it is by its content."""
+    """Describes the block device of the disk of an image, of a file: nobody's to write, and never
+    guessed what it is by its content."""
     file = {"driver": "file", "filename": path, "locking": "off", "read-only": True}
     return {"driver": "raw", "node-name": DISK, "read-only": True, "file": file}
 

@@ -196,7 +196,7 @@ class QemuProcess(MonitorProcess):
                 self._plug(name, "vhost-user-vsock-pci", theirs)
 
     def listen_to_guest(self) -> socket.socket:
-        """Where streams arrive that the guest opens to its network's port, once a device is
+        """Listens where streams arrive that the guest opens to its network's port, once a device is
         attached; the caller's to close. Raises SandboxError."""
         listener = self._listen(_NETWORK, dialled.BACKLOG)
         if self._uid is not None:
@@ -381,7 +381,7 @@ def start(
     block: Block | None = None,
     disk: int | None = None,
 ) -> QemuProcess:
-    """A running machine; ``state`` is a descriptor of what ``save`` wrote, else it boots. ``disk``
+    """Starts a machine; ``state`` is a descriptor of what ``save`` wrote, else it boots. ``disk``
     is of the file of the disk that the state has.
 
     ``block`` is released when it ends, and when it does not come up.

@@ -51,7 +51,7 @@ class Qmp:
         fds: Sequence[int] = (),
         timeout: float = 30.0,
     ) -> Any:
-        """A command's return value. Raises QmpError, and BackendLost when QEMU is gone."""
+        """Returns a command's return value. Raises QmpError, and BackendLost when QEMU is gone."""
         message: dict[str, Any] = {"execute": command}
         if arguments:
             message["arguments"] = arguments
@@ -64,7 +64,8 @@ class Qmp:
     def wait_event(
         self, names: Collection[str], timeout: float, **fields: object
     ) -> dict[str, Any]:
-        """The data of the next event of one of these names whose data has these fields.
+        """Awaits the next event of one of these names whose data has these fields; returns its
+        data.
 
         Events that came before and were not asked for count, too; those are dropped on the way.
         Raises SandboxError when none came in time.

@@ -46,7 +46,7 @@ class NamelessSockets:
 
     @contextlib.contextmanager
     def file(self, name: str) -> Iterator[int]:
-        """A descriptor of it, for as long as the block lasts. Raises BackendLost."""
+        """Opens a descriptor of it, for as long as the block lasts. Raises BackendLost."""
         with self._lock:
             if name not in self._files:
                 raise BackendLost("the virtual machine is gone")
@@ -58,18 +58,18 @@ class NamelessSockets:
 
     @contextlib.contextmanager
     def place(self, name: str) -> Iterator[str]:
-        """Its path, in this process. Raises BackendLost."""
+        """Yields its path, in this process. Raises BackendLost."""
         with self.file(name) as file:
             yield f"/proc/self/fd/{file}"
 
     def forget(self, name: str) -> None:
-        """Idempotent."""
+        """Closes one; idempotent."""
         with self._lock:
             file = self._files.pop(name, -1)
         if file >= 0:
             os.close(file)
 
     def close(self) -> None:
-        """Idempotent."""
+        """Closes all; idempotent."""
         for name in list(self._files):
             self.forget(name)

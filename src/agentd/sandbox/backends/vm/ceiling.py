@@ -64,7 +64,7 @@ class Ceiling:
                 self._group.limit_memory(self._limit + self._kept)
 
     def keeps(self, fd: int) -> None:
-        """The monitor wrote this file, which stays: in memory it counts for the group."""
+        """Notes a file that the monitor wrote, which stays: in memory it counts for the group."""
         if in_memory(f"/proc/self/fd/{fd}"):
             self._kept += states.allocated(fd)
 

@@ -92,7 +92,7 @@ def named(found: Ending) -> Ending:
 
 
 def tail(log: str) -> str:
-    """The last lines of a ``safe_log`` in one."""
+    """Returns the last lines of a ``safe_log`` in one."""
     text = " | ".join(log.splitlines()[-_LINES:])
     return text if len(text) <= _CHARACTERS else "..." + text[-_CHARACTERS:]
 

@@ -25,7 +25,7 @@ class FolderError(Exception):
 
 
 def base() -> str:
-    """The directory of this user's run folders, made if need be. Raises FolderError."""
+    """Returns the directory of this user's run folders, made if need be. Raises FolderError."""
     path = _base_path()
     try:
         with contextlib.suppress(FileExistsError):
@@ -60,7 +60,7 @@ def _is_usable(folder: str, uid: int) -> bool:
 
 
 def claim() -> tuple[str, int]:
-    """A new folder and the descriptor of its lock, which the caller passes to whoever it is for.
+    """Makes a folder, and opens its lock, which the caller passes to whoever it is for.
 
     Removes dead ones first. Raises FolderError and OSError.
     """
@@ -99,7 +99,7 @@ def _is_dead(path: str) -> bool:
 
 
 def remove(path: str) -> None:
-    """A folder and the files in it, which has no folders; never raises."""
+    """Removes a folder and the files in it, which has no folders; never raises."""
     with contextlib.suppress(OSError):
         for name in os.listdir(path):
             with contextlib.suppress(OSError):

@@ -32,8 +32,8 @@ def settings(
     net: dict[str, object] | None,
     env: Mapping[str, str] | None = None,
 ) -> dict[str, object]:
-    """The fields of sys.setup; new random ones each time. ``env`` are variables that those of
-    ``spec`` replace."""
+    """Returns the fields of sys.setup; new random ones each time. ``env`` are variables that those
+    of ``spec`` replace."""
     fields: dict[str, object] = {
         "entropy": base64.b64encode(os.urandom(_ENTROPY_BYTES)).decode(),
         "hostname": spec.hostname,

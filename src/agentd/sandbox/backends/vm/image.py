@@ -54,7 +54,7 @@ class DiskRoot(ImageRoot):
             os.close(self.disk)
 
     def begin(self, mounts: Sequence[Mount]) -> str | None:
-        """Where commands begin, if not in the workspace."""
+        """Tells where commands begin, if not in the workspace."""
         return None if any(mount.target == WORKSPACE for mount in mounts) else self.workdir()
 
     def user(self, spec: SandboxSpec) -> int:
@@ -62,7 +62,7 @@ class DiskRoot(ImageRoot):
         return self.uid() if spec.user is None else parse_user(spec.user)
 
     def request(self, spec: SandboxSpec, limits: Limits, tags: Sequence[str]) -> dict[str, object]:
-        """What sys.setup is told of it; ``tags`` are those of the mounts' devices."""
+        """Returns what sys.setup is told of it; ``tags`` are those of the mounts' devices."""
         workdir = self.begin(spec.mounts)
         places = self.places(spec.mounts, workdir)
         mounted = {mount.target for mount in spec.mounts}

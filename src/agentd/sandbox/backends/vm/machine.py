@@ -64,7 +64,7 @@ class MonitorProcess(ABC):
         return self.ending().text
 
     def log_tail(self) -> str:
-        """The end of what it printed, on one line."""
+        """Returns the end of what it printed, on one line."""
         return tail(safe_log(self._log()))
 
     def _kill(self) -> None:

@@ -59,7 +59,7 @@ def setup(network: SandboxNetwork) -> dict[str, object]:
 
 
 def control(spec: SandboxSpec) -> Control:
-    """What is said of a network without a card; of one of rules these, as they were written."""
+    """Says of a network without a card; of one of rules these, as they were written."""
     if spec.net != "restricted":
         return Control(spec.net, True, _HOW)
     return report.network(spec.net, spec.egress, spec.secrets, _HOW, spec.egress_bounds)

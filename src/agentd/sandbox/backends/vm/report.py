@@ -22,10 +22,9 @@ _LIMITS = {
 def of_guest(
     spec: SandboxSpec, limits: Limits, setup: Collection[str], image: OciImage | None = None
 ) -> dict[str, Control]:
-    """The guest's identity and limits, and its root where that is asked for. ``limits`` have their
-    defaults in; ``setup`` names the controls that hold in the guest, none where its agent is not
-    ours. ``image`` is the root of commands, where it is not the machine's.
-    """
+    """Reports the guest's identity and limits, and its root where that is asked for. ``limits``
+    have their defaults in; ``setup`` names the controls that hold in the guest, none where its
+    agent is not ours. ``image`` is the root of commands, where it is not the machine's."""
     own = "own random numbers, machine-id, boot_id and clock"
     foreign = "as the image has it: its agent is not ours"
     table = {"identity": Control("default", set(setup) >= _IDENTITY, own if setup else foreign)}

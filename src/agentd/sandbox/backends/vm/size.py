@@ -16,9 +16,9 @@ _MAX_MEMORY = 1 << 40
 def size(
     spec: SandboxSpec, step: int, most_vcpus: int, *, own_root: bool = False
 ) -> tuple[Limits, int, int]:
-    """The limits with their defaults in, the machine's memory in bytes, a multiple of ``step``, and
-    its virtual CPUs. ``own_root``: commands are in another root than the machine's. Raises
-    InvalidInput."""
+    """Returns the limits with their defaults in, the machine's memory in bytes, a multiple of
+    ``step``, and its virtual CPUs. ``own_root``: commands are in another root than the machine's.
+    Raises InvalidInput."""
     if spec.net not in ("none", "host", "restricted"):
         raise InvalidInput(
             f"unknown network {spec.net!r}", remediation="use none, host or restricted"

@@ -28,7 +28,7 @@ def digest(fd: int) -> str:
 
 
 def allocated(fd: int) -> int:
-    """Bytes that it takes: holes take none."""
+    """Counts the bytes that it takes: holes take none."""
     return os.fstat(fd).st_blocks * 512
 
 

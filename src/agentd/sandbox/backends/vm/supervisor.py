@@ -77,7 +77,7 @@ class Keeper(Helper):
         gid: int | None = None,
         helper: bool = False,
     ) -> StartedProcess:
-        """A monitor, or a helper of a machine that has one: each ends when the other does.
+        """Starts a monitor, or a helper of a machine that has one: each ends when the other does.
 
         ``{name}`` in ``argv`` becomes the number of that descriptor in it. ``readable`` and
         ``writable`` name descriptors of files that it opens again by /proc/self/fd, or of
@@ -108,8 +108,9 @@ class Keeper(Helper):
         uid: int | None = None,
         ports: Mapping[int, int] | None = None,
     ) -> StartedProcess:
-        """A vsock device between a machine's vhost-user socket and a hybrid one. ``ports`` of the
-        host's lead to the sockets that these descriptors name (O_PATH); to others nothing does."""
+        """Starts a vsock device between a machine's vhost-user socket and a hybrid one. ``ports``
+        of the host's lead to the sockets that these descriptors name (O_PATH); to others nothing
+        does."""
         places = dict(ports or {})
         request: dict[str, object] = {"op": "device", "vm": number, "cid": cid, "uid": uid}
         request["ports"] = list(places)

@@ -38,7 +38,7 @@ class Templates:
         self._open: dict[str, int] = {}
 
     def get(self, key: str, build: Callable[[int], None]) -> int:
-        """The verified state of ``key``, open for reading, the caller's to close.
+        """Returns the verified state of ``key``, open for reading, the caller's to close.
 
         ``build`` writes a missing one. Raises what that raises, and SandboxError where the folder
         cannot be trusted.
