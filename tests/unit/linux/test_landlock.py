@@ -250,7 +250,7 @@ def test_a_right_the_abi_does_not_know_is_not_in_a_rule(box: Path) -> None:
     assert kernel.names() == ["landlock_create_ruleset"] * 2
 
 
-@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM])
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EACCES])
 def test_no_landlock_is_version_0_and_no_ruleset(code: int) -> None:
     kernel = RecordingKernel({"landlock_create_ruleset": [OSError(code, "no")] * 2})
     assert landlock.abi_version(kernel) == 0

@@ -51,5 +51,7 @@ def _write_when_told(sock: socket.socket, write: Callable[[], None]) -> NoReturn
     except Exception as error:
         said = str(error) or type(error).__name__
     finally:
-        sock.send(said.encode()[:_MOST_BYTES])
-        os._exit(0)
+        try:
+            sock.send(said.encode()[:_MOST_BYTES])
+        finally:  # also where nobody is there any more: all above us is our parent's to do
+            os._exit(0)
