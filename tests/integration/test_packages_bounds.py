@@ -1,14 +1,17 @@
 """What keeps packages from taking more, lasting longer, or saying more than they may: each control
 by itself."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import threading
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from tests.index import NAME, Index
@@ -25,7 +28,9 @@ from tests.integration.test_packages import (
 from agentd import InvalidInput, Refused, Sandbox, SandboxError, Unavailable
 from agentd.daemon.packages import inside, pip, resolve
 from agentd.daemon.packages.provide import EXACT_SECONDS
+from agentd.linux.replacing import replacing
 from agentd.model.packages import packages_of
+from agentd.sandbox import packages as kept
 from agentd.sandbox.packages import PackageStore
 
 __all__ = ["index", "own"]  # fixtures
@@ -116,6 +121,22 @@ def test_what_is_damaged_is_pruned_and_fetched_anew(text: str, index: Index, own
         _made("demo")
     packages("prune")
     assert not demo.exists()
+    assert _made("demo") == ["demo"]
+
+
+def test_who_forgets_takes_nothing_away_that_is_being_written(
+    index: Index, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def interrupted(path: str, mode: int) -> Iterator[BinaryIO]:
+        pruning = threading.Thread(target=lambda: PackageStore().prune(1 << 40))
+        with replacing(path, mode) as file:
+            yield file
+            pruning.start()
+            pruning.join(1.0)  # it ends in between, unless it waits
+
+    index.add("demo")
+    monkeypatch.setattr(kept, "replacing", interrupted)
     assert _made("demo") == ["demo"]
 
 

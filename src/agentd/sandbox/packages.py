@@ -114,7 +114,10 @@ class PackageStore:
         return found.digest if fresh and self._is_there(found.digest) else None
 
     def remember(self, key: str, digest: str) -> None:
-        self._write(_REQUESTS, key, Answer(FORMAT, digest, time.time()))
+        with self._errors():
+            self._make_folders()
+            with self._locked():  # who forgets takes what is half written for a leftover
+                self._write(_REQUESTS, key, Answer(FORMAT, digest, time.time()))
 
     @contextlib.contextmanager
     def turn(self, key: str, waiting: Callable[[], None]) -> Iterator[None]:
