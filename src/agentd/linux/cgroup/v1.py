@@ -76,7 +76,12 @@ class V1Hierarchy(Hierarchy):
         if cpus is not None:
             directory = self._directory("cpu", name)
             files.write(directory, "cpu.cfs_period_us", CPU_PERIOD_USEC)
-            files.write(directory, "cpu.cfs_quota_us", cpu_quota(cpus))
+            try:
+                files.write(directory, "cpu.cfs_quota_us", cpu_quota(cpus))
+            except OSError as error:
+                # More than a group above may have: that one's, which is less, holds for this too.
+                if error.errno != errno.EINVAL:
+                    raise
 
     def _make_parent(self, parent: str) -> None:
         try:
