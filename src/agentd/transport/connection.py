@@ -226,7 +226,8 @@ class V2Connection:
             if not data:
                 self._decoder.close()
                 raise _closed()
-            frames = self._decoder.feed(self._greeted(data))
+            greeted = self._greeting.line is not None
+            frames = self._decoder.feed(data if greeted else self._greeted(data))
         except wire.WireError as error:
             raise GuestError("the agent broke the protocol", cause=str(error)) from None
         return [frame for frame in frames if not self._was_told(frame)] if self._told else frames
@@ -241,8 +242,6 @@ class V2Connection:
 
     def _greeted(self, data: bytes) -> bytes:
         """Return what follows the answer to the greeting."""
-        if self._greeting.line is not None:
-            return data
         if not self._greeting.feed(data):
             return b""
         if self._greeting.protocol() != 2:
