@@ -21,6 +21,9 @@ MAX_FILES = 64
 MAX_FILE = 256 << 10
 MAX_TOTAL = 2 << 20
 MANIFEST = "manifest.json"
+_NO_MANIFEST = (
+    'there is none: write {"name": "mine", "modules": ["mine.rego"]}, with the files\' names'
+)
 _COMMON = "agentd:"
 _BUNDLES = Path(__file__).resolve().parent / "bundles"
 _TEST = "_test.rego"
@@ -52,7 +55,7 @@ def read(where: str | Path) -> BundleSource:
     found = _folder(folder)
     problems: list[BundleProblem] = []
     if MANIFEST not in found:
-        raise BundleError(str(where), [BundleProblem(MANIFEST, 0, "there is none")])
+        raise BundleError(str(where), [BundleProblem(MANIFEST, 0, _NO_MANIFEST)])
     manifest = _manifest(str(where), found[MANIFEST])
     named = [*manifest.modules, *manifest.data, *manifest.tests]
     problems += [

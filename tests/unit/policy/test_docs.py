@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from agentd.client.cli.main import main
 from agentd.daemon import config
 from agentd.daemon.admission import acts
 from agentd.daemon.admission.acts import cut
@@ -44,9 +45,30 @@ def test_the_module_that_is_added_denies_on_sundays(ours, store):
         assert decision.allow is allowed, decision
 
 
-def test_the_bundle_of_one_module_passes_the_tests_of_the_page(tmp_path):
+def test_the_module_that_is_added_decides_by_the_time_that_it_is(ours, capsys):
+    """Which has a fraction; functions of time take none."""
+    words = ["policy", "explain", "--bundle", ours, "--as", "bob", "--scopes", "run", "--json"]
+    code = main([*words, "--call", "shell.exec.v1", "--params", '{"command": "ls"}'])
+    decision = json.loads(capsys.readouterr().out)["explanation"]["decision"]
+    assert decision["undecided"] == ""
+    assert decision["allow"] is (code == 0)
+
+
+def test_a_bundle_without_a_test_says_so(ours, capsys):
+    assert main(["policy", "test", ours]) == 1
+    assert capsys.readouterr().out == (
+        "no tests: they are rules test_... of *_test.rego files in the folder\n"
+    )
+    assert main(["policy", "test", ours, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+def test_the_bundle_of_one_module_passes_the_tests_of_the_page(tmp_path, capsys):
     _, module, tests = _blocks("rego")
-    (tmp_path / "manifest.json").write_text(json.dumps({"name": "m", "modules": ["mine.rego"]}))
+    assert main(["policy", "check", str(tmp_path)]) == 1
+    (manifest,) = re.findall(r"has a manifest `(.*?)`", PAGE)
+    assert f"there is none: write {manifest}" in capsys.readouterr().out
+    (tmp_path / "manifest.json").write_text(manifest)
     (tmp_path / "mine.rego").write_text(module)
     (tmp_path / "mine_test.rego").write_text(tests)
     assert check(str(tmp_path)) == []

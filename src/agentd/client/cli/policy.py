@@ -125,7 +125,10 @@ def _test(options: argparse.Namespace) -> int:
     results = testing.test(options.bundle)
     failed = [result for result in results if not result.passed]
     if options.json:
-        remote.print_json({"bundle": options.bundle, "ok": not failed, "tests": results})
+        ok = bool(results) and not failed
+        remote.print_json({"bundle": options.bundle, "ok": ok, "tests": results})
+    elif not results:
+        print("no tests: they are rules test_... of *_test.rego files in the folder")
     else:
         _show(results)
         print(f"{len(results) - len(failed)} passed, {len(failed)} failed")

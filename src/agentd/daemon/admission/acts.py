@@ -187,7 +187,8 @@ def _act(
 
 def asked(act: Act, now: float) -> Asked:
     """Return the document that policies decide on; long texts as ``cut`` has them, and variables of
-    an environment by name only: a policy may be shown to people, and its input logged."""
+    an environment by name only: a policy may be shown to people, and its input logged. The time
+    is in whole seconds: the engine's functions of time refuse a number with a fraction."""
     who, place, parameters = act.who, act.place, act.parameters
     if isinstance(env := parameters.get("env"), Mapping):
         parameters = {**parameters, "env": sorted(env)}
@@ -196,7 +197,7 @@ def asked(act: Act, now: float) -> Asked:
         capability={"name": act.name, "needs": _needs(act.needs)},
         parameters=cut(parameters),
         sandbox=_sandbox(place),
-        request={"id": act.id, "time": now, "signer": act.signer, "via": act.via},
+        request={"id": act.id, "time": int(now), "signer": act.signer, "via": act.via},
     )
 
 
