@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -178,6 +180,16 @@ def test_a_page_without_end_takes_so_much_memory(
     monkeypatch.setattr(index, "page", lambda _: b"<!-- " + b"x" * (256 << 20) + b" -->")
     with pytest.raises(InvalidInput, match="MiB of memory"):
         _made("second")
+
+
+def test_who_may_have_less_memory_than_pip_is_given_fetches_by_that(
+    index: Index, own: Path
+) -> None:
+    index.add("demo")
+    argv = ["prlimit", f"--data={768 << 20}", sys.executable, "-m", "agentd", "run", "--embedded"]
+    words = [*argv, "--with", "demo", "--", "true"]
+    ran = subprocess.run(words, check=False, capture_output=True, text=True, timeout=280)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_an_index_that_takes_its_time_is_given_up(

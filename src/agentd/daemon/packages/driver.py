@@ -54,7 +54,9 @@ def refuse_programs(event: str, _: object) -> None:
 
 
 def main() -> int:
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    most = MEMORY if hard < 0 else min(MEMORY, hard)  # less is the service's, say, and -1 none
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     pip, executable, markers = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     sys.path.insert(0, pip)
     from pip._internal.cli.main import main as run
