@@ -1,5 +1,6 @@
 """A wrong signal or size changes nothing, by whichever door it comes."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -72,6 +73,27 @@ def test_over_a_websocket(daemon: Daemon, process: str) -> None:
                 pass
             assert json.loads(told)["error"]["code"] == "invalid_input", told
     assert goes_on(daemon, process)
+
+
+def test_what_comes_as_it_ends_is_no_error_of_the_daemons(daemon: Daemon) -> None:
+    client = pytest.importorskip("websockets.sync.client")
+    closed = pytest.importorskip("websockets.exceptions").ConnectionClosed
+    resize = b'{"op": "resize", "rows": 5, "cols": 5}'
+    ops = [b'{"op": "signal", "signal": 9}', *(2000 * [resize])]
+    # At once, masked with nothing: most are answered once it has ended.
+    frames = b"".join(bytes((0x81, 0x80 | len(op))) + bytes(4) + op for op in ops)
+    place = f"/v1/sandboxes/{daemon.sandbox()}"
+    for _ in range(4):
+        made = daemon.ask("POST", f"{place}/exec", {"cmd": "sleep 99", "wait": False, "pty": {}})
+        process = f"{place}/processes/{made.json['id']}"
+        with client.unix_connect(daemon.socket, f"ws://localhost{process}/attach") as socket:
+            socket.recv(timeout=120)  # that it has begun
+            socket.socket.sendall(frames)
+            with contextlib.suppress(closed):
+                while True:
+                    socket.recv(timeout=120)
+        until(lambda process=process: daemon.ask("GET", process).json["state"] == "ended")
+    assert b"RuntimeError" not in daemon.log
 
 
 def test_by_the_sdk(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,13 @@ from agentd.model.errors import AgentdError
 
 
 class Closed(Exception):
-    """By the client, or with its connection."""
+    """By the client, by us, or with its connection."""
 
 
 class Socket(WebRequest[D]):
     """A WebSocket, before and after it is accepted."""
 
-    accepted = False
+    accepted = closed = False
 
     async def accept(self, subprotocol: str | None = None) -> None:
         await self._receive()  # websocket.connect
@@ -39,10 +39,11 @@ class Socket(WebRequest[D]):
         return data
 
     async def send(self, data: bytes) -> None:
-        await self._send({"type": "websocket.send", "bytes": data})
+        """Raises Closed once we have closed it, as the rest does that sends."""
+        await self._tell({"type": "websocket.send", "bytes": data})
 
     async def send_text(self, text: str) -> None:
-        await self._send({"type": "websocket.send", "text": text})
+        await self._tell({"type": "websocket.send", "text": text})
 
     async def send_error(self, error: AgentdError) -> None:
         """Send an error as the door words it, if it does."""
@@ -52,7 +53,7 @@ class Socket(WebRequest[D]):
 
     async def fail(self, error: AgentdError) -> None:
         """Tell the error and close, or refuse what was not accepted yet."""
-        if self.link.transport.is_closing():
+        if self.closed or self.link.transport.is_closing():
             return
         if not self.accepted:
             await self.refuse(error)
@@ -62,4 +63,12 @@ class Socket(WebRequest[D]):
         await self.close(1008 if status_of(error) < 500 else 1011, error.message)
 
     async def close(self, code: int = 1000, reason: str = "") -> None:
+        if self.closed:
+            raise Closed
+        self.closed = True
         await self._send({"type": "websocket.close", "code": code, "reason": reason[:120]})
+
+    async def _tell(self, message: dict[str, object]) -> None:
+        if self.closed:  # one task does, amid what another answers
+            raise Closed
+        await self._send(message)
