@@ -92,6 +92,15 @@ def _network(net: str | None) -> str:
     return net if net in ("none", "host") else "none" if net is None else "restricted"
 
 
+def _secrets(options: argparse.Namespace) -> list[str]:
+    """Return their names. Raises InvalidInput."""
+    if not options.secrets:
+        return []
+    from agentd.model.secret import asked_secrets
+
+    return [asked.binding.name for asked in asked_secrets(options.secrets)]
+
+
 def _create(
     where: "Address | None", service: "Service", options: argparse.Namespace, interrupts: Interrupts
 ) -> "SandboxView":
@@ -99,9 +108,11 @@ def _create(
     from agentd.client.cli import command, place
 
     asked = sandbox_options(options)
-    if options.packages:  # they are for the Python that the command finds
+    # Packages are for the Python that the command finds; and no variable is a secret as well.
+    names = [*_secrets(options), *(("PATH", "PYTHONPATH") if options.packages else ())]
+    if names:
         own = command.environment(options)
-        asked["env"] = {name: own[name] for name in ("PATH", "PYTHONPATH") if name in own}
+        asked["env"] = {name: own[name] for name in names if name in own}
     body = build.sandbox_body(snapshot=options.snapshot, template=options.template, **asked)
     if options.save_snapshot:
         from agentd.sandbox import snapshots

@@ -49,6 +49,14 @@ def test_other_ends(backend, capfd, script, options, code, words):
     assert capfd.readouterr().err.startswith(words)
 
 
+def test_a_variable_that_is_a_secret_too_is_refused(backend, monkeypatch):
+    """As everywhere: the program would have the secret itself."""
+    monkeypatch.setenv("API_TOKEN", "sk-0123456789abcdefghijkl")
+    words = ["--embedded", "--secret", "API_TOKEN@api.example.com", "-e", "API_TOKEN"]
+    with pytest.raises(InvalidInput, match="API_TOKEN is a variable and a secret"):
+        run.main([*words, "--", "printenv", "API_TOKEN"])
+
+
 def test_a_program_that_is_not_there_is_127(backend, capfd):
     assert run.main(["--", "no-such-program"]) == 127
     assert "spawn_failed: no-such-program: No such file or directory" in capfd.readouterr().err
