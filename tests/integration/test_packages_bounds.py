@@ -121,7 +121,8 @@ def test_what_is_damaged_is_pruned_and_fetched_anew(text: str, index: Index, own
     demo.write_text(another if text == "another's" else text)
     with pytest.raises(SandboxError, match=r"are damaged.*agentd packages prune"):
         _made("demo")
-    packages("prune")
+    whole = PackageStore().about(f"sha256:{second.parent.name}").bytes
+    assert json.loads(packages("prune", "--json"))["freed"] > whole
     assert not demo.exists()
     assert _made("demo") == ["demo"]
 

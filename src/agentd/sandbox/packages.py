@@ -22,7 +22,7 @@ import msgspec
 
 from agentd.image import store as machines
 from agentd.image.oci.roots import ROOT, Roots, look
-from agentd.image.oci.work import WorkFolder, sweep
+from agentd.image.oci.work import WorkFolder, size_of, sweep
 from agentd.linux import locks, paths
 from agentd.linux.replacing import replacing
 from agentd.model import typed
@@ -247,14 +247,15 @@ class PackageStore:
         return freed
 
     def _prune(self, most: int, keep: str) -> int:
-        kept = []
+        kept, freed = [], 0
         for digest in self._sets.chains():
             try:
                 kept.append((os.stat(self._sets.place(digest)).st_mtime, self.about(digest)))
             except (FileNotFoundError, NotFound, SandboxError):  # begun, a lock, or damaged
                 if not keep:
-                    self._sets.remove(digest)
-        total, freed = sum(about.counted for _, about in kept), 0
+                    size = size_of(self._sets.place(digest))
+                    freed += size if self._sets.remove(digest) else 0
+        total = sum(about.counted for _, about in kept)
         for _, about in sorted(kept, key=lambda one: one[0]):
             if total <= most:
                 break
