@@ -205,8 +205,9 @@ def test_a_name_finds_it_again(daemon: Daemon) -> None:
     done = daemon.cli("exec", "third", "--", "echo", "x")
     assert (done.returncode, done.stdout) == (0, b"x\n"), made_by_line.stderr
     assert daemon.cli("kill", "third").returncode == 0
-    with pytest.raises(InvalidInput, match="name is for the sandboxes of a daemon"):
-        Sandbox.create(embedded=True, name="build")
+    for name in ("build", ""):
+        with pytest.raises(InvalidInput, match="name is for the sandboxes of a daemon"):
+            Sandbox.create(embedded=True, name=name)
 
 
 def test_a_lease(sandbox: Sandbox) -> None:

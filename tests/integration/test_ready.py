@@ -212,7 +212,9 @@ def test_a_store_that_was_taken_away_acknowledges_nothing() -> None:
             ("POST", "/v1/sandboxes", {}),
             ("PATCH", box, {"labels": {"a": "b"}}),
         ):
-            assert daemon.ask(method, path, body).code == "store_error"
+            answer = daemon.ask(method, path, body)
+            assert answer.code == "store_error" and "put it back" in answer.json["cause"]
+            assert answer.json["remediation"] == ""  # nothing of the disk's room
         assert daemon.ask("GET", box).json["labels"] == {}
         away.rename(store)
         until(lambda: _ready(daemon).status == 200)

@@ -23,6 +23,12 @@ _CREATE: list[tuple[dict[str, Any], str]] = [
     ({"api_key": 5}, "api_?key|API key"),
     ({"url": 5}, "5 is not the address of a daemon"),
     ({"net": 5}, "net is of type int, and takes text, or a list of rules"),
+    ({"net": b"pypi"}, "net is of type bytes, and takes text, or a list of rules"),
+    ({"net": {"pypi": 443}}, "net is of type dict"),
+    ({"packages": b"six"}, "packages are no list of names"),
+    ({"packages": {"six": "1.17"}}, "packages are no list of names"),
+    ({"secrets": {"T": "t.example.com"}}, "secrets are no list of secrets"),
+    ({"mounts": {"/tmp": "/a"}}, "mounts are no list of mounts"),
     ({"snapshot": 5}, "snapshot is of type int, and takes an id, a path or a Snapshot"),
 ]
 # On a sandbox ``s``: each is a call, and what is said of it.
@@ -45,6 +51,7 @@ _ASKED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda s: s.snapshot(5), "path is of type int, and takes text or a path"),
     (lambda s: s.fork("2"), "count is of type str, and takes a whole number"),
     (lambda s: s.run_code(5), "code is"),
+    (lambda s: s.network.set(b"pypi"), "network rules are no list of texts"),
     (lambda s: s.network.play(5), "cassette is of type int, and takes text or a path"),
     (lambda s: s.files.read(5), "path is of type int, and takes text or a path"),
     (lambda s: s.files.read(None), "path is None, and takes text or a path"),

@@ -1,7 +1,7 @@
 """The caller's own side of cassettes: their files, which ``net`` names, and no daemon has."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentd.client import arguments
@@ -41,7 +41,7 @@ def taken(net: Net) -> tuple[Net, CassetteFiles]:
     ``record``, and ``replay:FILE`` ``replay`` and its cassette's hosts. Raises InvalidInput."""
     if net is None:
         return net, CassetteFiles()
-    if not isinstance(net, Iterable):
+    if isinstance(net, bytes | Mapping) or not isinstance(net, Iterable):
         raise arguments.wrong("net", net, "text, or a list of rules", 'write it as ["pypi"]')
     texts = [text.strip() for text in net.split(",")] if isinstance(net, str) else list(net)
     files, rules = CassetteFiles(), []

@@ -17,7 +17,7 @@ record, replay           what is asked is written to a cassette, or answered fro
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NoReturn, TypeAlias
 
@@ -148,7 +148,7 @@ def rules_of(net: Net) -> tuple[str, ...]:
 
 def parse_rules(texts: Iterable[str]) -> tuple[EgressRule, ...]:
     """Return each rule once, in the order of their first. Raises InvalidInput."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
+    if isinstance(texts, str | bytes | Mapping) or not isinstance(texts, Iterable):
         raise InvalidInput(
             "network rules are no list of texts", remediation='write them as ["pypi"]'
         )

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from os.path import abspath, expanduser, normpath
 
@@ -180,7 +180,7 @@ def asked_mounts(
 ) -> tuple[Mount, ...]:
     """Return what is to be mounted, the workspace first. Raises InvalidInput."""
     # One text would be taken for a list of its letters.
-    if isinstance(mounts, str) or not isinstance(mounts, Iterable | None):
+    if isinstance(mounts, str | bytes | Mapping) or not isinstance(mounts, Iterable | None):
         raise InvalidInput(
             "mounts are no list of mounts", remediation='write them as ["SRC:DST[:ro|rw]"]'
         )

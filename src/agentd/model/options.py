@@ -385,7 +385,8 @@ def refuse_daemons(body: object, *more: str) -> None:
     """Raises InvalidInput where a SandboxBody asks for what only the sandboxes of a daemon have,
     or for ``more`` of its fields."""
     for field in (*more, *_OF_A_DAEMON):
-        if getattr(body, field):
+        value = getattr(body, field)
+        if value or (field == "name" and value is not None):
             raise InvalidInput(
                 f"{field} is for the sandboxes of a daemon",
                 remediation=f"leave {field} out, or give url=",

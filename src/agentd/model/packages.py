@@ -54,7 +54,7 @@ def packages_of(asked: Packages) -> tuple[str, ...]:
         return ()
     if isinstance(asked, str):
         asked = _split(asked)
-    elif not isinstance(asked, Iterable):
+    elif isinstance(asked, bytes | Mapping) or not isinstance(asked, Iterable):
         raise InvalidInput("packages are no list of names", remediation='write them as ["numpy"]')
     found: set[str] = set()
     for text in asked:

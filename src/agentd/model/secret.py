@@ -12,7 +12,7 @@ TOKEN@one.example.com+two.example.com:8443    several hosts, at port 443 where n
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import msgspec
@@ -127,7 +127,7 @@ class AskedSecret(msgspec.Struct, frozen=True):
 
 def asked_secrets(secrets: SecretOption) -> tuple[AskedSecret, ...]:
     """Raises InvalidInput, naming the mistake and the fix; never with a value."""
-    if isinstance(secrets, str) or not isinstance(secrets, Iterable | None):
+    if isinstance(secrets, str | bytes | Mapping) or not isinstance(secrets, Iterable | None):
         raise InvalidInput(
             "secrets are no list of secrets", remediation='write them as ["NAME@api.example.com"]'
         )

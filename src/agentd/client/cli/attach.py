@@ -71,5 +71,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--all", action="store_true", help="from the beginning of its output")
     parser.add_argument("-i", "--stdin", action="store_true", help="pass standard input")
     parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
-    parser.add_argument("process", metavar="PROCESS", nargs="?", help=remote.COMMAND_HELP)
+    words = remote.COMMAND_HELP % "only one that runs"
+    parser.add_argument("process", metavar="PROCESS", nargs="?", help=words)
     return parser

@@ -73,5 +73,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-f", "--follow", action="store_true", help="wait for more, until its end")
     parser.add_argument("--stream", choices=("stdout", "stderr", "pty"), help="only this one")
     parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
-    parser.add_argument("process", metavar="PROCESS", nargs="?", help=remote.COMMAND_HELP)
+    words = remote.COMMAND_HELP % "latest"
+    parser.add_argument("process", metavar="PROCESS", nargs="?", help=words)
     return parser

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from agentd.model.service import Secrets, Volumes
 
 SANDBOX_HELP = "the id or name of a sandbox"
-COMMAND_HELP = "the id or tag of a command (default: the only one)"
+COMMAND_HELP = "the id or tag of a command (default: the %s)"
 URL_HELP = (
     "the daemon, as unix:PATH or https://HOST:PORT (default: AGENTD_URL, or the usual socket)"
 )

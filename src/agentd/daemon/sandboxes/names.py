@@ -120,5 +120,5 @@ def being_made(name: str, wait: float) -> Conflict:
 def taken(name: str) -> Conflict:
     return Conflict(
         f"you have a sandbox {name!r} already",
-        remediation="use that one (get_or_create), end it, or take another name",
+        remediation="use that one (in the SDK by get_or_create), end it, or take another name",
     )

@@ -279,7 +279,9 @@ def _unusable(path: str, error: sqlite3.Error) -> StoreError:
 
 
 def _failed(what: str, error: BaseException) -> StoreError:
-    reason = StoreError(what, cause=str(error), remediation="free space on its disk, or see dmesg")
+    is_gone = isinstance(error, FileNotFoundError)  # says itself what to do
+    fix = "" if is_gone else "free space on its disk, or see dmesg"
+    reason = StoreError(what, cause=str(error), remediation=fix)
     reason.__cause__ = error
     return reason
 

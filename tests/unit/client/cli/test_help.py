@@ -216,6 +216,13 @@ def _parsers() -> Iterator[argparse.ArgumentParser]:
                 yield from action.choices.values()
 
 
+def test_which_command_is_meant_where_none_is_named_is_told(capsys):
+    for command, meant in (("logs", "the latest"), ("attach", "the only one that runs")):
+        with pytest.raises(SystemExit):
+            cli.main([command, "--help"])
+        assert f"(default: {meant})" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize("words", [["image", "ls"], ["net", "set", "a", "b"], ["secret", "ls"]])
 def test_an_option_that_an_action_has_not_is_told_with_the_help_of_that(words, capsys):
     assert cli.main([*words, "--bogus"]) == 2
