@@ -22,6 +22,8 @@ from agentd.model.typed import like
 if TYPE_CHECKING:
     from agentd.model.api import SandboxBody
 
+MAX_ENV_FILE = 2 << 20  # bytes: what words and variables of a program may take together
+
 __all__ = [
     "Command",
     "ExecOptions",
@@ -152,8 +154,14 @@ def parse_variable(text: str) -> tuple[str, str]:
 def parse_env_file(path: str) -> dict[str, str]:
     """Parse ``NAME=value`` lines, shell quotes allowed; blank lines and ``#`` lines are skipped."""
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
+        with open(path, "rb") as file:
+            data = file.read(MAX_ENV_FILE + 1)
+        if len(data) > MAX_ENV_FILE:
+            raise InvalidInput(
+                f"env file {path!r} has more than {MAX_ENV_FILE} bytes",
+                remediation="leave some out: no program is started with so much",
+            )
+        lines = data.decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InvalidInput(

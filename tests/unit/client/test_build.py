@@ -202,6 +202,7 @@ def test_env_file(tmp_path):
         (b"A='open\n", "env:1 is not a variable"),
         (b"A=\xff\n", "it is not UTF-8 text"),
         (None, "No such file or directory"),
+        (b"A=1\n" * (1 << 19) + b"B", "env' has more than 2097152 bytes"),
     ],
 )
 def test_a_wrong_env_file_names_the_line(tmp_path, content, message):
