@@ -252,8 +252,9 @@ def test_an_image_in_use_is_kept_until_its_last_sandbox_has_ended(
 
 
 def test_what_is_no_image_of_oci_is_told(images: Images, layout: Layout) -> None:
-    with pytest.raises(AgentdError, match="agentd image pull docker://nosuch"):
-        Sandbox.create(image="nosuch")
+    for name in ("nosuch", "docker://nosuch"):
+        with pytest.raises(AgentdError, match="agentd image pull docker://nosuch;"):
+            Sandbox.create(image=name)
     machine = images.cache / "agentd/images"
     machine.mkdir(parents=True)
     (machine / "mine").symlink_to(".builds/x")

@@ -97,7 +97,8 @@ class OciStore:
             return meant[0]
         raise NotFound(
             f"no image {name!r} in {self.folder}",
-            remediation=f"pull it: agentd image pull docker://{name}; agentd image ls lists others",
+            remediation="pull it: agentd image pull docker://"
+            f"{name.removeprefix('docker://')}; agentd image ls lists others",
         )
 
     def digest(self, name: str) -> str:
