@@ -128,7 +128,7 @@ def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path, half: st
     words = ["--pyargs", "--door", "agentd.testing.doors.rest:Rest"]
     for lie in lies:
         words += ["--door", f"lying_drivers:{lie}"]
-    words += ["--door-patience", "45", "-rpfE", "--tb=line"]
+    words += ["--door-patience", "25", "-rpfE", "--tb=line"]
     for door, names in asked.items():
         words += [f"{every[name]}::{of_door(name, door)}" for name in sorted(names)]
     _, said = suite(tmp_path, *words, path=[LYING])
@@ -179,7 +179,7 @@ def test_who_hangs_up_has_what_the_door_says_of_itself(tmp_path: Path) -> None:
     words = ["--pyargs", "agentd.testing.doors", "-k", "its_client_waited_for", "-rpfE"]
     for driver in ("TellsTheTruth", "SaysItDetaches"):
         words += ["--door", f"lying_drivers:{driver}"]
-    _, said = suite(tmp_path, *words, "--door-patience", "45", path=[LYING])
+    _, said = suite(tmp_path, *words, "--door-patience", "25", path=[LYING])
     (name,) = CAUGHT["hanging_up"]
     assert told(said) == {"lies-hanging_up": {name: "PASSED"}, "rest": {name: "FAILED"}}, said
 
