@@ -253,7 +253,8 @@ class PackageStore:
                 kept.append((os.stat(self._sets.place(digest)).st_mtime, self.about(digest)))
             except (FileNotFoundError, NotFound, SandboxError):  # begun, a lock, or damaged
                 if not keep:
-                    size = size_of(self._sets.place(digest))
+                    is_there = self._sets.is_there(digest)
+                    size = size_of(self._sets.place(digest)) if is_there else 0
                     freed += size if self._sets.remove(digest) else 0
         total = sum(about.counted for _, about in kept)
         for _, about in sorted(kept, key=lambda one: one[0]):

@@ -41,11 +41,11 @@ def test_what_holds_is_seen() -> None:
 
 
 def _child(parent: int) -> int:
-    """Once it has become the user."""
+    """Once it has become the user, and then the program: it has capabilities between the two."""
     while True:
         with open(f"/proc/{parent}/task/{parent}/children") as file:
             children = file.read().split()
-        if children and os.stat(f"/proc/{children[0]}").st_uid == 2_000_000_001:
+        if children and Path(f"/proc/{children[0]}/comm").read_text() == "sleep\n":
             return int(children[0])
         time.sleep(0.01)
 
