@@ -40,8 +40,10 @@ def raw() -> Iterator[None]:
         tty.setraw(0)
         yield
     finally:
-        _discard()
-        termios.tcsetattr(0, termios.TCSAFLUSH, before)
+        try:
+            _discard()
+        finally:
+            termios.tcsetattr(0, termios.TCSAFLUSH, before)
 
 
 def _discard() -> None:
