@@ -72,3 +72,10 @@ def test_a_limit_that_no_group_holds_here_is_warned_of(as_user, text, key, optio
     ran = as_user.agentd("run", "--embedded", *where, option, "--", "true")
     warned = f"warning: {key}: is held by virtual machines alone".encode() in checked.stdout
     assert (checked.returncode, warned) == (0, b"cannot be enforced here" in ran.stderr)
+
+
+def test_a_limit_of_a_templates_machine_is_not(as_user):
+    path = as_user.home / "agentd.toml"
+    path.write_text("[[template]]\nname = 'a'\nisolation = 'microvm'\nmemory = '1G'\n")
+    checked = as_user.agentd("config", "check", str(path))
+    assert checked.returncode == 0 and b"held by" not in checked.stdout

@@ -131,7 +131,11 @@ def _uncounted(config: Config) -> Iterator[Found]:
     held: list[tuple[Path, object]] = [
         (("limits", name), getattr(config.limits, name)) for name in ("default", "max")
     ]
-    held += [(("template", n), one) for n, one in enumerate(config.template)]
+    held += [
+        (("template", n), one)
+        for n, one in enumerate(config.template)
+        if templates.spec_of(one).isolation < IsolationLevel.MICROVM
+    ]
     for path, limits in held:
         for name in COUNTED:
             if getattr(limits, name) is not None and (why := uncounted(name).partition(": ")[0]):
