@@ -68,6 +68,7 @@ def _kvm_blocker() -> str:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(tool): needs a program on PATH, such as runc")
+    config.addinivalue_line("markers", "first: waits for minutes, which cost nothing beside others")
     if os.getuid() == 0:
         _leave_the_mounts_of_others()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
@@ -135,6 +136,7 @@ def pytest_report_header() -> list[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     absent = _absent()
+    items.sort(key=lambda item: item.get_closest_marker("first") is None)
     for item in items:
         if SLOWER != 1:
             limit = item.get_closest_marker("timeout")

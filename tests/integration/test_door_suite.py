@@ -114,6 +114,7 @@ def suite(folder: Path, *words: str, path: Iterable[Path] = ()) -> tuple[int, st
     return ran.returncode, ran.stdout + ran.stderr
 
 
+@pytest.mark.first
 @pytest.mark.parametrize("half", ["one", "other"])
 def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path, half: str) -> None:
     """In two halves, which may run beside each other."""
