@@ -14,6 +14,10 @@ from pathlib import Path
 import pytest
 from tests.security.daemons import WAIT, Answer, Daemon, Later, running, until
 
+from agentd.sandbox.supervisor.main import _run as supervising
+from agentd.sandbox.supervisor.own_socket import OwnSocket
+from agentd.sandbox.supervisor.server import Supervisor
+
 
 def supervisor(daemon: Daemon) -> int:
     return int((daemon.state / "supervisor.sock.lock").read_text())
@@ -183,6 +187,31 @@ def test_one_that_has_nothing_to_keep_ends_with_its_folder(daemon: Daemon) -> No
         assert ended and daemon.state.stat().st_mtime_ns == left
     finally:
         os.close(supervised)
+
+
+class _Cleared(OwnSocket):
+    """Its names are removed at the worst moment: just after it saw them."""
+
+    def is_removed(self) -> bool:
+        seen = super().is_removed()
+        for name in (self._path, f"{self._path}.lock"):
+            Path(name).unlink(missing_ok=True)
+        return seen
+
+
+def test_one_that_has_nothing_to_keep_makes_nothing_anew_while_its_folder_goes(
+    tmp_path: Path,
+) -> None:
+    own, serving = _Cleared(str(tmp_path / "s")), Supervisor()
+    assert own.take()
+    own.listen(0.1)
+    try:
+        supervising(serving, own)
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        serving.close()
+        own.close()
+        os.close(own._lock)  # which goes with its process
 
 
 def test_nobody_takes_over_from_a_daemon_whose_locks_were_removed(daemon: Daemon) -> None:

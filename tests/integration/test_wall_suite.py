@@ -5,7 +5,9 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -50,7 +52,7 @@ def modules() -> dict[str, str]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> Iterator[Run]:
     """Pytest in another process, where the toy and the liars are installed."""
     shutil.copy(LIARS, tmp_path)
     toy = "toy = agentd_wall_toy:ToyBackend\n"
@@ -63,19 +65,24 @@ def run(tmp_path: Path) -> Run:
     paths = [str(tmp_path), str(EXAMPLE), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AGENTD_")}
 
-    def pytest_(*words: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**kept, "PYTHONPATH": ":".join(paths)},
-            timeout=500,
-            check=False,
-        )
+    # Short, for sockets, and open to the users of sandboxes, as pytest's own is not.
+    with tempfile.TemporaryDirectory(prefix="agentd-suite-") as files:
+        os.chmod(files, 0o1777)  # noqa: S103  as /tmp
+        env = {**kept, "PYTHONPATH": ":".join(paths), "TMPDIR": files}
+        yield partial(_pytest, tmp_path, env)
 
-    return pytest_
+
+def _pytest(folder: Path, env: dict[str, str], *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=env,
+        timeout=500,
+        check=False,
+    )
 
 
 def test_each_lie_fails_the_cases_that_name_it_and_no_other(run: Run, tmp_path: Path) -> None:

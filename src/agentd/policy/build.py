@@ -4,7 +4,6 @@ import contextlib
 import functools
 import os
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from agentd.policy.frames import Build, Compiled
 from agentd.policy.process import WorkerLost, WorkerProcess, WorkerSlow
 from agentd.policy.reads import Reads
 from agentd.policy.source import BundleSource
+from agentd.policy.workplace import workplace
 
 # The decision, and the sets of texts that explain it.
 ENTRYPOINTS = ("agentd/decision", "agentd/deny", "agentd/approve", "agentd/grant")
@@ -38,12 +38,11 @@ class Cache:
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self._own = None if folder else tempfile.TemporaryDirectory(prefix="agentd-policy-")
-        self._folder = self._own.name if self._own else _private(str(folder))
+        self._own = contextlib.ExitStack()
+        self._folder = _private(folder) if folder else self._own.enter_context(workplace())
 
     def close(self) -> None:
-        if self._own:
-            self._own.cleanup()
+        self._own.close()
 
     def get(self, source: BundleSource) -> Built | None:
         path = self._path(source)
@@ -58,7 +57,7 @@ class Cache:
     def put(self, source: BundleSource) -> Built:
         """Compiles it, in a process of its own. Raises BundleError, AgentdError."""
         path = self._path(source)
-        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+        with workplace(self._folder) as folder:
             new = os.path.join(folder, "new")
             done = compiled(source, new)
             Path(folder, "about").write_bytes(msgspec.json.encode(done))

@@ -6,7 +6,6 @@ of each kind is tried, too.
 
 import os
 import re
-import tempfile
 
 import msgspec
 
@@ -17,6 +16,7 @@ from agentd.policy.engine import PolicyEngine
 from agentd.policy.errors import BundleError, BundleProblem
 from agentd.policy.example import example
 from agentd.policy.source import MANIFEST, BundleSource
+from agentd.policy.workplace import workplace
 
 _DECISION = re.compile(r"^(default\s+)?decision\b", re.MULTILINE)
 
@@ -55,7 +55,7 @@ def _unused(found: BundleSource) -> list[BundleProblem]:
 
 
 def _compiles(found: BundleSource) -> list[BundleProblem]:
-    with tempfile.TemporaryDirectory(prefix="agentd-policy-") as folder:
+    with workplace() as folder:
         path = os.path.join(folder, "policy")
         done = build.compiled(found, path)
         build.compiled(found, os.path.join(folder, "tests"), found.tests)

@@ -20,6 +20,7 @@ import msgspec
 
 from agentd.model import install
 from agentd.policy.frames import EngineMissing, receive, send
+from agentd.policy.workplace import PREFIX
 
 PATH = "LD_LIBRARY_PATH"  # the loader reads it once, when a program starts
 STAND_IN = "AGENTD_POLICY_STAND_IN"  # the folder, for the worker that was started again
@@ -84,7 +85,7 @@ def sweep(pid: int) -> None:
 
 
 def _prefix(pid: int) -> str:
-    return f"agentd-policy-{pid}-"
+    return f"{PREFIX}{pid}-"
 
 
 def _c_library() -> str:

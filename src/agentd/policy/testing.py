@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 import time
 from collections.abc import Iterator
 
@@ -13,6 +12,7 @@ from agentd.policy import answer, build, lint
 from agentd.policy.frames import Load, Query
 from agentd.policy.process import NoAnswer, WorkerProcess
 from agentd.policy.source import BundleSource, read
+from agentd.policy.workplace import workplace
 
 SECONDS = 5.0  # of one test
 _RULE = re.compile(r"^(test_\w+)")
@@ -40,7 +40,7 @@ def test(where: str | BundleSource) -> list[TestResult]:
     found = dict(_rules(source))
     if not found:
         return []
-    with tempfile.TemporaryDirectory(prefix="agentd-policy-") as folder:
+    with workplace() as folder:
         path = os.path.join(folder, "tests")
         build.compiled(source, path, source.tests, tuple(found))
         return list(_run(path, found))

@@ -335,17 +335,18 @@ decision := {"allow": true} if {
     assert slow[0].undecided
 
 
-def test_workers_end_with_their_owner():
+def test_workers_end_with_their_owner(tmp_path):
     """Control: a worker ends when its stream does, and while it decides by its own alarm."""
     code = (
         "import sys, time\n"
         "from agentd.policy.store import PolicyStore\n"
-        "store = PolicyStore('permissive', workers=1)\n"
+        "store = PolicyStore('permissive', workers=1, cache=sys.argv[1])\n"
         "with store._pool.borrow(1) as process:\n"
         "    print(process._child.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as owner:
+    argv = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as owner:
         assert owner.stdout is not None
         worker = int(owner.stdout.readline())
         watched = os.pidfd_open(worker)

@@ -58,9 +58,10 @@ def _run(supervisor: Supervisor, own: OwnSocket) -> None:
     while not supervisor.closing.is_set():
         try:
             came = _accept(supervisor, own.listener)
-            if not came and supervisor.is_idle and own.is_removed():
-                return  # whoever cleared the folder is done with it, and there is nothing to keep
-            if not (came or own.keep(_TICK_SECONDS) or supervisor.daemon):
+            if not came and supervisor.is_idle:
+                if own.is_removed():
+                    return  # whoever clears the folder is done with it: nothing is made in it anew
+            elif not (came or own.keep(_TICK_SECONDS) or supervisor.daemon):
                 return  # another has our place: nobody can ever ask us again
         except (OSError, RuntimeError) as error:  # out of descriptors or threads: it asks again
             guard.tell(error)
