@@ -40,10 +40,10 @@ Gate = Callable[[bytes], "hello.First | None"]
 
 class RelayedConnection:
     __slots__ = (
-        "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_moved", "_passed",
-        "_place", "_places", "_reads", "_relay", "_start", "_strict", "_table", "_tenant",
+        "_attempt", "_began", "_client", "_down", "_ended", "_gate", "_kept", "_moved", "_place",
+        "_places", "_reads", "_relay", "_start", "_strict", "_table", "_tenant",
         "_up", "_upstream", "address", "allowed", "asked", "connected", "moved_at", "n", "name",
-        "over", "place", "port", "reason", "rule", "waits",
+        "over", "passed", "place", "port", "reason", "rule", "waits",
     )  # fmt: skip
 
     def __init__(
@@ -70,7 +70,7 @@ class RelayedConnection:
         self._places: list[tuple[str, int]] = []
         self._attempt: Later | None = None
         self.connected = self.waits = self.asked = self.over = self._ended = self._kept = False
-        self._reads = self._passed = False  # each request is judged; by the terminator, from now on
+        self._reads = self.passed = False  # each request is judged; by the terminator, from now on
         self._moved = 0, 0  # by that
         self.allowed, self.rule, self.reason = True, "", ""
         tenant.dialling += 1
@@ -153,7 +153,7 @@ class RelayedConnection:
 
     def was_read(self, reason: str) -> None:
         """End it, as nobody else has its ends now; ``reason`` is one to break it off for, or ""."""
-        self._passed = False
+        self.passed = False
         self.end(reason, reset=bool(reason))
 
     def refuse(self, reason: str) -> None:
@@ -169,7 +169,7 @@ class RelayedConnection:
             self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, _KEEPALIVE)
         quiet = now - self.moved_at
         half = self._up is not None and (self._up.finished or self._down.finished)  # type: ignore[union-attr]
-        if not self._passed and quiet > (HALF_SECONDS if half else IDLE_SECONDS):
+        if not self.passed and quiet > (HALF_SECONDS if half else IDLE_SECONDS):
             self.end(f"nothing was said for {quiet:.0f} s", reset=True)
         elif now - self._began > TOTAL_SECONDS:
             self.end(f"it lasted {TOTAL_SECONDS:.0f} s", reset=True)
@@ -202,7 +202,7 @@ class RelayedConnection:
             self._tenant.questions.forget(self)
         self._tenant.connections.discard(self)
         self._start.cancel()
-        if self._passed:
+        if self.passed:
             self._relay.passing.forget(self.n)
             shut(self._client, reset=reset)
             shut(self._upstream, reset=reset)
@@ -389,7 +389,7 @@ class RelayedConnection:
 
     def _pass(self) -> None:
         """Have it read, once both ends are there and the program has said whom it talks to."""
-        if self._passed or not self.connected or self._gate is not None:
+        if self.passed or not self.connected or self._gate is not None:
             return
         ends = [sock.fileno() for sock in (self._client, self._upstream) if sock is not None]
         for fd in ends:
@@ -397,4 +397,4 @@ class RelayedConnection:
         if why := self._relay.passing.take(self, self._tenant.id, ends):
             self.refuse(why)
         else:
-            self._passed = True
+            self.passed = True

@@ -29,6 +29,7 @@ class HttpRefusal:
     """Ends by itself, and with its tenant by ``end``. Made by ``tell``."""
 
     __slots__ = ("_client", "_heard", "_relay", "_tenant")
+    passed = False  # nobody else reads it
 
     def __init__(self, relay: "Relay", tenant: "Tenant", client: socket.socket) -> None:
         self._relay, self._tenant, self._client = relay, tenant, client

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: not come, and those whose guest has not taken the last of them.
 MAX_BESIDE = 64
 MAX_ASKING_STREAMS = 8
+#: Until who reads a connection's requests has read what its program said last, and told why it
+#: ended by that.
+_READ_SECONDS = 5.0
 _TURNS = 8  # of reading questions, then others have theirs
 _MAX_ANSWERS = 64 << 10  # bytes that wait for a guest that takes none
 
@@ -171,7 +174,11 @@ class _Carried:
         self._relay.descriptors -= 1
         self._relay.loop.drop(self._near.fileno())
         self._near.close()
-        self._connection.end("the program went away", reset=True)
+        end = partial(self._connection.end, "the program went away", reset=True)
+        if self._connection.passed:
+            self._relay.loop.later(_READ_SECONDS, end)
+        else:
+            end()
 
 
 class _Questions:

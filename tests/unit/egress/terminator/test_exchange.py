@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from tests.unit.egress.terminator.world import (
 from tests.unit.egress.terminator.world import (
     judging as made_judging,
 )
+
+from agentd.linux import dialled
 
 ERRORS = (errno.ECONNRESET, errno.EPIPE, 8)  # 8: TLS ended without a word, ssl.SSL_ERROR_EOF
 RULES = (f"GET|HEAD|POST {HOST}/v1/**", f"!POST {HOST}/v1/closed/**")
@@ -339,6 +342,50 @@ def test_an_authority_is_for_one_sandbox_and_its_names_alone(judging: Judging) -
         assert it.keeper.faults == []
     with judging.program(Heard(), [*RULES, "far.example.com/**"], names=[HOST]) as it:
         assert it.ask("trusts(CA, 'far.example.com')") == "permitted subtree violation"
+
+
+def test_what_the_program_of_a_machine_said_last_is_told_though_it_hangs_up_at_once(
+    judging: Judging,
+) -> None:
+    """The alert and the end of its stream reach the relay in one: it was the first to say why."""
+    stranger = ssl.create_default_context()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = stranger.wrap_bio(incoming, outgoing, server_hostname=HOST)
+    relay = judging.keeper.pid
+    with judging.program(Heard(), RULES, streams=True) as it, socket.socket(socket.AF_UNIX) as end:
+        _, address = it.ask(f"resolve({HOST!r})")
+        end.connect(it.program.sockets[0].getsockname())
+        end.sendall(dialled.header(dialled.TCP4, socket.inet_aton(address), 443))
+        with pytest.raises(ssl.SSLCertVerificationError):
+            _shake_hands(tls, incoming, outgoing, end)
+        os.kill(relay, signal.SIGSTOP)
+        try:
+            _say(end, outgoing.read())
+            end.close()
+        finally:
+            os.kill(relay, signal.SIGCONT)
+        eventually(lambda: all(row["ended"] for row in it.rows()))
+        (row,) = it.rows()
+        assert "the program ended TLS" in row["reason"]
+
+
+def _shake_hands(
+    tls: ssl.SSLObject, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, end: socket.socket
+) -> None:
+    frames = dialled.FrameParser()
+    while True:
+        try:
+            tls.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            _say(end, outgoing.read())
+            for piece, _ in frames.feed(end.recv(65536)):
+                incoming.write(piece)
+
+
+def _say(end: socket.socket, data: bytes) -> None:
+    if data:
+        end.sendall(dialled.FRAME.pack(len(data)) + data)
 
 
 def test_rules_that_change_hold_for_what_is_open(judging: Judging) -> None:

@@ -70,12 +70,17 @@ class JudgedProgram:
     that use ``read_head`` of it were asked."""
 
     def __init__(
-        self, keeper: RelayKeeper, host: HostAuthority, serve: Serve, plain: bool = False
+        self,
+        keeper: RelayKeeper,
+        host: HostAuthority,
+        serve: Serve,
+        plain: bool = False,
+        streams: bool = False,
     ) -> None:
         self.host, self.keeper = host, keeper
         self._serve, self._plain = serve, plain
         self.served = Served(self._one)
-        self.program = Captured()
+        self.program = Captured(streams=streams)
         self.own = authority.make([HOST])
         self.admitted: Admitted | None = None
 
@@ -128,10 +133,11 @@ class Judging:
         rules: Sequence[str],
         *,
         plain: bool = False,
+        streams: bool = False,
         names: Sequence[str] = (HOST, "other.example.com", "far.example.com"),
     ) -> Iterator[JudgedProgram]:
-        """``names`` are those of the program's authority."""
-        made = JudgedProgram(self.keeper, self.host, serve, plain)
+        """``names`` are those of the program's authority; with ``streams`` it is a machine's."""
+        made = JudgedProgram(self.keeper, self.host, serve, plain, streams)
         made.own = authority.make(names)
         try:
             made.admit(*rules)
