@@ -242,6 +242,33 @@ def test_the_value_is_in_no_file_of_the_daemon_and_in_no_process_of_the_sandbox(
         daemon.ask("DELETE", f"/v1/sandboxes/{each}")
 
 
+def test_a_snapshots_secrets_may_be_given_anew_from_elsewhere_and_for_other_hosts(
+    daemon: Daemon, token: str
+) -> None:
+    made = daemon.ask("POST", "/v1/sandboxes", {"secrets": [f"{token}@api.example.com"]})
+    path = f"/v1/sandboxes/{made.json['id']}"
+    before = daemon.ask("POST", f"{path}/exec", {"cmd": "printenv TOKEN"}).json["stdout"]
+    kept = daemon.ask("POST", f"{path}/snapshot").json["id"]
+    boxes = [made.json["id"]]
+    given = {"name": token, "value": OTHER}
+    for asked, hosts in (
+        ({**given, "hosts": ["api.example.com"]}, "api.example.com"),  # it was the daemon's
+        ({**given, "hosts": ["api.example.net:8443"]}, "api.example.net:8443"),
+        (f"{token}@api.example.org,header=Authorization: Bearer {{}}", "api.example.org"),
+    ):
+        wanted = {"snapshot": kept, "secrets": [asked]}
+        anew = daemon.ask("POST", "/v1/sandboxes", wanted)
+        assert anew.status == 201, anew.body
+        boxes.append(anew.json["id"])
+        assert f"secret {token} at {hosts}" in anew.json["enforcement"]["network"]["detail"]
+        at = f"/v1/sandboxes/{anew.json['id']}/exec"
+        assert daemon.ask("POST", at, {"cmd": "printenv TOKEN"}).json["stdout"] == before
+    wanted = {"snapshot": kept, "secrets": [f"{token}@169.254.169.254"]}
+    assert daemon.ask("POST", "/v1/sandboxes", wanted).status == 400
+    for each in boxes:
+        daemon.ask("DELETE", f"/v1/sandboxes/{each}")
+
+
 def _standing(env: str) -> str:
     return next(line for line in env.splitlines() if line.startswith("T=")).removeprefix("T=")
 

@@ -200,8 +200,8 @@ def check_spec(asked: SandboxSpec, kept: SandboxSpec) -> None:
     """Raises Refused unless both describe the same machine.
 
     Each sandbox may choose what the machine does not know of: the variables of its commands, the
-    bounds of their time and output, the rules of its network and how much that moves. An image's
-    user may be named, or left to the image, which is the same one.
+    bounds of their time and output, the rules of its network, how much that moves, and the secrets
+    that are used there. An image's user may be named, or left to the image, which is the same one.
     """
     if kept.user is None and kept.image != DEFAULT_IMAGE:
         asked = msgspec.structs.replace(asked, user=None)
@@ -219,7 +219,7 @@ def _machine(spec: SandboxSpec) -> dict[str, Any]:
     fields = msgspec.structs.asdict(spec)
     # That it is the same image is checked as it is opened.
     fields |= dict.fromkeys(("isolation", "backend", "env", "image_digest", "template", "limits"))
-    fields |= {"egress": None, "egress_bounds": None}  # the relay's to know
+    fields |= dict.fromkeys(("egress", "egress_bounds", "secrets"))  # the relay's to know
     limits = usual(spec.limits)
     return fields | {name: getattr(limits, name) for name in _LIMITS}
 
