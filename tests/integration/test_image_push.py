@@ -1,5 +1,6 @@
 """``agentd image push``, by the command line: into layouts, archives and a registry, and back."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -63,6 +64,31 @@ def test_an_archive_is_replaced_whole(images: Images) -> None:
     assert archive.read_bytes() == first
     images.run("pull", "oci-archive:mine.tar:v1", "--name", "back")
     assert images.told("inspect", "back")["digest"] == digest
+
+
+def test_of_an_archive_that_is_being_written_a_kill_leaves_nothing(images: Images) -> None:
+    (images.folder / "large").mkdir()
+    (images.folder / "large/file").write_bytes(os.urandom(64 << 20))
+    images.run("pull", "dir:./large", "--name", "large")
+    place = images.folder / "out"
+    place.mkdir()
+
+    def written(pid: int) -> bool:
+        """Whether it has a file there, with something in it."""
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # it was closed
+                if os.readlink(fd).startswith(f"{place}/") and fd.stat().st_size:
+                    return True
+        return False
+
+    process = images.start("push", "large", f"oci-archive:{place}/large.tar")
+    while not written(process.pid):
+        assert process.poll() is None, process.communicate()
+    process.kill()
+    process.communicate()
+    assert os.listdir(place) == []
+    images.run("push", "large", f"oci-archive:{place}/large.tar")
+    assert os.listdir(place) == ["large.tar"]
 
 
 @pytest.mark.needs("docker-registry")

@@ -2,10 +2,12 @@
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from agentd.linux import nameless
+
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _ALONE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -14,32 +16,35 @@ def replacing(
     path: str, mode: int, *, alone: bool = False, synced: bool = False
 ) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path``, with that mode whatever the umask, once the
-    block has ended, or is removed where it fails. Raises OSError.
+    block has ended. Until then it has no name, where the file system can do that, so that nothing
+    of it is left where the block fails or this process is killed. Raises OSError.
 
     ``alone``: nobody else replaces it now, and what one who was killed left half written goes.
     ``synced``: what it holds is on disk before it takes the place.
     """
-    fd, partial = _alone(f"{path}.new") if alone else _beside(path)
+    place, name = os.path.split(os.path.abspath(path))
+    folder = os.open(place, _FOLDER)
     try:
-        with open(fd, "wb") as file:
-            yield file
-            os.fchmod(fd, mode)
-            file.flush()
-            if synced:
-                os.fsync(fd)
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)
-        raise
+        fd, partial = _alone(f"{name}.new", folder) if alone else nameless.create(folder)
+        try:
+            with open(fd, "wb") as file:
+                yield file
+                os.fchmod(fd, mode)
+                file.flush()
+                if synced:
+                    os.fsync(fd)
+                partial = partial or nameless.named(fd, folder)
+            os.replace(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(partial, dir_fd=folder)  # "" is no file
+            raise
+    finally:
+        os.close(folder)
 
 
-def _alone(partial: str) -> tuple[int, str]:
+def _alone(partial: str, folder: int) -> tuple[int, str]:
     # What is there is not written into: it may be open elsewhere.
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(partial)
-    return os.open(partial, _ALONE, 0o600), partial
-
-
-def _beside(path: str) -> tuple[int, str]:
-    return tempfile.mkstemp(prefix=".new-", dir=os.path.dirname(os.path.abspath(path)))
+        os.unlink(partial, dir_fd=folder)
+    return os.open(partial, _ALONE, 0o600, dir_fd=folder), partial

@@ -13,6 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
+from agentd.linux import nameless
 from agentd.model.errors import Conflict, SandboxError
 from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
@@ -286,7 +287,7 @@ class _Writer:
         if stat.S_ISREG(info.st_mode):
             self._copy(name, info, before, upper, lower)
             return
-        temporary = placing.temporary_name()
+        temporary = nameless.temporary_name()
         try:
             text = os.readlink(name, dir_fd=upper)
             with self._host.acting():
@@ -314,7 +315,7 @@ class _Writer:
             try:
                 self._copy_data(source, out, found.st_size)
                 with self._host.acting():
-                    temporary = temporary or placing.named(out, lower)
+                    temporary = temporary or nameless.named(out, lower)
                 self._host.keep_group(out, before)
                 os.fchmod(out, mode)
                 os.utime(out, ns=(found.st_atime_ns, found.st_mtime_ns))

@@ -1,8 +1,8 @@
 """New files that are seen once they are whole, and of which a killed process leaves none.
 
-They have no name while they are written (O_TMPFILE), where the file system can do that, and a
-temporary one for a moment after, or all the time where it cannot. Such a name, an older agentd's
-too, is removed by the next ``sweep`` of that folder.
+They have no name while they are written, where the file system can do that (``linux/nameless.py``),
+and a temporary one for a moment after, or all the time where it cannot. Such a name, an older
+agentd's too, is removed by the next ``sweep`` of that folder.
 """
 
 import contextlib
@@ -12,14 +12,9 @@ import os
 import re
 import stat
 
+from agentd.linux import nameless
+
 _NAME = re.compile(r"\.agentd-[0-9a-f]{16}")
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-# EISDIR, ENOENT: kernels and file systems that do not know the flag (open(2)).
-_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
-
-
-def temporary_name() -> str:
-    return f".agentd-{os.urandom(8).hex()}"
 
 
 def create(folder: int) -> tuple[int, str]:
@@ -27,27 +22,10 @@ def create(folder: int) -> tuple[int, str]:
 
     It is locked for as long as it is open: nobody sweeps it away. Raises OSError.
     """
-    name = ""
-    try:
-        fd = os.open(".", os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=folder)
-    except OSError as error:
-        if error.errno not in _NO_TMPFILE:
-            raise
-        name = temporary_name()
-        fd = os.open(name, _NEW, 0o600, dir_fd=folder)
+    fd, name = nameless.create(folder)
     with contextlib.suppress(OSError):  # not every file system has locks
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return fd, name
-
-
-def named(fd: int, folder: int) -> str:
-    """Gives a temporary name to what ``create`` made without one: rename(2) wants one.
-
-    Before it is anybody else's, whose files not everybody may link. Raises OSError.
-    """
-    name = temporary_name()
-    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=folder, follow_symlinks=True)
-    return name
 
 
 def sweep(folder: int) -> None:
