@@ -308,14 +308,29 @@ def test_nothing_of_one_stays_behind(source: Sandbox) -> None:
         fork.run("echo more >> a", check=True)
         fork.fork()[0].close()
         fork.close()
-    until(lambda: _held_namespaces() == len(own))
+    until(lambda: _held("mnt:") == len(own))
     source.close()
-    until(lambda: _held_namespaces() == 0)
+    until(lambda: _held("mnt:") == 0)
 
 
-def _held_namespaces() -> int:
+@pytest.mark.parametrize("source", of_runtimes(RUNC), indirect=True)
+def test_one_fork_after_the_other_has_all_and_what_was_made_for_the_next_is_freed(
+    source: Sandbox,
+) -> None:
+    before = _held("/ ")
+    for _ in range(6):  # more than the zygote makes a mount for at once
+        (fork,) = source.fork()
+        with fork:
+            assert fork.run("wc -c < large; cat a").text == f"{48 * MIB}\none\n"
+    assert _held("/ ") > before
+    source.close()
+    until(lambda: _held("/ ") == before)
+
+
+def _held(prefix: str) -> int:
+    """Descriptors of this process that are of such a path; a detached mount's is ``/``."""
     found = 0
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # that of the folder itself
-            found += os.readlink(f"/proc/self/fd/{fd}").startswith("mnt:")
+            found += f"{os.readlink(f'/proc/self/fd/{fd}')} ".startswith(prefix)
     return found

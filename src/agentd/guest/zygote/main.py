@@ -333,6 +333,9 @@ def _box(
         made = agent.Ready(pid1=True)
         prepared = prepare(listener, id_, mapped=maps is not None)
     try:
+        # Before Landlock: it opens what is closed then. And before the request, of which the host
+        # may first have files to write.
+        ready = made or agent.Ready(pid1=True)
         request, passed = receive(listener)
         request["outside"] = id_
         request["mapped"] = maps is not None
@@ -343,7 +346,6 @@ def _box(
             fds.append(root[0])
             request["layer"] = {"fd": len(fds) - 1, "trees": root[1]}
         given = len(fds)
-        ready = made or agent.Ready(pid1=True)  # before Landlock: it opens what is closed then
         filter_ = filters[request["rw"] is True, request["uid"] == 0]
         done, sockets = boxes.confine(
             request,

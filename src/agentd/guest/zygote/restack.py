@@ -16,6 +16,8 @@ from agentd.linux.rights import close_all
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _CLONE = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC
+# What is forked once is forked again: so many mounts come at once, and cost one process.
+_LENT_AT_ONCE = 4
 
 
 def answer(control: socket.socket, request: Request, fds: list[int], place: str) -> None:
@@ -36,7 +38,7 @@ def _answer(control: socket.socket, request: Request, fds: list[int], place: str
     asked = request.get("n")
     try:
         freezes = request["layer"] == "freeze"
-        given = _put_on_top(request, fds, place) if freezes else [_lend(*fds)]
+        given = _put_on_top(request, fds, place) if freezes else _lend(*fds)
         send(control, {"n": asked, "ok": True}, given)
     except BaseException as error:
         refuse(control, asked, error)
@@ -48,8 +50,8 @@ def _put_on_top(request: Request, fds: list[int], place: str) -> list[int]:
     """Let nobody write what is on a disk any more, and show the layer to come at the places.
 
     ``fds``: the disk, the namespace of mounts in which it is, and a pidfd of who is in another.
-    Returns a namespace that holds what was frozen, a descriptor of that in it, and a detached
-    mount. Raises OSError, EBUSY where a file is open to be written, and all is as it was.
+    Returns a namespace that holds what was frozen, a descriptor of that in it, and detached
+    mounts. Raises OSError, EBUSY where a file is open to be written, and all is as it was.
     """
     disk, namespace, *others = fds
     top = os.open(NEXT, _FOLDER, dir_fd=disk)
@@ -75,7 +77,7 @@ def _put_on_top(request: Request, fds: list[int], place: str) -> list[int]:
             covered.append(path)
         KERNEL.setns(home, abi.CLONE_NEWNS)
         held = _hold(layer, place)
-        return [*held, _lend(*held)]
+        return [*held, *_lend(*held)]
     except BaseException:
         for shown in others or [namespace]:
             KERNEL.setns(shown, abi.CLONE_NEWNS)
@@ -93,7 +95,8 @@ def _hold(layer: int, place: str) -> tuple[int, int]:
     return KERNEL.open_mount_namespace(), os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _lend(namespace: int, tree: int) -> int:
-    """A detached mount of what ``_hold`` holds. Raises OSError."""
+def _lend(namespace: int, tree: int) -> list[int]:
+    """Detached mounts of what ``_hold`` holds. Raises OSError."""
     KERNEL.setns(namespace, abi.CLONE_NEWNS)
-    return KERNEL.open_tree(tree, "", _CLONE | abi.AT_EMPTY_PATH)
+    flags = _CLONE | abi.AT_EMPTY_PATH
+    return [KERNEL.open_tree(tree, "", flags) for _ in range(_LENT_AT_ONCE)]

@@ -34,7 +34,6 @@ from agentd.sandbox.backends.linux.born import (
     disk_of,
     from_spare,
     group_of,
-    let_into_group,
     release,
     room,
     scratch,
@@ -169,17 +168,16 @@ class LinuxBackend(NamespaceBackend):
                 whole=plan.uid == 0,
                 writable=plan.spec.writable and plan.spec.image == DEFAULT_IMAGE,
             )
-        group, detail = None, ""
         try:
+            group, detail = group_of(plan, nursery, undo)  # while the kernel makes its namespaces
             if not copied:
-                group, detail = let_into_group(plan, listener, nursery, undo)
+                let_in(listener, group)
         finally:
             fds = pending.answer()
             for fd in fds:
                 undo.callback(os.close, fd)
         if copied:  # it waits for its request until they are there
             user = None if block is None else block.id
-            group, detail = group_of(plan, nursery, undo)
             if kept is not None and keeping.has_files(kept):
                 with explained(group, plan.limits), reserve(nursery, group) as counted:
                     restoring.restore(kept, fds[1], user, counted)

@@ -13,7 +13,7 @@ class LayerMaker(Helper):
 
     def stack(
         self, namespaces: Sequence[int], disk: int, size: int, inodes: int
-    ) -> tuple[tuple[int, int], int]:
+    ) -> tuple[tuple[int, int], list[int]]:
         """Put the layer to come on a sandbox's disk: ``size`` bytes and ``inodes`` are left for it.
 
         ``namespaces`` are that of mounts in which the disk is, and, where another, a pidfd of the
@@ -21,14 +21,13 @@ class LayerMaker(Helper):
         ``lend`` would of those; all the caller's to close. Raises OSError, SandboxError.
         """
         request: dict[str, object] = {"layer": "freeze", "size": size, "inodes": inodes}
-        namespace, tree, lent = self._ask(request, (disk, *namespaces))
+        namespace, tree, *lent = self._ask(request, (disk, *namespaces))
         return (namespace, tree), lent
 
-    def lend(self, held: tuple[int, int]) -> int:
-        """Makes a detached mount of what ``stack`` returned, the caller's to close. Raises OSError,
-        SandboxError."""
-        (lent,) = self._ask({"layer": "lend"}, held)
-        return lent
+    def lend(self, held: tuple[int, int]) -> list[int]:
+        """Makes a few detached mounts of what ``stack`` returned, the caller's to close. Raises
+        OSError, SandboxError."""
+        return self._ask({"layer": "lend"}, held)
 
     def reserve(self, sock: socket.socket) -> None:
         """Have a process go into the group whose doors come at ``sock``, and take there what is

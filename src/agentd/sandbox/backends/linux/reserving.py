@@ -24,10 +24,12 @@ Stretches = Sequence[tuple[int, int]]
 
 
 class Reserve:
-    """One process of ours in the group, until it is closed. Not thread-safe."""
+    """One process of ours in the group, from the first that is taken until it is closed. Not
+    thread-safe."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, maker: LayerMaker, group: Group) -> None:
+        self._maker, self._group = maker, group
+        self._sock: socket.socket | None = None
 
     def take(self, files: Sequence[tuple[int, Stretches]]) -> None:
         """Take the stretches of each file, a descriptor; ``reserve.MAX_FILES`` at most.
@@ -43,23 +45,40 @@ class Reserve:
             while some := tuple(itertools.islice(rest, MAX_STRETCHES)):
                 self._take([fd], [some])
 
+    def close(self) -> None:
+        """Has the process end; idempotent."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
     def _take(self, fds: Sequence[int], wanted: Sequence[Stretches]) -> None:
+        if not fds:  # as of a fork that shares what it has
+            return
+        if self._sock is None:
+            self._sock = self._begin()
         send(self._sock, {"room": wanted}, fds, _WHO, MAX_MESSAGE)
         answer, _ = receive(self._sock, _SECONDS, _WHO)
         if "error" in answer:
             code = answer.get("errno")
             raise OSError(code if isinstance(code, int) else 0, str(answer["error"]))
 
+    def _begin(self) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs, os_errors_as(SandboxError, "no room can be taken for the files of a copy"):
+                self._maker.reserve(theirs)
+            let_in(ours, self._group)
+        except BaseException:
+            ours.close()
+            raise
+        return ours
+
 
 @contextlib.contextmanager
 def reserve(maker: LayerMaker, group: Group | None) -> Iterator[Reserve | None]:
-    """Yields None where no group counts memory. Raises SandboxError."""
+    """Yields None where no group counts memory."""
     if group is None or "memory" not in group.controllers:
         yield None
         return
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours:
-        with theirs, os_errors_as(SandboxError, "no room can be taken for the files of a copy", ""):
-            maker.reserve(theirs)
-        let_in(ours, group)
-        yield Reserve(ours)
+    with contextlib.closing(Reserve(maker, group)) as taken:
+        yield taken

@@ -6,10 +6,12 @@ with the last of them the kernel frees it, however those who held it have ended.
 
 import os
 import threading
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from agentd.linux import abi, idmap
 from agentd.linux.kernel import KERNEL
+from agentd.linux.rights import close_all
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import kept
@@ -34,30 +36,38 @@ class SharedLayer:
     """One sandbox's hold on it, and its to close. ``taken`` is what it has."""
 
     def __init__(
-        self, maker: LayerMaker, held: tuple[int, int], ids: FileIds, taken: Taken, lent: int = -1
+        self,
+        maker: LayerMaker,
+        held: tuple[int, int],
+        ids: FileIds,
+        taken: Taken,
+        lent: Sequence[int] = (),
+        first: "SharedLayer | None" = None,
     ) -> None:
-        """``held`` is a mount namespace and a tree in it. ``lent`` is a detached mount for whoever
-        wants one first, owned as it is."""
+        """``held`` is a mount namespace and a tree in it. ``lent`` are detached mounts for whoever
+        wants one next, owned as it is. Duplicates take theirs from the ``first``."""
         self.taken = taken
-        self._maker, self._held, self._ids, self._lent = maker, held, ids, lent
+        self._maker, self._held, self._ids, self._lent = maker, held, ids, list(lent)
+        self._first = first or self
 
     def duplicate(self) -> "SharedLayer":
-        """Raises OSError. What is lent already goes with the first."""
+        """Raises OSError."""
         namespace = os.dup(self._held[0])
         try:
             tree = os.dup(self._held[1])
         except OSError:
             os.close(namespace)
             raise
-        lent, self._lent = self._lent, -1
-        return SharedLayer(self._maker, (namespace, tree), self._ids, self.taken, lent)
+        held = namespace, tree
+        return SharedLayer(self._maker, held, self._ids, self.taken, first=self._first)
 
     def lend(self, block: Block | None) -> int:
         """Makes a detached mount, which belongs to the ids of a sandbox of ``block``; the caller's
         to close. Raises OSError, SandboxError."""
-        fd, self._lent = self._lent, -1
-        if fd < 0:
-            fd = self._maker.lend(self._held)
+        fd = self._first._take()
+        if fd is None:
+            fd, *more = self._maker.lend(self._held)
+            self._first._keep(more)
         try:
             self._give(fd, block)
         except BaseException:
@@ -67,11 +77,21 @@ class SharedLayer:
 
     def close(self) -> None:
         """Gives it up; idempotent."""
-        fds = (*self._held, self._lent)
-        self._held, self._lent = (-1, -1), -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+        with _lock:
+            fds = (*self._held, *self._lent)
+            self._held, self._lent = (-1, -1), []
+        close_all(fd for fd in fds if fd >= 0)
+
+    def _take(self) -> int | None:
+        with _lock:
+            return self._lent.pop() if self._lent else None
+
+    def _keep(self, lent: list[int]) -> None:
+        """For the next forks, unless it has been given up or has some."""
+        with _lock:
+            if self._held[0] >= 0 and not self._lent:
+                self._lent, lent = lent, []
+        close_all(lent)
 
     def _give(self, fd: int, block: Block | None) -> None:
         if block is None:  # it is the caller, as whoever made the files is
@@ -87,7 +107,7 @@ class SharedLayer:
 
 # By a name that nobody can guess, which a fork's folder has: those of sandboxes that live.
 _offered: dict[str, SharedLayer] = {}
-_lock = threading.Lock()
+_lock = threading.Lock()  # of this, and of what each has lent
 
 
 def offer(layer: SharedLayer) -> str:
