@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -41,8 +42,10 @@ from agentd.model.typed import like
 MANIFEST, STAMPS = "manifest.json", "verified.json"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MAX_MANIFEST = 1 << 20
-# Replaced images that are kept: somebody may be about to start a machine from one.
-_KEPT = 1
+# Replaced images that are kept: somebody may be about to start a machine from one, above all from
+# one that was got lately, as where several versions of agentd share the folder.
+_KEPT, _KEPT_LATELY = 1, 4
+_LATELY_SECONDS = 3600.0
 
 
 class Store:
@@ -59,6 +62,8 @@ class Store:
         """
         folder, manifest = self.manifest(name)
         self._verify(name, folder, manifest, full)
+        with contextlib.suppress(OSError):  # another user's store: it is kept by what they get
+            os.utime(folder)
 
         def path(file: str) -> str | None:
             return os.path.join(folder, file) if file in manifest.files else None
@@ -130,7 +135,7 @@ class Store:
 
     def clean(self) -> None:
         """Remove the builds that no name leads to. Under the lock."""
-        self._clean(keep=0)
+        self._clean(keep=0, lately=0)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -178,7 +183,7 @@ class Store:
             os.unlink(new)
         os.symlink(place, new)
         os.replace(new, link)
-        self._clean(keep=_KEPT)
+        self._clean(_KEPT, _KEPT_LATELY)
 
     def inner(self, name: str) -> str:
         """Return a folder of the store, made if need be."""
@@ -234,13 +239,16 @@ class Store:
             with contextlib.suppress(OSError):
                 _write(os.path.join(folder, STAMPS), msgspec.json.encode(known))
 
-    def _clean(self, keep: int) -> None:
-        """Remove builds that no name leads to, but for the newest ``keep``. Under the lock."""
+    def _clean(self, keep: int, lately: int) -> None:
+        """Remove builds that no name leads to, but for the ``keep`` that were got last, or
+        ``lately`` of those got within the hour. Under the lock."""
         builds = self.inner(".builds")
         used = {os.path.basename(os.readlink(os.path.join(self.folder, n))) for n in self.ls()}
         unused = [os.path.join(builds, n) for n in os.listdir(builds) if n not in used]
         unused.sort(key=os.path.getmtime, reverse=True)
-        for path in unused[keep:]:
+        since = time.time() - _LATELY_SECONDS
+        kept = max(keep, sum(os.path.getmtime(path) > since for path in unused[:lately]))
+        for path in unused[kept:]:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -1,5 +1,6 @@
 import os
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -129,9 +130,37 @@ def test_a_replaced_image_stays_for_those_about_to_use_it(
     assert second.digest != image.digest
     assert os.path.exists(image.kernel)
     source.content = {"/other": b"3"}
+    third = build(store=store, source=source)
+    assert os.path.exists(image.folder), "it was got within the hour"
+    _some_time_ago(image, second)
+    source.content = {"/other": b"4"}
     build(store=store, source=source)
-    assert not os.path.exists(image.folder)
-    assert os.path.exists(second.kernel)
+    assert [os.path.exists(each.kernel) for each in (image, second, third)] == [False, False, True]
+
+
+def test_replaced_images_that_were_got_lately_are_few(store: Store, source) -> None:
+    made = []
+    for number in range(7):
+        source.content = {"/other": b"%d" % number}
+        made.append(build(store=store, source=source))
+    assert [os.path.exists(each.kernel) for each in made] == [False] * 2 + [True] * 5
+    store.remove("default")
+    assert os.listdir(store.inner(".builds")) == []
+
+
+def test_an_image_that_is_got_counts_as_used(image: Image, store: Store, source) -> None:
+    _some_time_ago(image)
+    store.get()
+    for number in range(3):
+        source.content = {"/other": b"%d" % number}
+        build(store=store, source=source)
+    assert os.path.exists(image.kernel)
+
+
+def _some_time_ago(*images: Image) -> None:
+    then = time.time() - 2 * 3600
+    for each in images:
+        os.utime(each.folder, (then, then))
 
 
 def test_a_folder_that_cannot_be_made_says_how_to_choose_another(tmp_path: Path) -> None:
