@@ -143,7 +143,7 @@ def test_a_key_does_what_it_may_until_it_is_revoked(daemon: Daemon, client: Clie
 
 
 def test_what_is_wrong_is_told_in_the_words_of_the_sdk(daemon: Daemon, client: Client) -> None:
-    with pytest.raises(InvalidInput, match="an id is of type int, and takes text"):
+    with pytest.raises(InvalidInput, match="id is of type int, and takes text"):
         client.sandboxes.get(5)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="labels is of type str, and takes a mapping"):
         client.sandboxes.list(labels="job=7")  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from tests.integration.test_client_of_a_daemon import Daemon
 
-from agentd import AsyncSandbox, Sandbox
+from agentd import AsyncSandbox, Client, Sandbox
 from agentd.model.errors import InvalidInput
 
 _CREATE: list[tuple[dict[str, Any], str]] = [
@@ -29,6 +29,10 @@ _CREATE: list[tuple[dict[str, Any], str]] = [
     ({"packages": {"six": "1.17"}}, "packages are no list of names"),
     ({"secrets": {"T": "t.example.com"}}, "secrets are no list of secrets"),
     ({"mounts": {"/tmp": "/a"}}, "mounts are no list of mounts"),
+    ({"embedded": "x"}, "embedded is of type str, and takes True or False"),
+    ({"ttl": [1]}, "ttl is of type list, and takes seconds or text"),
+    ({"wait": [1]}, "wait is of type list, and takes seconds or text"),
+    ({"backend": object()}, "backend is of type object, and takes text"),
     ({"snapshot": 5}, "snapshot is of type int, and takes an id, a path or a Snapshot"),
 ]
 # On a sandbox ``s``: each is a call, and what is said of it.
@@ -50,8 +54,14 @@ _ASKED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda s: s.attach("prc-0123456789abcdef", {"stdout": "a"}), "the cursor of stdout"),
     (lambda s: s.snapshot(5), "path is of type int, and takes text or a path"),
     (lambda s: s.fork("2"), "count is of type str, and takes a whole number"),
-    (lambda s: s.run_code(5), "code is"),
-    (lambda s: s.network.set(b"pypi"), "network rules are no list of texts"),
+    (lambda s: s.run("true", check="x"), "check is of type str, and takes True or False"),
+    (lambda s: s.run_code(5), "code is of type int"),
+    (lambda s: s.run_code("1", context=5), "context is of type int"),
+    (lambda s: s.run_code("1", reset="x"), "reset is of type str, and takes True or False"),
+    (lambda s: s.run_code("1", emit=5), "emit is of type int, and takes a function"),
+    (lambda s: s.call("fs.list.v1", path="/", keep="x"), "keep is of type str"),
+    (lambda s: s.ports.link(80, ttl="x"), "ttl 'x' is not a time"),
+    (lambda s: s.network.set(b"pypi"), "network rules are no list of texts|net is of type bytes"),
     (lambda s: s.network.play(5), "cassette is of type int, and takes text or a path"),
     (lambda s: s.files.read(5), "path is of type int, and takes text or a path"),
     (lambda s: s.files.read(None), "path is None, and takes text or a path"),
@@ -69,6 +79,11 @@ _ASKED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda s: s.files.write("/tmp/a", "a", mode="644"), "mode is of type str.*0o644"),
     (lambda s: s.files.write("/tmp/a", "a", mode=0o20000), "mode 0o20000 is no mode of a file"),
     (lambda s: s.files.mkdir("/tmp/d", mode=1.5), "mode is of type float"),
+    (lambda s: s.files.write("/tmp/a", "a", parents="x"), "parents is of type str"),
+    (lambda s: s.files.mkdir("/tmp/d", parents=None), "parents is None, and takes True or False"),
+    (lambda s: s.files.remove("/tmp/d", recursive="x"), "recursive is of type str"),
+    (lambda s: s.files.upload("/etc/hostname", "/tmp/x", replace=[]), "replace is of type list"),
+    (lambda s: s.files.download("/etc/hostname", "x", replace=0), "replace is of type int"),
     (lambda s: s.files.list(5), "path is of type int"),
     (lambda s: s.files.stat(5), "path is of type int"),
     (lambda s: s.files.exists(5), "path is of type int"),
@@ -130,9 +145,51 @@ def test_by_the_sdk(where: dict[str, str]) -> None:
     with Sandbox.create(**where) as made:
         found |= {p: said(lambda c=c: c(made)) for c, p in _ASKED}
         found |= {"stdin is of type int": said(lambda: made.stream("true", stdin=5))}
+        found |= {
+            "recursive is of type int": said(lambda: next(made.files.watch("/tmp", recursive=1)))
+        }
         with made.start("cat", stdin=True) as process:
             found |= {p: said(lambda c=c: c(process)) for c, p in _RUNNING}
     assert wrong(found) == {}
+
+
+# On the nouns of a client ``c``, of a sandbox ``s`` by its id.
+_OF_NOUNS: list[tuple[Callable[[Any, str], Any], str]] = [
+    (lambda c, s: c.sandboxes.get(5), "^id is of type int, and takes text"),
+    (lambda c, s: c.sandboxes.create(None), "^body is None, and takes a SandboxBody"),
+    (lambda c, s: c.sandboxes.list(after=5), "^after is of type int, and takes text"),
+    (lambda c, s: c.sandboxes.renew(s, object()), "^ttl is of type object, and takes text or a n"),
+    (lambda c, s: c.sandboxes.fork(s, True), "^count is of type bool, and takes a whole number"),
+    (lambda c, s: c.commands.exec(s, {"cmd": "true"}), "^body is of type dict, and takes a Exec"),
+    (lambda c, s: c.commands.write(s, "prc-0", 7), "^data is of type int, and takes bytes"),
+    (lambda c, s: c.commands.follow(s, "p", None, print), "^cursors is None, and takes a map"),
+    (lambda c, s: c.commands.follow(s, "p", {}, 5), "^notify is of type int, and takes a funct"),
+    (lambda c, s: c.commands.output(5, "p"), "^sandbox is of type int, and takes text"),
+    (lambda c, s: c.files.write(s, "/tmp/a", 7), "^data is of type int, and takes bytes or an it"),
+    (lambda c, s: c.files.write(s, "/tmp/a", [1]), "^a piece of data is of type int"),
+    (lambda c, s: c.files.write(s, "/tmp/a", b"", mode="644"), "^mode is of type str"),
+    (lambda c, s: c.files.write_tar(s, "/tmp", b"", whole=1), "^data is of type bytes"),
+    (lambda c, s: c.files.remove(s, "/tmp/a", recursive=None), "^recursive is None"),
+    (lambda c, s: next(c.files.read(s, "/tmp/a", "x")), "^offset is of type str"),
+    (lambda c, s: c.capabilities.request(None), "^body is None, and takes bytes"),
+    (lambda c, s: c.capabilities.call("fs.read.v1", cancel=None), "^cancel is None"),
+    (lambda c, s: c.keys.create("a", None), "^scopes is None, and takes a list"),
+    (lambda c, s: c.keys.create("a", "read"), r"^scopes is of type str.*\['read'\]"),
+    (lambda c, s: c.network.play(s, 5), "^cassette is of type int, and takes bytes"),
+    (lambda c, s: c.network.set(s, 5), "^net is of type int, and takes text or an iterable"),
+    (lambda c, s: c.ports.link(s, 80, ttl=object()), "^ttl is of type object"),
+    (lambda c, s: c.volumes.create("v", size=[]), "^size is of type list, and takes text or a w"),
+    (lambda c, s: c.approvals.decide("a", allow="x"), "^allow is of type str, and takes True or"),
+    (lambda c, s: c.secrets.set(5, "x"), "^name is of type int"),
+]
+
+
+def test_by_the_nouns_of_a_client(daemon: Daemon) -> None:
+    with Client(daemon.url) as client, Sandbox.create(url=daemon.url) as made:
+        found = {p: said(lambda c=c: c(client, made.id)) for c, p in _OF_NOUNS}
+        assert wrong(found) == {}
+        client.files.write(made.id, "/tmp/a", [b"a", b"", bytearray(b"b")])
+        assert b"".join(client.files.read(made.id, "/tmp/a")) == b"ab"
 
 
 def test_by_the_sdk_for_asyncio(where: dict[str, str]) -> None:

@@ -2,30 +2,46 @@
 not as a TypeError deep inside. Each raises InvalidInput."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from agentd.model.errors import InvalidInput
 
 T = TypeVar("T")
 
-_BYTES = (bytes, bytearray, memoryview)
+BYTES = (bytes, bytearray, memoryview)
 _PIECE = 1 << 20
 MOST = (1 << 63) - 1  # what an offset may be
 
 
 def stdin(value: bytes | str | None) -> bytes | None:
     """Return it as UTF-8."""
-    if value is not None and not isinstance(value, (str, *_BYTES)):
+    if value is not None and not isinstance(value, (str, *BYTES)):
         raise wrong("stdin", value, "text or bytes")
     return value.encode() if isinstance(value, str) else value
 
 
 def feed(value: bytes | str) -> bytes:
     """Return the bytes of what is written to a command that runs."""
-    if not isinstance(value, (str, *_BYTES)):
+    if not isinstance(value, (str, *BYTES)):
         raise wrong("data", value, "text or bytes")
     return value.encode() if isinstance(value, str) else value
+
+
+def flags(**given: bool) -> None:
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise wrong(name, value, "True or False")
+
+
+def time(value: "str | float | None", name: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
+        raise wrong(name, value, "seconds or text", "write it as 30 or 10m")
+
+
+def function(value: "Callable[..., object] | None", name: str) -> None:
+    if value is not None and not callable(value):
+        raise wrong(name, value, "a function")
 
 
 def open_stdin(value: bool) -> bool:
@@ -38,20 +54,21 @@ def content(value: Any) -> Any:
     """Return what is written to a file: bytes, or an iterator of them."""
     if isinstance(value, str):
         return value.encode()
-    if isinstance(value, _BYTES):
+    if isinstance(value, BYTES):
         return value
     if isinstance(value, Mapping) or not (hasattr(value, "read") or isinstance(value, Iterable)):
         raise wrong("data", value, "text, bytes, an iterable of bytes, or a file opened as 'rb'")
-    return _pieces(value)
+    return pieces(value)
 
 
-def _pieces(value: Any) -> Iterator[bytes]:
+def pieces(value: Any) -> Iterator[bytes]:
+    """Yield what an iterable or an open file has, looked at piece by piece."""
     if hasattr(value, "read"):
         found = iter(lambda: value.read(_PIECE) or None, None)
     else:
         found = iter(value)
     for piece in found:
-        if not isinstance(piece, _BYTES):
+        if not isinstance(piece, BYTES):
             raise wrong("a piece of data", piece, "bytes", "encode it; open files as 'rb'")
         yield bytes(piece)
 

@@ -67,6 +67,10 @@ def sandbox_body(
         from agentd.model.idle import idle_rule
 
         idle_rule(idle_timeout, on_idle)
+    arguments.time(ttl, "ttl")
+    arguments.time(wait, "wait")
+    if (backend := asked.get("backend")) is not None:
+        arguments.text(backend, "backend", "agentd doctor lists them")
     net, rules = network(asked.get("net"))
     if template is not None and net == "none":
         asked["net"] = []  # the template's to say: rules may be

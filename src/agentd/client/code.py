@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from agentd.client import arguments
 from agentd.model import typed
 from agentd.model.options import Time
 from agentd.model.units import parse_duration
@@ -53,6 +54,9 @@ class CodeResult(msgspec.Struct, frozen=True):
 
 def code_parameters(code: str, context: str, timeout: Time, *, reset: bool) -> dict[str, Any]:
     """Return the parameters of a call. Raises InvalidInput."""
+    arguments.text(code, "code")
+    arguments.text(context, "context")
+    arguments.flags(reset=reset)
     asked: dict[str, Any] = {"code": code, "context": context, "reset": reset}
     if timeout is not None:
         asked["timeout_ms"] = max(1, round(parse_duration(timeout, "timeout") * 1000))

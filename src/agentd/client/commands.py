@@ -153,6 +153,7 @@ class SandboxCommands:
     ) -> Result:
         request = build.exec_request(cmd, **options)
         data = arguments.stdin(stdin) or b""
+        arguments.flags(check=check)
         with wording.spoken():
             result = wording.of_result(self._open.commands.complete(self.id, request, data, cancel))
         if check and result.status != "ok":
@@ -185,6 +186,8 @@ class SandboxCommands:
         **more: Any,
     ) -> "CallView":
         with wording.spoken():
+            arguments.flags(keep=keep)
+            arguments.function(emit, "emit")
             asked = {**arguments.called(capability, parameters, bundle), **more}
             return wording.of_call(
                 self._open.capabilities.call(

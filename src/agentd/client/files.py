@@ -63,6 +63,7 @@ class Files:
         """Write the whole file or none of it; ``parents`` are made. Return its size in bytes."""
         path, content = arguments.path(path), arguments.content(data)
         arguments.mode(mode)
+        arguments.flags(parents=parents)
         return self._files.write(self._sandbox, path, content, mode=mode, parents=parents)
 
     def upload(
@@ -76,6 +77,7 @@ class Files:
         """
         from agentd.client import copy
 
+        arguments.flags(replace=replace)
         return copy.upload(
             self, arguments.host_path(host_path), arguments.path(path), replace=replace
         ).bytes
@@ -89,6 +91,7 @@ class Files:
         """
         from agentd.client import copy
 
+        arguments.flags(replace=replace)
         return copy.download(
             self, arguments.path(path), arguments.host_path(host_path), replace=replace
         ).bytes
@@ -120,6 +123,7 @@ class Files:
     def mkdir(self, path: InsidePath, *, mode: int = 0o755, parents: bool = False) -> None:
         """Make a folder; with ``parents`` those above it, and it may be there already."""
         path, mode = arguments.path(path), arguments.mode(mode)
+        arguments.flags(parents=parents)
         self._files.mkdir(self._sandbox, path, mode=mode, parents=parents)
 
     def move(self, path: InsidePath, to: InsidePath) -> None:
@@ -128,6 +132,7 @@ class Files:
 
     def remove(self, path: InsidePath, *, recursive: bool = False) -> None:
         """Remove a file or an empty folder; with ``recursive`` all that is in it, too."""
+        arguments.flags(recursive=recursive)
         self._files.remove(self._sandbox, arguments.path(path), recursive=recursive)
 
     def watch(
@@ -152,6 +157,7 @@ class Files:
         from agentd.transport.files import Change
 
         path = arguments.path(path)
+        arguments.flags(recursive=recursive)
         found = self._files.watch(self._sandbox, path, recursive=recursive, wake=wake)
         yield None
         for change in found:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from agentd.client import arguments
 from agentd.model.errors import AgentdError, BackendLost, InvalidInput, Unsupported
 from agentd.model.port import PortLink, host_name
+from agentd.model.units import parse_duration
 
 if TYPE_CHECKING:
     from agentd.model.port import Port
@@ -233,6 +234,7 @@ class SandboxPorts:
         ``url``. Raises Refused for more than the daemon's ports.max_ttl.
         """
         number = arguments.whole(port, "port", 1, _LAST_PORT)
+        parse_duration(ttl, "ttl")
         try:
             return self._ports.link(self._sandbox, number, ttl=ttl)
         except Unsupported:

@@ -121,6 +121,7 @@ class Sandbox(SandboxCommands):
         Raises InvalidInput, Refused (what is in the way, and the fix), SandboxError, Unreachable.
         """
         with wording.spoken():
+            arguments.flags(embedded=embedded)
             where, named = place.find(url, api_key, snapshot, embedded)
             if name is not None:
                 arguments.text(name, "name", 'write it as "build"')

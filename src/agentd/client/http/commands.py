@@ -10,9 +10,10 @@ import msgspec
 from agentd.client import arguments
 from agentd.client.http import client as clients
 from agentd.client.http import wire
-from agentd.client.http.client import HttpClient, segment
+from agentd.client.http.client import segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
 from agentd.client.http.errors import Unreachable, from_event
+from agentd.client.http.noun import HttpNoun
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody, SignalBody
 from agentd.model.drive import execute
 from agentd.model.errors import AgentdError, Conflict
@@ -28,11 +29,8 @@ T = TypeVar("T")
 MAX_INLINE = 8 << 20
 
 
-class HttpCommands:
+class HttpCommands(HttpNoun):
     """Implements ``client.ports.Commands``."""
-
-    def __init__(self, requests: HttpClient) -> None:
-        self._requests = requests
 
     def exec(self, sandbox: str, body: ExecBody) -> ResultView:
         return self._exec(sandbox, body, ResultView, wait=True)

@@ -7,9 +7,11 @@ from typing import Any
 
 import msgspec
 
-from agentd.client.http.client import HttpClient, segment
+from agentd.client import arguments
+from agentd.client.http.client import segment
 from agentd.client.http.connection import Woken
 from agentd.client.http.errors import from_event
+from agentd.client.http.noun import HttpNoun
 from agentd.client.http.sse import events
 from agentd.model.api import ChangeView, EntryView, MkdirBody, MoveBody
 from agentd.model.begun import begun
@@ -22,11 +24,8 @@ class _Size(msgspec.Struct):
     size: int
 
 
-class HttpFiles:
+class HttpFiles(HttpNoun):
     """Implements ``client.ports.Files``."""
-
-    def __init__(self, requests: HttpClient) -> None:
-        self._requests = requests
 
     def read(
         self, sandbox: str, path: str, offset: int = 0, length: int | None = None, *, wake: int = -1
@@ -117,7 +116,7 @@ class HttpFiles:
     ) -> None:
         flags = {"whole": whole, "replace": replace}
         query = {"path": path} | {name: value for name, value in flags.items() if value}
-        self._requests.upload(_path(sandbox, "tar"), data, query)
+        self._requests.upload(_path(sandbox, "tar"), _pieces(data), query)
 
 
 def _path(sandbox: str, what: str = "") -> str:
@@ -156,6 +155,4 @@ def _pieces(data: Any) -> Iterator[bytes]:
     if isinstance(data, (bytearray, memoryview)):
         yield bytes(data)
     else:
-        for piece in data:
-            if piece:  # an empty chunk would end them all
-                yield bytes(piece)
+        yield from filter(None, arguments.pieces(data))  # an empty chunk would end them all

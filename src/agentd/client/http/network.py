@@ -3,16 +3,13 @@
 from collections.abc import Iterable
 
 from agentd.client import arguments
-from agentd.client.http.client import HttpClient
 from agentd.client.http.commands import sandbox_path
+from agentd.client.http.noun import HttpNoun
 from agentd.model.egress import rules_of
 from agentd.model.network import ConnectionPage, NetworkBody, NetworkView
 
 
-class HttpNetwork:
-    def __init__(self, requests: HttpClient) -> None:
-        self._requests = requests
-
+class HttpNetwork(HttpNoun):
     def get(self, sandbox: str) -> NetworkView:
         return self._requests.call("GET", f"{sandbox_path(sandbox)}/network", into=NetworkView)
 

@@ -1,14 +1,12 @@
 """Secrets that a daemon keeps, by HTTP."""
 
-from agentd.client.http.client import HttpClient, segment
+from agentd.client.http.client import segment
+from agentd.client.http.noun import HttpNoun
 from agentd.model.kept_secret import SecretBody, SecretView
 from agentd.model.secret import check_secret_name, check_value
 
 
-class HttpSecrets:
-    def __init__(self, requests: HttpClient) -> None:
-        self._requests = requests
-
+class HttpSecrets(HttpNoun):
     def set(self, name: str, value: str) -> SecretView:
         check_value(check_secret_name(name), value)  # said without sending it
         path = f"/v1/secrets/{segment(name)}"

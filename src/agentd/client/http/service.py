@@ -13,6 +13,7 @@ from agentd.client.http.client import HttpClient, segment
 from agentd.client.http.commands import HttpCommands, sandbox_path
 from agentd.client.http.files import HttpFiles, pieces
 from agentd.client.http.network import HttpNetwork
+from agentd.client.http.noun import HttpNoun
 from agentd.client.http.secrets import HttpSecrets
 from agentd.model.api import (
     ApprovalView,
@@ -50,12 +51,7 @@ _AS_USUAL = SandboxBody()
 _LABELS = 'write them as {"job": "7"}'
 
 
-class _Noun:
-    def __init__(self, requests: HttpClient) -> None:
-        self._requests = requests
-
-
-class HttpSandboxes(_Noun):
+class HttpSandboxes(HttpNoun):
     def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
         # Who waits by a unix socket needs no key, for that breaks with the daemon alone; without
         # one the daemon gives up the turn of a client that has gone.
@@ -145,7 +141,7 @@ class HttpSandboxes(_Noun):
         return self._requests.call("POST", path, body, into=SandboxView, safe=safe)
 
 
-class HttpPorts(_Noun):
+class HttpPorts(HttpNoun):
     def open(self, sandbox: str, port: int) -> Port:
         from agentd.client.http.port import HttpPort
 
@@ -156,7 +152,7 @@ class HttpPorts(_Noun):
         return self._requests.call("POST", f"{sandbox_path(sandbox)}/links", body, into=PortLink)
 
 
-class HttpSnapshots(_Noun):
+class HttpSnapshots(HttpNoun):
     def list(self) -> tuple[SnapshotView, ...]:
         return self._requests.pages("/v1/snapshots", SnapshotView)
 
@@ -171,7 +167,7 @@ class HttpSnapshots(_Noun):
         self._requests.call("DELETE", f"/v1/snapshots/{segment(id)}")
 
 
-class HttpVolumes(_Noun):
+class HttpVolumes(HttpNoun):
     def create(self, name: str, size: str | int | None = None) -> VolumeView:
         body = VolumeBody(name=name, size=size)
         return self._requests.call("POST", "/v1/volumes", body, into=VolumeView)
@@ -191,7 +187,7 @@ class HttpVolumes(_Noun):
         self._requests.call("DELETE", f"/v1/volumes/{segment(name)}")
 
 
-class HttpCapabilities(_Noun):
+class HttpCapabilities(HttpNoun):
     def list(self) -> tuple[CapabilityView, ...]:
         return self._requests.pages("/v1/capabilities", CapabilityView)
 
@@ -222,7 +218,7 @@ class HttpCapabilities(_Noun):
         return calls.call(self._requests, body, emit, cancel)
 
 
-class HttpReceipts(_Noun):
+class HttpReceipts(HttpNoun):
     def get(self, id: str) -> bytes:
         with self._requests.open("GET", f"/v1/receipts/{segment(id)}") as response:
             return bytes(response.read(_MAX_RECEIPT))
@@ -231,7 +227,7 @@ class HttpReceipts(_Noun):
         return self._requests.call("GET", "/v1/receipt-key", into=str)
 
 
-class HttpKeys(_Noun):
+class HttpKeys(HttpNoun):
     def create(
         self,
         name: str,
@@ -240,8 +236,6 @@ class HttpKeys(_Noun):
         ttl: str | float | None = None,
         principal: str | None = None,
     ) -> KeyView:
-        if isinstance(scopes, str):  # each letter of it would be a scope
-            raise InvalidInput("scopes is a text", remediation=f"give a list, as [{scopes!r}]")
         body = KeyBody(name=name, scopes=tuple(scopes), ttl=ttl, principal=principal)
         return self._requests.call("POST", "/v1/keys", body, into=KeyView)
 
@@ -255,7 +249,7 @@ class HttpKeys(_Noun):
         self._requests.call("DELETE", f"/v1/keys/{segment(id)}")
 
 
-class HttpApprovals(_Noun):
+class HttpApprovals(HttpNoun):
     def list(self) -> tuple[ApprovalView, ...]:
         return self._requests.pages("/v1/approvals", ApprovalView)
 
@@ -274,7 +268,7 @@ class HttpApprovals(_Noun):
         return self._requests.call("POST", path, body, into=ApprovalView)
 
 
-class HttpAudit(_Noun):
+class HttpAudit(HttpNoun):
     def head(self) -> AuditHead:
         return self._requests.call("GET", "/v1/audit/head", into=AuditHead)
 
@@ -284,7 +278,7 @@ class HttpAudit(_Noun):
         return self._requests.call("GET", "/v1/audit/records", query=query, into=AuditPage)
 
 
-class HttpEvents(_Noun):
+class HttpEvents(HttpNoun):
     def read(self, after: str = "", *, limit: int = 100, wait: str | float = 0) -> EventPage:
         query = {
             "after": after,
@@ -294,7 +288,7 @@ class HttpEvents(_Noun):
         return self._requests.call("GET", "/v1/events", query=query, into=EventPage)
 
 
-class HttpMachine(_Noun):
+class HttpMachine(HttpNoun):
     def version(self) -> Mapping[str, str]:
         return self._requests.call("GET", "/v1/version", into=dict[str, str])
 
