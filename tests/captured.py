@@ -171,13 +171,15 @@ class Names(threading.Thread):
     not exist.
     """
 
+    PORT = 0  # any
+
     def __init__(self, **answers: Any) -> None:
         super().__init__(daemon=True)
         self.answers = {name.replace("_", "."): found for name, found in answers.items()}
         self.asked: list[tuple[str, int]] = []
         self.ttl = 60
         self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._sock.bind(("127.0.0.1", 0))
+        self._sock.bind(("127.0.0.1", self.PORT))
         self.port = self._sock.getsockname()[1]
         self.place = ("", 0)  # who asked last
         self.start()

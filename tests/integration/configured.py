@@ -13,8 +13,9 @@ from cryptography.x509.oid import NameOID
 SHIPPED = Path(__file__).resolve().parents[2] / "src/agentd/policy/bundles"
 
 
-def tls(folder: Path) -> None:
-    """``cert.pem`` and ``key.pem``, and ``ca.pem`` that signed it."""
+def tls(folder: Path, *names: str) -> None:
+    """``cert.pem`` and ``key.pem``, and ``ca.pem`` that signed it: of 127.0.0.1 and these."""
+    of = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), *map(x509.DNSName, names)]
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = datetime.datetime.now(datetime.UTC)
@@ -26,9 +27,7 @@ def tls(folder: Path) -> None:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=30))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
-        )
+        .add_extension(x509.SubjectAlternativeName(of), False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
         .sign(key, hashes.SHA256())
     )

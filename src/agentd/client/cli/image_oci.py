@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import output, remote
-from agentd.client.cli.parser import Actions
+from agentd.client.cli.parser import Actions, AddedUp
 from agentd.model.errors import Conflict, SandboxError
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PULL = """\
   agentd image pull docker://python:3.13-slim
   agentd image pull docker://localhost:5000/mine --insecure
+  agentd image pull docker://registry.internal/mine --net auth.internal:8443
   agentd image pull oci:./layout:tag
   agentd image pull docker-archive:image.tar --name mine
   agentd image pull dir:./rootfs
@@ -29,6 +30,11 @@ _PUSH = """\
   agentd image push mine oci-archive:./mine.tar
   agentd image push mine docker://registry.example/me/mine:1.0
 """
+
+_NET_HELP = (
+    "whom the registry may lead to besides the public, as auth.internal:8443; host: whatever this "
+    "machine reaches"
+)
 
 
 def add_pull(actions: Actions, run: Callable[[argparse.Namespace], int]) -> None:
@@ -45,6 +51,7 @@ def add_pull(actions: Actions, run: Callable[[argparse.Namespace], int]) -> None
         action="store_true",
         help="from a registry without TLS, or with a certificate that nobody vouches for",
     )
+    pull.add_argument("--net", action=AddedUp, metavar="host|RULES", help=_NET_HELP)
     pull.add_argument(
         "--timeout", metavar="TIME", default="1h", help="how long each step may take (default: 1h)"
     )
@@ -73,6 +80,7 @@ def add_push(actions: Actions) -> None:
         action="store_true",
         help="to a registry without TLS, or with a certificate that nobody vouches for",
     )
+    push.add_argument("--net", action=AddedUp, metavar="host|RULES", help=_NET_HELP)
     push.add_argument(
         "--timeout", metavar="TIME", default="1h", help="how long it may take (default: 1h)"
     )
@@ -117,7 +125,11 @@ def pull(options: argparse.Namespace, progress: "Progress") -> "OciImage":
     name = options.name or parse(options.source).name()
     Store().check_free(name)
     return pulled(
-        options.source, name, progress, seconds=seconds, insecure=options.insecure, bounds=bounds
+        *(options.source, name, progress),
+        seconds=seconds,
+        insecure=options.insecure,
+        net=options.net,
+        bounds=bounds,
     )
 
 
@@ -129,7 +141,12 @@ def push_image(options: argparse.Namespace) -> int:
         output.say(remote.safe(what), "image")
 
     seconds = parse_duration(options.timeout)
-    image = push(options.name, options.target, say, seconds=seconds, insecure=options.insecure)
+    image = push(
+        *(options.name, options.target, say),
+        seconds=seconds,
+        insecure=options.insecure,
+        net=options.net,
+    )
     told = {"name": image.name, "digest": image.digest, "pushed": options.target}
     return remote.tell(options, told, f"{image.name} {image.digest}")
 

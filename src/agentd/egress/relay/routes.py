@@ -7,6 +7,7 @@ addresses of interfaces, of bridges and of virtual networks are this machine's a
 import os
 import socket
 import struct
+from typing import Self
 
 _HEADER = struct.Struct("=IHHII")
 _ROUTE = struct.Struct("=8BI")
@@ -25,6 +26,12 @@ class KernelRoutes:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._netlink = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
         self._number = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._netlink.close()
 
     def hindrance(self, address: str) -> str:
         """Return why a connection may not go there: it is this machine, or nowhere; else empty."""

@@ -30,6 +30,21 @@ class Targets(NamedTuple):
 Found = Callable[[Targets], None]
 
 
+def hindrance(address: str, routes: KernelRoutes) -> str:
+    """Return why nobody may be let there, whatever the rules say; empty where a rule may."""
+    try:
+        found = addresses.parse(address)
+    except ValueError:
+        return f"{address} is no address"
+    if why := addresses.never(found):
+        return why
+    # The routes of IPv6 say nothing of where an IPv4 address within one of IPv6 leads.
+    inner = addresses.judged(found)
+    if inner != found and routes.is_own(str(inner)):
+        return f"{inner} is this host itself"
+    return routes.hindrance(str(found))
+
+
 class Finder:
     def __init__(self, resolver: Resolver, routes: KernelRoutes) -> None:
         self._resolver = resolver
@@ -58,17 +73,7 @@ class Finder:
 
     def hindrance(self, address: str) -> str:
         """Return why nobody may be let there, whatever the rules say; empty where a rule may."""
-        try:
-            found = addresses.parse(address)
-        except ValueError:
-            return f"{address} is no address"
-        if why := addresses.never(found):
-            return why
-        # The routes of IPv6 say nothing of where an IPv4 address within one of IPv6 leads.
-        inner = addresses.judged(found)
-        if inner != found and self._routes.is_own(str(inner)):
-            return f"{inner} is this host itself"
-        return self._routes.hindrance(str(found))
+        return hindrance(address, self._routes)
 
     def _second(self, judge: "_Judge", resolved: Resolved, found: Found) -> None:
         targets = self._of_v4(judge, resolved, found)

@@ -10,11 +10,24 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 from typing import NoReturn
 
 from agentd.guest.zygote import root
-from agentd.linux import abi, caps, idmap, landlock, mounts, privileges, process, rlimits, seccomp
+from agentd.linux import (
+    abi,
+    anyip,
+    caps,
+    idmap,
+    landlock,
+    mounts,
+    net,
+    privileges,
+    process,
+    rlimits,
+    seccomp,
+)
 from agentd.linux.kernel import KERNEL
 
 #: Where the program writes; it begins there.
@@ -66,7 +79,7 @@ def own_user() -> bool:
 
 def _enter(config: Config) -> int:
     """The pid of the child that becomes the program, as PID 1 of a namespace of its own."""
-    namespaces = _NAMESPACES | (0 if config["net"] else abi.CLONE_NEWNET)
+    namespaces = _NAMESPACES | (0 if config["host_net"] else abi.CLONE_NEWNET)
     if own_user():
         KERNEL.unshare(abi.CLONE_NEWNS)
         KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
@@ -82,6 +95,8 @@ def _enter(config: Config) -> int:
         _unshare(namespaces)
         KERNEL.mount(None, "/", None, abi.MS_REC | abi.MS_PRIVATE)
         trees = _trees(config, foreign=False)
+    for control in _list(config["controls"]):
+        _listen(_list(config["entrances"]), int(str(control)))
     child = os.fork()
     if child:
         return child
@@ -97,6 +112,27 @@ def _unshare(namespaces: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     KERNEL.unshare(namespaces)
     process.map_ids((0, uid), (0, gid))
+
+
+def _listen(entrances: list[object], control: int) -> None:
+    """Let what is dialled at these of this namespace, which leads nowhere else, arrive at whoever
+    has the other end of ``control``. Of IPv6 there may be none."""
+    net.loopback_up()
+    with socket.socket(fileno=control) as told, contextlib.ExitStack() as stack:
+        made = {}
+        for number, each in enumerate(entrances):
+            address, port = _list(each)
+            try:
+                family = socket.AF_INET6 if ":" in str(address) else socket.AF_INET
+                listener = stack.enter_context(socket.socket(family))
+                listener.bind((str(address), int(str(port))))
+            except OSError as error:
+                if ":" in str(address) and error.errno in anyip.NO_IPV6:
+                    continue
+                raise
+            listener.listen()
+            made[number] = listener.fileno()
+        socket.send_fds(told, [bytes(made)], list(made.values()))
 
 
 def _trees(config: Config, *, foreign: bool) -> list[root.Tree]:
@@ -124,7 +160,7 @@ def _readable(source: str, *, foreign: bool) -> int:
 
 def _become(config: Config, trees: list[root.Tree]) -> None:
     process.set_pdeathsig(signal.SIGKILL)
-    files = root.read_etc("host" if config["net"] else "none")
+    files = root.read_etc("host" if config["host_net"] else "none")
     files |= {path: base64.b64decode(data) for path, data in _pairs(config["files"])}
     root.enter(trees, files)
     KERNEL.mount("tmpfs", "/tmp", "tmpfs", abi.MS_NOSUID | abi.MS_NODEV, _TMP)

@@ -3,7 +3,8 @@
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from agentd.image.model import Corrupt, ImageError, Progress
 from agentd.image.oci import archives, cell, layout, registry, reuse, rootfs, tools
@@ -23,6 +24,9 @@ from agentd.image.oci.values import (
 from agentd.image.oci.work import WorkFolder
 from agentd.model.errors import InvalidInput
 
+if TYPE_CHECKING:
+    from agentd.image.oci.network import FetchNetwork
+
 SECONDS = 3600.0
 _STEPS = 4
 _LAYOUT, _ARCHIVE = "/mnt/layout", "/dev/archive"
@@ -36,11 +40,13 @@ def pull(
     store: OciStore | None = None,
     seconds: float = SECONDS,
     insecure: bool = False,
+    net: str | None = None,
     bounds: ImageBounds = BOUNDS,
 ) -> OciImage:
     """Fetch, verify, unpack and name an image; one of that name is replaced.
 
-    ``insecure``: from a registry without TLS, or whose certificate nobody vouches for.
+    ``insecure``: from a registry without TLS, or whose certificate nobody vouches for. ``net``:
+    whom else it may lead to than the public, as rules, or "host".
 
     Raises InvalidInput, Unavailable (a program is missing), ImageError.
     """
@@ -50,7 +56,7 @@ def pull(
     say = progress or (lambda what, done, steps: None)
     try:
         with store.work() as work:
-            return _Pull(store, wanted, chosen, work, say, seconds, insecure, bounds).run()
+            return _Pull(store, wanted, chosen, work, say, seconds, insecure, net, bounds).run()
     except OSError as error:
         raise explained(error, store) from error
 
@@ -65,11 +71,12 @@ class _Pull:
         progress: Progress,
         seconds: float,
         insecure: bool,
+        net: str | None,
         bounds: ImageBounds,
     ) -> None:
         self._store, self._source, self._name, self._work = store, source, name, work
         self._progress, self._seconds = progress, seconds
-        self._insecure = insecure
+        self._insecure, self._net = insecure, net
         self._bounds = bounds
         self._done = 0
 
@@ -110,37 +117,44 @@ class _Pull:
         if self._source.transport == "dir":
             rootfs.make_layout(self._source.place, path, self._bounds)
             return path
-        remote = self._source.transport == "docker"
-        if remote:
+        if self._source.transport == "docker":
+            from agentd.image.oci.network import fetching
+
             access = registry.access(self._source, insecure=self._insecure)
-            reads: dict[str, str] = {}
-            reference = self._source.text
-        else:
-            access = registry.Access({registry.POLICY: registry.policy()}, {}, ())
-            reads, reference = self._place()
+            words = (*access.words, *_words(self._source), self._source.text)
+            with fetching(self._source, self._net, access.files) as net:
+                self._copy(path, words, access.files, net=net)
+            return path
+        reads, reference = self._place()
         try:
-            tools.run(
-                [
-                    # it heeds no TMPDIR for archives, which it unpacks in /var/tmp
-                    *("skopeo", "--tmpdir", cell.WORK, "--policy", registry.POLICY),
-                    *("copy", *access.words),
-                    *("--remove-signatures", *_layers(self._source), reference),
-                    f"oci:{cell.WORK}:{layout.TAG}",
-                ],
-                work=path,
-                reads=reads,
-                files=access.files,
-                env=access.env,
-                net=remote,
-                seconds=self._seconds,
-                say=self._say,
-                file_size=self._bounds.layer,
-                # An archive is there once more, unpacked; what packs badly is a little larger.
-                most=self._bounds.unpacked * (1 if remote else 2) * 65 // 64 + (1 << 20),
-            )
+            words = (*_words(self._source), reference)
+            self._copy(path, words, {registry.POLICY: registry.policy()}, reads)
         except ImageError as error:
             raise registry.explained(error, self._source) from error
         return path
+
+    def _copy(
+        self,
+        path: str,
+        words: Sequence[str],
+        files: Mapping[str, bytes],
+        reads: Mapping[str, str] = {},
+        net: "FetchNetwork | None" = None,
+    ) -> None:
+        # it heeds no TMPDIR for archives, which it unpacks in /var/tmp
+        skopeo = ("skopeo", "--tmpdir", cell.WORK, "--policy", registry.POLICY)
+        tools.run(
+            [*skopeo, "copy", *words, f"oci:{cell.WORK}:{layout.TAG}"],
+            work=path,
+            reads=reads,
+            files=files,
+            net=net,
+            seconds=self._seconds,
+            say=self._say,
+            file_size=self._bounds.layer,
+            # An archive is there once more, unpacked; what packs badly is a little larger.
+            most=self._bounds.unpacked * (2 if net is None else 1) * 65 // 64 + (1 << 20),
+        )
 
     def _place(self) -> tuple[dict[str, str], str]:
         """What skopeo reads of the host, and what it calls the image."""
@@ -206,12 +220,13 @@ class _Pull:
             self._progress(line[0].lower() + line[1:90], self._done, _STEPS)
 
 
-def _layers(source: ImageSource) -> tuple[str, ...]:
-    """What skopeo is told of layers that are not packed: of an archive of Docker's it would go on
-    to call them gzip's, so that it has to make them that."""
+def _words(source: ImageSource) -> tuple[str, ...]:
+    """What skopeo is told of signatures, and of layers that are not packed: of an archive of
+    Docker's it would go on to call them gzip's, so that it has to make them that."""
     if source.transport == "docker-archive":
-        return ("--dest-compress-format", "gzip", "--dest-compress-level", "1")
-    return ("--dest-oci-accept-uncompressed-layers",)
+        packed = ("--dest-compress-format", "gzip", "--dest-compress-level", "1")
+        return ("--remove-signatures", *packed)
+    return ("--remove-signatures", "--dest-oci-accept-uncompressed-layers")
 
 
 def explained(error: OSError, store: OciStore) -> ImageError:

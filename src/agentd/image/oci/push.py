@@ -46,9 +46,10 @@ def push(
     *,
     seconds: float = SECONDS,
     insecure: bool = False,
+    net: str | None = None,
 ) -> OciImage:
     """Push an image, and return it. ``insecure``: to a registry without TLS, or whose certificate
-    nobody vouches for.
+    nobody vouches for. ``net``: whom else it may lead to, as of ``pull``.
 
     Raises InvalidInput, NotFound, Unavailable (skopeo is missing), Corrupt, ImageError.
     """
@@ -61,7 +62,7 @@ def push(
             pushing = _Push(store, image, wanted, work)
             say(f"pushing {image.name} to {wanted.text}", 1, 1)
             if wanted.transport == "docker":
-                pushing.to_registry(seconds, insecure=insecure)
+                pushing.to_registry(seconds, insecure=insecure, net=net)
             elif wanted.transport == "oci":
                 pushing.to_layout()
             else:
@@ -141,11 +142,14 @@ class _Push:
         with replacing(self._target.place, 0o666 & ~process.umask(), synced=True) as file:
             self._archive(file)
 
-    def to_registry(self, seconds: float, *, insecure: bool) -> None:
+    def to_registry(self, seconds: float, *, insecure: bool, net: str | None) -> None:
         layout.write_index(self._work.layout, self._manifest)
         layout.open_to_all(self._work.layout)
+        from agentd.image.oci.network import fetching
+
         access = registry.access(self._target, insecure=insecure, side="dest")
-        try:
+        files = access.files | {registry.POLICY: registry.ANY}
+        with fetching(self._target, net, files, "push") as reached:
             tools.run(
                 [
                     *("skopeo", "--policy", registry.POLICY, "copy", *access.words),
@@ -153,13 +157,10 @@ class _Push:
                 ],
                 work=self._work.make("pushed"),
                 reads={_LAYOUT: self._work.layout},
-                files=access.files | {registry.POLICY: registry.ANY},
-                env=access.env,
-                net=True,
+                files=files,
+                net=reached,
                 seconds=seconds,
             )
-        except ImageError as error:
-            raise registry.explained(error, self._target, "push") from error
 
     def _path(self, digest: str) -> str:
         return os.path.join(self._work.blobs, check_digest(digest))

@@ -28,7 +28,6 @@ _CONFIGURATION = (
     "/etc/containers/certs.d",
     "/etc/docker/certs.d",
 )
-_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _HUB_KEYS = (HUB, "https://index.docker.io/v1/", "index.docker.io")
 _HELPER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HELPER_SECONDS = 60.0
@@ -41,10 +40,9 @@ Credentials = dict[str, str]  # as an entry of ``auths``: "auth", or "identityto
 
 
 class Access(NamedTuple):
-    """``files`` are made in the cell, ``env`` is skopeo's, ``words`` stand behind ``copy``."""
+    """``files`` are made in the cell, ``words`` stand behind ``copy``."""
 
     files: dict[str, bytes]
-    env: dict[str, str]
     words: tuple[str, ...]
 
 
@@ -56,7 +54,7 @@ def access(source: ImageSource, *, insecure: bool, side: str = "src") -> Access:
     if found is not None:
         files[AUTH] = json.dumps({"auths": {source.registry: found}}).encode()
         words = (*words, f"--{side}-authfile", AUTH)
-    return Access(files, {n: os.environ[n] for n in _PROXIES if n in os.environ}, words)
+    return Access(files, words)
 
 
 def policy() -> bytes:

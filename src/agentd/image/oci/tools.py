@@ -7,16 +7,21 @@ import os
 import re
 import select
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from agentd.image.model import ImageError
 from agentd.image.oci import cell
 from agentd.image.oci.work import size_of
 from agentd.model.errors import Unavailable
 from agentd.model.units import readable_size
+
+if TYPE_CHECKING:
+    from agentd.image.oci.network import FetchNetwork
 
 Say = Callable[[str], None]
 #: A program -> its package: of the same name on Debian, Fedora and Arch.
@@ -57,8 +62,7 @@ def run(
     work: str,
     reads: Mapping[str, str] = {},
     files: Mapping[str, bytes] = {},
-    env: Mapping[str, str] = {},
-    net: bool = False,
+    net: "FetchNetwork | None" = None,
     seconds: float,
     say: Say | None = None,
     file_size: int | None = None,
@@ -67,10 +71,10 @@ def run(
     """Run a program in a cell: it writes in ``work``, which it sees at ``cell.WORK``.
 
     ``reads`` is what else it may read, a path inside -> a path of the host; a file has a place in
-    /dev. ``files`` are made inside. No file that it writes is larger than ``file_size``, in bytes;
-    where all take more than ``most`` it is ended, within moments. ``say`` is told each line that it
-    prints. Nothing of it runs any more when this returns. Raises Unavailable, ImageError with what
-    the program said last.
+    /dev. ``files`` are made inside. Without ``net`` it reaches nobody. No file that it writes is
+    larger than ``file_size``, in bytes; where all take more than ``most`` it is ended, within
+    moments. ``say`` is told each line that it prints. Nothing of it runs any more when this
+    returns. Raises Unavailable, ImageError with what the program said last.
     """
     program = find(words[0])
     config = {
@@ -79,22 +83,14 @@ def run(
         "work": work,
         "reads": dict(reads),
         "files": {path: base64.b64encode(data).decode() for path, data in files.items()},
-        "env": {"PATH": _PATH, "HOME": "/tmp", "TMPDIR": cell.WORK, "LC_ALL": "C", **env},
-        "net": net,
+        "env": {"PATH": _PATH, "HOME": "/tmp", "TMPDIR": cell.WORK, "LC_ALL": "C"}
+        | ({} if net is None else net.env),
+        "host_net": net is not None and net.is_hosts,
+        "entrances": [] if net is None else [[each.address, each.port] for each in net.entrances],
         "file_size": file_size,
     }
     if cell.own_user():
         os.chown(work, cell.USER, cell.USER)
-    code = f"import sys; sys.path.insert(0, {_PACKAGE_ROOT!r}); from {cell.__name__} import main"
-    loader = {k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ}
-    process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", f"{code}; main()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        env=loader,
-        cwd="/",
-    )
 
     def check() -> None:
         if most is not None and size_of(work) > most:
@@ -103,13 +99,25 @@ def run(
                 remediation="pull it with a larger --max-size, if it is what you want",
             )
 
-    try:
-        told = _talk(process, json.dumps(config).encode(), words[0], seconds, say, check)
-    except BaseException:
-        process.kill()
-        raise
-    finally:
-        _drain(process)
+    with contextlib.ExitStack() as stack:
+        controls = []
+        if config["entrances"] and net is not None:
+            ours, theirs = socket.socketpair()
+            stack.enter_context(theirs)
+            stack.enter_context(net.served(ours))
+            controls.append(theirs.fileno())
+        process = _start(controls)
+        try:
+            told = _talk(
+                process,
+                json.dumps({**config, "controls": controls}).encode(),
+                *(words[0], seconds, say, check),
+            )
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            _drain(process)
     if process.returncode:
         if file_size is not None and "file too large" in told:
             largest = readable_size(file_size)
@@ -118,6 +126,21 @@ def run(
                 remediation="use another image: what is built so is not meant to be run",
             )
         raise _failed(words[0], process.returncode, told, work)
+
+
+def _start(fds: Sequence[int]) -> "subprocess.Popen[bytes]":
+    """Start a cell, which has these descriptors."""
+    code = f"import sys; sys.path.insert(0, {_PACKAGE_ROOT!r}); from {cell.__name__} import main"
+    loader = {k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ}
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", f"{code}; main()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=loader,
+        cwd="/",
+        pass_fds=fds,
+    )
 
 
 def _talk(
@@ -178,17 +201,17 @@ def _failed(name: str, code: int, told: str, work: str) -> ImageError:
     fatal = _FATAL.findall(told)
     said = fatal[-1].replace('\\"', '"') if fatal else told
     said = " ".join(said.split())[-600:]
+    if code == cell.NOT_BUILT:  # ENOSPC is of namespaces, too
+        return ImageError(
+            f"{name} cannot be shut in here, and does not run otherwise",
+            cause=said,
+            remediation="agentd doctor says what the namespace level lacks on this machine",
+        )
     if "no space left on device" in told.lower():
         return ImageError(
             f"there is no room for the image in {work}",
             cause=said,
             remediation="free some: agentd image prune; or set XDG_CACHE_HOME to a larger disk",
-        )
-    if code == cell.NOT_BUILT:
-        return ImageError(
-            f"{name} cannot be shut in here, and does not run otherwise",
-            cause=said,
-            remediation="agentd doctor says what the namespace level lacks on this machine",
         )
     if code == _PANICKED and "panic: " in told:
         return ToolPanicked(f"{name} failed by itself", cause=said)

@@ -1,0 +1,182 @@
+"""Whom skopeo reaches: what is public, and the registry that was named, with its mirrors.
+
+A registry says where its layers and its tokens are, and skopeo sends it what it is told there for a
+token; so it runs in a network of its own, and agentd dials for it (``egress.dialler``).
+"""
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
+from typing import Any
+
+from agentd.egress.destinations import Destinations, Place
+from agentd.egress.dialler import MOST_ENTRANCES, Dialler, Entrance, Unreached
+from agentd.egress.proxies import Proxies
+from agentd.image.model import ImageError
+from agentd.image.oci import registry
+from agentd.image.oci.source import HUB, ImageSource
+from agentd.model.egress import RESTRICTED, THIS_HOST, USUAL_PORTS, network
+from agentd.model.errors import InvalidInput
+
+#: Files of mirrors, as skopeo has them.
+MIRRORS = "/etc/containers/registries.conf"
+_SCHEMES = ("http", "https")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_HUB = ("docker.io", "registry-1.docker.io")
+_LOOPBACK = ("127.0.0.1", "::1")
+_PORTS = range(1080, 1180)  # for SOCKS, in a namespace where nobody else listens
+# Go dials an address of the loopback itself, whatever the proxy; there is nobody in the cell.
+_DIALLED = re.compile(r"dial tcp (127\.[0-9.]+|\[::1\]):([0-9]+): connect: connection refused")
+
+
+class FetchNetwork:
+    """Of one program that is run. ``env`` is what it is to have; ``is_hosts``: it has the network
+    of this machine, as was asked for."""
+
+    def __init__(self, source: ImageSource, net: str | None, files: Mapping[str, bytes]) -> None:
+        """``net`` is rules, or "host"; ``files`` are skopeo's own. Raises InvalidInput."""
+        own = {name: os.environ[name] for name in _PROXIES if name in os.environ}
+        kind, rules = (RESTRICTED, ()) if net is None else network(net)
+        if kind == "none":
+            raise InvalidInput(
+                "no registry is reached without a network",
+                remediation="leave --net out: the registry and what is public are reached",
+            )
+        self._source = source
+        self.env, self.is_hosts = own, kind == "host"
+        self.entrances: tuple[Entrance, ...] = ()
+        self._unreached: list[Unreached] = []
+        if self.is_hosts:
+            return
+        named = [place for each in _asked(source, files) for place in _places(each)]
+        self._proxies = Proxies(own)
+        self._destinations = Destinations(named, rules)
+        ports = self._destinations.own_ports
+        here = dict(entrance for place in named for entrance in _here(place))
+        here |= {Place(each, p): Place(_LOOPBACK[0], p) for each in _LOOPBACK for p in ports}
+        free = (port for port in _PORTS if port not in {place.port for place in here})
+        socks = {scheme: Entrance(_LOOPBACK[0], next(free), None, scheme) for scheme in _SCHEMES}
+        self.entrances = (*socks.values(), *(Entrance(*at, to) for at, to in here.items()))
+        if len(self.entrances) > MOST_ENTRANCES:
+            raise InvalidInput(
+                f"--net has {len(ports)} ports of this machine, more than are opened at once",
+                remediation=f"name those that the registry leads to, {MOST_ENTRANCES // 4} at most",
+            )
+        self.env = {
+            f"{scheme.upper()}_PROXY": f"socks5://{each.address}:{each.port}"
+            for scheme, each in socks.items()
+        }
+
+    @contextlib.contextmanager
+    def served(self, control: socket.socket) -> Iterator[None]:
+        """Dial for a program whose network's sockets come over ``control``."""
+        dialler = Dialler(control, self.entrances, self._destinations, self._proxies)
+        try:
+            yield
+        finally:
+            dialler.close()
+            self._unreached = dialler.unreached
+
+    def explained(self, error: ImageError, action: str) -> ImageError:
+        """Return what a failure comes of, where that is whom it could not ask."""
+        found = [each for each in self._unreached if each.barred]
+        if dialled := _DIALLED.search(error.cause):
+            place = Place(dialled[1].strip("[]"), int(dialled[2]))
+            grant = f"{THIS_HOST}:{place.port}"
+            found.append(Unreached(place, f"{place.host} is this machine itself", True, grant))
+        for place, reason, _, grant in found:
+            fix = "see to whoever runs the registry: nobody is let there"
+            if grant:
+                fix = f"if it is to be asked: agentd image {action} --net {grant}"
+            elif reason.startswith("denied"):
+                fix = "if it is to be asked, leave that rule out of --net"
+            return ImageError(
+                f"the registry leads to {place}, which is not asked: {reason}",
+                cause=error.cause,
+                remediation=fix,
+            )
+        known = registry.explained(error, self._source, action)
+        if known is error and self._unreached:
+            place, reason, *_ = self._unreached[-1]
+            return ImageError(
+                f"{place} cannot be reached",
+                cause=f"{reason}: {error.cause}",
+                remediation="see to its name, and to HTTPS_PROXY",
+            )
+        return known
+
+
+@contextlib.contextmanager
+def fetching(
+    source: ImageSource, net: str | None, files: Mapping[str, bytes], action: str = "pull"
+) -> Iterator[FetchNetwork]:
+    """Give the network that skopeo is to have within. Raises as ``FetchNetwork``; ImageError with
+    what to do about one that is raised within."""
+    made = FetchNetwork(source, net, files)
+    try:
+        yield made
+    except ImageError as error:
+        raise made.explained(error, action) from error
+
+
+def _asked(source: ImageSource, files: Mapping[str, bytes]) -> Iterator[str]:
+    """The registry and its mirrors, each HOST or HOST:PORT."""
+    yield from _HUB if source.registry == HUB else (source.registry,)
+    for path in files:
+        if path == MIRRORS or path.startswith(f"{MIRRORS}.d/"):
+            for entry in _entries(files[path]):
+                if _is_of(entry, source):
+                    for each in (entry, *_tables(entry, "mirror")):
+                        if location := _text(each, "location"):
+                            yield location.partition("/")[0]
+
+
+def _is_of(entry: Mapping[str, Any], source: ImageSource) -> bool:
+    """Whether an entry of registries.conf is of an image: ``*.name``, or what it begins with."""
+    prefix = _text(entry, "prefix") or _text(entry, "location")
+    if prefix.startswith("*."):
+        return source.registry.partition(":")[0].endswith(prefix[1:])
+    whole = source.place
+    if not whole.startswith(f"{source.registry}/"):
+        whole = f"{HUB}/{whole if '/' in whole else f'library/{whole}'}"
+    return bool(prefix) and whole.startswith(prefix) and whole[len(prefix) :][:1] in ("", *"/:@")
+
+
+def _entries(data: bytes) -> list[Mapping[str, Any]]:
+    import tomllib
+
+    try:
+        return _tables(tomllib.loads(data.decode()), "registry")
+    except ValueError:  # skopeo says so
+        return []
+
+
+def _tables(table: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    found = table.get(name)
+    return [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
+
+
+def _text(table: Mapping[str, Any], name: str) -> str:
+    found = table.get(name)
+    return found if isinstance(found, str) else ""
+
+
+def _places(text: str) -> list[Place]:
+    """Where a registry is, that is named HOST or HOST:PORT."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isdecimal() or text.endswith("]"):
+        host, port = text, ""
+    host = host.removeprefix("[").removesuffix("]")
+    return [Place(host, each) for each in ((int(port),) if port else USUAL_PORTS)]
+
+
+def _here(place: Place) -> Iterator[tuple[Place, Place]]:
+    """What of the cell's own loopback leads to a registry of this machine's."""
+    with contextlib.suppress(ValueError):
+        if ip_address(place.host).is_loopback:
+            yield place, place
+    if place.host.lower() == "localhost":
+        yield from ((Place(each, place.port), place) for each in _LOOPBACK)
