@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import threading
 import time
 from collections import Counter
@@ -103,6 +104,37 @@ def test_a_killed_daemons_operations_end_once_in_the_next(daemon: Daemon) -> Non
     ends = Counter(cause_of(end) for end in records(daemon, box, "end", "shell.exec.v1"))
     assert ends == {"interrupted": 1, "signalled": 1}
     assert daemon.cli("audit", "verify", "--dir", daemon.audit).returncode == 0
+
+
+def test_a_sandbox_that_ends_while_no_daemon_is_there_has_its_end_in_the_log(
+    daemon: Daemon,
+) -> None:
+    leased, lost, ended = daemon.sandbox(ttl="1s"), daemon.sandbox(), daemon.sandbox()
+    deadline = daemon.ask("GET", f"/v1/sandboxes/{leased}").json["deadline"]
+    assert daemon.ask("DELETE", f"/v1/sandboxes/{ended}").status == 204
+    daemon.until_recorded(kind="sandbox_ended", sandbox=ended)
+    kill(daemon)
+    daemon.end_supervisor()
+    until(lambda: time.time() > deadline)
+    for _ in range(2):
+        daemon.start()
+        assert daemon.is_up, daemon.log.decode()
+        ends = [(r.sandbox, r.fields["reason"]) for r in daemon.records(kind="sandbox_ended")]
+        wanted = [(ended, "destroyed"), (leased, "lease_expired"), (lost, "backend_lost")]
+        assert sorted(ends) == sorted(wanted)
+        kill(daemon)
+
+
+def test_one_whose_end_was_written_as_its_daemon_was_killed_has_no_other(daemon: Daemon) -> None:
+    box = daemon.sandbox()
+    assert daemon.ask("DELETE", f"/v1/sandboxes/{box}").status == 204
+    daemon.until_recorded(kind="sandbox_ended", sandbox=box)
+    kill(daemon)
+    with contextlib.closing(sqlite3.connect(daemon.state / "store.db")) as store, store:
+        store.execute("UPDATE sandboxes SET state = 'ready' WHERE id = ?", (box,))
+    daemon.start()
+    assert daemon.is_up, daemon.log.decode()
+    assert len(daemon.records(kind="sandbox_ended", sandbox=box)) == 1
 
 
 def test_what_writes_has_a_receipt_and_what_reads_has_none(daemon: Daemon) -> None:

@@ -413,6 +413,30 @@ def test_nor_is_it_over_for_who_waits(daemon: Daemon, where: str) -> None:
         assert running.result().cause.code == "exited"
 
 
+def test_what_a_command_is_sent_meanwhile_it_gets_once_it_goes_on(daemon: Daemon) -> None:
+    code = "stty -echo; echo begun; read word; stty size; echo $word; exec sleep 1000"
+    with contextlib.ExitStack() as stack:
+        for sandbox in pausable(daemon):
+            stack.enter_context(sandbox)
+            if sandbox.info.backend == "landlock":
+                continue  # has no terminals
+            process = sandbox.start(code, pty=(24, 80))
+            output = iter(process)
+            assert str(next(output)).startswith("begun")
+            sandbox.pause()
+            process.resize(40, 120)
+            process.write("word\n")
+            sandbox.resume()
+            told = ""
+            while "word" not in told:
+                told += str(next(output))
+            assert told.split() == ["40", "120", "word"]
+            sandbox.pause()
+            process.signal(signal.SIGKILL)
+            sandbox.resume()
+            assert process.wait().signal == signal.SIGKILL
+
+
 def pausable(daemon: Daemon) -> Iterator[Sandbox]:
     found: list[str] = []
     places: list[dict[str, Any]] = [{"url": daemon.url}, {"embedded": True}]

@@ -1,4 +1,4 @@
-"""Executions whose start is in the log, and whose end is not."""
+"""Executions whose start is in the log, and whose end is not; and sandboxes that have ended."""
 
 import os
 from collections.abc import Iterator
@@ -14,19 +14,24 @@ from agentd.model.audit import Kind, Record
 # How much of the log is looked through at most, the newest of it.
 MAX_BYTES = 1 << 30
 _KIND = 96  # characters that a record's kind stands in: behind its number and a hash
-_LINES = tuple(b'"kind":"%b",' % kind.encode() for kind in (Kind.START, Kind.END))
+_LINES = tuple(
+    b'"kind":"%b",' % kind.encode() for kind in (Kind.START, Kind.END, Kind.SANDBOX_ENDED)
+)
 
 
 class Unended(NamedTuple):
-    """The starts of those that have not ended, the oldest first, and the requests of ends."""
+    """The starts of those that have not ended, the oldest first, the requests of ends, and the
+    sandboxes that have ended."""
 
     starts: list[Record]
     ended: set[str]
+    sandboxes: set[str]
 
 
 class _Of(msgspec.Struct):
     kind: str
     request: str = ""
+    sandbox: str = ""
 
 
 _of = typed.decoder(_Of).decode
@@ -35,8 +40,9 @@ _of = typed.decoder(_Of).decode
 def find(directory: str, first: int, last: int) -> Unended:
     """Find those from record ``first`` to ``last``. Raises AuditError."""
     ended: set[str] = set()
+    sandboxes: set[str] = set()
     open_: dict[str, list[bytes]] = {}
-    for line in _of_executions(directory, first, last):
+    for line in _lines(directory, first, last):
         try:
             known = _of(line)
         except msgspec.DecodeError:  # verify says so
@@ -44,20 +50,23 @@ def find(directory: str, first: int, last: int) -> Unended:
         if known.kind == Kind.START:
             open_.setdefault(known.request, []).append(line)
             continue
+        if known.kind == Kind.SANDBOX_ENDED:
+            sandboxes.add(known.sandbox)
+            continue
         ended.add(known.request)
         if found := open_.get(known.request):
             found.pop(0)
             if not found:
                 del open_[known.request]
     starts = [decode(line) for lines in open_.values() for line in lines]
-    return Unended(sorted(starts, key=lambda record: record.seq), ended)
+    return Unended(sorted(starts, key=lambda record: record.seq), ended, sandboxes)
 
 
-def _of_executions(directory: str, first: int, last: int) -> Iterator[bytes]:
+def _lines(directory: str, first: int, last: int) -> Iterator[bytes]:
     begin = max(first, _newest(directory))
     for line in read.lines(directory, begin, last):
         start = line[: 2 * _KIND]
-        if _LINES[0] in start or _LINES[1] in start:
+        if any(kind in start for kind in _LINES):
             yield line
 
 

@@ -27,6 +27,7 @@ from agentd.daemon.observe.log import EventReport, Log
 from agentd.daemon.observe.observed import Observer
 from agentd.daemon.packages import rules
 from agentd.daemon.pipeline import Pipeline
+from agentd.daemon.sandboxes.adoption import reason_of
 from agentd.daemon.sandboxes.asked import AskedConnections
 from agentd.daemon.sandboxes.endings import Endings
 from agentd.daemon.sandboxes.live import Live
@@ -43,6 +44,7 @@ from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
 from agentd.daemon.service.retention import Retention
 from agentd.daemon.service.service import DaemonService
+from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.api import Stats
 from agentd.model.audit import Kind
@@ -211,7 +213,7 @@ class Daemon:
 
     def _retained(self) -> Retention:
         more = (
-            self._forget_nonces,
+            lambda now: self._nonces.forget(now - float(self.config.auth.signed.max_age)),
             self.approvals.sweep,
             self.commands.parts.forget,
             lambda _: self._idempotency.sweep(),
@@ -289,13 +291,13 @@ class Daemon:
             self._report("a signer is not trusted", problem=problem)
         return signed
 
-    def _forget_nonces(self, now: float) -> int:
-        return self._nonces.forget(now - float(self.config.auth.signed.max_age))
-
     def _adopt(self) -> None:
-        adopted, reaped = self.sandboxes.adopt()
+        adopted, gone, strays = self.sandboxes.adopt()
         self.asked.start(self.link, self.control.gate, self.sandboxes.all)
         before = self.control.before()
+        for record in gone:
+            if record.id not in before.sandboxes_ended:  # the daemon before died as it ended it
+                self._tell_end(record, reason_of(record))
         commands = sum(self.commands.adopt(live, before.ended) for live in self.sandboxes.all())
         paused = {
             request
@@ -305,10 +307,9 @@ class Daemon:
         ended = before.end(self.commands.taken_over | paused, time.time())
         if ended:
             self._report("ended what the daemon before had begun", executions=ended)
-        if adopted or reaped:
-            self._report(
-                "went on after a restart", sandboxes=adopted, commands=commands, reaped=reaped
-            )
+        if adopted or gone or strays:
+            many = {"sandboxes": adopted, "commands": commands, "reaped": len(gone) + strays}
+            self._report("went on after a restart", **many)
 
     def _on_sandbox_made(self, live: Live) -> None:
         # That it was asked for is in the log already; this tells which one came of it.
@@ -323,12 +324,14 @@ class Daemon:
         self.commands.sandbox_ended(live)
         with contextlib.suppress(AgentdError):
             self.approvals.sandbox_ended(live.id)
-        about = {"reason": reason, **({"why": live.why} if live.why else {})}
+        self._tell_end(live.record, reason, **({"why": live.why} if live.why else {}))
+
+    def _tell_end(self, record: SandboxRecord, reason: str, **why: str) -> None:
+        who, about = (record.principal, record.id), {"reason": reason, **why}
         with contextlib.suppress(AgentdError):
-            owner = live.record.principal
-            self.control.note(Kind.SANDBOX_ENDED, owner, live.id, lazily=True, **about)
-        self.events.publish(EventKind.ENDED, live.record.principal, live.id, **about)
-        self._report("sandbox ended", sandbox=live.id, **about)
+            self.control.note(Kind.SANDBOX_ENDED, *who, lazily=True, **about)
+        self.events.publish(EventKind.ENDED, *who, **about)
+        self._report("sandbox ended", sandbox=record.id, **about)
 
     def _keep_time(self) -> None:
         works = (
@@ -388,10 +391,8 @@ class Daemon:
         before, now = self._damage, self.control.look()
         self._damage = now
         if now != before:
-            told = (
-                "the audit log is not as it was written" if now else "the audit log is whole again"
-            )
-            self._report(told, problem=now or before)
+            told = "not as it was written" if now else "whole again"
+            self._report(f"the audit log is {told}", problem=now or before)
 
     def _lose_all(self) -> None:
         """The kernel has ended them all."""

@@ -24,8 +24,8 @@ def end_dead(state: str, log_directory: str, records: Records, now: float) -> in
     with writers.dead(state) as dead:
         if not dead:
             return 0
-        starts, _ = unended.find(log_directory, min(dead.values()) + 1, sys.maxsize)
-        left = [start for start in starts if start.fields.get(writers.FIELD) in dead]
+        found = unended.find(log_directory, min(dead.values()) + 1, sys.maxsize)
+        left = [start for start in found.starts if start.fields.get(writers.FIELD) in dead]
         for start in left:
             has_receipt = start.fields.get("receipt") is not False
             records.interrupted(_execution(start, now), has_receipt=has_receipt)
@@ -41,7 +41,8 @@ class Before:
         self._records = records
         head = log.head  # the record by which it was opened, or one behind that
         self._opened = head.seq if head is not None else 0
-        self._starts, self.ended = unended.find(log.directory, log.swept or 1, self._opened)
+        found = unended.find(log.directory, log.swept or 1, self._opened)
+        self._starts, self.ended, self.sandboxes_ended = found
 
     def started(self, sandbox: str) -> list[tuple[str, str]]:
         """Return what goes on without its daemon and has no end: (request, process) of each."""

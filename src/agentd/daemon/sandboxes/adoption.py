@@ -47,24 +47,24 @@ class Adoption:
     def _put(self, record: SandboxRecord, undo: Callable[[], None] | None = None) -> None:
         raise NotImplementedError
 
-    def adopt(self) -> tuple[int, int]:
-        """Go on with what the store and the supervisor both know: how many, and how many not."""
+    def adopt(self) -> tuple[int, list[SandboxRecord], int]:
+        """Go on with what the store and the supervisor both know: how many, those that the store
+        alone knew, which have ended, and how many the supervisor alone knew, and are ended."""
         there = {held.id: held for held in remote.held(self._link)}
-        adopted = reaped = 0
+        adopted, gone = 0, []
         found = self._records()
         for record in found:
             held = there.pop(str(record.save.get("wall")), None)
             if held is None:
                 self._put(ended(record))
-                reaped += 1
+                gone.append(record)
             else:
                 self._take_over(record, held)
                 adopted += 1
         self._hand_over(found)
         for nobodys in there.values():
             remote.wall_of(self._link, nobodys).kill()
-            reaped += 1
-        return adopted, reaped
+        return adopted, gone, len(there)
 
     def _take_over(self, record: SandboxRecord, held: "WallRecord") -> None:
         told = held.spec  # the wall's rules hold: we died before it had ours
@@ -128,6 +128,12 @@ def _left(record: SandboxRecord, held: "WallRecord") -> float | None:
 def without_env(spec: SandboxSpec) -> SandboxSpec:
     """Drop variables, often secrets: the supervisor keeps them for the next daemon, and no file."""
     return msgspec.structs.replace(spec, env={})
+
+
+def reason_of(record: SandboxRecord) -> str:
+    """Why one ended while no daemon was there."""
+    late = record.deadline is not None and record.deadline <= time.time()
+    return "lease_expired" if late else "backend_lost"
 
 
 def ended(record: SandboxRecord) -> SandboxRecord:
