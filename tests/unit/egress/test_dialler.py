@@ -1,0 +1,175 @@
+"""What dials for a program: whatever that says, by sockets of its own."""
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from agentd.egress import dialler
+from agentd.egress.destinations import Destinations, Place
+from agentd.egress.dialler import Dialler, Entrance
+from agentd.egress.proxies import Proxies
+
+SECONDS = 20
+
+
+@pytest.fixture
+def far() -> Iterator[int]:
+    """The port of a host that says back what it is told, once that is all."""
+    with socket.create_server(("127.0.0.1", 0), backlog=dialler._MOST) as listener:
+
+        def serve() -> None:
+            while True:
+                sock, _ = listener.accept()
+                with contextlib.suppress(OSError), sock:
+                    told = b""
+                    while data := sock.recv(1 << 16):
+                        told += data
+                    sock.sendall(told)
+
+        def until_shut() -> None:
+            with contextlib.suppress(OSError):
+                serve()
+
+        thread = threading.Thread(target=until_shut)
+        thread.start()
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+@pytest.fixture
+def served(far: int) -> Iterator[tuple[Dialler, int]]:
+    """A dialler that may reach 127.0.0.1 at the port, and the port where it speaks SOCKS."""
+    ours, theirs = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener, theirs:
+        port = int(listener.getsockname()[1])
+        named = Destinations([Place("127.0.0.1", far), Place("localhost", far)])
+        found = Dialler(ours, [Entrance("127.0.0.1", port)], named, Proxies({}))
+        socket.send_fds(theirs, [b"\0"], [listener.fileno()])
+        try:
+            yield found, port
+        finally:
+            found.close()
+
+
+def connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=SECONDS)
+
+
+def asked(sock: socket.socket, request: bytes) -> bytes:
+    """The answer to a request of SOCKS, empty where there is none."""
+    sock.sendall(b"\5\1\0")
+    assert sock.recv(2) == b"\5\0"
+    sock.sendall(request)
+    try:
+        return sock.recv(10)
+    except ConnectionResetError:
+        return b""
+
+
+def of_name(name: bytes, port: int) -> bytes:
+    return b"\5\1\0\3" + bytes((len(name),)) + name + struct.pack(">H", port)
+
+
+def test_what_is_said_arrives_both_ways(served: tuple[Dialler, int], far: int) -> None:
+    number = b"\5\1\0\1\x7f\0\0\1" + struct.pack(">H", far)
+    for request in (number, of_name(b"localhost", far)):
+        with connected(served[1]) as sock:
+            assert asked(sock, request)[:2] == b"\5\0"
+            said = bytes(range(256)) * 20000  # more than any buffer on its way
+
+            def say(sock: socket.socket = sock, said: bytes = said) -> None:
+                sock.sendall(said)
+                sock.shutdown(socket.SHUT_WR)
+
+            thread = threading.Thread(target=say)
+            thread.start()
+            heard = b""
+            while data := sock.recv(1 << 16):
+                heard += data
+            thread.join()
+            assert heard == said
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"\5\2\0\1\x7f\0\0\1\0\x50",  # to bind, as a server would
+        b"\5\3\0\1\x7f\0\0\1\0\x50",  # for datagrams
+        b"\4\1\0\1\x7f\0\0\1\0\x50",
+        b"\5\1\0\x09\x7f\0\0\1\0\x50",  # of no family
+    ],
+)
+def test_whoever_wants_more_than_to_be_connected_is_hung_up_on(
+    served: tuple[Dialler, int], request_: bytes
+) -> None:
+    with connected(served[1]) as sock:
+        assert asked(sock, request_) == b""
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"\5\0", b"\5\1\2"])
+def test_whoever_speaks_no_socks_is_hung_up_on(served: tuple[Dialler, int], said: bytes) -> None:
+    with connected(served[1]) as sock:
+        sock.sendall(said)
+        sock.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        (b"local\0host", "is not among 80, 443"),
+        (b"\xff\xfe", "is not among 80, 443"),
+        (b"a" * 255, "is not among 80, 443"),
+        (b"", "no rule has "),
+        (b"127.1", "is not among 80, 443"),
+        (b"fe80::1%lo", "is not among 80, 443"),
+        (b"169.254.169.254", "is link-local, as metadata services are"),
+    ],
+)
+def test_a_name_that_leads_nowhere_is_refused_with_the_reason(
+    served: tuple[Dialler, int], far: int, name: bytes, reason: str
+) -> None:
+    found, port = served
+    with connected(port) as sock:
+        assert asked(sock, of_name(name, far))[:2] == b"\5\4"
+    (told,) = found.unreached
+    assert told.barred and reason in told.reason, told
+
+
+@pytest.mark.parametrize("name", [b"local\0host", b"a" * 255])
+def test_what_is_no_name_is_not_found(served: tuple[Dialler, int], name: bytes) -> None:
+    found, port = served
+    with connected(port) as sock:
+        assert asked(sock, of_name(name, 443))[:2] == b"\5\4"
+    (told,) = found.unreached
+    assert not told.barred
+
+
+def test_no_more_connections_are_had_at_once_than_the_bound(
+    served: tuple[Dialler, int], far: int
+) -> None:
+    found, port = served
+    with contextlib.ExitStack() as stack:
+        some = [stack.enter_context(connected(port)) for _ in range(dialler._MOST)]
+        for sock in some:
+            sock.sendall(b"\5\1\0")
+            assert sock.recv(2) == b"\5\0"
+        with connected(port) as one_more, contextlib.suppress(ConnectionResetError):
+            assert one_more.recv(1) == b""
+        assert asked_again(some[0], far) == b"\5\0"
+        found.close()
+        for sock in some[1:]:
+            assert sock.recv(1) == b""
+
+
+def asked_again(sock: socket.socket, port: int) -> bytes:
+    sock.sendall(of_name(b"localhost", port))
+    return sock.recv(10)[:2]
