@@ -184,6 +184,14 @@ def test_what_a_policy_refuses_and_what_waits_for_somebody() -> None:
         daemon.ask("POST", f"/v1/approvals/{id_}/decide", {"allow": False}, key=eve)
         assert waiting.answer().code == "approval_denied"
         assert _told(_read(daemon, eve)) == [("approval", "pending"), ("approval", "denied")]
+        call = {"capability": "shell.exec.v1", "parameters": {"command": "echo", "args": ["ask"]}}
+        waiting = Later(lambda: daemon.ask("POST", "/v1/call", call, key=ann))
+        until(lambda: len(_read(daemon, eve)["events"]) == 3)
+        *_, asked = _read(daemon, eve)["events"]
+        assert asked["sandbox"] == ""  # one that was to be made for it
+        id_ = asked["about"]["approval"]
+        daemon.ask("POST", f"/v1/approvals/{id_}/decide", {"allow": False}, key=eve)
+        assert waiting.answer().code == "approval_denied"
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,17 @@ def test_one_that_is_killed_forgets_the_request_and_not_that_it_was_asked(other:
     assert (found["state"], found["note"]) == ("expired", "the daemon ended while it waited")
     assert decide(other, bob, view["id"], allow=True).code == "conflict"
     assert not made(other, box)
+    request = view["request"]
+    (expired,) = other.records(kind="approval_expired", request=request)
+    assert (expired.principal, expired.sandbox, expired.capability) == (
+        "alice",
+        box,
+        "shell.exec.v1",
+    )
+    assert expired.fields == {"approval": view["id"]}
+    other.stop()
+    other.start()
+    assert len(other.records(kind="approval_expired", request=request)) == 1
 
 
 def _suppressed(daemon: Daemon, key: str, box: str) -> None:

@@ -230,7 +230,7 @@ class Daemon:
             config.capabilities,
             publish=self.events.publish,
         )
-        parked.log = control.log
+        parked.begin(control.log)
         return control
 
     def _put_together(self, state: str) -> Parts:

@@ -51,6 +51,7 @@ LISTED_SECONDS = 3600.0  # ended ones are listed for so long
 _AT_ONCE = 500
 _LATE = "nobody decided in time"
 SANDBOX_ENDED = "its sandbox has ended"
+NEW_SANDBOX = "a new one"  # for who reads what is asked, in place of an id
 
 
 class _Parked:
@@ -81,9 +82,12 @@ class Approvals:
         self._parked: dict[str, _Parked] = {}
         self._of: Counter[str] = Counter()
         self._closed = False
-        # Their requests went with the daemon that held them.
-        for id_ in _pending(store):
-            self._finish(id_, "expired", "the daemon ended while it waited")
+        #: Those whose requests went with the daemon that held them.
+        self.lapsed = [
+            made
+            for id_ in _pending(store)
+            if (made := self._finish(id_, "expired", "the daemon ended while it waited"))
+        ]
 
     def ask(
         self,
@@ -111,7 +115,7 @@ class Approvals:
             created=now,
             expires=now + ttl,
         )
-        self._park(record, ttl, _sandbox(asked))
+        self._park(record, ttl, sandbox_of(asked))
         try:
             self._store.write(lambda t: _keep(t, record))
         except BaseException:
@@ -256,8 +260,8 @@ class Approvals:
         if parked is not None:
             parked.ended.set()
 
-    def _finish(self, id_: str, state: str, note: str, by: str = "") -> None:
-        """Unless it has ended already."""
+    def _finish(self, id_: str, state: str, note: str, by: str = "") -> ApprovalRecord | None:
+        """Return it, ended so, or None where it has ended already."""
         now = self._clock()
 
         def work(t: Transaction) -> ApprovalRecord | None:
@@ -279,12 +283,13 @@ class Approvals:
             self._unpark(id_)  # its place is free, and whoever waits sees what the store says
         if made is not None:
             self._tell(made)
+        return made
 
     def _tell(self, record: ApprovalRecord) -> None:
         self._publish(
             EventKind.APPROVAL,
             record.principal,
-            _sandbox(record.asked),
+            sandbox_of(record.asked),
             approval=record.id,
             state=record.state,
         )
@@ -310,8 +315,10 @@ class Approvals:
         return parked.until <= self._monotonic()
 
 
-def _sandbox(asked: Mapping[str, Any]) -> str:
-    return str(asked.get("sandbox", ""))
+def sandbox_of(asked: Mapping[str, Any]) -> str:
+    """Return the id of the sandbox in which it was asked for, "" for one that was to be made."""
+    found = str(asked.get("sandbox", ""))
+    return "" if found == NEW_SANDBOX else found
 
 
 def decided(record: ApprovalRecord, by: str, allow: bool, note: str, now: float) -> ApprovalRecord:

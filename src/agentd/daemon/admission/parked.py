@@ -6,7 +6,12 @@ from typing import Any, Protocol
 import msgspec
 
 from agentd.daemon.admission.acts import Act
-from agentd.daemon.admission.approvals import SANDBOX_ENDED, Approvals
+from agentd.daemon.admission.approvals import (
+    NEW_SANDBOX,
+    SANDBOX_ENDED,
+    Approvals,
+    sandbox_of,
+)
 from agentd.daemon.admission.records import decision_fields
 from agentd.model import context
 from agentd.model.api import ApprovalView
@@ -41,12 +46,26 @@ _LOOK_SECONDS = 1.0  # how often it is seen that whoever asked has gone
 
 
 class Parked:
-    """Has requests approved. ``log`` is set once there is one: it is opened after the store that
-    approvals lie in."""
+    """Has requests approved. There is no log at first: it is opened after the store that approvals
+    lie in."""
 
     def __init__(self, approvals: Approvals) -> None:
         self._approvals = approvals
-        self.log: ParkedLog | None = None
+        self._log: ParkedLog | None = None
+
+    def begin(self, log: ParkedLog) -> None:
+        """Write to ``log`` from now on, and first what became of what a killed daemon had asked."""
+        self._log = log
+        for gone in self._approvals.lapsed:
+            capability = str(gone.asked.get("capability"))
+            self._write(
+                Kind.APPROVAL_EXPIRED,
+                gone.principal,
+                gone.request,
+                sandbox_of(gone.asked),
+                capability,
+                approval=gone.id,
+            )
 
     def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
         """Wait until it is approved. Raises ApprovalDenied, ApprovalExpired, ApprovalWithdrawn,
@@ -97,14 +116,19 @@ class Parked:
                     return found
 
     def _note(self, kind: Kind, act: Act, **fields: Any) -> None:
-        if self.log is not None:
-            self.log.submit(
+        self._write(kind, act.who.name, act.id, act.place.id, act.name, **fields)
+
+    def _write(
+        self, kind: Kind, who: str, request: str, sandbox: str, capability: str, **fields: Any
+    ) -> None:
+        if self._log is not None:
+            self._log.submit(
                 Event(
                     kind=kind,
-                    principal=act.who.name,
-                    request=act.id,
-                    sandbox=act.place.id,
-                    capability=act.name,
+                    principal=who,
+                    request=request,
+                    sandbox=sandbox,
+                    capability=capability,
                     fields=fields,
                 )
             )
@@ -130,7 +154,7 @@ def _summary(act: Act, decision: Decision) -> dict[str, Any]:
     return {
         "capability": act.name,
         "parameters": parameters,
-        "sandbox": place.id or "a new one",
+        "sandbox": place.id or NEW_SANDBOX,
         "level": place.level.label,
         "net": place.spec.net,
         "egress": list(place.spec.egress),
