@@ -92,10 +92,16 @@ def test_no_process_inside_holds_a_file_of_the_host(
         while running.pid is None:
             running.step(1)
         assert len(_processes(box.wall)) >= 3
-        # What a program reads as it starts it closes again; what it was given stays open.
+        # What a program reads as it starts it closes again; what it was given stays open. One look
+        # with nothing is enough: the program may only then begin to read.
+        found: list[str] = []
+
+        def holds_none() -> bool:
+            found[:] = _held(box.wall)
+            return not found
+
         with contextlib.suppress(AssertionError):
-            until(lambda: not _held(box.wall))
-        found = _held(box.wall)
+            until(holds_none)
         assert len(_processes(box.wall)) >= 3
         running.kill()
         running.wait()

@@ -20,6 +20,7 @@ from tests.security.daemons import WAIT, Daemon, Later, running, until
 
 from agentd import Sandbox
 from agentd.audit import read
+from agentd.audit.record import Record
 
 FORGED = '{"seq":1,"prev":"0","kind":"admission","principal":"forged"}'
 HOSTILE = {
@@ -139,9 +140,13 @@ def test_a_refusal_is_bounded_whatever_its_policy_repeats(daemon: Daemon) -> Non
     for _ in range(20):
         refused = daemon.call("fs.read.v1", {"path": "/" + "x" * 4000})
         assert refused.code == "policy_denied"
-    found = [r for r in daemon.records(kind="denial") if "xxx" in str(r.fields)]
-    assert len(found) == 20
-    for record in found:
+
+    def found() -> list[Record]:
+        return [r for r in daemon.records(kind="denial") if "xxx" in str(r.fields)]
+
+    until(lambda: len(found()) >= 20)
+    assert len(found()) == 20
+    for record in found():
         (reason,) = record.fields["reasons"]
         assert reason == "test.path: /" + "x" * 488
 
