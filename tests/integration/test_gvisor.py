@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import inspect
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from tests.security.daemons import running
 
 from agentd import AgentdError, Refused, Sandbox, SandboxError, Unavailable
 from agentd.client.cli.main import main
+from agentd.linux import process
 
 pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(300)]
 
@@ -65,6 +67,14 @@ def test_root_is_root_of_gvisor_alone() -> None:
         assert done.text.startswith("0\n")
         assert done.exit_code != 0
         assert not sandbox.enforcement["pids"].enforced
+
+
+def test_a_umask_is_found_out_in_there_too() -> None:
+    """Its /proc does not tell it, and agentd in a container of gVisor's asks for it."""
+    code = f"import os\n{inspect.getsource(process.umask)}\nos.umask(0o27)\n"
+    code += "print(oct(umask()), oct(os.umask(0)))"
+    with Sandbox.create(backend="gvisor", embedded=True) as sandbox:
+        assert sandbox.run(["python3", "-c", code], check=True).text == "0o27 0o27\n"
 
 
 def test_processes_are_counted() -> None:

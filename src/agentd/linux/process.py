@@ -99,10 +99,15 @@ def oom_score_adj(value: int, pid: int | None = None) -> None:
 
 
 def umask() -> int:
-    """Returns this process's, without setting it: other threads make files meanwhile."""
+    """Returns this process's, without setting it: other threads make files meanwhile. Where /proc
+    does not tell it, as gVisor's, it is set for a moment, to what leaves a file to its owner."""
     with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-        (line,) = (line for line in file if line.startswith("Umask:"))
-    return int(line.split()[1], 8)
+        for line in file:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def be_spared_no_more() -> None:

@@ -140,11 +140,16 @@ _WANTING = {errno.EAGAIN: CauseCode.PIDS_LIMIT, errno.ENOMEM: CauseCode.OOM}
 
 
 _MAX_DETAIL = 1000
+_NAME_MAX = 255  # of a file, in bytes
 # What the agent says of an interpreter, a loader, or where a link leads.
 _GONE = "does not exist in the sandbox"
 _NO_FOLDER = "name a directory of the sandbox as the working directory, or make it first: mkdir -p"
 _MOUNT = "show the folder that has it at its own path: --mount DIR:DIR"
 _INTERPRETER = "name what runs it: sh FILE; or make #!/bin/sh, say, its first line"
+_TOO_LONG = (
+    "send what is long by stdin or a file: an argument or a variable may have 128 KiB, and all of "
+    "them together a quarter of the stack's limit, 2 MiB mostly"
+)
 _NO_TERMINAL = "run it without a terminal, or behind a wall that has them: --isolation namespace"
 
 
@@ -167,6 +172,12 @@ def spawn_exit(
         remediation = remediation or _NO_FOLDER
     if event.stage == "pty" and event.errno in (errno.EACCES, errno.ENOENT):
         remediation = _NO_TERMINAL
+    # Of an argument gVisor says what others say of a name.
+    if event.stage == "exec" and (
+        event.errno == errno.E2BIG
+        or (event.errno == errno.ENAMETOOLONG and len(request.argv[0]) <= _NAME_MAX)
+    ):
+        remediation = _TOO_LONG
     if event.stage == "exec" and event.errno == errno.ENOEXEC and "interpreter" in event.detail:
         remediation = _INTERPRETER
     if event.stage == "exec" and event.errno == errno.ENOENT:

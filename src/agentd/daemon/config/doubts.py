@@ -31,6 +31,7 @@ def doubtful(config: Config) -> Iterator[Found]:
     yield from _uncounted(config)
     yield from _quotas(config)
     yield from _egress(config)
+    yield from _journal(config)
     yield from _templates(config)
     yield from _walls(config)
 
@@ -181,6 +182,12 @@ def _egress(config: Config) -> Iterator[Found]:
                 f"has no effect: {RESTRICTED} is not among sandbox.networks",
                 f'add "{RESTRICTED}" to sandbox.networks, or drop it',
             )
+
+
+def _journal(config: Config) -> Iterator[Found]:
+    """What older versions took, and did nothing with."""
+    if not config.journal.compress:
+        yield ("journal", "compress"), "has no effect: output on disk is compressed", "drop it"
 
 
 def _templates(config: Config) -> Iterator[Found]:

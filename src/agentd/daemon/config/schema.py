@@ -152,7 +152,7 @@ class JournalSettings(msgspec.Struct, frozen=True, kw_only=True):
     process: Size = Size(64 * MIB)  # of one process's output, on disk
     total: Size = Size(4 * GIB)
     keep: Duration = Duration(3600)  # after a process has ended
-    compress: bool = True
+    compress: bool = True  # to whatever it is: a doubt says so, and what has it starts
 
 
 class LimitSettings(msgspec.Struct, frozen=True, kw_only=True):

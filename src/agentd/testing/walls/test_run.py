@@ -131,6 +131,15 @@ def test_a_file_that_is_no_program_is_126(sandbox: Sandbox, workspace: str) -> N
     assert result.cause.code is CauseCode.SPAWN_FAILED
 
 
+def test_an_argument_that_is_too_long_is_told_with_what_it_takes(sandbox: Sandbox) -> None:
+    for argv, env in ((["echo", "x" * (200 << 10)], {}), (["echo"], {"LONG": "x" * (200 << 10)})):
+        result = sandbox.run(argv, env=env)
+        if result.status == "ok":
+            pytest.skip("its kernel takes arguments of any length")
+        assert (result.exit_code, result.cause.code) == (126, CauseCode.SPAWN_FAILED)
+        assert "stdin or a file" in result.cause.remediation
+
+
 def test_check_raises_with_the_result(sandbox: Sandbox) -> None:
     with pytest.raises(CommandFailed) as caught:
         sandbox.run("echo why >&2; exit 4", check=True)

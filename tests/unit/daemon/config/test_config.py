@@ -553,6 +553,7 @@ TEMPLATE = "[[template]]\nname = 'work'\nnet = '{}'\n"
         ("quotas.principals.ci.memory = '1M'\n", "quotas.principals.ci.memory", "1 GiB"),
         ("profile = 'paranoid'\negress.allow = ['public']\n", "egress.allow", "has no effect"),
         ("sandbox.networks = ['none']\n" + OWN_HOST, "egress.host", "not among sandbox.networks"),
+        ("journal.compress = false\n", "journal.compress", "output on disk is compressed"),
         (PYPI + TEMPLATE.format("pypi,example.org"), "template[0].net", "'example.org' is not"),
         (TEMPLATE.format("127.0.0.1:80"), "template[0].net", "nobody's to grant"),
         ("[[template]]\nname = 'a'\nbackend = 'linx'\n", "template[0].backend", "'linx', and"),
@@ -582,6 +583,7 @@ def test_what_makes_somebody_root_or_cannot_work_is_told(file, text, key, messag
         "daemon.insecure = true\n" + TCP.format("127.0.0.1:80"),
         TCP.format("127.0.0.1:80") + JWT + "jwks_url = 'https://x'\n",
         "limits.default.memory = '256M'\nquotas.default.memory = '256M'\n",
+        "journal.compress = true\n",
         "quotas.default.disk = '128M'\nlimits.default.memory = '256M'\n",
         "sandbox.networks = ['none']\n",  # the profile's bounds are nobody's mistake
         "profile = 'paranoid'\nsandbox.networks = ['restricted']\negress.allow = ['public']\n",
