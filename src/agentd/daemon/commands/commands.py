@@ -209,13 +209,13 @@ class Commands:
             if command is None:
                 return
             self._count(who, command)
+            with contextlib.suppress(AgentdError):  # of a full disk: it is followed all the same
+                self._record(who, command)  # before its end, which is to be the last word
             try:
                 self._follow(who, command)
             except RuntimeError:  # no thread is left
                 self._register.release(who, command, forget=True)
                 command.close()
-                return
-            self._record(who, command)
 
     def _follow(self, who: Principal, command: Command) -> None:
         def run() -> None:

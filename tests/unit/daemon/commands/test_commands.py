@@ -1,3 +1,4 @@
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -44,6 +45,42 @@ def test_all_words_are_recorded_though_it_has_ended_before_it_is_known_to_run(en
         commands._record(WHO, command)
     assert store.get(ProcessRecord, "prc-1").argv == WORDS
     assert command.view().argv_cut == 5004 - 4096
+
+
+class LateStore(SqliteStore):
+    """Who does not drive the command is late, as long as that may matter."""
+
+    ended: threading.Event
+
+    def write(self, work, *, synced=True):
+        drives = threading.current_thread() is not threading.main_thread()
+        if not drives:
+            self.ended.wait(1)
+        written = super().write(work, synced=synced)
+        if drives:
+            self.ended.set()
+        return written
+
+
+def test_what_a_template_began_is_recorded_as_ended_once_it_has(tmp_path, monkeypatch):
+    manager, journals = Manager(), Journals(str(tmp_path / "journals"))
+    store = LateStore(str(tmp_path / "state"))
+    store.ended = threading.Event()
+    try:
+        handle = manager.create(SandboxSpec(isolation=IsolationLevel.NONE, backend="host"))
+        live = SimpleNamespace(id="sbx-1", record=SimpleNamespace(principal="anna"))
+        listed = Listed("prc-1", live, ("true",), journals.create("prc-1"))
+        begin = BeginStreamed(completed(ExecRequest(("true",)), handle))
+        command = Command(handle, begin, None, listed)
+        monkeypatch.setattr("agentd.daemon.commands.begun.found", lambda *_: command)
+        used = SimpleNamespace(used_cpu=lambda *_: None, command=lambda *_: None)
+        Commands(store, None, journals, used, counts=used).list_begun(live)
+        assert store.ended.wait(60)
+        assert store.get(ProcessRecord, "prc-1").state == "ended"
+    finally:
+        store.close()
+        manager.close()
+        journals.close()
 
 
 def test_of_a_call_s_command_that_is_to_be_followed_the_first_words_are_kept(ended):
