@@ -95,7 +95,7 @@ def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
         decision=Decided(
             decision.allow,
             decision.bundle,
-            tuple([hide(reason)[:_MESSAGE] for reason in decision.reasons[:MAX_REASONS]]),
+            tuple([_bounded(hide(reason), _MESSAGE) for reason in decision.reasons[:MAX_REASONS]]),
         ),
         outputs={
             _bounded(hide(name), _NAME): digest
@@ -105,8 +105,8 @@ def clean(execution: Execution, secrets: Iterable[str] = ()) -> Execution:
         enforcement=_controls(controls, hide) if known else _plain_controls(controls),
         cause=Cause(
             cause.code,
-            hide(cause.message)[:_MESSAGE],
-            hide(cause.remediation)[:_MESSAGE],
+            _bounded(hide(cause.message), _MESSAGE),
+            _bounded(hide(cause.remediation), _MESSAGE),
             cause.infrastructure,
         ),
     )
@@ -127,7 +127,9 @@ def _controls(
 ) -> Mapping[str, Control]:
     return {
         _bounded(hide(name), _NAME): Control(
-            hide(control.asked)[:_NAME], control.enforced, hide(control.detail)[:_TEXT]
+            _bounded(hide(control.asked), _NAME),
+            control.enforced,
+            _bounded(hide(control.detail), _TEXT),
         )
         for name, control in controls
     }
@@ -151,8 +153,13 @@ def slim(known: Execution) -> Execution:
     )
 
 
-def _bounded(name: str, size: int) -> str:
-    return name if len(name) <= size else f"{name[: size - 3]}..."
+def _bounded(text: str, size: int) -> str:
+    """Cut a longer one behind a word, if there is one near, and show that it was."""
+    if len(text) <= size:
+        return text
+    kept = text[: size - 3]
+    words = kept.rpartition(" ")[0]
+    return f"{words if len(words) > size // 2 else kept}..."
 
 
 def _refuse(digest: str) -> NoReturn:

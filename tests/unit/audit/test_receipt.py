@@ -156,3 +156,16 @@ def test_hosts_that_were_connected_to_are_bounded_and_hide_secrets(
     assert found.hosts["n99.example.com"] == 99
     _, end = records(log.directory)
     assert receipt.issue(receipt.facts_of(end), key) == receipt.issue(facts, key)
+
+
+def test_what_is_too_long_is_cut_behind_a_word_and_shows_it(log: AuditLog) -> None:
+    said, path = " ".join(["sandboxes"] * 40), "/" + "x" * 700
+    told = execution(
+        cause=Cause(CauseCode.SPAWN_FAILED, f"no {path}", said * 2),
+        enforcement={"shared": Control("default", True, said), "pids": Control("", True, "64 x")},
+    )
+    found = receipt.chain(log, told).execution
+    assert found.enforcement["shared"].detail == " ".join(["sandboxes"] * 18) + "..."
+    assert found.enforcement["pids"].detail == "64 x"
+    assert found.cause.message == f"no {path}"[:509] + "..."
+    assert found.cause.remediation.endswith(" sandboxes...")
