@@ -169,6 +169,31 @@ def test_a_sandbox_has_a_placeholder_and_its_report_and_rules_say_so(
     assert daemon.ask("DELETE", f"/v1/sandboxes/{made.json['id']}").status == 204
 
 
+def test_no_command_has_a_variable_in_the_place_of_a_placeholder(
+    daemon: Daemon, token: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """``exec -e NAME`` would put the caller's own value where the secret is not to be."""
+    monkeypatch.setenv(token, VALUE)
+    made = daemon.ask("POST", "/v1/sandboxes", {"secrets": [f"{token}@api.example.com"]}).json["id"]
+    said = f"{token} is a variable and a secret"
+    for wait in (True, False):
+        body = {"cmd": "env", "env": {token: VALUE}, "wait": wait}
+        answer = daemon.ask("POST", f"/v1/sandboxes/{made}/exec", body)
+        assert (answer.status, answer.code) == (400, "invalid_input"), answer.body
+        assert said.encode() in answer.body and VALUE.encode() not in answer.body
+    call = {"capability": "shell.exec.v1", "sandbox": made}
+    call["parameters"] = {"command": "env", "env": {token: VALUE}}
+    assert said.encode() in daemon.ask("POST", "/v1/call", call).body
+    assert main(["exec", "-e", token, "--url", daemon.url, made, "--", "env"]) == 2
+    out, err = capfd.readouterr()
+    assert said in err and VALUE not in out
+    assert main(["exec", "--url", daemon.url, made, "--", "printenv", token]) == 0
+    standing = capfd.readouterr().out.strip()
+    body = {"cmd": "true", "env": {token: standing}}  # as one who passes on all that there is
+    assert daemon.ask("POST", f"/v1/sandboxes/{made}/exec", body).status == 200
+    daemon.ask("DELETE", f"/v1/sandboxes/{made}")
+
+
 def test_hosts_are_opened_beside_rules_that_do_not_name_them(daemon: Daemon) -> None:
     secret = {"name": "T", "hosts": ["api.example.com"], "value": VALUE}
     for net, egress in (
@@ -385,7 +410,7 @@ def test_the_sdk_has_the_noun(daemon: Daemon) -> None:
             client.secrets.delete("TOKEN")
         with pytest.raises(InvalidInput):
             client.secrets.set("TOKEN", "short")
-        with pytest.raises(InvalidInput, match="secret TOKEN has a value that is no text"):
+        with pytest.raises(InvalidInput, match="value is of type int, and takes text"):
             client.secrets.set("TOKEN", 5)  # type: ignore[arg-type]
 
 
@@ -414,6 +439,8 @@ def test_without_a_daemon_values_are_of_the_environment_files_and_commands(
             said = sandbox.run("echo $MY_KEY", check=True).stdout.decode().strip()
             assert said.startswith("sk-ant-api03-")
             assert said != VALUE
+            with pytest.raises(InvalidInput, match="MY_KEY is a variable and a secret"):
+                sandbox.run("true", env={"MY_KEY": VALUE})
     with Sandbox.create(embedded=True, secrets=["MY_KEY@api.example.com"]) as sandbox:
         assert VALUE.encode() not in sandbox.run("echo $MY_KEY", check=True).stdout
     for asked, words in (

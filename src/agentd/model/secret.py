@@ -252,6 +252,16 @@ def check_fits(binding: SecretBinding, value: SecretValue) -> None:
         )
 
 
+def check_variables(bindings: Iterable[SecretBinding], env: Mapping[str, str]) -> None:
+    """Raises InvalidInput where a variable has the name of a secret and not its placeholder."""
+    for binding in bindings:
+        if env.get(binding.name, binding.placeholder) != binding.placeholder:
+            raise InvalidInput(
+                f"{binding.name} is a variable and a secret",
+                remediation=f"leave one out: the secret sets {binding.name} to its placeholder",
+            )
+
+
 def check_secret_name(name: str) -> str:
     """Raises InvalidInput for what is no name of a variable."""
     if not isinstance(name, str) or not NAME.fullmatch(name) or name in _TAKEN:

@@ -15,6 +15,7 @@ from agentd.model.egress import RESTRICTED, cassette
 from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxError
 from agentd.model.packages import with_packages
 from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
+from agentd.model.secret import check_variables
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.model.typed import like
 from agentd.sandbox.abilities import NETWORK, TELLS_END
@@ -133,7 +134,7 @@ class Digests:
 
 
 def completed(request: ExecRequest, handle: "SandboxHandle") -> ExecRequest:
-    """Return what the sandbox says where the request says nothing; idempotent."""
+    """Return what the sandbox says where the request says nothing; idempotent. May raise."""
     spec, wall = handle.spec, handle.wall
     # Where an image says, which not every wall has.
     begin = getattr(wall, "workdir", None) or wall.workspace
@@ -148,7 +149,9 @@ def completed(request: ExecRequest, handle: "SandboxHandle") -> ExecRequest:
 
 
 def _environment(spec: SandboxSpec, asked: Mapping[str, str]) -> dict[str, str]:
-    """Packages come first in a command's own paths, too."""
+    """Packages come first in a command's own paths, too. Raises InvalidInput for a variable that
+    has the name of a secret."""
+    check_variables(spec.secrets, asked)
     env = {**spec.env, **asked}
     places = [mount.target for mount in spec.mounts if mount.packages]
     return with_packages(env, {}, places[0]) if places else env

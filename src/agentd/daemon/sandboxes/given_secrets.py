@@ -15,6 +15,7 @@ from agentd.model.secret import (
     SecretValue,
     asked_secrets,
     check_fits,
+    check_variables,
 )
 from agentd.model.spec import SandboxSpec
 
@@ -36,14 +37,8 @@ def given(
             remediation="leave some out",
         )
     bindings = tuple(_standing(binding, values[binding.name]) for binding in spec.secrets)
-    env = dict(spec.env)
-    for binding in bindings:
-        if env.get(binding.name, binding.placeholder) != binding.placeholder:
-            raise InvalidInput(
-                f"{binding.name} is a variable and a secret",
-                remediation=f"leave one out: the secret sets {binding.name} to its placeholder",
-            )
-        env[binding.name] = binding.placeholder
+    check_variables(bindings, spec.env)
+    env = {**spec.env, **{binding.name: binding.placeholder for binding in bindings}}
     return msgspec.structs.replace(spec, secrets=bindings, env=env), values
 
 
