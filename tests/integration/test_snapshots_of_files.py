@@ -148,6 +148,9 @@ def test_over_rest(daemon: Daemon) -> None:
     refused = daemon.ask("POST", "/v1/sandboxes", {"snapshot": kept.json["id"]}, key=bob)
     assert refused.code == "not_found", refused.body
     assert daemon.ask("POST", f"{where}/fork", {"count": 1}, key=bob).code == "not_found"
+    for count in (0, -1, 65, 1 << 62):
+        refused = daemon.ask("POST", f"{where}/fork", {"count": count}, key=alice)
+        assert (refused.status, refused.json["remediation"]) == (400, "give 1 to 64"), count
     copies = daemon.ask("POST", f"{where}/fork", {"count": 2}, key=alice).json
     again = daemon.sandbox(alice, snapshot=kept.json["id"])
     for id_ in (again, *(copy["id"] for copy in copies)):

@@ -101,10 +101,7 @@ class Pipeline:
     ) -> list[SandboxHandle]:
         """Make ``count`` copies of a sandbox as it is now: all of them or none. ``spec`` is theirs
         where it is not the sandbox's own; ``values`` are of secrets that are not as it has them."""
-        if not 1 <= count <= MAX_FORKS:
-            raise InvalidInput(
-                f"cannot fork {count} sandboxes", remediation=f"give 1 to {MAX_FORKS}"
-            )
+        check_forks(count)
         if self.gate is not None:
             self.gate.fork(who, handle, count, labels)
         if handle.spec.secrets:
@@ -152,6 +149,12 @@ class Pipeline:
 
     def close(self, handle: SandboxHandle) -> None:
         self.manager.destroy(handle)
+
+
+def check_forks(count: int) -> None:
+    """Raises InvalidInput for a number of copies that is none, or too many at once."""
+    if not 1 <= count <= MAX_FORKS:
+        raise InvalidInput(f"cannot fork {count} sandboxes", remediation=f"give 1 to {MAX_FORKS}")
 
 
 def own_package_rules() -> "PackageRules":

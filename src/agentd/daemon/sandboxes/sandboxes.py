@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from agentd.daemon import events
 from agentd.daemon.config.schema import Config
 from agentd.daemon.observe import meter, trace
-from agentd.daemon.pipeline import NO_VALUES, Pipeline, SecretValues
+from agentd.daemon.pipeline import NO_VALUES, Pipeline, SecretValues, check_forks
 from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS, Adoption, ended, without_env
 from agentd.daemon.sandboxes.bodies import check_labels
@@ -145,6 +145,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         values: SecretValues = NO_VALUES,
     ) -> list[Live]:
         """Make copies with the source's labels and secrets, and a lease of their own; or none."""
+        check_forks(count)  # before there is room taken for each
         source.require_running("fork it")
         self._admit()
         taken = 0
