@@ -49,6 +49,26 @@ def answered(client: socket.socket) -> bytes:
     return client.recv(1 << 16)
 
 
+@pytest.mark.parametrize("long", ["name", "cwd"])
+def test_a_command_of_a_name_without_end_ends_as_any_other(
+    daemon: Daemon, box: str, long: str
+) -> None:
+    """What a command ended by is kept with its output, where it has 64 KiB."""
+    path, endless = f"/v1/sandboxes/{box}", "/\x1b[2J" + "x" * 70_000
+    wanted = {"cmd": [endless]} if long == "name" else {"cmd": ["true"], "cwd": endless}
+    answer = daemon.ask("POST", f"{path}/exec", wanted)
+    assert answer.status == 200, answer.body[:200]
+    cause = answer.json["cause"]
+    assert cause["code"] == "spawn_failed"
+    assert "File name too long" in cause["message"] and len(cause["message"]) < 2000
+    assert cause["message"].startswith("/\\x1b[2Jxxx")  # and a terminal shows it as it is
+    begun = daemon.ask("POST", f"{path}/exec", {**wanted, "wait": False}).json["id"]
+    until(lambda: daemon.ask("GET", f"{path}/processes/{begun}").json["state"] == "ended")
+    output = f"{path}/processes/{begun}/output?stream=stdout&follow=true"
+    assert daemon.ask("GET", output).status == 200  # it is over
+    assert b"Traceback" not in daemon.log
+
+
 @pytest.mark.parametrize("cmd", ["yes", "sleep 600"])
 def test_stdin_that_no_command_reads_stays_with_its_client(
     daemon: Daemon, box: str, cmd: str

@@ -79,6 +79,7 @@ _ASKED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda s: s.files.write("/tmp/a", "a", mode="644"), "mode is of type str.*0o644"),
     (lambda s: s.files.write("/tmp/a", "a", mode=0o20000), "mode 0o20000 is no mode of a file"),
     (lambda s: s.files.mkdir("/tmp/d", mode=1.5), "mode is of type float"),
+    (lambda s: s.files.mkdir("/tmp/d", mode=0o4755), "mode 2541 is out of range.*0o1777"),
     (lambda s: s.files.write("/tmp/a", "a", parents="x"), "parents is of type str"),
     (lambda s: s.files.mkdir("/tmp/d", parents=None), "parents is None, and takes True or False"),
     (lambda s: s.files.remove("/tmp/d", recursive="x"), "recursive is of type str"),

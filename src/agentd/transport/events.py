@@ -161,6 +161,7 @@ def spawn_exit(
     ``elsewhere`` says of a name that was not found how it could be.
     """
     subject = request.cwd if event.stage == "cwd" and request.cwd else request.argv[0]
+    subject = safe_text(subject, _MAX_DETAIL)
     text = kernel_text(event.errno, event.message)
     if event.detail:
         text = f"{text}, as {safe_text(event.detail, _MAX_DETAIL)}"

@@ -18,6 +18,7 @@ from agentd.transport.events import Count, Error, decode, failure
 from agentd.transport.text import safe_text
 
 MAX_READ = 256 << 20
+MAX_MODE, MAX_FOLDER_MODE = 0o7777, 0o1777  # the agent makes no folder with set-id bits
 MAX_ENTRIES = 250_000
 # Bytes of one listing as they come, which are several times as many once they are taken apart.
 MAX_LISTING = 32 << 20
@@ -135,6 +136,7 @@ class GuestFiles:
 
     def write(self, path: str, data: Data, mode: int = 0o644, parents: bool = False) -> int:
         """Write the whole file or none of it; return its size in bytes."""
+        _check_mode(mode, MAX_MODE)
         fields = {"op": "fs.write", "path": checked(path), "mode": mode, "parents": parents}
         with self._call(fields) as call:
             if all(call.send_data(memoryview(piece)) for piece in _pieces(data)):
@@ -227,6 +229,7 @@ class GuestFiles:
                     raise _too_long(path)
 
     def mkdir(self, path: str, mode: int = 0o755, parents: bool = False) -> None:
+        _check_mode(mode, MAX_FOLDER_MODE)
         self._simple("fs.mkdir", path, mode=mode, parents=parents)
 
     def move(self, path: str, to: str) -> None:
@@ -296,6 +299,14 @@ def checked(path: str) -> str:
     if length > MAX_PATH:
         raise InvalidInput(f"the path is over {MAX_PATH} bytes", remediation="shorten it")
     return path
+
+
+def _check_mode(mode: int, most: int) -> None:
+    """Raises InvalidInput."""
+    if not 0 <= mode <= most:
+        raise InvalidInput(
+            f"mode {mode} is out of range", remediation=f"give 0 to {most} ({most:#o})"
+        )
 
 
 def _too_long(path: str) -> OperationFailed:
