@@ -105,6 +105,10 @@ class Running:
         self.drain_seconds = drain
         self.loop.call_soon_threadsafe(self.stop.set)
 
+    def join(self) -> None:
+        """Wait until it has ended; of itself, as nothing in its sandboxes is ended before."""
+        self._thread.join(120)
+
     def __exit__(self, *exc: object) -> None:
         for sandbox in self.service.sandboxes.values():
             for process in sandbox.processes.values():

@@ -28,6 +28,7 @@ class WebLimits(msgspec.Struct, frozen=True, kw_only=True):
     body_seconds: float = 60.0  # without a byte of a body; and for the whole of one that is JSON
     slowest: int = KIB  # bytes a second of an upload, on the average after body_seconds
     stall: float = 300.0  # that an answer waits for a client who takes nothing
+    farewell: float = 3.0  # the same of a stream or a WebSocket, as the daemon is about to end
     discard_seconds: float = 5.0
     tls_seconds: float = 10.0  # of a TLS handshake
     first_message: float = 10.0  # that WS .../exec waits for its ExecBody

@@ -58,14 +58,15 @@ class Link:
     """Knows a connection, for all its requests: it is ``scope["state"]["link"]``."""
 
     __slots__ = (
-        *("_callbacks", "_seats", "address", "credential", "has_asked", "is_unix", "principal"),
-        *("since", "transport"),
+        *("_callbacks", "_seats", "address", "credential", "goes_on", "has_asked", "is_unix"),
+        *("principal", "since", "transport"),
     )
 
     def __init__(self, transport: HoldingTransport, gatekeeper: Gatekeeper, seats: Seats) -> None:
         self.transport = transport
         self.principal = ""  # whose it is, once that is known
         self.has_asked = False
+        self.goes_on = False  # it has a stream that its client can come back to
         self.since = asyncio.get_running_loop().time()
         self._seats = seats
         self._callbacks: set[Callable[[], None]] | None = set()

@@ -171,7 +171,9 @@ class HttpConnection(HttpToolsProtocol):
     def check(self, now: float) -> None:
         """End what takes too long; called once a second."""
         limits = self.limits
-        if self._stalling.seconds(self.transport, now) > limits.stall:
+        leaves = self.shared.draining and self.app_state["link"].goes_on
+        most = limits.farewell if leaves else limits.stall
+        if self._stalling.seconds(self.transport, now) > most:
             self.transport.abort()
         elif self._deaf or self._is_over or (self._unread and self._has_answered()):
             if now - self._since > limits.discard_seconds:
@@ -251,6 +253,7 @@ class WsConnection(WebSocketsSansIOProtocol):
         super().__init__(config, server_state, app_state, _loop)
         state = cast("ServerShared", server_state)
         self.limits = state.limits
+        self._shared = state
         self.curr_msg_data_type: Literal["text", "bytes"] = "bytes"
         self._stalling = _Stalling()
 
@@ -287,7 +290,8 @@ class WsConnection(WebSocketsSansIOProtocol):
             self.transport.abort()
 
     def check(self, now: float) -> None:
-        stalls = self._stalling.seconds(self.transport, now) > self.limits.stall
+        most = self.limits.farewell if self._shared.draining else self.limits.stall
+        stalls = self._stalling.seconds(self.transport, now) > most
         if stalls or is_overstaying(self.app_state["link"], self.limits, now):
             self.transport.abort()
 

@@ -39,9 +39,11 @@ async def standing(
     """
     found = Standing(service)
     asking = asyncio.create_task(_ask(request, found, scopes, sandbox, stop))
+    request.link.goes_on = True
     try:
         yield found
     finally:
+        request.link.goes_on = False
         asking.cancel()
         await asyncio.wait([asking])
 

@@ -283,6 +283,30 @@ def test_a_websocket_that_does_not_read_is_cut_off(tmp_path: Path) -> None:
             until(lambda: not process.followers)
 
 
+def test_a_websocket_that_does_not_read_holds_up_no_end(tmp_path: Path) -> None:
+    """Its last words wait for nobody who takes nothing: he comes back with his cursors."""
+    with Running(tmp_path) as running:
+        client, process = _attached(running, "endless", str(GIB))
+        with client:
+            until(lambda: len(process.followers) == 1)
+            running.begin_to_end(drain=30)
+            running.join()
+    assert running.drained is True
+
+
+@pytest.mark.parametrize("accept", ["*/*", "text/event-stream"])
+def test_a_stream_that_nobody_reads_holds_up_no_end(tmp_path: Path, accept: str) -> None:
+    with Running(tmp_path) as running:
+        id_, process = running.process("endless", str(GIB))
+        with running.raw() as client:
+            client.sendall(_output(id_, process, accept))
+            assert client.recv(1)
+            until(lambda: len(_process(running, id_, process).followers) == 1)
+            running.begin_to_end(drain=30)
+            running.join()
+    assert running.drained is True
+
+
 def test_exec_over_a_websocket_that_says_nothing(tmp_path: Path) -> None:
     with Running(tmp_path, QUICK) as running:
         url = f"ws://localhost/v1/sandboxes/{running.sandbox()}/exec"
