@@ -72,13 +72,16 @@ def test_a_copy_that_finds_no_room_names_the_limit(
     daemon.ask("DELETE", f"/v1/sandboxes/{answer.json['id']}")
 
 
-def test_a_mode_that_no_folder_has(daemon: Daemon) -> None:
+def test_a_mode_that_no_folder_has_and_what_replaces_none(daemon: Daemon) -> None:
     path = f"/v1/sandboxes/{daemon.sandbox()}/files/mkdir"
     for mode in (-1, 0o2000, 1 << 70):
         answer = daemon.ask("POST", path, {"path": "/tmp/d", "mode": mode})
         assert (answer.status, answer.code) == (400, "invalid_input")
         assert answer.json["message"] == f"mode {mode} is out of range"
         assert answer.json["remediation"] == "give 0 to 1023 (0o1777)"
+    path = path.replace("mkdir", "tar?path=/workspace&replace=true")
+    answer = daemon.ask("PUT", path, b"")
+    assert (answer.status, answer.json["remediation"]) == (400, "add whole")
 
 
 @pytest.mark.parametrize("words", [["run", "extra"], ["exec", "a", "b"], ["image", "build", "x"]])

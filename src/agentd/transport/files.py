@@ -170,8 +170,10 @@ class GuestFiles:
         """Unpack a tar into the folder ``path``; return the bytes of its files.
 
         ``whole``: the tar is one tree, which becomes ``path`` itself, as a whole or not at all;
-        with ``replace`` in the place of what is there.
+        with ``replace`` in the place of what is there. Raises InvalidInput for ``replace`` alone.
         """
+        if replace and not whole:
+            raise InvalidInput("only a whole tree replaces what is there", remediation="add whole")
         flags = {"whole": whole, "replace": replace}
         fields = {"op": "fs.tar_write", "path": checked(path), **flags}
         with self._call(fields) as call:
