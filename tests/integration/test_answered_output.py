@@ -152,6 +152,23 @@ def test_the_begin_of_a_long_output_is_answered_though_all_is_more_than_a_journa
     assert rest == daemon.ask("GET", f"{path}/files?path=/workspace/end").body
 
 
+def test_the_command_line_says_what_a_journal_has_not_kept() -> None:
+    with running('[journal]\nprocess = "64K"\n') as daemon:
+        assert b"journal.process: has the effect of 4M" in daemon.log
+        box = daemon.sandbox()
+        path = f"/v1/sandboxes/{box}"
+        ask = {"cmd": "head -c 9000000 /dev/urandom", "wait": False}
+        process = daemon.ask("POST", f"{path}/exec", ask).json["id"]
+        until(lambda: daemon.ask("GET", f"{path}/processes/{process}").json["state"] == "ended")
+        done = daemon.cli("logs", box, process)
+        gone = 9_000_000 - len(done.stdout)
+        assert 9_000_000 - (4 << 20) <= gone < 9_000_000
+        assert done.stderr.decode() == f"agentd logs: {gone} bytes of stdout are gone\n"
+        done = daemon.cli("attach", box, process, "--all")
+        assert len(done.stdout) == 9_000_000 - gone
+        assert b"output is missing: its oldest is not kept" in done.stderr
+
+
 # As if it were the python3 that asks SQLite.
 _PYTHON = r"""#!/bin/sh
 printf '{"columns":["a"],"rows":['

@@ -62,6 +62,27 @@ def test_what_is_open_to_an_operators_host_ends_where_that_is_another(
         assert inside.ask("kept[0].recv(1)") == RESET
 
 
+@pytest.mark.parametrize(
+    ("rule", "why"),
+    [
+        ("GET db.internal:1/v1/*", "its requests are read"),
+        ("ask db.internal:1", "it has to be asked about"),
+        ("!db.internal", "denied by !db.internal"),
+    ],
+)
+def test_what_is_open_ends_where_it_is_to_be_read_or_asked_about_or_denied(
+    inside: Captured, port: int, rule: str, why: str
+) -> None:
+    with relayed() as (keeper, _):
+        admitted = keeper.admit(inside.sockets, table("db.internal:1", db_internal=port))
+        assert inside.ask("keep('db.internal', 1)") == 0
+        assert inside.ask("kept[0].send(b'x') and kept[0].recv(1)") == "x"
+        admitted.set(table(rule, "db.internal:2", db_internal=port))
+        assert inside.ask("kept[0].recv(1)") == RESET
+        (row,) = [row for row in admitted.connections().rows if row["port"] == 1]
+        assert row["reason"] == f"the rules were changed: {why}"
+
+
 def test_a_relay_that_was_ended_for_want_of_sandboxes_has_not_died(
     inside: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,7 +107,8 @@ def explain(cause: Cause, name: str = "run", *, truncated: bool = False) -> None
     it is whole."""
     if cause.code in (CauseCode.EXITED, CauseCode.SIGNALLED):
         if truncated:
-            say("output is missing: what the command left behind was cut off as it wrote", name)
+            why = "its oldest is not kept, or what the command left behind was cut off as it wrote"
+            say(f"output is missing: {why}", name)
         return
     hint = f" ({cause.remediation})" if cause.remediation else ""
     say(f"{cause.code}: {cause.message}{hint}", name)

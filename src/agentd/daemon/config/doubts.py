@@ -17,6 +17,7 @@ from agentd.model.options import MIN_MEMORY, MIN_OPEN_FILES
 from agentd.model.units import readable_size
 from agentd.sandbox import backends
 from agentd.sandbox.backends.cgroups import uncounted
+from agentd.sandbox.journal.stores import MIN_BYTES
 
 #: Limits that a group of the kernel's holds, or nothing; of a preset's, too, it depends on the
 #: machine what comes of them.
@@ -185,7 +186,9 @@ def _egress(config: Config) -> Iterator[Found]:
 
 
 def _journal(config: Config) -> Iterator[Found]:
-    """What older versions took, and did nothing with."""
+    """What is not taken as it is said, or was by older versions alone."""
+    if config.journal.process < MIN_BYTES:
+        yield ("journal", "process"), "has the effect of 4M, the least there is", "give 4M or more"
     if not config.journal.compress:
         yield ("journal", "compress"), "has no effect: output on disk is compressed", "drop it"
 

@@ -554,6 +554,7 @@ TEMPLATE = "[[template]]\nname = 'work'\nnet = '{}'\n"
         ("profile = 'paranoid'\negress.allow = ['public']\n", "egress.allow", "has no effect"),
         ("sandbox.networks = ['none']\n" + OWN_HOST, "egress.host", "not among sandbox.networks"),
         ("journal.compress = false\n", "journal.compress", "output on disk is compressed"),
+        ("journal.process = '64K'\n", "journal.process", "has the effect of 4M"),
         (PYPI + TEMPLATE.format("pypi,example.org"), "template[0].net", "'example.org' is not"),
         (TEMPLATE.format("127.0.0.1:80"), "template[0].net", "nobody's to grant"),
         ("[[template]]\nname = 'a'\nbackend = 'linx'\n", "template[0].backend", "'linx', and"),
