@@ -80,6 +80,8 @@ def behind_the_end() -> list[bytes]:
     [
         (zeros, "gzip", ("--max-size", "1M"), "has more than 1 MiB unpacked"),
         (zeros, "zstd", ("--max-size", "1M"), "has more than 1 MiB unpacked"),
+        (zeros, "gzip in parts", ("--max-size", "1M"), "has more than 1 MiB unpacked"),
+        (zeros, "zstd in parts", ("--max-size", "1M"), "has more than 1 MiB unpacked"),
         (zeros, "", ("--max-size", "1M"), "has more than 1 MiB unpacked"),
         (behind_the_end, "gzip", ("--max-size", "1M"), "has more than 1 MiB unpacked"),
         (sparse, "gzip", ("--max-size", "1G"), "has more than 1 GiB unpacked"),

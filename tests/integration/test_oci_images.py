@@ -84,6 +84,25 @@ def test_however_layers_are_packed_the_root_is_one(images: Images, layout: Layou
     assert images.told("verify") == [{"name": "by-zstd", "state": "ready"}]
 
 
+@pytest.mark.parametrize("packed", ["gzip in parts", "zstd in parts", "zstd of a stream"])
+def test_a_layer_that_does_not_say_how_large_it_is_is_unpacked_all_the_same(
+    images: Images, layout: Layout, packed: str
+) -> None:
+    layers = [layer(file("first", b"1")), SMALL, layer(file("last", b"3"))]
+    images.run("pull", layout.add(layers, packed=packed, tag="odd"), "--name", "odd")
+    images.run("pull", layout.add(layers, tag="usual"), "--name", "usual")
+    assert images.root("odd") == images.root("usual")  # by the archives' digests
+    assert {"first", "bin/tool", "last"} <= _content(images.root("odd")).keys()
+    assert {row["state"] for row in images.told("verify")} == {"ready"}
+    assert images.left() == []
+
+
+def test_one_layer_may_be_there_twice(images: Images, layout: Layout) -> None:
+    other = layer(file("bin/tool", b"other"))
+    images.run("pull", layout.add([SMALL, other, SMALL]), "--name", "x")
+    assert _content(images.root("x"))["bin/tool"] == "#!/bin/sh\n"
+
+
 def test_zstd_is_unpacked_where_it_comes_first(images: Images, layout: Layout) -> None:
     images.run("pull", layout.add([SMALL, layer(file("b", b"2"))], packed="zstd"), "--name", "z")
     assert _content(images.root("z"))["b"] == "2"

@@ -1,4 +1,4 @@
-"""What an image may be at most, measured before anything of it is unpacked.
+"""What an image may be at most, measured before it is unpacked, or each piece of it is.
 
 Headers are read as umoci will read them, from the layers as they are packed; the root is counted
 once more when it is there (``ImageBounds.check_root``), whatever the headers said.
@@ -7,7 +7,7 @@ once more when it is there (``ImageBounds.check_root``), whatever the headers sa
 import gzip
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, BinaryIO
 
 import msgspec
@@ -77,18 +77,31 @@ def _beyond(what: str, most: str, fix: str = "") -> ImageError:
     )
 
 
-def measure(paths: Iterable[tuple[str, str]], bounds: ImageBounds) -> None:
-    """Read the layers, each a path and a media type. Raises ImageError, Corrupt, OSError."""
+def measure(
+    paths: Iterable[tuple[str, str]],
+    bounds: ImageBounds,
+    hand: Callable[[bytes], None] | None = None,
+) -> None:
+    """Read the layers, each a path and a media type; ``hand`` is called with each piece of their
+    archives that has been counted. Raises ImageError, Corrupt, OSError."""
     files = size = 0
     for path, media_type in paths:
         with open(path, "rb") as file:
-            archive = _Archive(unpacked(file, media_type), bounds, size)
+            pieces = unpacked(file, media_type)
+            archive = _Archive(_handed(pieces, hand) if hand else pieces, bounds, size)
             for name, more in archive.entries():
                 files += 1
                 bounds.check_files(files)
                 bounds.check_path(name)
                 archive.count(more)
             size = archive.finish()
+
+
+def _handed(pieces: Iterator[bytes], hand: Callable[[bytes], None]) -> Iterator[bytes]:
+    """Who asks for the next has looked at all headers that end in the last."""
+    for piece in pieces:
+        yield piece
+        hand(piece)
 
 
 class _Archive:

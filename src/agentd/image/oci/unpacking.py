@@ -5,10 +5,13 @@ import hashlib
 import os
 import shutil
 import stat
+from collections.abc import Iterable
 
-from agentd.image.model import Corrupt
+from agentd.guest.removal import remove_folder
+from agentd.image.model import Corrupt, ImageError
 from agentd.image.oci import cell, layout, tools
 from agentd.image.oci.bounds import BOUNDS, ImageBounds, measure, unpacked
+from agentd.image.oci.handover import MOST, Handover, Misjudged, told_size
 from agentd.image.oci.roots import ABOUT, ROOT, look
 from agentd.image.oci.values import (
     CONFIG,
@@ -39,27 +42,18 @@ def unpack(
     """
     if manifest.layers:
         blobs = layout.blobs_of(source)
-        measure(
-            ((os.path.join(blobs, check_digest(b.digest)), b.media_type) for b in manifest.layers),
-            bounds,
-        )
-        plain = _readable(path, source, manifest, config)
-        layout.open_to_all(plain)
         free = shutil.disk_usage(path).free
+        archives = _archives(blobs, manifest, config)
+        size = sum(max(0, archive.size) for archive in archives)
         try:
-            tools.run(
-                [
-                    *("umoci", "raw", "unpack", "--rootless"),
-                    *("--image", f"{_LAYOUT}:{layout.TAG}", f"{cell.WORK}/{ROOT}"),
-                ],
-                work=path,
-                reads={_LAYOUT: plain},
-                seconds=seconds,
-                file_size=bounds.unpacked,
-            )
+            handed = _are_handed(archives, min(MOST, bounds.unpacked, free // 2))
+            if not (handed and _unpack_handed(path, source, manifest, archives, seconds, bounds)):
+                paths = (os.path.join(blobs, check_digest(b.digest)) for b in manifest.layers)
+                measure(zip(paths, (b.media_type for b in manifest.layers), strict=True), bounds)
+                _umoci(path, _readable(path, source, manifest, config), seconds, bounds)
         except tools.ToolPanicked:
             # On a full disk it hashes and reads at once, and panics ("d.nx != 0").
-            if _unpacked_size(blobs, manifest) < free:
+            if size < free:
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
     else:
@@ -75,6 +69,83 @@ def unpack(
     bounds.check_root(about.files, about.bytes)
     with open(os.path.join(path, ABOUT), "xb") as file:
         file.write(encode(about))
+
+
+def _archives(blobs: str, manifest: OciManifest, config: OciConfig) -> list[Descriptor]:
+    """Describe what each layer is unpacked, of as many bytes as it says, which need not be so."""
+    return [
+        Descriptor(
+            LAYER,
+            diff_id,
+            told_size(os.path.join(blobs, check_digest(layer.digest)), layer.media_type),
+        )
+        for layer, diff_id in zip(manifest.layers, config.rootfs.diff_ids, strict=True)
+    ]
+
+
+def _are_handed(archives: list[Descriptor], most: int) -> bool:
+    """Return whether all say how large they are, none is there twice, and it is not too much."""
+    known = min(archive.size for archive in archives) > 0
+    once = len({archive.digest for archive in archives}) == len(archives)
+    return known and once and sum(archive.size for archive in archives) <= most
+
+
+def _unpack_handed(
+    path: str,
+    source: str,
+    manifest: OciManifest,
+    archives: list[Descriptor],
+    seconds: float,
+    bounds: ImageBounds,
+) -> bool:
+    """Unpack them while they are measured; return False, and leave nothing, where one is not as
+    large as it says."""
+    packed, piped = layout.blobs_of(source), f"{path}.piped"
+    blobs = layout.blobs_of(piped)
+    os.makedirs(blobs)
+    _describe(piped, source, manifest, archives)
+    handover = Handover(packed, blobs, tuple(zip(manifest.layers, archives, strict=True)), bounds)
+    try:
+        with handover:
+            _umoci(path, piped, seconds, bounds)
+    except ImageError:
+        if handover.error is None:
+            raise  # it ended by itself, and so nobody read on
+    finally:
+        remove_folder(piped)
+    if isinstance(handover.error, Misjudged):
+        remove_folder(os.path.join(path, ROOT))
+        return False
+    if handover.error is not None:
+        raise handover.error
+    if not handover.complete:
+        raise Corrupt("umoci has not read all of the image's layers")
+    return True
+
+
+def _umoci(path: str, source: str, seconds: float, bounds: ImageBounds) -> None:
+    layout.open_to_all(source)
+    tools.run(
+        [
+            *("umoci", "raw", "unpack", "--rootless"),
+            *("--image", f"{_LAYOUT}:{layout.TAG}", f"{cell.WORK}/{ROOT}"),
+        ],
+        work=path,
+        reads={_LAYOUT: source},
+        seconds=seconds,
+        file_size=bounds.unpacked,
+    )
+
+
+def _describe(path: str, source: str, manifest: OciManifest, layers: Iterable[Descriptor]) -> None:
+    """Make a layout of a folder with blobs: the image of ``source``, of these layers."""
+    blobs = layout.blobs_of(path)
+    with open(
+        os.path.join(layout.blobs_of(source), check_digest(manifest.config.digest)), "rb"
+    ) as file:
+        told = layout.put(file.read(), CONFIG, blobs)
+    whole = OciManifest(told, tuple(layers))
+    layout.write_index(path, layout.put(encode(whole), MANIFEST, blobs))
 
 
 def _readable(path: str, source: str, manifest: OciManifest, config: OciConfig) -> str:
@@ -93,10 +164,7 @@ def _readable(path: str, source: str, manifest: OciManifest, config: OciConfig) 
         else:
             size = _decompress(packed, os.path.join(blobs, check_digest(diff_id)), diff_id)
             layers.append(Descriptor(LAYER, diff_id, size))
-    with open(os.path.join(packed_blobs, check_digest(manifest.config.digest)), "rb") as file:
-        told = layout.put(file.read(), CONFIG, blobs)
-    whole = OciManifest(told, tuple(layers))
-    layout.write_index(plain, layout.put(encode(whole), MANIFEST, blobs))
+    _describe(plain, source, manifest, layers)
     return plain
 
 
@@ -110,16 +178,4 @@ def _decompress(source: str, target: str, diff_id: str) -> int:
             size += plain.write(data)
     if f"sha256:{total.hexdigest()}" != diff_id:
         raise Corrupt(f"a layer is not the {diff_id} that the image's configuration tells of")
-    return size
-
-
-def _unpacked_size(blobs: str, manifest: OciManifest) -> int:
-    """Bytes of the layers' archives at least, as gzip tells of itself in its last four."""
-    size = 0
-    for layer in manifest.layers:
-        with open(os.path.join(blobs, check_digest(layer.digest)), "rb") as file:
-            packed = file.seek(0, os.SEEK_END)
-            file.seek(max(0, packed - 4))
-            told = int.from_bytes(file.read(4), "little")
-        size += told if layer.media_type == f"{LAYER}+gzip" else packed
     return size
