@@ -62,6 +62,7 @@ _ASKED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda s: s.call("fs.list.v1", path="/", keep="x"), "keep is of type str"),
     (lambda s: s.ports.link(80, ttl="x"), "ttl 'x' is not a time"),
     (lambda s: s.network.set(b"pypi"), "network rules are no list of texts|net is of type bytes"),
+    (lambda s: s.network.connections("x"), "after is of type str, and takes a whole number"),
     (lambda s: s.network.play(5), "cassette is of type int, and takes text or a path"),
     (lambda s: s.files.read(5), "path is of type int, and takes text or a path"),
     (lambda s: s.files.read(None), "path is None, and takes text or a path"),

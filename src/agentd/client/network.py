@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from agentd.client import cassettes, wording
+from agentd.client import arguments, cassettes, wording
 
 if TYPE_CHECKING:
     from agentd.model import network
@@ -49,5 +49,6 @@ class NetworkControl:
     def connections(self, after: int = 0) -> "network.ConnectionPage":
         """Return what it connected to and what it was refused, a thousand at most; after the
         ``next`` of an earlier answer only what has changed since."""
+        arguments.whole(after, "after", 0, arguments.MOST)
         with wording.spoken():
             return self._service.connections(self._sandbox, after)
