@@ -226,9 +226,10 @@ class _Userland:
 
     @contextlib.contextmanager
     def _merged(self) -> Iterator[str]:
-        """All packages in one tree of links, so that Python finds its library beside it."""
+        """All packages in one tree of links, so that Python finds its library beside it. It lies
+        in the cache: what a killed build leaves is tidied up by the next."""
         names = sorted(self._folders.keys() - {_BUSYBOX})
-        with tempfile.TemporaryDirectory(prefix="agentd-tree-") as folder:
+        with tempfile.TemporaryDirectory(prefix="tree-", dir=self._cache) as folder:
             for name in names:
                 shutil.copytree(
                     self._folders[name],

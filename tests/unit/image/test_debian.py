@@ -10,7 +10,7 @@ import pytest
 
 from agentd.client.cli.main import main
 from agentd.image import packages
-from agentd.image.debian import Debian
+from agentd.image.debian import Debian, _tidy, _Userland
 from agentd.image.merged import is_merged, merge
 from agentd.model.errors import Unavailable
 
@@ -202,6 +202,16 @@ def test_other_errors_of_the_packages_are_not_internal(
     said = build(capsys)
     assert "cannot read /boot/vmlinuz-6.1.0-1-cloud-amd64 of the package" in said
     assert "Is a directory" in said
+
+
+def test_the_tree_of_a_killed_build_goes_with_the_next(tmp_path: Path) -> None:
+    """It may have a hundred megabytes, and /tmp may be memory: it lies where the next tidies up."""
+    cache = tmp_path / "packages"
+    cache.mkdir()
+    with _Userland(str(cache), {}, {}, "3.11", "debian")._merged() as tree:
+        assert Path(tree).parent == cache
+        _tidy(str(cache), set())
+        assert not Path(tree).exists()
 
 
 def test_a_package_that_is_not_there_any_more(apt: Apt) -> None:
