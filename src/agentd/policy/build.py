@@ -22,6 +22,7 @@ from agentd.policy.workplace import workplace
 # The decision, and the sets of texts that explain it.
 ENTRYPOINTS = ("agentd/decision", "agentd/deny", "agentd/approve", "agentd/grant")
 _FORMAT = 3  # of what is kept beside the engine's file
+MOST = 64  # compiled bundles in a cache; each has some 30 KB
 
 
 class Built(msgspec.Struct, frozen=True):
@@ -50,6 +51,7 @@ class Cache:
             if not (_is_ours(path) and _is_ours(f"{path}.json")):
                 return None
             about = Path(f"{path}.json").read_bytes()
+            os.utime(path)  # it is in use
             return Built(source.digest, path, typed.decoder(Compiled).decode(about).reads)
         except (OSError, msgspec.MsgspecError):
             return None
@@ -64,7 +66,19 @@ class Cache:
             os.chmod(os.path.join(folder, "about"), 0o600)
             os.replace(os.path.join(folder, "about"), f"{path}.json")
             os.replace(new, path)
+        with contextlib.suppress(OSError):  # the next may
+            self._trim()
         return Built(source.digest, path, done.reads)
+
+    def _trim(self) -> None:
+        """Remove all but those that were used last. Raises OSError."""
+        with os.scandir(self._folder) as found:
+            files = [each for each in found if each.is_file() and not each.name.endswith(".json")]
+            files.sort(key=lambda each: each.stat().st_mtime_ns, reverse=True)
+        for old in files[MOST:]:
+            for path in (old.path, f"{old.path}.json"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
 
     def _path(self, source: BundleSource) -> str:
         name = source.digest.removeprefix("sha256:")

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from agentd.model.errors import InvalidInput
+from agentd.policy import source
 from agentd.policy.build import Cache
 from agentd.policy.errors import BundleError
 from agentd.policy.example import example
@@ -79,6 +80,19 @@ def test_what_was_compiled_is_kept(bundle, store, tmp_path, monkeypatch):
     assert store(bundle(YES), cache=cache).decide(CALL).allow
     assert os.stat(cache).st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o077 == 0 for path in Path(cache).iterdir())
+
+
+def test_a_cache_keeps_those_that_were_used_last(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr("agentd.policy.build.MOST", 2)
+    cache, rules = Cache(str(tmp_path / "cache")), ("x := 1", "x := 2", "x := 3")
+    first, second, third = (source.read(bundle(rule, name=rule[-1])) for rule in rules)
+    for each in (first, second):
+        cache.put(each)
+        os.utime(cache.get(each).path, (1, 1 if each is first else 2))
+    assert cache.get(first) is not None, "which counts as a use"
+    cache.put(third)
+    assert [cache.get(each) is not None for each in (first, second, third)] == [True, False, True]
+    assert len(list((tmp_path / "cache").iterdir())) == 4
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o770])
