@@ -5,6 +5,9 @@ import inspect
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -130,6 +133,35 @@ def test_one_that_was_tampered_with_is_refused(tmp_path: Path) -> None:
         file.write(data.replace(b"\xc4\x01a", b"\xc4\x01b"))
     with pytest.raises(SandboxError, match="is damaged"):
         Sandbox.create(snapshot=kept.path, embedded=True)
+
+
+def test_what_a_killed_program_was_keeping_goes_with_the_next_and_nobody_elses_does(
+    tmp_path: Path,
+) -> None:
+    fill = "head -c 100000000 /dev/urandom > large"
+    words = ["run", "--embedded", "--save-snapshot", str(tmp_path / "kept"), "--"]
+    begun = subprocess.Popen([sys.executable, "-m", "agentd", *words, "sh", "-c", fill])
+
+    def halves() -> list[Path]:
+        return [path for path in tmp_path.glob(".kept.*") if list(path.glob("state/*"))]
+
+    while not halves():
+        assert begun.poll() is None
+    begun.send_signal(signal.SIGSTOP)
+    (half,) = halves()
+    others = [tmp_path / ".kept.notes", tmp_path / ".kept.12345678"]
+    others[0].mkdir()
+    others[1].touch()
+    with Sandbox.create(backend="linux", embedded=True) as sandbox:
+        with sandbox.snapshot(str(tmp_path / "kept")) as kept:
+            assert half.is_dir(), "that of one who lives is nobody else's"
+            kept.delete()
+        begun.kill()
+        begun.wait()
+        sandbox.snapshot(str(tmp_path / "kept"))
+    reap = "from agentd.sandbox.backends.cgroups import own_hierarchy; own_hierarchy()"
+    subprocess.run([sys.executable, "-c", reap], check=True)  # as the next process does
+    assert sorted(tmp_path.iterdir()) == sorted([*others, tmp_path / "kept"])
 
 
 def test_over_rest(daemon: Daemon) -> None:

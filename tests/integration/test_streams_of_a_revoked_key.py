@@ -1,5 +1,7 @@
-"""What follows a sandbox by the SDK ends, with the reason, once its key is revoked."""
+"""What follows a sandbox by the SDK ends, with the reason, once its key is revoked, or its user may
+not do that any more."""
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 
@@ -87,6 +89,37 @@ def test_each_ends_as_unauthenticated(daemon: Daemon) -> None:
             kind.__name__: "unauthenticated" for kind in kinds
         }
         assert daemon.ask("DELETE", f"/v1/sandboxes/{sandbox.id}").status == 204
+
+
+def test_each_ends_as_forbidden_where_a_scope_is_taken_away() -> None:
+    with running() as daemon, Client(daemon.url) as client:
+        box = daemon.sandbox()
+        process = client.commands.start(box, ExecBody(cmd="echo up; exec sleep 600"))
+
+        def watched(begun: Callable[[], object]) -> None:
+            changes = client.files.watch(box, "/workspace")
+            begun()
+            for _ in changes:
+                pass
+
+        def attached(begun: Callable[[], object]) -> None:
+            with (
+                Sandbox.connect(box, url=daemon.url) as sandbox,
+                sandbox.attach(process.id) as again,
+            ):
+                for _ in again:
+                    begun()
+
+        streams = [Stream(kind.__name__, kind) for kind in (watched, attached)]
+        until(lambda: all(stream.begun.is_set() for stream in streams))
+        file = daemon.folder / "agentd.toml"
+        file.write_text(file.read_text().replace('scopes = ["admin"]', 'scopes = ["create"]'))
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        for stream in streams:
+            stream.join(WAIT)
+        assert [stream.code for stream in streams] == ["forbidden", "forbidden"]
+        assert daemon.ask("DELETE", f"/v1/sandboxes/{box}").status == 204
 
 
 def _touched(daemon: Daemon, id_: str) -> bool:

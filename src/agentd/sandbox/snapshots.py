@@ -21,7 +21,7 @@ from typing import Any
 import msgspec
 
 from agentd._version import __version__
-from agentd.linux import paths
+from agentd.linux import locks, paths
 from agentd.model import typed
 from agentd.model.errors import InvalidInput, NotFound, Refused, SandboxError
 from agentd.model.limits import said
@@ -238,16 +238,19 @@ def _packages(mount: Mount, path: str) -> Mount:
 
 @contextlib.contextmanager
 def _partial(path: str) -> Iterator[str]:
-    """A folder beside ``path`` to fill; what is left of it at the end is removed."""
+    """A folder beside ``path`` to fill; what is left of it at the end is removed, and by the next
+    of that path what a process left that was killed."""
     parent, name = os.path.split(path)
     with os_errors_as(
         InvalidInput,
         f"no snapshot can be written to {path}",
         "name a path in a directory that exists and is yours",
     ):
-        folder = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
+        _sweep(parent, name)
+        folder, lock = _locked_folder(parent, name)
     try:
-        yield folder
+        with locks.HeldLock(lock):
+            yield folder
     except OSError as error:
         raise SandboxError(
             f"the snapshot could not be written to {path}",
@@ -256,6 +259,32 @@ def _partial(path: str) -> Iterator[str]:
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked_folder(parent: str, name: str) -> tuple[str, int]:
+    """Make one, locked for as long as it is filled: -1 where folders have no locks."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
+        with contextlib.suppress(BlockingIOError, FileNotFoundError):
+            lock = locks.take_folder(folder)
+            if os.path.isdir(folder):  # else somebody has swept it before it was locked
+                return folder, lock
+            locks.HeldLock(lock).close()
+
+
+def _sweep(parent: str, name: str) -> None:
+    """Remove what nobody fills any more; quiet where it cannot."""
+    left = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")  # as mkdtemp(3) names them
+    with contextlib.suppress(OSError):
+        for each in os.scandir(parent):
+            if not left.fullmatch(each.name) or not each.is_dir(follow_symlinks=False):
+                continue
+            with contextlib.suppress(OSError):
+                if each.stat(follow_symlinks=False).st_uid == os.geteuid():
+                    lock = locks.take_folder(each.path)
+                    if lock >= 0:
+                        with locks.HeldLock(lock):
+                            shutil.rmtree(each.path, ignore_errors=True)
 
 
 def _digests(state: str) -> tuple[StateFile, ...]:
