@@ -100,6 +100,36 @@ def test_a_server_may_speak_first_and_end_first(host, inside, served) -> None:
     admitted.close()
 
 
+@pytest.mark.parametrize("size", [1000, 3_000_000])
+def test_what_a_program_says_after_a_server_has_said_all_arrives(
+    host, inside, served, size: int
+) -> None:
+    """A connection is over once both have said all, and what was said last has arrived."""
+    keeper, _ = host
+    heard: list[int] = []
+
+    def serve(sock: socket.socket) -> None:
+        sock.sendall(b"bye")
+        sock.shutdown(socket.SHUT_WR)
+        count = 0
+        try:
+            while data := sock.recv(65536):
+                count += len(data)
+        finally:
+            heard.append(count)
+
+    port = served(serve).port
+    admitted = keeper.admit(inside.sockets, table("mail.internal:25", mail_internal=port))
+    assert inside.ask("keep('mail.internal', 25)") == 0
+    assert inside.ask("kept[0].recv(10), kept[0].recv(10)") == ["bye", ""]
+    inside.ask(f"kept[0].sendall(b'x' * {size})")
+    inside.ask("kept[0].close()")
+    (row,) = rows(admitted, 1)
+    assert (row["reason"], row["sent"], row["received"]) == ("", size, 3)
+    eventually(lambda: heard == [size])
+    admitted.close()
+
+
 def test_a_name_that_no_rule_has_does_not_exist_and_never_leaves(host, inside) -> None:
     keeper, names = host
     admitted = keeper.admit(inside.sockets, table("far.example"))

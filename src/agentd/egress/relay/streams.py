@@ -174,6 +174,8 @@ class _Carried:
         self._relay.descriptors -= 1
         self._relay.loop.drop(self._near.fileno())
         self._near.close()
+        if self._shuttle.finished:
+            return  # what was said last is on its way still: the connection ends by itself
         end = partial(self._connection.end, "the program went away", reset=True)
         if self._connection.passed:
             self._relay.loop.later(_READ_SECONDS, end)
