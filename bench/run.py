@@ -76,28 +76,47 @@ def main() -> int:
         "policy": lambda: policy.policy(options.rounds),
         "audit": lambda: audit.audit(options.rounds),
     }
-    results = []
+    found: dict[str, list[Case]] = {}
     for key, measure in measures.items():
-        if options.only in (None, key):
+        if not options.only or key in options.only:
             print(f"measuring: {key} ...", file=sys.stderr, flush=True)
-            results += measure()
-    document = report.as_json(results, this_machine())
+            found[key] = measure()
+    machine = this_machine()
+    results = [case for some in found.values() for case in some]
     OUT.mkdir(parents=True, exist_ok=True)
-    # One case alone must not replace the whole table.
-    stem = f"results-{options.only}" if options.only else "results"
-    (OUT / f"{stem}.json").write_text(json.dumps(document, indent=2) + "\n")
-    plot.write(results, OUT / f"{stem}.png")
-    print(json.dumps(document) if options.json else report.as_text(results, document["machine"]))
-    return readme.main(only=options.only)
+    # Some cases alone must not replace the whole table: each has its own.
+    alone = found if options.only else {None: results}
+    for only, some in alone.items():
+        document = json.dumps(report.as_json(some, machine), indent=2)
+        (OUT / f"{_stem(only)}.json").write_text(f"{document}\n")
+    whole = json.dumps(report.as_json(results, machine))
+    print(whole if options.json else report.as_text(results, machine), flush=True)
+    code = max(readme.main(only=only) for only in alone)
+    for only, some in alone.items():
+        plot.write(some, OUT / f"{_stem(only)}.png")
+    return code
+
+
+def _stem(only: str | None) -> str:
+    return f"results-{only}" if only else "results"
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description=__doc__)
     parser.add_argument("--rounds", type=_count, default=100, help="of each case (default: 100)")
     parser.add_argument("--sandboxes", type=_count, default=1000, help="idle ones (default: 1000)")
-    parser.add_argument("--only", choices=CASES, help="one case")
+    parser.add_argument(
+        "--only", type=_cases, default=(), metavar="CASE,...", help=f"some of {', '.join(CASES)}"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
     return parser.parse_args()
+
+
+def _cases(text: str) -> tuple[str, ...]:
+    names = tuple(text.split(","))
+    if unknown := [name for name in names if name not in CASES]:
+        raise argparse.ArgumentTypeError(f"no case {unknown[0]!r}: there are {', '.join(CASES)}")
+    return names
 
 
 def _count(text: str) -> int:

@@ -131,3 +131,19 @@ def test_what_the_bench_imports_of_agentd_is_there():
                 for alias in node.names:
                     if not hasattr(module, alias.name):  # a module of its own
                         importlib.import_module(f"{node.module}.{alias.name}")
+
+
+def test_some_cases_in_one_run_have_their_own_tables(
+    readme: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = importlib.import_module("run")
+    monkeypatch.setattr("sys.argv", ["bench", "--only", "oci,inside,pull,fork"])
+    assert run._options().only == ("oci", "inside", "pull", "fork")
+    monkeypatch.setattr("sys.argv", ["bench"])
+    assert run._options().only == ()
+    for wrong in ("nosuch", "oci,nosuch", "oci,", ""):
+        monkeypatch.setattr("sys.argv", ["bench", "--only", wrong])
+        with pytest.raises(SystemExit):
+            run._options()
+    markers = re.findall(r"<!-- bench (\w+): begin -->", (ROOT / readme.LONG).read_text())
+    assert {"oci", "inside", "pull", "fork"} <= set(markers) <= set(run.CASES)
