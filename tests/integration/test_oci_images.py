@@ -1,5 +1,6 @@
 """OCI images by the command line: pulled from what is on disk, kept, checked, removed."""
 
+import errno
 import gzip
 import hashlib
 import json
@@ -95,6 +96,19 @@ def test_a_layer_that_does_not_say_how_large_it_is_is_unpacked_all_the_same(
     assert {"first", "bin/tool", "last"} <= _content(images.root("odd")).keys()
     assert {row["state"] for row in images.told("verify")} == {"ready"}
     assert images.left() == []
+
+
+def test_a_file_system_without_pipes_does(
+    images: Images, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None that there is here has links, owners and no pipes: the call fails as it does there."""
+
+    def refused(path: str, mode: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted", path)
+
+    monkeypatch.setattr(os, "mkfifo", refused)
+    images.run("pull", layout.add([SMALL]), "--name", "x")
+    assert "bin/tool" in _content(images.root("x"))
 
 
 def test_one_layer_may_be_there_twice(images: Images, layout: Layout) -> None:

@@ -99,12 +99,17 @@ def _unpack_handed(
     bounds: ImageBounds,
 ) -> bool:
     """Unpack them while they are measured; return False, and leave nothing, where one is not as
-    large as it says."""
+    large as it says, or no pipe can be made: not every file system has them."""
     packed, piped = layout.blobs_of(source), f"{path}.piped"
     blobs = layout.blobs_of(piped)
     os.makedirs(blobs)
     _describe(piped, source, manifest, archives)
-    handover = Handover(packed, blobs, tuple(zip(manifest.layers, archives, strict=True)), bounds)
+    layers = tuple(zip(manifest.layers, archives, strict=True))
+    try:
+        handover = Handover(packed, blobs, layers, bounds)
+    except OSError:
+        remove_folder(piped)
+        return False
     try:
         with handover:
             _umoci(path, piped, seconds, bounds)
