@@ -232,3 +232,18 @@ def _peak(daemon: Daemon) -> int:
     assert daemon.process is not None
     with open(f"/proc/{daemon.process.pid}/status") as status:
         return int(status.read().partition("VmHWM:")[2].split()[0])
+
+
+def test_parameters_that_are_wrong_in_each_of_their_values_are_refused_by_the_first(
+    small: Daemon,
+) -> None:
+    wrong = {"object": {str(n): n for n in range(50_000)}, "array": [{"no": 1}] * 50_000}
+    tried = []
+    for capability in small.ask("GET", "/v1/capabilities").json:
+        for name, schema in capability["parameters"]["properties"].items():
+            for kind in {"object", "array"} & {schema.get("type")}:
+                answer = small.call(capability["name"], {name: wrong[kind]})
+                assert (answer.status, answer.code) == (400, "invalid_input")
+                assert len(answer.body) < 1000
+                tried.append(f"{capability['name']} {name}")
+    assert {"shell.exec.v1 env", "http.fetch.v1 headers"} <= set(tried)

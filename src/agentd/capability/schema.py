@@ -33,9 +33,12 @@ def check(about: About, parameters: Mapping[str, Any]) -> dict[str, Any]:
         )
     bound(parameters, f"the parameters of {about.name}")
     given = dict(parameters)
-    error = next(validator(about).iter_errors(given), None)
-    if error is not None:
-        raise problem.of(about, error)
+    import jsonschema_rs  # late: it takes a moment
+
+    try:
+        validator(about).validate(given)  # to its first error: all of them take hours to list
+    except jsonschema_rs.ValidationError as error:
+        raise problem.of(about, error) from None
     filled: dict[str, Any] = _filled(about.schema, given)
     return filled
 
