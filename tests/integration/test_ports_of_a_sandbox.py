@@ -33,6 +33,19 @@ def answer(client):
 while True:
     threading.Thread(target=answer, args=server.accept()[:1], daemon=True).start()
 """
+# Says all that it will, and then tells the digest of all that it is sent.
+FIRST = """
+import hashlib, socket
+server = socket.create_server(("127.0.0.1", 7001))
+print("up", flush=True)
+while True:
+    client, _ = server.accept()
+    client.sendall(b"bye")
+    client.shutdown(socket.SHUT_WR)
+    data = b"".join(iter(lambda: client.recv(65536), b""))
+    print(hashlib.sha256(data).hexdigest(), flush=True)
+    client.close()
+"""
 MANY = os.urandom(3 << 20)
 
 
@@ -155,6 +168,24 @@ def test_plain_bytes_without_waiting(where: dict[str, Any]) -> None:
             socket.create_server(("127.0.0.1", 0)) as taken,
         ):
             sandbox.ports.forward(7000, taken.getsockname()[1])
+
+
+def test_what_is_sent_after_a_server_has_said_all_arrives(where: dict[str, Any]) -> None:
+    """By a port of this machine, whose client closes at once, and by a connection of our own."""
+    with Sandbox.create(**where) as sandbox, sandbox.start(["python3", "-c", FIRST]) as process:
+        lines = iter(process)
+        assert next(lines).data == b"up\n"
+        forward = sandbox.ports.forward(7001)
+        for data in (b"x" * 1000, MANY):
+            with socket.create_connection(forward.address, WAIT) as client:
+                assert b"".join(iter(lambda c=client: c.recv(100), b"")) == b"bye"
+                client.sendall(data)
+            assert next(lines).data.decode().strip() == hashlib.sha256(data).hexdigest()
+        with sandbox.ports.open(7001) as port:
+            assert b"".join(iter(lambda: port.recv(WAIT), b"")) == b"bye"
+            assert port.send_some(b"x") == 1
+            port.half_close()
+        assert next(lines).data.decode().strip() == hashlib.sha256(b"x").hexdigest()
 
 
 def test_where_nothing_listens_the_connection_ends(where: dict[str, Any]) -> None:

@@ -176,11 +176,17 @@ class _Carrier(threading.Thread):
         poller = select.poll()
         poller.register(self._wake, select.POLLIN)
         reads = 0 if self._up or self._client_ended else select.POLLIN
-        poller.register(self._client, reads | (select.POLLOUT if self._down else 0))
+        shown = reads | (select.POLLOUT if self._down else 0)
+        # A client that has closed, to whom nothing more is said, is told of at once and for ever:
+        # what it said last is read all the same.
+        said_all = self._port_ended and not self._down
+        if shown or not said_all:
+            poller.register(self._client, shown)
         if wants or self._up:  # room for what is unsent arrives as something to read, too
             poller.register(port.fileno(), select.POLLIN)
         found = dict(poller.poll())
-        broken = found.get(self._client.fileno(), 0) & (select.POLLERR | select.POLLHUP)
+        breaks = select.POLLERR | (0 if said_all else select.POLLHUP)
+        broken = found.get(self._client.fileno(), 0) & breaks
         return self._wake not in found and not broken
 
     def _receive(self, port: "Port") -> None:

@@ -1,5 +1,6 @@
 """A TCP connection to a port inside, carried over the agent's stream."""
 
+import contextlib
 import errno
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,7 @@ import msgspec
 
 from agentd.guest import wire
 from agentd.model import typed
-from agentd.model.errors import BackendLost, GuestError
+from agentd.model.errors import AgentdError, BackendLost, GuestError
 from agentd.transport.call import AgentCall
 from agentd.transport.events import Error, decode, failure
 
@@ -21,6 +22,7 @@ class _End(msgspec.Struct, tag="end", tag_field="event"):
     pass
 
 
+_LAST_SECONDS = 5.0  # that ``close`` waits for a server that reads slowly
 _EVENTS = typed.decoder(_Connected | _End | Error)
 
 
@@ -33,6 +35,7 @@ class Tunnel:
         self._port = port
         self._received_all = False
         self._sent_all = False
+        self._ended = False  # the agent has passed on all, and says so
         self.on_close: Callable[[], object] = lambda: None  # called by ``close``
         call.request({"op": "tcp", "port": port})
         if not isinstance(self._event(*call.next()), _Connected):
@@ -75,7 +78,7 @@ class Tunnel:
             elif kind == wire.EVENT:
                 if not isinstance(self._event(kind, payload), _End):
                     raise GuestError("the agent sent an event out of place")
-                self._received_all = self._sent_all = True
+                self._received_all = self._sent_all = self._ended = True
             elif kind != wire.DATA:
                 raise GuestError(f"the agent sent a frame of type {kind} out of place")
         return b""
@@ -87,6 +90,13 @@ class Tunnel:
             self._call.send(wire.encode(wire.DATA_EOF, self._call.channel.number))
 
     def close(self) -> None:
+        """Close it. Where both ends have said all, what was sent last is passed on first, in a few
+        seconds or not at all. Idempotent."""
+        if self._sent_all and self._received_all and not self._ended:
+            self._ended = True
+            with contextlib.suppress(TimeoutError, AgentdError, OSError):
+                while self._call.next(_LAST_SECONDS)[0] != wire.EVENT:
+                    pass
         self._call.connection.close()
         self.on_close()
 

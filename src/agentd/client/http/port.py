@@ -18,7 +18,7 @@ from agentd.model.errors import AgentdError, BackendLost
 
 _PIECE = 64 << 10
 _EOF = b'{"op":"eof"}'
-_LAST_SECONDS = 5.0  # that ``close`` waits for the network to take what was sent
+_LAST_SECONDS = 5.0  # that ``close`` waits for what was sent to be taken
 
 
 class _Event(msgspec.Struct):
@@ -85,16 +85,24 @@ class HttpPort:
                 self._wait_for_room()
 
     def close(self) -> None:
-        """Close it; what was sent goes out first, in a few seconds or not at all. Idempotent."""
+        """Close it; what was sent goes out first, and where both ends have said all arrives first,
+        in a few seconds or not at all. Idempotent."""
         if self._epoll.closed:
             return
         end = time.monotonic() + _LAST_SECONDS
+        said_all = self._sent_all and self._received_all
         with suppress(OSError):
-            while self._socket.backlog and (left := end - time.monotonic()) > 0:
+            while self._socket.backlog or (said_all and not self._socket.has_ended):
+                left = end - time.monotonic()
+                if left <= 0:
+                    break
                 poller = select.poll()
-                poller.register(self._socket, select.POLLOUT)
+                room = select.POLLOUT if self._socket.backlog else 0
+                poller.register(self._socket, room | (select.POLLIN if said_all else 0))
                 poller.poll(left * 1000)
                 self._socket.flush()
+                if said_all:
+                    self._socket.receive()
         self._epoll.close()
         self._socket.close()
 

@@ -67,6 +67,11 @@ class WebSocket:
                 raise ConnectionResetError(str(error)) from error
             del self._outgoing[:sent]
 
+    @property
+    def has_ended(self) -> bool:
+        """Return whether the daemon has closed it, or it broke."""
+        return self._ended is not None
+
     def receive(self) -> list[Message]:
         """Return the TEXT, BINARY and PONG messages that are there; pings are answered here."""
         found, self._ready = self._ready, []

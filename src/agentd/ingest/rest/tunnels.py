@@ -53,6 +53,7 @@ async def _relay(socket: Socket, pipe: Pipe, caller: Standing) -> None:
     for task in (up, down):
         if not task.cancelled():
             task.result()
+    await pipe.finish()
     await socket.close()
 
 

@@ -19,6 +19,7 @@ from agentd.model.port import Port
 
 _AHEAD = 256 << 10  # bytes each way that wait
 _PIECE = 64 << 10
+_LAST_SECONDS = 5.0  # for a server that reads slowly
 
 
 class Pipe:
@@ -55,6 +56,11 @@ class Pipe:
     def half_close(self) -> None:
         """Send nothing more, once what waits is sent."""
         self._up.end()
+
+    async def finish(self) -> None:
+        """Wait, once both ends have said all, until the port has it; for a few seconds at most."""
+        if self._call is not None:
+            await asyncio.wait([self._call], timeout=_LAST_SECONDS)
 
     def abort(self) -> None:
         """End it: those who wait are told."""
@@ -97,10 +103,11 @@ class Pipe:
             port = tunnel()
             self._opened = True
             self._change.set()
-            while not self._down.closed and not (self._in_over and self._up.closed):
+            while not (self._down.closed or self._is_over):
                 self._push(port)
                 self._pull(port)
-                self._wait(port)
+                if not self._is_over:
+                    self._wait(port)
         except Exception as error:
             failure = error
             if port is None:
@@ -111,6 +118,11 @@ class Pipe:
             self._close_wake()
             if port is not None:
                 port.close()
+
+    @property
+    def _is_over(self) -> bool:
+        """Whether both ends have said all, and the port was given it."""
+        return self._in_over and self._up.closed
 
     def _push(self, port: Port) -> None:
         try:
