@@ -67,7 +67,7 @@ max = 1
                 # One of all was closed, and another was made for the one that stood ready.
                 until(lambda: relay_of(holder) > 0)
                 (row,) = sandbox.network.connections().connections
-                assert row.reason == "its network was closed: it died 5 times within 60 s"
+                assert row.reason.startswith("its network was closed: it died 5 times within 60 s")
                 assert "200" not in sandbox.run(["python3", "-c", asks]).text
             with Sandbox.create(url=daemon.url, template="web") as sandbox:
                 assert sandbox.run(["python3", "-c", asks], check=True).text == "200\n"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.security.daemons import Daemon, running
+from tests.security.daemons import Daemon, running, until
 from tests.upstream import Upstream
 
 KEY = "sk-ant-TheKeyOfTheTest0123456789abcdef"
@@ -160,8 +160,17 @@ def _check_memory(daemon: Daemon, box: str) -> None:
     path = f"/v1/sandboxes/{box}/exec"
     begun = daemon.ask("POST", path, {"cmd": ["sleep", "98765"], "wait": False})
     assert begun.status == 201, begun.body
-    pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    (sleeper,) = [pid for pid in pids if _read(pid, "cmdline") == b"sleep\x0098765\x00"]
+    pids: list[int] = []
+    sleepers: list[int] = []
+
+    def sleeps() -> bool:
+        """A process that begins has no words for a moment."""
+        pids[:] = [int(name) for name in os.listdir("/proc") if name.isdigit()]
+        sleepers[:] = [pid for pid in pids if _read(pid, "cmdline") == b"sleep\x0098765\x00"]
+        return bool(sleepers)
+
+    until(sleeps)
+    (sleeper,) = sleepers
     own = os.readlink(f"/proc/{sleeper}/ns/pid")
     found = 0
     for pid in pids:

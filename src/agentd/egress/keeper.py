@@ -281,15 +281,18 @@ class RelayKeeper:
             culprit.log.close(f"its network was closed: {why}")
             self._cut_off(culprit)
             why = ""
-        if why or self._failure:
-            self._give_up(self._failure or why)
-            return False
-        try:
-            self._start()
-        except SandboxError as error:
-            self._give_up(str(error))
-            return False
-        return True
+        why = self._failure or why
+        while not why:
+            try:
+                self._start()
+                return True
+            except SandboxError as error:  # it died before it was told who it is, or there is none
+                self._note(str(error))
+                TALLY.deaths += 1
+                if why := self._deaths.add():
+                    why = f"{why}, at last as it began: {error}"
+        self._give_up(why)
+        return False
 
     def _look(self) -> None:
         """At the host's files, and at whether a relay that says nothing lives: one that hangs is

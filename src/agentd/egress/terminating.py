@@ -304,7 +304,7 @@ class Terminating:
             if wrong:
                 self._rows({"rows": [{"fault": wrong}], "lost": 0})
             if self._process is process:
-                if not self._ready:
+                if not (self._ready or self._read):
                     self._failure = self._failure or "it ended before it was ready"
                 self._process, self._ready = None, False
                 self._again(culprit)
@@ -324,12 +324,13 @@ class Terminating:
             self._rows({"rows": [row], "lost": 0})
         elif why:
             self._failure = why
-        if not self._read or self._failure:
-            return
-        try:
-            self._start()
-        except SandboxError as error:
-            self._failure = str(error)
+        while self._read and not self._failure:
+            try:
+                self._start()
+                return
+            except SandboxError as error:  # it died before it was told who it is, or there is none
+                if why := self._deaths.add():
+                    self._failure = f"{why}, at last as it began: {error}"
 
     def _look(self, process: RelayProcess) -> None:
         with self._changed:

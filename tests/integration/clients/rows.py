@@ -60,9 +60,11 @@ _UV = (
     "UV_HTTP_RETRIES=0 uv pip install -q --no-cache --no-config --python python3"
     f' --target /tmp/uv.$$ --index-url "{_AS_USER}/simple" sample'
 )
+# Its cache, where its logs grow too, is not in what it packs.
 _NPM = (
-    'cd "$(mktemp -d)"; echo \'{"name": "sample", "version": "2.0.0"}\' >package.json;'
-    ' npm --registry "https://$1/npm/" --fetch-retries=0 --cache . --loglevel error'
+    'cd "$(mktemp -d)"; mkdir it; cd it;'
+    ' echo \'{"name": "sample", "version": "2.0.0"}\' >package.json;'
+    ' npm --registry "https://$1/npm/" --fetch-retries=0 --cache .. --loglevel error'
 )
 _GIT = 'git ${API_TOKEN:+-c} ${API_TOKEN:+"http.extraHeader=Authorization: Bearer $API_TOKEN"}'
 _CLONE = f'{_GIT} clone -q "https://$1/git/sample.git" /tmp/git.$$'
