@@ -24,12 +24,23 @@ Stretches = Sequence[tuple[int, int]]
 
 
 class Reserve:
-    """One process of ours in the group, from the first that is taken until it is closed. Not
-    thread-safe."""
+    """One process of ours in the group, from ``begin`` until it is closed. Not thread-safe."""
 
     def __init__(self, maker: LayerMaker, group: Group) -> None:
         self._maker, self._group = maker, group
         self._sock: socket.socket | None = None
+
+    def begin(self) -> None:
+        """Raises SandboxError."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with theirs, os_errors_as(SandboxError, "no room can be taken for the files of a copy"):
+                self._maker.reserve(theirs)
+            let_in(ours, self._group)
+        except BaseException:
+            ours.close()
+            raise
+        self._sock = ours
 
     def take(self, files: Sequence[tuple[int, Stretches]]) -> None:
         """Take the stretches of each file, a descriptor; ``reserve.MAX_FILES`` at most.
@@ -52,26 +63,13 @@ class Reserve:
             sock.close()
 
     def _take(self, fds: Sequence[int], wanted: Sequence[Stretches]) -> None:
-        if not fds:  # as of a fork that shares what it has
+        if self._sock is None or not fds:
             return
-        if self._sock is None:
-            self._sock = self._begin()
         send(self._sock, {"room": wanted}, fds, _WHO, MAX_MESSAGE)
         answer, _ = receive(self._sock, _SECONDS, _WHO)
         if "error" in answer:
             code = answer.get("errno")
             raise OSError(code if isinstance(code, int) else 0, str(answer["error"]))
-
-    def _begin(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs, os_errors_as(SandboxError, "no room can be taken for the files of a copy"):
-                self._maker.reserve(theirs)
-            let_in(ours, self._group)
-        except BaseException:
-            ours.close()
-            raise
-        return ours
 
 
 @contextlib.contextmanager

@@ -28,13 +28,15 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 def restore(folder: str, disk: int, first: int | None, room: Reserve | None = None) -> None:
     """Read what ``saving.save`` wrote into ``folder``; put it on ``disk``, an empty tmpfs.
 
-    ``first`` is the first id of the new sandbox outside, None where that is the caller; ``room``
-    has what is written count as its memory. Raises SandboxError.
+    ``first`` is the first id of the new sandbox outside, None where that is the caller; ``room``,
+    which has not begun, has what is written count as its memory. Raises SandboxError.
     """
     try:
         with contextlib.ExitStack() as opened:
             content = os.open(f"{folder}/{kept.CONTENT}", _READ)
             opened.callback(os.close, content)
+            if room is not None and os.fstat(content).st_size:  # a fork that shares may have none
+                room.begin()
             entries = opened.enter_context(open(f"{folder}/{kept.ENTRIES}", "rb", opener=_plain))
             restorer = opened.enter_context(
                 contextlib.closing(_Restorer(content, disk, first, room))
