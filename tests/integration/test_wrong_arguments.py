@@ -53,6 +53,7 @@ _ASKED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda s: s.attach(5), "process is of type int"),
     (lambda s: s.attach("prc-0123456789abcdef", {"stdout": "a"}), "the cursor of stdout"),
     (lambda s: s.snapshot(5), "path is of type int, and takes text or a path"),
+    (lambda s: s.run("true", timeout=10**5000), "timeout of type int, and so long, is not a time"),
     (lambda s: s.fork("2"), "count is of type str, and takes a whole number"),
     (lambda s: s.run("true", check="x"), "check is of type str, and takes True or False"),
     (lambda s: s.run_code(5), "code is of type int"),

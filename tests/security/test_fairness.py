@@ -247,3 +247,24 @@ def test_parameters_that_are_wrong_in_each_of_their_values_are_refused_by_the_fi
                 assert len(answer.body) < 1000
                 tried.append(f"{capability['name']} {name}")
     assert {"shell.exec.v1 env", "http.fetch.v1 headers"} <= set(tried)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ({"mounts": [f"/tmp:/x{n}" for n in range(50_000)]}, "more than 256 mounts and volumes"),
+        ({"volumes": [f"v:/x{n}" for n in range(50_000)]}, "more than 256 mounts and volumes"),
+        ({"mounts": ["/" + "a/" * 1_000_000 + ":/x"]}, "has a path of over 4096 characters"),
+        ({"workspace": "/" + "a/" * 1_000_000}, "has a path of over 4096 characters"),
+        ({"memory": "9" * 5000 + "G"}, "is not a size"),
+        ({"disk": "9" * 400 + ".5G"}, "is not a size"),
+        ({"ttl": "1h" * 100_000}, "is not a time"),
+    ],
+    ids=["mounts", "volumes", "mount", "workspace", "memory", "disk", "ttl"],
+)
+def test_what_would_take_hours_to_read_is_refused_before_that(
+    small: Daemon, wanted: dict[str, object], said: str
+) -> None:
+    answer = small.ask("POST", "/v1/sandboxes", wanted)
+    assert (answer.status, answer.code) == (400, "invalid_input")
+    assert said in answer.json["message"] and len(answer.body) < 1000

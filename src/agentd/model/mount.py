@@ -44,6 +44,8 @@ class Mount(msgspec.Struct, frozen=True):
 
 
 WORKSPACE = "/workspace"
+MAX_MOUNTS = 256  # of a sandbox, volumes and its workspace among them
+MAX_PATH = 4096  # characters, of which PATH_MAX lets no more through
 VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # A mount over one of these, or in it, would replace a part of the wall.
 _RESERVED = (
@@ -191,9 +193,22 @@ def asked_mounts(
                 f"mount {mount!r} is no text and no Mount",
                 remediation="write it as SRC:DST[:ro|rw]",
             )
+    volumes = _names(volumes)
+    if len(mounts) + len(volumes) + (workspace is not None) > MAX_MOUNTS:
+        raise InvalidInput(
+            f"more than {MAX_MOUNTS} mounts and volumes are asked for",
+            remediation="mount a folder that has several of them",
+        )
     found = [] if workspace is None else [parse_workspace(_workspace_path(workspace))]
     found += [mount if isinstance(mount, Mount) else parse_mount(mount) for mount in mounts]
-    found += _volumes(volumes)
+    found += map(parse_volume, volumes)
+    for mount in found:
+        long = max(mount.source, mount.target, key=len)
+        if len(long) > MAX_PATH:
+            raise InvalidInput(
+                f"the mount of {long[:100]!r}... has a path of over {MAX_PATH} characters",
+                remediation="name a shorter one",
+            )
     targets = [mount.target for mount in found]
     for target in targets:
         if targets.count(target) > 1:
@@ -203,14 +218,14 @@ def asked_mounts(
     return tuple(found)
 
 
-def _volumes(volumes: Iterable[str] | None) -> list[Mount]:
+def _names(volumes: Iterable[str] | None) -> tuple[str, ...]:
     fix = 'write them as ["NAME:/data[:ro|rw]"]'
     if isinstance(volumes, str) or not isinstance(volumes, Iterable | None):
         raise InvalidInput("volumes are no list of volumes", remediation=fix)
     volumes = tuple(volumes or ())
     if wrong := [volume for volume in volumes if not isinstance(volume, str)]:
         raise InvalidInput(f"volume {wrong[0]!r} is no text", remediation=fix)
-    return [parse_volume(volume) for volume in volumes]
+    return volumes
 
 
 def _workspace_path(workspace: str | os.PathLike[str]) -> str:

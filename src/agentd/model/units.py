@@ -17,6 +17,7 @@ _PARTS = re.compile(rf"\A(?:{_PART})+\Z", re.ASCII)
 _EACH_PART = re.compile(_PART, re.ASCII)
 _NUMBER = re.compile(r"\A(\d+(?:\.\d+)?)\s*([A-Za-z]*)\Z", re.ASCII)
 MAX_COUNT = 1 << 31
+_MAX_TEXT = 100  # characters of what is a size, a number or a time
 
 
 def parse_size(text: str | int, what: str = "size", least: int = 1) -> int:
@@ -26,11 +27,11 @@ def parse_size(text: str | int, what: str = "size", least: int = 1) -> int:
     the caller takes, for the words of that error.
     """
     # A float is no size: of what fraction of a byte, or as 1.5 of which unit?
-    match = None if isinstance(text, float) else _NUMBER.match(str(text).strip())
+    match = None if isinstance(text, float) else _NUMBER.match(_written(text))
     unit = re.sub(r"I?B\Z", "", match[2].upper()) if match else ""
     if match is None or unit not in _SIZE:
         raise InvalidInput(
-            f"{what} {text!r} is not a size", remediation="write it as 512K, 128M or 2G"
+            f"{what} {_shown(text)} is not a size", remediation="write it as 512K, 128M or 2G"
         )
     # Whole numbers exactly: a float has 53 bits.
     number = int(match[1]) if match[1].isdecimal() else float(match[1])
@@ -41,13 +42,29 @@ def parse_size(text: str | int, what: str = "size", least: int = 1) -> int:
     return value
 
 
+def _written(value: object) -> str:
+    """As text, "" where it is too long for anything that is read here: Python makes no number of
+    thousands of digits of a text, and no text of such a number."""
+    if isinstance(value, int) and value.bit_length() > 3 * _MAX_TEXT:
+        return ""
+    text = str(value).strip()
+    return text if len(text) <= _MAX_TEXT else ""
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, str):
+        return repr(value) if len(value) <= _MAX_TEXT else f"{value[:_MAX_TEXT]!r}..."
+    return repr(value) if _written(value) else f"of type {type(value).__name__}, and so long,"
+
+
 def parse_count(text: str | int, what: str = "count", least: int = 1, most: int = MAX_COUNT) -> int:
     """Read a whole number, in the ten digits of ASCII. Raises InvalidInput for any other."""
-    digits = str(text)
+    digits = _written(text)
     whole = digits.isascii() and digits.isdigit() and len(digits) < 20
     if not whole or not least <= int(digits) <= most:
         raise InvalidInput(
-            f"{what} {text!r} is not a count", remediation=f"give a number from {least} to {most}"
+            f"{what} {_shown(text)} is not a count",
+            remediation=f"give a number from {least} to {most}",
         )
     return int(digits)
 
@@ -57,10 +74,11 @@ def parse_duration(text: str | float, what: str = "duration") -> float:
 
     Raises InvalidInput for anything else, for zero, and for more than a year.
     """
-    value = _seconds(str(text).strip())
+    value = _seconds(_written(text))
     if value is None:
         raise InvalidInput(
-            f"{what} {text!r} is not a time", remediation="write it as 250ms, 2s, 10m or 1h30m"
+            f"{what} {_shown(text)} is not a time",
+            remediation="write it as 250ms, 2s, 10m or 1h30m",
         )
     if not 0 < value <= 366 * 86400:
         raise InvalidInput(f"{what} {text!r} is out of range", remediation="between 1ms and 366d")
