@@ -268,3 +268,11 @@ def test_what_would_take_hours_to_read_is_refused_before_that(
     answer = small.ask("POST", "/v1/sandboxes", wanted)
     assert (answer.status, answer.code) == (400, "invalid_input")
     assert said in answer.json["message"] and len(answer.body) < 1000
+
+
+def test_a_key_that_is_there_twice_behind_many_is_found_at_once(small: Daemon) -> None:
+    names = [*(f"A{n}" for n in range(200_000)), "A199999"]
+    body = '{"env":{' + ",".join(f'"{name}":"x"' for name in names) + "}}"
+    answer = small.ask("POST", "/v1/sandboxes", body.encode())
+    assert (answer.status, answer.code) == (400, "invalid_input")
+    assert answer.json["message"] == "the body has the key 'A199999' twice"

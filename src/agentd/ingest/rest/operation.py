@@ -7,6 +7,7 @@ each caller has a share of the threads."""
 import contextlib
 import json
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -296,8 +297,9 @@ def _why(error: Exception, raw: bytes | str) -> str:
 def _pairs_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(
+            name for name, times in Counter(name for name, _ in pairs).items() if times > 1
+        )
         raise InvalidInput(f"the body has the key {twice[:64]!r} twice", remediation="send it once")
     return found
 
