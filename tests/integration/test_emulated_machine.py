@@ -5,12 +5,16 @@ forks among it, whose memory is saved and restored under two emulations.
 /dev/kvm is root's alone there, as devtmpfs makes it: the hardest of the usual modes.
 """
 
+import contextlib
 import json
 import os
 import select
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +37,9 @@ def told() -> dict[str, dict[str, Any]]:
         f"chmod 600 /dev/kvm; exec {sys.executable} -m tests.machine.checks {' '.join(CHECKS)}"
     )
     try:
-        boot.image()
-        code = Machine(seconds=_SECONDS).run(["sh", "-c", command], lines.extend)
+        with _cache() as cache:
+            machine = Machine(seconds=_SECONDS, environment={"XDG_CACHE_HOME": cache})
+            code = machine.run(["sh", "-c", command], lines.extend)
     except debian.Unavailable as missing:
         pytest.skip(f"needs an emulated machine: {missing}")
     except Lost as lost:
@@ -44,6 +49,19 @@ def told() -> dict[str, dict[str, Any]]:
     found = [json.loads(line) for line in text.splitlines() if line.startswith('{"check"')]
     assert [line["check"] for line in found] == list(CHECKS), text
     return {line["check"]: line for line in found}
+
+
+@contextlib.contextmanager
+def _cache() -> Iterator[str]:
+    """A cache with the image, for the machine alone: it sees files of this host's, and no locks,
+    and others here build images meanwhile."""
+    image = boot.image()
+    with tempfile.TemporaryDirectory(prefix="agentd-cache-", dir="/var/tmp") as folder:
+        images = Path(folder, "agentd/images")
+        build = Path(".builds", os.path.basename(image.folder))
+        shutil.copytree(image.folder, images / build)
+        (images / image.name).symlink_to(build)
+        yield folder
 
 
 def value(told: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:

@@ -165,7 +165,9 @@ def _tidy(cache: str, wanted: set[str]) -> None:
         if os.path.isdir(path):
             shutil.rmtree(path, ignore_errors=True)
         else:
-            os.unlink(path)
+            # A folder that another machine shares is under its lock, too, and not under ours.
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 class _Userland:
