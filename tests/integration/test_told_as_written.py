@@ -72,6 +72,17 @@ def test_a_copy_that_finds_no_room_names_the_limit(
     daemon.ask("DELETE", f"/v1/sandboxes/{answer.json['id']}")
 
 
+def test_a_path_that_no_policy_reads(daemon: Daemon) -> None:
+    path, long = f"/v1/sandboxes/{daemon.sandbox()}/files", "/" + "a/" * 50_000
+    for at, body in (
+        ("mkdir", {"path": long}),
+        ("move", {"path": long, "to": "/tmp/a"}),
+        ("move", {"path": "/tmp/a", "to": long}),
+    ):
+        answer = daemon.ask("POST", f"{path}/{at}", body)
+        assert (answer.status, answer.json["remediation"]) == (400, "shorten it")
+
+
 def test_a_mode_that_no_folder_has_and_what_replaces_none(daemon: Daemon) -> None:
     path = f"/v1/sandboxes/{daemon.sandbox()}/files/mkdir"
     for mode in (-1, 0o2000, 1 << 70):

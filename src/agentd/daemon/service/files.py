@@ -17,6 +17,7 @@ from agentd.model.begun import begun
 from agentd.model.content import Content
 from agentd.model.typed import like
 from agentd.policy.scopes import scope_of
+from agentd.transport.files import checked
 
 
 class DaemonFiles(Noun):
@@ -65,7 +66,7 @@ class DaemonFiles(Noun):
 
     @observed("mkdir")
     def mkdir(self, sandbox: str, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
-        live, admission = self._open(sandbox, acts.WRITE, "make a directory", path=path)
+        live, admission = self._open(sandbox, acts.WRITE, "make a directory", path=checked(path))
         with admission:
             admission.begin()
             live.handle.guest.files.mkdir(path, mode=mode, parents=parents)
@@ -74,7 +75,7 @@ class DaemonFiles(Noun):
     def move(self, sandbox: str, path: str, to: str) -> None:
         live = self._live(scope_of(acts.WRITE), sandbox)
         live.require_running("move a file")
-        taken, given = (self._act(live, acts.WRITE, path=place) for place in (path, to))
+        taken, given = (self._act(live, acts.WRITE, path=checked(at)) for at in (path, to))
         with self._parts.control.gate.operation(taken, live.handle, (given,)) as admission:
             admission.begin()
             live.handle.guest.files.move(path, to)
