@@ -10,6 +10,7 @@ from tests.unit.transport.conftest import HELLO
 from agentd.guest import wire
 from agentd.model.errors import BackendLost, GuestError, OperationFailed
 from agentd.transport import files as files_module
+from agentd.transport import tunnel as tunnel_module
 from agentd.transport.files import Change, Entry
 
 ENTRY = {
@@ -189,6 +190,29 @@ def test_a_tunnel_carries_both_ways(agent):
         assert tunnel.recv() == b""
         with pytest.raises(BackendLost):
             tunnel.send(b"x")
+
+
+def test_a_tunnel_is_closed_whatever_the_agent_goes_on_to_send(agent, monkeypatch):
+    monkeypatch.setattr(tunnel_module, "_LAST_SECONDS", 0.5)
+    closed = threading.Event()
+
+    def script(peer):
+        channel, _ = peer.request()
+        peer.event(channel, "connected")
+        peer.send(wire.DATA_EOF, channel)
+        assert peer.frame() == (wire.DATA_EOF, channel, b"")
+        while not closed.wait(0.05):  # within the credit, for hours
+            peer.send(wire.DATA, channel, b"x")
+
+    with agent(script).tunnel(80) as it:
+        assert it.recv() == b""
+        it.half_close()
+        late = threading.Timer(20, closed.set)
+        late.start()
+    assert not closed.is_set()
+    closed.set()
+    late.cancel()
+    late.join()
 
 
 def test_a_tunnel_with_a_timeout_and_a_refusal(agent):
