@@ -72,23 +72,27 @@ class Parked:
         Full, ..."""
         asked = self._approvals.ask(_summary(act, decision), act.who, act.id)
         self._note(Kind.APPROVAL_ASKED, act, approval=asked.id)
+        gone: ApprovalWithdrawn | None = None
         try:
-            found = self._wait(asked.id, cancel)
+            self._wait(asked.id, cancel)
+        except ApprovalWithdrawn as error:  # somebody may have decided all the same
+            gone = error
         finally:
             self._approvals.withdraw(asked.id)
+        found = self._approvals.wait(asked.id)
+        allowed = found.state == "approved"
+        if allowed or found.state == "denied":
+            fields = {"approval": found.id, "allowed": allowed, "by": found.decided_by}
+            self._note(Kind.APPROVAL_DECIDED, act, **fields)
+        if gone is not None:
+            raise gone
         if found.state == "withdrawn":
             raise _withdrawn(act, found)
-        if found.state == "approved":
+        if allowed:
             if (recording := context.recorded()) is not None:
                 recording.approved.add(act.name)
-            self._note(
-                Kind.APPROVAL_DECIDED, act, approval=found.id, allowed=True, by=found.decided_by
-            )
             return
         if found.state == "denied":
-            self._note(
-                Kind.APPROVAL_DECIDED, act, approval=found.id, allowed=False, by=found.decided_by
-            )
             raise ApprovalDenied(
                 f"{act.name} was not approved",
                 cause=f"{found.decided_by}: {found.note}" if found.note else f"{found.decided_by}",
@@ -102,8 +106,9 @@ class Parked:
             "again",
         )
 
-    def _wait(self, id_: str, cancel: int) -> ApprovalView:
-        """Raises ApprovalWithdrawn where who asked has gone, also if it is approved by now."""
+    def _wait(self, id_: str, cancel: int) -> None:
+        """Wait until it has ended. Raises ApprovalWithdrawn where who asked has gone, also if it is
+        approved by now."""
         client, told = context.client(), select.poll()
         if cancel >= 0:
             told.register(cancel, select.POLLIN)
@@ -113,7 +118,7 @@ class Parked:
                 if client.is_set or (cancel >= 0 and told.poll(0)):
                     raise ApprovalWithdrawn("whoever asked has gone before it was decided")
                 if found.state != "pending":
-                    return found
+                    return
 
     def _note(self, kind: Kind, act: Act, **fields: Any) -> None:
         self._write(kind, act.who.name, act.id, act.place.id, act.name, **fields)

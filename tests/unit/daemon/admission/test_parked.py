@@ -132,6 +132,29 @@ def test_one_whose_caller_has_gone_is_withdrawn(parked, approvals, kept):
     assert kept.kinds() == ["admission", "approval_asked", "denial"]
 
 
+@pytest.mark.parametrize("allow", [True, False])
+def test_what_is_decided_as_its_caller_goes_is_not_done_and_written_down(
+    parked, approvals, kept, allow, monkeypatch
+):
+    ours, theirs = os.pipe()
+    wait, left = approvals.wait, [theirs]
+
+    def wait_and_go(id_, timeout=None):
+        found = wait(id_, timeout)
+        if found.state != "pending" and left:
+            os.close(left.pop())
+        return found
+
+    monkeypatch.setattr(approvals, "wait", wait_and_go)
+    asking = Asking(parked, kept, act(), approvals, cancel=ours)
+    approvals.decide(BOB, asking.id, allow)
+    error = asking.end()
+    os.close(ours)
+    assert error.code == "cancelled"
+    assert kept.kinds() == ["admission", "approval_asked", "approval_decided", "denial"]
+    assert kept.records()[2].fields == {"approval": asking.id, "allowed": allow, "by": "bob"}
+
+
 def test_whoever_decides_sees_all_of_it_but_values_of_an_environment(parked, approvals, kept):
     place = Place.new(SandboxSpec(net="host", env={"B": "0thersecret"}))
     parameters = {"command": "make", "args": ["x"], "env": {"TOKEN": "t0psecret"}}
