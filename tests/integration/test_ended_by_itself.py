@@ -34,16 +34,21 @@ def test_the_log_says_what_is_known_of_it(daemon: Daemon) -> None:
 
 def _first_above(argument: str) -> int:
     """PID 1 of the sandbox in which ``sleep ARGUMENT`` runs: the outermost in its namespace."""
-    (pid,) = [
-        int(entry.name)
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and _argv(entry) == ["sleep", argument]
-    ]
+    until(lambda: _sleeping(argument))  # a shell begins it, and it has no words for a moment
+    (pid,) = _sleeping(argument)
     while True:
         above = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
         if os.readlink(f"/proc/{above}/ns/pid") != os.readlink(f"/proc/{pid}/ns/pid"):
             return pid
         pid = above
+
+
+def _sleeping(argument: str) -> list[int]:
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _argv(entry) == ["sleep", argument]
+    ]
 
 
 def _argv(entry: Path) -> list[str]:
