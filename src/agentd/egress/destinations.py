@@ -6,6 +6,7 @@ The verdicts are those of a sandbox's network: a name is resolved here, every ad
 and what is dialled is what was looked at.
 """
 
+import re
 import socket
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +22,8 @@ from agentd.model.errors import InvalidInput
 
 _MOST = 8  # addresses of one name that are looked at
 _LOCALHOST = "localhost"
+# A proxy is told it in a line of its own: nothing else may stand there.
+_NAME = re.compile(r"[a-z0-9._-]+")
 
 
 class Place(NamedTuple):
@@ -95,6 +98,8 @@ class Destinations:
         """Check what another resolves, and dials: as far as this machine knows where that is.
         Raises Barred, OSError."""
         place = Place(_plain(place.host), place.port)
+        if _literal(place.host) is None and not _NAME.fullmatch(place.host):
+            raise Barred(f"{place.host!r} is no name")
         verdict = self._verdict(place)
         if not verdict.allowed and _literal(place.host) is None:
             raise _barred(verdict, place)

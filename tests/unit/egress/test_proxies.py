@@ -2,7 +2,7 @@
 
 import pytest
 
-from agentd.egress.destinations import Place
+from agentd.egress.destinations import Barred, Destinations, Place
 from agentd.egress.proxies import Proxies, Proxy
 
 _BOTH = {"HTTPS_PROXY": "http://secure.example:8", "http_proxy": "plain.example"}
@@ -43,3 +43,11 @@ def test_no_proxy_is_for_these(none: str, places: str) -> None:
         host, _, port = text.removeprefix("!").rpartition(":")
         found = proxies.of("https", Place(host, int(port)))
         assert (found is None) != text.startswith("!"), (none, text)
+
+
+@pytest.mark.parametrize(
+    "host", ["10.0.0.1 HTTP/1.1\r\nX", "a b.example", "\ufffd.example", "a:1.example"]
+)
+def test_what_is_no_name_is_passed_on_to_no_proxy(host: str) -> None:
+    with pytest.raises(Barred, match="is no name"):
+        Destinations([]).check_passed_on(Place(host, 443))
