@@ -5,11 +5,13 @@ it wants to be, or a socket that stands for one place. ``Destinations`` says whe
 """
 
 import contextlib
+import errno
 import os
 import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -22,7 +24,8 @@ _MOST = 64  # connections at once
 _KEPT = 16  # of what was not reached
 _SAY_SECONDS = 20.0  # the program has to say where it wants to be
 _DIAL_SECONDS, _NEXT_SECONDS = 30.0, 5.0  # for the last of its addresses, and for those before
-_END_SECONDS = 1.0
+_END_SECONDS, _ROOM_SECONDS = 1.0, 0.05
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PIECE = 1 << 20  # bytes that are moved at once
 _SOCKS, _NO_LOGIN, _CONNECT = 5, 0, 1
 _DONE, _FAILED = 0, 4  # "host unreachable": why, is told by ``unreached``
@@ -80,8 +83,9 @@ class Dialler:
                 with contextlib.suppress(OSError):  # it ended already
                     sock.shutdown(socket.SHUT_RDWR)
             threads = [self._thread, *self._connections]
-        for thread in threads:
-            thread.join(_END_SECONDS)  # but who asks a name server cannot be woken
+        end = time.monotonic() + _END_SECONDS
+        for thread in threads:  # but who asks a name server cannot be woken
+            thread.join(max(0, end - time.monotonic()))
 
     def _serve(self, control: socket.socket) -> None:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
@@ -93,17 +97,23 @@ class Dialler:
                 stack.enter_context(self._held(listener))
                 poll.register(fd, select.POLLIN)
             leads = {fd: self._entrances[number] for fd, number in zip(fds, numbers, strict=True)}
-            while fds:
+            while fds and not self._closed:
                 for fd, _ in poll.poll():
-                    self._take(found[fd].accept()[0], leads[fd])  # it raises once that is shut
+                    try:
+                        self._take(found[fd].accept()[0], leads[fd])
+                    except OSError as error:  # it was shut, or there is no descriptor for it
+                        if error.errno not in _NO_ROOM:
+                            raise
+                        time.sleep(_ROOM_SECONDS)
 
     def _take(self, near: socket.socket, entrance: Entrance) -> None:
         with self._lock:
             if len(self._connections) < _MOST and not self._closed:
                 thread = _thread(self._connection, near, entrance)
-                self._connections.add(thread)
-                thread.start()
-                return
+                with contextlib.suppress(RuntimeError):  # no thread is left
+                    thread.start()
+                    self._connections.add(thread)
+                    return
         near.close()
 
     def _connection(self, near: socket.socket, entrance: Entrance) -> None:
@@ -131,7 +141,10 @@ class Dialler:
             for end in (near, far):
                 end.settimeout(None)
             down = _thread(_copy, far, near)
-            down.start()
+            try:
+                down.start()
+            except RuntimeError as error:
+                raise OSError("no thread is left") from error
             _copy(near, far)
             down.join()
 
@@ -164,6 +177,7 @@ class Dialler:
                 ends.enter_context(self._held(far))
                 far.settimeout(_NEXT_SECONDS if left else _DIAL_SECONDS)
                 far.connect((address, port))
+                far.settimeout(_DIAL_SECONDS)  # for what a proxy answers
                 far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 failed = error
