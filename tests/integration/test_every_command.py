@@ -253,6 +253,12 @@ def test_a_folder_that_is_no_snapshot_is_told_as_that(daemon: Daemon, action: st
     assert "--save-snapshot" in said
 
 
+def test_a_daemons_snapshot_that_is_no_folder_is_told_with_who_restores_it(daemon: Daemon) -> None:
+    said = daemon.cli("run", "--snapshot", "snp-0123456789abcdef", "--", "true").stderr.decode()
+    assert "/snp-0123456789abcdef: No such file" in said
+    assert "agentd create --snapshot snp-0123456789abcdef" in said
+
+
 def test_a_file_for_an_image_that_is_none_is_told_with_what_it_is_to_be(daemon: Daemon) -> None:
     for option, wanted in (("--kernel", "bzImage"), ("--rootfs", "ext4"), ("--initramfs", "cpio")):
         done = daemon.cli("image", "build", "--name", "x", option, "nosuch")

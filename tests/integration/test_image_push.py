@@ -119,6 +119,8 @@ def test_a_registry_gets_it_with_the_credentials_that_a_pull_has(
         (["mine", "dir:./x"], 2, "use one of: oci:./layout:tag, oci-archive:"),
         (["mine", "docker-archive:x"], 2, "is no place to push to"),
         (["mine", f"docker://h/x@sha256:{'0' * 64}"], 2, "is no place to push to"),
+        (["mine", "docker://localhost:99999/x:1"], 2, "has the port '99999' (give a number from"),
+        (["mine", "docker://h/X:1"], 2, "with NAME in lower case"),
         (["mine", "x"], 2, "is no place to push to"),
         (["nosuch", "oci:./x:y"], 125, "no image 'nosuch'"),
         (["mine", "oci:./context:x"], 2, "is no OCI layout, and not empty"),

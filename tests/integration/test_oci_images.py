@@ -362,6 +362,12 @@ def test_where_the_disk_is_full_nothing_is_left_of_it(
     assert images.left() == [] and shutil.disk_usage(images.cache).used < 1 << 20
 
 
+def test_no_name_is_another_images_digest(images: Images, layout: Layout) -> None:
+    digest = f"sha256:{'0' * 64}"
+    err = images.run("pull", layout.add([SMALL]), "--name", digest, code=2).stderr
+    assert f"{digest!r} is a digest, which means the image that has it" in err
+
+
 @pytest.mark.parametrize(
     ("source", "code", "said"),
     [
@@ -374,7 +380,12 @@ def test_where_the_disk_is_full_nothing_is_left_of_it(
         ("oci:/etc", 125, "/etc is no OCI layout"),
         ("dir:/etc/passwd", 2, "is no directory"),
         ("oci:layout:nosuch", 125, "/layout has no image of that tag"),
+        ("127.0.0.1:1/a:1", 2, "use one of: docker://127.0.0.1:1/a:1, oci:"),
         ("docker://Not A Name", 2, "is no reference of a registry"),
+        ("docker://127.0.0.1:1/Mine:1", 2, "with NAME in lower case"),
+        ("docker://127.0.0.1:1/a:1:", 2, "is no reference of a registry"),
+        ("docker://localhost:65536/a:1", 2, "has the port '65536' (give a number from 1"),
+        ("docker://localhost:0/a:1", 2, "has the port '0' (give a number from 1"),
         ("dir:/", 2, "is no name for an image"),
     ],
 )

@@ -118,6 +118,10 @@ def test_an_image_is_pulled_by_tag_and_by_digest_and_runs(
     assert (row["name"], row["source"]) == (f"{place}/me/tool:1.0", by_tag)
     by_digest = f"docker://{place}/me/tool@{row['digest']}"
     assert images.told("pull", by_digest, "--insecure", "--name", "d")["digest"] == row["digest"]
+    # As a Dockerfile pins it: the digest decides, and the tag is for who reads it.
+    both = f"docker://{place}/me/tool:2.0@{row['digest']}"
+    assert images.told("pull", both, "--insecure")["digest"] == row["digest"]
+    assert f"{place}/me/tool:2.0" in {each["name"] for each in images.told("ls")}
     with Sandbox.create(image=f"{place}/me/tool:1.0") as box:
         assert box.run("cat /a; echo $A").stdout == b"ab\n"
     wrong = f"docker://{place}/me/tool@sha256:{'0' * 64}"

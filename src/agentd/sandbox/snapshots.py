@@ -40,6 +40,7 @@ MAX_MANIFEST = 1 << 20
 # Of a machine; what is missing is a command's, or the relay's.
 _LIMITS = ("memory", "cpus", "pids", "disk", "open_files")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_DAEMONS_ID = re.compile(r"snp-[0-9a-f]{16}")
 
 
 class Snapshot:
@@ -160,7 +161,8 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
 
     Raises NotFound where there is none, SandboxError where it cannot be trusted.
     """
-    path = os.path.abspath(os.fspath(path))
+    given = os.fspath(path)
+    path = os.path.abspath(given)
     try:
         _check_owner(path)
         with open(os.path.join(path, MANIFEST), "rb", opener=_plain) as file:
@@ -169,7 +171,7 @@ def load(path: str | os.PathLike[str]) -> Snapshot:
             raise _damaged(path, f"its manifest is over {MAX_MANIFEST} bytes")
         manifest = typed.decoder(SnapshotManifest).decode(data)
     except OSError as error:
-        raise _none(path, error) from None
+        raise _none(given, path, error) from None
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"its manifest cannot be read: {error}") from None
     if manifest.format != FORMAT:
@@ -339,16 +341,17 @@ def _sync(folder: str) -> None:
         paths.sync(path)
 
 
-def _none(path: str, error: OSError) -> NotFound:
+def _none(given: str, path: str, error: OSError) -> NotFound:
     why = error.strerror or ""
     if os.path.isdir(path) and error.errno == errno.ENOENT:
         why = f"it is a folder without {MANIFEST}"
-    return NotFound(
-        f"no snapshot at {path}",
-        cause=why,
-        remediation="name the folder that agentd run --save-snapshot, or the SDK's snapshot(), "
-        "has written, or an id of agentd snapshot ls",
+    fix = (
+        "name the folder that agentd run --save-snapshot, or the SDK's snapshot(), has written, or "
+        "an id of agentd snapshot ls"
     )
+    if _DAEMONS_ID.fullmatch(given):
+        fix = f"one that a daemon keeps is restored by it: agentd create --snapshot {given}"
+    return NotFound(f"no snapshot at {path}", cause=why, remediation=fix)
 
 
 def _damaged(path: str, why: str) -> SandboxError:

@@ -50,3 +50,10 @@ def test_what_leads_to_this_machine(image: str, here: set[tuple[str, int]], path
     assert {(each.address, each.port) for each in rest} == here
     # Nobody has the place of another.
     assert len({Place(each.address, each.port) for each in made.entrances}) == len(made.entrances)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "9" * 5000])
+def test_a_mirror_at_no_port_leads_nowhere(port: str) -> None:
+    wrong = f'[[registry]]\nlocation = "one.example"\n[[registry.mirror]]\nlocation = "[::1]:{port}"'
+    made = FetchNetwork(parse("docker://one.example/x"), None, {MIRRORS: wrong.encode()})
+    assert [each for each in made.entrances if each.to is not None] == []

@@ -31,6 +31,11 @@ _PORTS = range(1080, 1180)  # for SOCKS, in a namespace where nobody else listen
 # Go dials an address of the loopback itself, whatever the proxy; there is nobody in the cell.
 _DIALLED = re.compile(r"dial tcp (127\.[0-9.]+|\[::1\]):([0-9]+): connect: connection refused")
 
+# What a rule for a sandbox would mean the sandbox's own by.
+_THIS_HOST = re.compile(
+    r"(?:^|,)\s*((?:localhost|127\.[0-9.]+|\[::1\])(?::([0-9]+|\*))?)\s*(?=,|$)"
+)
+
 
 class FetchNetwork:
     """Of one program that is run. ``env`` is what it is to have; ``is_hosts``: it has the network
@@ -39,6 +44,11 @@ class FetchNetwork:
     def __init__(self, source: ImageSource, net: str | None, files: Mapping[str, bytes]) -> None:
         """``net`` is rules, or "host"; ``files`` are skopeo's own. Raises InvalidInput."""
         own = {name: os.environ[name] for name in _PROXIES if name in os.environ}
+        if net is not None and (here := _THIS_HOST.search(net)):
+            raise InvalidInput(
+                f"network rule {here[1]!r} is this machine",
+                remediation=f"write it as {THIS_HOST}:{here[2] or 'PORT'}",
+            )
         kind, rules = (RESTRICTED, ()) if net is None else network(net)
         if kind == "none":
             raise InvalidInput(
@@ -169,6 +179,8 @@ def _places(text: str) -> list[Place]:
     host, colon, port = text.rpartition(":")
     if not colon or not port.isdecimal() or text.endswith("]"):
         host, port = text, ""
+    if port and (len(port) > 5 or not 0 < int(port) < 1 << 16):  # a mirror's: skopeo says so
+        return []
     host = host.removeprefix("[").removesuffix("]")
     return [Place(host, each) for each in ((int(port),) if port else USUAL_PORTS)]
 

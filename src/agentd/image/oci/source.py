@@ -14,7 +14,14 @@ FORMS = (
     "docker-archive:./image.tar",
     "dir:./rootfs",
 )
-_REFERENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?")
+# As registries have them: what is before the first slash is a host where it has a dot or a colon.
+_REFERENCE = re.compile(
+    r"(?:(?=localhost/|[^/]*[.:])[A-Za-z0-9][A-Za-z0-9.-]*(?::(?P<port>[0-9]+))?/)?"
+    r"[a-z0-9]+(?:(?:[./]|__?|-+)[a-z0-9]+)*"
+    r"(?::[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?"
+    r"(?:@sha256:[0-9a-f]{64})?"
+)
+_TAG_OF_DIGEST = re.compile(r":[^/:@]+(?=@)")
 _UNFIT = re.compile(r"[^a-z0-9._/:-]+")
 HUB = "docker.io"
 
@@ -29,8 +36,9 @@ class ImageSource(NamedTuple):
 
     @property
     def text(self) -> str:
+        """Return it as skopeo takes it: without a tag where there is a digest, which decides."""
         if self.transport == "docker":
-            return f"docker://{self.place}"
+            return f"docker://{_TAG_OF_DIGEST.sub('', self.place)}"
         return f"{self.transport}:{self.place}" + (f":{self.tag}" if self.tag else "")
 
     @property
@@ -59,10 +67,17 @@ def parse(text: str) -> ImageSource:
         raise _unknown(text)
     if transport == "docker":
         place = place.removeprefix("//")
-        if not _REFERENCE.fullmatch(place):
+        found = _REFERENCE.fullmatch(place)
+        if found is None:
             raise InvalidInput(
                 f"{text!r} is no reference of a registry",
-                remediation="write docker://NAME:TAG or docker://HOST/NAME@sha256:DIGEST",
+                remediation="write docker://NAME:TAG or docker://HOST/NAME@sha256:DIGEST, "
+                "with NAME in lower case",
+            )
+        port = found["port"]
+        if port is not None and (len(port) > 5 or not 0 < int(port) < 1 << 16):
+            raise InvalidInput(
+                f"{text!r} has the port {port!r}", remediation="give a number from 1 to 65535"
             )
         return ImageSource("docker", place)
     if transport == "dir":
@@ -81,6 +96,11 @@ def check_name(name: str, fix: str = "") -> str:
             remediation=f"{fix}begin with a lower case letter or a digit, go on "
             "with letters, digits, '.', '_', '-', '/' and ':', 128 at most",
         )
+    if name.startswith("sha256:"):
+        raise InvalidInput(
+            f"{name!r} is a digest, which means the image that has it",
+            remediation=f"{fix}any other name will do",
+        )
     if name == DEFAULT_IMAGE:
         raise InvalidInput(
             f"{name!r} means no image at all", remediation=f"{fix}any other name will do"
@@ -97,6 +117,7 @@ def _divided(place: str) -> tuple[str, str]:
 
 
 def _unknown(text: str) -> InvalidInput:
+    forms = (f"docker://{text}", *FORMS[1:]) if _REFERENCE.fullmatch(text) else FORMS
     return InvalidInput(
-        f"{text!r} does not say where the image is", remediation=f"use one of: {', '.join(FORMS)}"
+        f"{text!r} does not say where the image is", remediation=f"use one of: {', '.join(forms)}"
     )
