@@ -54,6 +54,6 @@ def test_what_leads_to_this_machine(image: str, here: set[tuple[str, int]], path
 
 @pytest.mark.parametrize("port", ["0", "65536", "9" * 5000])
 def test_a_mirror_at_no_port_leads_nowhere(port: str) -> None:
-    wrong = f'[[registry]]\nlocation = "one.example"\n[[registry.mirror]]\nlocation = "[::1]:{port}"'
-    made = FetchNetwork(parse("docker://one.example/x"), None, {MIRRORS: wrong.encode()})
+    wrong = f'[[registry]]\nlocation = "a.b"\n[[registry.mirror]]\nlocation = "[::1]:{port}"'
+    made = FetchNetwork(parse("docker://a.b/x"), None, {MIRRORS: wrong.encode()})
     assert [each for each in made.entrances if each.to is not None] == []
