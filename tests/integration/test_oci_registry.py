@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -253,3 +254,25 @@ def test_a_registry_that_is_not_there_is_told(images: Images) -> None:
         place = f"127.0.0.1:{free.getsockname()[1]}"
     said = images.run("pull", f"docker://{place}/a:1", code=125).stderr
     assert f"{place} cannot be reached" in said
+
+
+def test_credentials_that_cannot_be_read_are_told(images: Images, tmp_path: Path) -> None:
+    (tmp_path / ".docker").mkdir()
+    auths = {"127.0.0.1:1": {"auth": "!!!"}}
+    (tmp_path / ".docker/config.json").write_text(json.dumps({"auths": auths}))
+    said = images.run("pull", "docker://127.0.0.1:1/a:1", "--insecure", code=125).stderr
+    assert "the credentials for 127.0.0.1:1 cannot be read" in said
+    assert "docker login 127.0.0.1:1" in said
+
+
+@pytest.mark.root
+def test_a_configuration_that_cannot_be_read_is_told(images: Images) -> None:
+    words = ("-m", "agentd", "image", "pull", "docker://127.0.0.1:1/a:1")
+    broken = "mount -t tmpfs none /etc/containers && echo '[[[' > /etc/containers/registries.conf"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f'{broken} && exec "$@"', "sh", sys.executable, *words],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 125, done.stderr
+    assert "the configuration of registries cannot be read" in done.stderr
+    assert "mend /etc/containers/registries.conf" in done.stderr

@@ -44,10 +44,10 @@ class FetchNetwork:
     def __init__(self, source: ImageSource, net: str | None, files: Mapping[str, bytes]) -> None:
         """``net`` is rules, or "host"; ``files`` are skopeo's own. Raises InvalidInput."""
         own = {name: os.environ[name] for name in _PROXIES if name in os.environ}
-        if net is not None and (here := _THIS_HOST.search(net)):
+        if net is not None and (ours := _THIS_HOST.search(net)):
             raise InvalidInput(
-                f"network rule {here[1]!r} is this machine",
-                remediation=f"write it as {THIS_HOST}:{here[2] or 'PORT'}",
+                f"network rule {ours[1]!r} is this machine",
+                remediation=f"write it as {THIS_HOST}:{ours[2] or 'PORT'}",
             )
         kind, rules = (RESTRICTED, ()) if net is None else network(net)
         if kind == "none":

@@ -213,6 +213,16 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "{host} does not let us {verb} {text}",
         "see to the name; log in with docker login {host}, or skopeo login",
     ),
+    (
+        ("getting username and password",),
+        "the credentials for {host} cannot be read",
+        "have them written anew: docker login {host}, or skopeo login",
+    ),
+    (
+        ("loading registries configuration",),
+        "the configuration of registries cannot be read",
+        "mend /etc/containers/registries.conf, or the file of registries.conf.d that is named",
+    ),
     (("manifest unknown", "name unknown"), "{host} has no {text}", "see to its name and tag"),
     (
         ("no descriptor found for reference",),
