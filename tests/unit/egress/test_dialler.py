@@ -1,9 +1,12 @@
 """What dials for a program: whatever that says, by sockets of its own."""
 
 import contextlib
+import os
+import resource
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -111,6 +114,48 @@ def test_whoever_wants_more_than_to_be_connected_is_hung_up_on(
 ) -> None:
     with connected(served[1]) as sock:
         assert asked(sock, request_) == b""
+
+
+def reaches(port: int, far: int) -> bool:
+    with connected(port) as sock:
+        request = b"\5\1\0\1\x7f\0\0\1" + struct.pack(">H", far)
+        return asked(sock, request)[:2] == b"\5\0"
+
+
+def test_where_no_thread_is_left_one_is_hung_up_on_and_the_next_is_served(
+    served: tuple[Dialler, int], far: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with connected(served[1]) as sock, contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+    assert reaches(served[1], far)
+    served[0].close()
+
+
+def test_where_no_descriptor_is_left_one_waits_until_there_is(
+    served: tuple[Dialler, int], far: int
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    filled: list[int] = []
+    with socket.socket() as sock:
+        sock.settimeout(SECONDS)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], 512), before[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    filled.append(os.dup(sock.fileno()))
+            sock.connect(("127.0.0.1", served[1]))
+            time.sleep(0.2)  # it is refused a descriptor meanwhile
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for fd in filled:
+                os.close(fd)
+        assert asked(sock, b"\5\1\0\1\x7f\0\0\1" + struct.pack(">H", far))[:2] == b"\5\0"
+    assert reaches(served[1], far)
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"\5\0", b"\5\1\2"])

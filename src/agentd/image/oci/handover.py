@@ -100,9 +100,13 @@ class Handover:
             self.error = ImageError("a layer cannot be read", cause=repr(error))
         finally:
             self._close()
-        while self.error is not None and not self._stopped.wait(_PAUSE):
-            with contextlib.suppress(OSError):  # umoci may wait for us: it sees an end, and fails
-                os.close(os.open(self._path, os.O_WRONLY | os.O_NONBLOCK))
+        while not (self.complete or self._stopped.wait(_PAUSE)):
+            for (
+                _,
+                archive,
+            ) in self._layers:  # umoci may wait for us at any: it sees an end, and fails
+                with contextlib.suppress(OSError):
+                    os.close(os.open(self._place(archive), os.O_WRONLY | os.O_NONBLOCK))
 
     def _each(self) -> Iterator[tuple[str, str]]:
         """Yields path and media type of each, and has its pipe until the next is asked for."""
