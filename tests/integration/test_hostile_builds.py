@@ -292,3 +292,30 @@ def test_a_passwd_that_is_a_folder_has_no_users(on_base: Builds) -> None:
     text = "FROM base\nRUN rm -r /etc/passwd && mkdir /etc/passwd\nRUN echo $HOME > /home-of\n"
     on_base.build(text)
     assert on_base.files()["home-of"].size == len("/root\n")
+
+
+def test_stages_in_a_row_of_any_length_are_built(builds: Builds) -> None:
+    """One from the other, and one with a file of the other."""
+    row = "".join(f"FROM s{n} AS s{n + 1}\n" for n in range(1200))
+    builds.build(f"FROM scratch AS s0\nCOPY Dockerfile /x\n{row}")
+    assert set(builds.files()) == {"x"}
+    row = "".join(f"FROM scratch AS s{n + 1}\nCOPY --from=s{n} /x /x\n" for n in range(600))
+    builds.build(f"FROM scratch AS s0\nCOPY Dockerfile /x\n{row}")
+    assert set(builds.files()) == {"x"}
+
+
+def test_stages_that_variables_name_lie_in_each_other_so_deep_at_most(builds: Builds) -> None:
+    """Which they are is not known before the last of them is begun."""
+    copy = "ARG N=s\nCOPY --from=${N}%d /x /x\n"
+    for count, code in ((50, 0), (300, 2)):
+        row = "".join(f"FROM scratch AS s{n + 1}\n{copy % n}" for n in range(count))
+        done = builds.build(f"FROM scratch AS s0\nCOPY Dockerfile /x\n{row}", code=code)
+    assert "over 64 stages lie one in another, by variables of --from" in done.stderr
+
+
+def test_what_a_stage_says_is_kept_once_for_all_that_are_made_of_it(builds: Builds) -> None:
+    """A configuration has a megabyte, and there may be two thousand stages."""
+    row = "".join(f"FROM s{n} AS s{n + 1}\n" for n in range(1000))
+    text = f"FROM scratch AS s0\nENV A={'a' * 1_000_000}\n{row}STOPSIGNAL none of them\n"
+    done = bounded(builds, text)
+    assert done.returncode == 2 and "STOPSIGNAL none of them" in done.stderr

@@ -225,6 +225,7 @@ def test_owners_and_modes_are_in_the_layer(on_base: Builds) -> None:
         ("ARG A=1\nENV A=2\nENV B=$A", "A=2 B=2"),
         ("ARG TARGETOS\nENV B=$TARGETOS", "B=linux"),
         ("ENV A=b \\\n\n# no\n C=d", "A=b C=d"),
+        ("ENV A=C:\\\\\nENV B=d", "A=C:\\ B=d"),
         ("env a=b\nEnV c=d", "a=b c=d"),
         ("ENV A=1\nENV A=2", "A=2"),
     ],

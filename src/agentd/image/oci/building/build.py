@@ -36,6 +36,7 @@ from agentd.model.errors import AgentdError
 _COPY_FLAGS = frozenset(("from", "chown", "chmod", "link"))
 _SHOWN = 300  # letters of an instruction
 _WORDS = "COPY SOURCE... TARGET"
+_MAX_NESTED = 64  # stages that are found one in another, since a variable names them
 
 
 class Options(NamedTuple):
@@ -70,18 +71,28 @@ class ImageBuild:
         self._indexes: dict[str, LayerIndex] = {}
         self._given = dict(options.args)
         self.steps = self.cached = 0
-        self._total = 0
+        self._total = self._nested = 0
 
     def run(self, target: BuildStage) -> StageState:
         """Build it. Raises DockerfileError, BuildFailed, ImageError."""
-        self._total = sum(
-            len(self._stages.all[n].instructions) + 1 for n in self._stages.needed(target)
-        )
+        needed = sorted(self._stages.needed(target))
+        self._total = sum(len(self._stages.all[n].instructions) + 1 for n in needed)
+        for number in needed:  # what it needs is done by then, but for what a variable names
+            self._stage(self._stages.all[number])
         return self._stage(target)
 
     def _stage(self, stage: BuildStage) -> StageState:
         if stage.number in self._done:
             return self._done[stage.number]
+        self._nested += 1
+        if self._nested > _MAX_NESTED:
+            what = f"over {_MAX_NESTED} stages lie one in another, by variables of --from"
+            raise self._stages.file.wrong(stage.line, what, "name them without variables")
+        self._done[stage.number] = done = self._built(stage)
+        self._nested -= 1
+        return done
+
+    def _built(self, stage: BuildStage) -> StageState:
         if isinstance(stage.base, int):
             before = self._stage(self._stages.all[stage.base])
             self._told(stage.line, f"FROM {self._stages.all[stage.base].name}")
@@ -95,7 +106,6 @@ class ImageBuild:
             except (Unusable, BadPattern) as error:
                 fix = "name paths in the context; docs/building-images.md says what COPY takes"
                 raise state.wrong(instruction, f"{instruction.word}: {error}", fix) from error
-        self._done[stage.number] = state
         return state
 
     def _of_image(self, name: str, line: int) -> StageState:

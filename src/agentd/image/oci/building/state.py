@@ -1,6 +1,5 @@
 """What a stage is by now: its configuration, as instructions without a layer change it."""
 
-import json
 import posixpath
 import re
 import time
@@ -68,7 +67,7 @@ class StageState:
     def copy(self, given: dict[str, str]) -> "StageState":
         """Return it as another stage begins that is FROM this one."""
         again = StageState(self.around, self.whole, given)
-        again.config = json.loads(json.dumps(self.config))
+        again.config = dict(self.config)  # what an instruction changes in it, it makes anew
         again.history, again.layers = list(self.history), list(self.layers)
         again.created = self.created
         return again

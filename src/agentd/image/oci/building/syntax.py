@@ -130,9 +130,10 @@ class _Parser:
         return instruction
 
     def _joined(self) -> str:
-        """A line and those that it is continued by, without comments among them."""
+        """A line and those that it is continued by, without comments among them. One that ends
+        with two escapes, as C:\\\\ does, ends there."""
         escape = re.escape(self._file.escape)
-        continued = re.compile(rf"{escape}[ \t]*\Z")
+        continued = re.compile(rf"(?<!{escape}){escape}[ \t]*\Z")
         found = ""
         first = True
         while self._at < len(self._lines):
