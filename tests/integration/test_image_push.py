@@ -4,12 +4,17 @@ import contextlib
 import json
 import os
 import subprocess
+import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.integration.test_oci_registry import Start, start
 from tests.oci import Images, Layout, busybox
+
+from agentd.image.oci.values import REF_NAME
+from agentd.linux import locks
 
 pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
 __all__ = ["start"]  # a fixture
@@ -66,7 +71,7 @@ def test_an_archive_is_replaced_whole(images: Images) -> None:
     assert images.told("inspect", "back")["digest"] == digest
 
 
-def test_of_an_archive_that_is_being_written_a_kill_leaves_nothing(images: Images) -> None:
+def test_of_a_push_that_is_killed_nothing_is_left_half(images: Images) -> None:
     (images.folder / "large").mkdir()
     (images.folder / "large/file").write_bytes(os.urandom(64 << 20))
     images.run("pull", "dir:./large", "--name", "large")
@@ -77,18 +82,47 @@ def test_of_an_archive_that_is_being_written_a_kill_leaves_nothing(images: Image
         """Whether it has a file there, with something in it."""
         for fd in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):  # it was closed
-                if os.readlink(fd).startswith(f"{place}/") and fd.stat().st_size:
+                if os.readlink(fd).startswith(f"{place}/") and fd.stat().st_size > 1 << 20:
                     return True
         return False
 
-    process = images.start("push", "large", f"oci-archive:{place}/large.tar")
-    while not written(process.pid):
-        assert process.poll() is None, process.communicate()
-    process.kill()
-    process.communicate()
-    assert os.listdir(place) == []
-    images.run("push", "large", f"oci-archive:{place}/large.tar")
-    assert os.listdir(place) == ["large.tar"]
+    def left() -> list[str]:
+        """What is no whole blob, nor says that others are a layout's."""
+        found = [p for p in place.rglob("*") if p.is_file() and p.name != "oci-layout"]
+        return [str(p) for p in found if sha256(p.read_bytes()).hexdigest() != p.name]
+
+    for target in (f"oci-archive:{place}/large.tar", f"oci:{place}/layout:x"):
+        before = left()
+        process = images.start("push", "large", target)
+        while not written(process.pid):
+            assert process.poll() is None, process.communicate()
+        process.kill()
+        process.communicate()
+        assert left() == before
+        images.run("push", "large", target)
+    assert inspected(f"oci:{place}/layout:x")
+
+
+def test_two_that_push_to_one_layout_keep_each_others_tags(images: Images) -> None:
+    """While one has read the index, and has not written it yet, the other waits."""
+    images.run("push", "mine", "oci:./out:one")
+    out, index = images.folder / "out", images.folder / "out/index.json"
+    with locks.HeldLock(locks.take_folder(str(out))):
+        process = images.start("push", "base", "oci:./out:two")
+        (entry,) = json.loads(index.read_bytes())["manifests"]
+        digest = images.told("inspect", "base")["digest"].removeprefix("sha256:")
+        while not (out / "blobs/sha256" / digest).exists():
+            assert process.poll() is None, process.communicate()
+        time.sleep(0.2)  # for one that does not wait
+        third = entry | {"annotations": {REF_NAME: "three"}}
+        odd = entry | {"annotations": ["of", "another", "kind"]}
+        index.write_text(json.dumps({"schemaVersion": 2, "manifests": [entry, third, odd]}))
+    told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    found = json.loads(index.read_bytes())["manifests"]
+    assert len(found) == 4 and odd in found
+    tags = {e["annotations"][REF_NAME] for e in found if isinstance(e["annotations"], dict)}
+    assert tags == {"one", "two", "three"}
 
 
 @pytest.mark.needs("docker-registry")

@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Self
 
 _FILE = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -50,13 +50,13 @@ def take(path: str, how: int = fcntl.LOCK_EX | fcntl.LOCK_NB) -> int:
         os.close(fd)  # removed while we waited: others have the lock of another by now
 
 
-def take_within(path: str, seconds: float) -> int:
-    """Takes a lock as ``take`` does, and waits so many seconds for another who has it. Raises
+def take_within(path: str, seconds: float, by: Callable[[str], int] = take) -> int:
+    """Takes a lock as ``by`` does, and waits so many seconds for another who has it. Raises
     OSError, of it BlockingIOError where that was not enough."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return take(path)
+            return by(path)
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise

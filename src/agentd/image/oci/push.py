@@ -7,8 +7,10 @@ import contextlib
 import hashlib
 import io
 import os
+import shutil
 import stat
 import tarfile
+from contextlib import AbstractContextManager
 from typing import Any, BinaryIO
 
 import msgspec
@@ -29,7 +31,7 @@ from agentd.image.oci.values import (
     encode,
 )
 from agentd.image.oci.work import WorkFolder
-from agentd.linux import process
+from agentd.linux import locks, process
 from agentd.linux.replacing import replacing
 from agentd.model.errors import InvalidInput
 
@@ -37,6 +39,7 @@ FORMS = ("oci:./layout:tag", "oci-archive:./image.tar", "docker://HOST/NAME:TAG"
 _DEFAULT_TAG = "latest"
 _LAYOUT = "/mnt/layout"
 _PIECE = 1 << 20
+_LOCK_SECONDS = 60.0  # that another process may write the index of a layout
 
 
 def push(
@@ -128,13 +131,19 @@ class _Push:
             raise InvalidInput(
                 f"{place} is no OCI layout, and not empty", remediation="name another directory"
             )
-        os.makedirs(layout.blobs_of(place), exist_ok=True)
-        with layout.folder(place, *layout.BLOBS) as blobs, layout.folder(place) as top:
-            for blob in self._blobs.values():
-                self._copy(blob, blobs)
-            index = self._index(top if "index.json" in held else None)
-            _replace("oci-layout", layout.VERSION, top)
-            _replace("index.json", index, top)
+        with layout.folder(place) as top:
+            with _replacing("oci-layout", top) as file:  # killed from here on, it can go on
+                file.write(layout.VERSION)
+            os.makedirs(layout.blobs_of(place), exist_ok=True)
+            with layout.folder(place, *layout.BLOBS) as blobs:
+                for blob in self._blobs.values():
+                    self._copy(blob, blobs)
+            # Who pushes another tag meanwhile writes the index, too: one of them would be lost.
+            lock = locks.take_within(place, _LOCK_SECONDS, locks.take_folder)
+            with locks.HeldLock(lock):
+                index = self._index(top)
+                with _replacing("index.json", top) as file:
+                    file.write(index)
 
     def to_archive(self) -> None:
         """A tar archive with a layout; one of an image that is there is replaced."""
@@ -179,21 +188,9 @@ class _Push:
         with contextlib.suppress(Corrupt):  # it is another's, or not there yet
             layout.check_blob(blob, blobs)
             return
-        partial = f".{name}.{os.getpid()}"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        fd = os.open(partial, flags, 0o644, dir_fd=blobs)
-        try:
-            with open(self._path(blob.digest), "rb") as data, open(fd, "wb") as file:
-                self._check(data, blob)
-                while piece := data.read(_PIECE):
-                    file.write(piece)
-                file.flush()
-                os.fsync(fd)
-            os.rename(partial, name, src_dir_fd=blobs, dst_dir_fd=blobs)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(partial, dir_fd=blobs)
-            raise
+        with open(self._path(blob.digest), "rb") as data, _replacing(name, blobs) as file:
+            self._check(data, blob)
+            shutil.copyfileobj(data, file, _PIECE)
 
     def _check(self, data: io.BufferedReader, blob: Descriptor) -> None:
         """Raises Corrupt for what is damaged; ``data`` is at its begin again then."""
@@ -208,14 +205,14 @@ class _Push:
 
     def _index(self, top: int | None) -> bytes:
         """With the images of other tags that the layout has."""
-        if top is None:
+        if top is None or "index.json" not in os.listdir(top):
             return encode(OciIndex((self._manifest,)))
         found: dict[str, Any] = decode(layout.read("index.json", top), dict[str, Any], "index")
         others = found.get("manifests")
         kept = [
             each
             for each in (others if isinstance(others, list) else [])
-            if isinstance(each, dict) and (each.get("annotations") or {}).get(REF_NAME) != self._tag
+            if isinstance(each, dict) and _tag_of(each) != self._tag
         ]
         found |= {"schemaVersion": 2, "manifests": [*kept, msgspec.to_builtins(self._manifest)]}
         return msgspec.json.encode(found)
@@ -240,18 +237,17 @@ def _may_be_replaced(path: str) -> bool:
     return stat.S_ISREG(status.st_mode) and (not status.st_size or bool(archives.kinds(path)))
 
 
+def _tag_of(told: dict[str, Any]) -> object:
+    notes = told.get("annotations")
+    return notes.get(REF_NAME) if isinstance(notes, dict) else None
+
+
 def _add(archive: tarfile.TarFile, name: str, size: int, data: BinaryIO) -> None:
     info = tarfile.TarInfo(name)
     info.size = size
     archive.addfile(info, data)
 
 
-def _replace(name: str, data: bytes, folder: int) -> None:
-    partial = f".{name}.{os.getpid()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(partial, flags, 0o644, dir_fd=folder)
-    with open(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(fd)
-    os.rename(partial, name, src_dir_fd=folder, dst_dir_fd=folder)
+def _replacing(name: str, folder: int) -> AbstractContextManager[BinaryIO]:
+    """Of a folder that is open: through no link, whatever its path leads to by now."""
+    return replacing(f"/proc/self/fd/{folder}/{name}", 0o644, synced=True)
