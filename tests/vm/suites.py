@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tests.vm.debian import Unavailable, cache_dir
 
+from agentd.linux import locks
+
 _KEYRINGS = ("debian-archive-keyring.pgp", "debian-archive-keyring.gpg")
 _MIRROR = "http://deb.debian.org/debian"
 _UPDATE_SECONDS = 500
@@ -35,27 +37,29 @@ def apt_config(suite: str) -> str:
     folder = cache_dir() / f"apt-{suite}"
     for name in ("lists/partial", "cache/archives/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "sources.list").write_text(
-        f"deb [signed-by={found[0]} arch=amd64] {_MIRROR} {suite} main\n"
-    )
-    (folder / "status").touch()
-    config = folder / "apt.conf"
-    config.write_text(_CONFIG.format(folder=folder))
-    have = any((folder / "lists").glob("*Packages*"))
-    try:
-        subprocess.run(
-            ["apt-get", "-qq", "update"],
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "APT_CONFIG": str(config)},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_UPDATE_SECONDS,
-            check=True,
+    # Another run of the tests fetches them, too, and apt waits for no lock of its lists.
+    with locks.held(str(folder / "run.lock")):
+        (folder / "sources.list").write_text(
+            f"deb [signed-by={found[0]} arch=amd64] {_MIRROR} {suite} main\n"
         )
-    except FileNotFoundError:
-        raise Unavailable("apt-get is not installed") from None
-    except subprocess.SubprocessError as error:
-        if not have:  # old lists are better than none
-            why = getattr(error, "stderr", None) or str(error)
-            raise Unavailable(f"no lists of {suite}: {why.strip()}") from error
+        (folder / "status").touch()
+        config = folder / "apt.conf"
+        config.write_text(_CONFIG.format(folder=folder))
+        have = any((folder / "lists").glob("*Packages*"))
+        try:
+            subprocess.run(
+                ["apt-get", "-qq", "update"],
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "APT_CONFIG": str(config)},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=_UPDATE_SECONDS,
+                check=True,
+            )
+        except FileNotFoundError:
+            raise Unavailable("apt-get is not installed") from None
+        except subprocess.SubprocessError as error:
+            if not have:  # old lists are better than none
+                why = getattr(error, "stderr", None) or str(error)
+                raise Unavailable(f"no lists of {suite}: {why.strip()}") from error
     return str(config)
