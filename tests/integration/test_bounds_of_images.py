@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.oci import ARCHITECTURE, Images, Layout, file, folder, layer
+from tests.oci import ARCHITECTURE, Images, Layout, file, folder, layer, link
 
 from agentd.image.model import ImageError
 from agentd.image.oci.bounds import ImageBounds
@@ -130,6 +130,78 @@ def test_a_directory_is_measured_as_it_is_packed(
     err = images.run("pull", f"dir:{root}", "--name", "big", *option, code=125).stderr
     assert said in err and "Traceback" not in err
     nothing_is_left(images)
+
+
+def lying(name: str, size: bytes, records: bytes = b"") -> bytes:
+    """A layer whose header has this for the size of a file of 600 bytes, or a pax header before."""
+    info = tarfile.TarInfo(name)
+    block = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    block[124:136] = size
+    block[148:156] = b"%06o\0 " % sum(block[:148] + b" " * 8 + block[156:])
+    head = b""
+    if records:
+        before = tarfile.TarInfo("pax")
+        before.type, before.size = tarfile.XHDTYPE, len(records)
+        head = before.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0")
+    return head + bytes(block) + b"x" * 600 + bytes(1448)
+
+
+def binary(size: int) -> bytes:
+    return b"\x80" + size.to_bytes(11, "big")
+
+
+def blob(layout: Layout, descriptor: dict[str, str]) -> bytes:
+    return (layout.path / "blobs" / descriptor["digest"].replace(":", "/")).read_bytes()
+
+
+MOST = 2**63 - 1
+TRUE = b"%011o\0" % 600
+FULL = "no space left on device"
+
+
+@pytest.mark.parametrize("packed", ["gzip", "gzip in parts", "zstd", ""])
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [
+        (lying("a", binary(MOST)), f"'a' has {MOST} bytes, and 2048 are there"),
+        (lying(FULL, binary(1 << 40)), f"'{FULL}' has {1 << 40} bytes, and 2048 are there"),
+        (lying("a", binary(MOST + 1)), f"'a' has {MOST + 1} bytes"),
+        (lying("a", TRUE, b"28 size=9223372036854775807\n"), f"'a' has {MOST} bytes, and 2048"),
+        (lying("a", TRUE, b"29 size=99999999999999999999\n"), "it is b'99999999999999999999'"),
+        (lying("a", TRUE, b"11 size=-1\n"), "it is b'-1'"),
+        (lying("a", TRUE, b"77 size=1\n"), "says that it has b'77' bytes"),
+        (b"x" * 3000, "it is no tar archive"),
+    ],
+    ids=[
+        "most",
+        "called as an error",
+        "beyond",
+        "pax",
+        "pax beyond",
+        "pax below",
+        "pax none",
+        "none",
+    ],
+)
+def test_a_layer_that_says_what_cannot_be_is_told_by_its_digest(
+    data: bytes, why: str, packed: str, images: Images, layout: Layout
+) -> None:
+    source = layout.add([layer(file("good")), data], packed=packed)
+    err = images.run("pull", source, "--name", "big", code=125).stderr
+    whole = blob(layout, json.loads((layout.path / "index.json").read_text())["manifests"][0])
+    digest = json.loads(whole)["layers"][1]["digest"]
+    assert f"the layer {digest} is malformed: " in err and why in err
+    assert "no room" not in err and "umoci" not in err and "Traceback" not in err
+    nothing_is_left(images)
+
+
+def test_a_file_that_is_called_as_an_error_is_no_full_disk(images: Images, layout: Layout) -> None:
+    source = layout.add([layer(link(FULL, "nosuch", hard=True))])
+    err = images.run("pull", source, "--name", "big", code=125).stderr
+    assert "umoci failed" in err and "no such file" in err and "no room" not in err
+    source = layout.add([layer(link("file too large", "nosuch", hard=True))])
+    err = images.run("pull", source, "--name", "big", code=125).stderr
+    assert "umoci failed" in err and "no such file" in err and "larger than" not in err
 
 
 def test_at_its_bounds_it_is_pulled(images: Images, layout: Layout) -> None:

@@ -5,6 +5,7 @@ once more when it is there (``ImageBounds.check_root``), whatever the headers sa
 """
 
 import gzip
+import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +23,7 @@ _ZSTD_WINDOW = 1 << 27
 _PIECE = 1 << 20
 _BLOCK = 512
 _MAX_HEADER = 1 << 20  # of a long name, or the records of a pax header
+_MOST_SIZE = 2**63 - 1  # of a file; who reads more in a header takes it for none
 _SPARSE_SIZES = (b"GNU.sparse.realsize", b"GNU.sparse.size")
 
 
@@ -81,20 +83,25 @@ def measure(
     paths: Iterable[tuple[str, str]],
     bounds: ImageBounds,
     hand: Callable[[bytes], None] | None = None,
-) -> None:
-    """Read the layers, each a path and a media type; ``hand`` is called with each piece of their
-    archives that has been counted. Raises ImageError, Corrupt, OSError."""
+) -> int:
+    """Read the layers, each a path and a media type, and return of how many bytes they are, and
+    their files' holes; ``hand`` is called with each piece of their archives that has been counted.
+    Raises ImageError, Corrupt, OSError."""
     files = size = 0
     for path, media_type in paths:
         with open(path, "rb") as file:
             pieces = unpacked(file, media_type)
             archive = _Archive(_handed(pieces, hand) if hand else pieces, bounds, size)
-            for name, more in archive.entries():
-                files += 1
-                bounds.check_files(files)
-                bounds.check_path(name)
-                archive.count(more)
-            size = archive.finish()
+            try:
+                for name, more in archive.entries():
+                    files += 1
+                    bounds.check_files(files)
+                    bounds.check_path(name)
+                    archive.count(more)
+                size = archive.finish()
+            except _Malformed as error:
+                raise _malformed(os.path.basename(path), str(error)) from error
+    return size
 
 
 def _handed(pieces: Iterator[bytes], hand: Callable[[bytes], None]) -> Iterator[bytes]:
@@ -102,6 +109,19 @@ def _handed(pieces: Iterator[bytes], hand: Callable[[bytes], None]) -> Iterator[
     for piece in pieces:
         yield piece
         hand(piece)
+
+
+def _malformed(digest: str, why: str) -> Corrupt:
+    """Say of a layer, by its digest in hex, that nobody could unpack it."""
+    return Corrupt(
+        f"the layer sha256:{digest} is malformed",
+        cause=why,
+        remediation="build the image anew, or use another one",
+    )
+
+
+class _Malformed(Exception):
+    """The archive is none, or says of itself what cannot be."""
 
 
 class _Archive:
@@ -123,7 +143,7 @@ class _Archive:
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.HeaderError as error:
-                raise Corrupt("a layer is no tar archive", cause=str(error)) from error
+                raise _Malformed(f"it is no tar archive: {error}") from error
             if info.type in (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
                 path, length, whole = _records(self._header(info.size), path, length)
             elif info.type == tarfile.GNUTYPE_LONGNAME:
@@ -140,7 +160,7 @@ class _Archive:
                         extended = len(more) == _BLOCK and more[504]
                 yield path or info.name, max(0, whole - size)
                 if info.isreg() or info.type not in tarfile.SUPPORTED_TYPES:
-                    self._skip(_padded(size))
+                    self._skip(size, path or info.name)
                 path, length, whole = "", -1, 0
 
     def count(self, more: int) -> None:
@@ -155,7 +175,7 @@ class _Archive:
 
     def _header(self, size: int) -> bytes:
         if size > _MAX_HEADER:
-            raise Corrupt(f"a layer has a header of {size} bytes, over {_MAX_HEADER}")
+            raise _Malformed(f"it has a header of {size} bytes, over {_MAX_HEADER}")
         return self._read(_padded(size))[:size]
 
     def _read(self, size: int) -> bytes:
@@ -166,12 +186,22 @@ class _Archive:
         self._at += len(data)
         return data
 
-    def _skip(self, size: int) -> None:
-        while size:
-            step = min(size, len(self._buffer) - self._at)
+    def _skip(self, size: int, path: str) -> None:
+        """Go on behind a file. Raises _Malformed where less comes than its header says."""
+        if not 0 <= size <= _MOST_SIZE:
+            raise _Malformed(f"its header says that {path[:100]!r} has {size} bytes")
+        left = _padded(size)
+        while left:
+            step = min(left, len(self._buffer) - self._at)
             self._at += step
-            size -= step
-            if size and not self._fill():
+            left -= step
+            if left and not self._fill():
+                lacks = left - (_padded(size) - size)  # what rounds up the last may be left out
+                if lacks > 0:
+                    raise _Malformed(
+                        f"its header says that {path[:100]!r} has {size} bytes, and {size - lacks} "
+                        "are there"
+                    )
                 return
 
     def _fill(self) -> bool:
@@ -188,13 +218,16 @@ def _records(data: bytes, path: str, length: int) -> tuple[str, int, int]:
     while data:
         told, _, rest = data.partition(b" ")
         if not told.isdigit() or len(told) > 7 or not len(told) < int(told) <= len(data):
-            break
+            raise _Malformed(f"a record of a header says that it has {told[:40]!r} bytes")
         key, _, value = rest[: int(told) - len(told) - 2].partition(b"=")
         if key in (b"path", b"GNU.sparse.name"):
             path = value.decode("utf-8", "surrogateescape")
-        elif value.isdigit() and len(value) < 20:
-            length = int(value) if key == b"size" else length
-            whole = int(value) if key in _SPARSE_SIZES else whole
+        elif key == b"size" and value:  # one that is empty says nothing
+            if not value.isdigit() or len(value) > len(str(_MOST_SIZE)):
+                raise _Malformed(f"a header says of a size that it is {value[:40]!r}")
+            length = int(value)
+        elif key in _SPARSE_SIZES and value.isdigit() and len(value) < 20:
+            whole = int(value)
         data = data[int(told) :]
     return path, length, whole
 
@@ -214,4 +247,6 @@ def unpacked(file: BinaryIO, media_type: str) -> Iterator[bytes]:
     try:
         yield from iter(lambda: reader.read(_PIECE), b"")
     except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
-        raise Corrupt("a layer cannot be decompressed", cause=str(error)) from error
+        raise _malformed(
+            os.path.basename(file.name), f"it cannot be decompressed: {error}"
+        ) from error

@@ -119,7 +119,7 @@ def run(
         finally:
             _drain(process)
     if process.returncode:
-        if file_size is not None and "file too large" in told:
+        if file_size is not None and _ends(told, "file too large"):
             largest = readable_size(file_size)
             raise ImageError(
                 f"the image has a layer larger than the {largest} that one may have",
@@ -196,6 +196,12 @@ def _drain(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
+def _ends(told: str, error: str) -> bool:
+    """Return whether what it printed ends with this error of the system. What is further in front,
+    with a colon behind, is another's: a file in an image may be called so."""
+    return re.search(rf"{error}[^:]*\Z", told, re.IGNORECASE) is not None
+
+
 def _failed(name: str, code: int, told: str, work: str) -> ImageError:
     # Of a program that logs, its last message, without what is around it.
     fatal = _FATAL.findall(told)
@@ -207,7 +213,7 @@ def _failed(name: str, code: int, told: str, work: str) -> ImageError:
             cause=said,
             remediation="agentd doctor says what the namespace level lacks on this machine",
         )
-    if "no space left on device" in told.lower():
+    if _ends(told, "no space left on device"):
         return ImageError(
             f"there is no room for the image in {work}",
             cause=said,

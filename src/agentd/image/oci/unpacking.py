@@ -41,21 +41,11 @@ def unpack(
     ``source`` is a layout with what was verified. Raises Corrupt, ImageError, OSError.
     """
     if manifest.layers:
-        blobs = layout.blobs_of(source)
+        archives = _archives(layout.blobs_of(source), manifest, config)
         free = shutil.disk_usage(path).free
-        archives = _archives(blobs, manifest, config)
-        size = sum(max(0, archive.size) for archive in archives)
-        try:
-            handed = _are_handed(archives, min(MOST, bounds.unpacked, free // 2))
-            if not (handed and _unpack_handed(path, source, manifest, archives, seconds, bounds)):
-                paths = (os.path.join(blobs, check_digest(b.digest)) for b in manifest.layers)
-                measure(zip(paths, (b.media_type for b in manifest.layers), strict=True), bounds)
-                _umoci(path, _readable(path, source, manifest, config), seconds, bounds)
-        except tools.ToolPanicked:
-            # On a full disk it hashes and reads at once, and panics ("d.nx != 0").
-            if size < free:
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        handed = _are_handed(archives, min(MOST, bounds.unpacked, free // 2))
+        if not (handed and _unpack_handed(path, source, manifest, archives, seconds, bounds)):
+            _unpack_measured(path, source, manifest, config, seconds, bounds)
     else:
         os.mkdir(os.path.join(path, ROOT), 0o755)
     # It was its writer's; the root beneath it stays so.
@@ -126,6 +116,32 @@ def _unpack_handed(
     if not handover.complete:
         raise Corrupt("umoci has not read all of the image's layers")
     return True
+
+
+def _unpack_measured(
+    path: str,
+    source: str,
+    manifest: OciManifest,
+    config: OciConfig,
+    seconds: float,
+    bounds: ImageBounds,
+) -> None:
+    """Unpack them once all have been measured."""
+    blobs = layout.blobs_of(source)
+    size = measure(
+        ((os.path.join(blobs, check_digest(b.digest)), b.media_type) for b in manifest.layers),
+        bounds,
+    )
+    readable = _readable(path, source, manifest, config)
+    free = shutil.disk_usage(path).free
+    try:
+        _umoci(path, readable, seconds, bounds)
+    except tools.ToolPanicked:
+        # On a full disk it hashes and reads at once, panics ("d.nx != 0"), and has removed what
+        # was there: it is told by what was read of the layers, never by what they say they have.
+        if size < free:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 def _umoci(path: str, source: str, seconds: float, bounds: ImageBounds) -> None:
