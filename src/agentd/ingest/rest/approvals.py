@@ -16,8 +16,12 @@ _EITHER = "read or approve"
 @OPERATIONS.row("GET", _ALL, _EITHER, query=QUERY, answer=list[ApprovalView])
 def _list(service: Service, a: Arguments) -> Reply:
     """List what waits, and what was decided lately; one's own without the scope approve."""
-    # What waits comes first.
-    return page(service.approvals.list(), lambda v: (v.state != "pending", v.id), **a.query)
+    return page(service.approvals.list(), _place, **a.query)
+
+
+def _place(view: ApprovalView) -> tuple[float, str]:
+    """What waits comes first."""
+    return float(view.state != "pending"), view.id
 
 
 @OPERATIONS.row("GET", _ONE, _EITHER)

@@ -3,6 +3,8 @@
 A cursor is the place of the last item in the list's own order, so it holds when that item has gone.
 """
 
+import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -34,11 +36,10 @@ def page(
 
 def _parse(cursor: str) -> tuple[float, str]:
     number, colon, name = cursor.partition(":")
-    try:
-        if colon and name:
-            return float(number), name
-    except ValueError:
-        pass
+    with contextlib.suppress(ValueError):
+        place = float(number)
+        if colon and name and math.isfinite(place):
+            return place, name
     raise InvalidInput(
         f"cursor={cursor[:64]!r} is none", remediation="give Agentd-Next of the page before"
     )

@@ -7,6 +7,7 @@ from tests.unit.ingest.harness import Running
 
 from agentd.ingest.rest.app import operations
 from agentd.ingest.rest.openapi import document
+from agentd.model.api import ApprovalView
 
 
 def walked(running: Running, path: str, limit: int) -> list[Any]:
@@ -35,7 +36,19 @@ def test_every_list_is_walked_to_its_end(running: Running, limit: int) -> None:
     assert len(walked(running, f"/v1/sandboxes/{id_}/processes", limit)) == 5
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "cursor=x", "cursor=1", "cursor=x:y"])
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+def test_approvals_are_walked_to_their_end(running: Running, limit: int) -> None:
+    for n, state in enumerate(("pending", "approved", "pending", "denied", "expired")):
+        view = ApprovalView(f"apr-{n}", state, "bob", "req-1", {"cmd": "rm"}, 1.0, 9.0)
+        running.service.asked[view.id] = view
+    found = [one["id"] for one in walked(running, "/v1/approvals", limit)]
+    assert found == ["apr-0", "apr-2", "apr-1", "apr-3", "apr-4"]  # what waits comes first
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "cursor=x", "cursor=1", "cursor=x:y", "cursor=nan:y", "cursor=inf:y"],
+)
 def test_what_is_no_page_is_refused(running: Running, query: str) -> None:
     assert running.ask("GET", f"/v1/keys?{query}").code == "invalid_input"
 
