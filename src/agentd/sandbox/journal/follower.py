@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from agentd.sandbox.journal.journal import Journal
 
 _ANYWHERE = 1 << 63
+_EACH = 256  # bytes that an event takes beside its data
 
 
 class JournalFollower:
     """Used by one thread at a time, ``wait`` excepted. ``cursor`` may be kept to go on from.
 
-    ``read`` never waits for output. ``notify`` is called, by the thread that appends, once there
+    It is made in a thread that may wait, for it may have to look through a file first; ``read``
+    never waits for output. ``notify`` is called, by the thread that appends, once there
     is more after a ``read`` has found no more: it must be quick and raise nothing.
     """
 
@@ -57,6 +59,9 @@ class JournalFollower:
         if behind:
             wanted = zip(self._wanted, self._cursors, strict=True)
             self._reader.seek([at if yes else None for yes, at in wanted], _ANYWHERE)
+            # A segment may have 200,000 records: they are not for an event loop to pass over.
+            self._reader.pass_over(self._wanted, self._cursors)
+            self._reader.rest()
 
     @property
     def cursor(self) -> dict[str, int]:
@@ -65,8 +70,8 @@ class JournalFollower:
         return {name: at for name, wanted, at in pairs if wanted}
 
     def read(self, limit: int = 256 << 10) -> list[Event]:
-        """Return what is there now, about ``limit`` bytes at most; [] if nothing is, or after the
-        end.
+        """Return what is there now, about ``limit`` bytes at most, what each event takes among
+        them; [] if nothing is, or after the end.
 
         To be called until it is []: only then is ``notify`` called for more. The last event of
         all is End.
@@ -80,7 +85,7 @@ class JournalFollower:
                 if self._number >= 0 and self._is_over(events):
                     break
                 continue
-            size += self._tell(entry, events)
+            size += self._tell(entry, events) + _EACH
         return events
 
     def wait(self, timeout: float | None = None) -> bool:

@@ -58,19 +58,9 @@ class JournalReader:
 
     def next(self, wanted: Sequence[bool], cursors: Sequence[int]) -> JournalEntry | None:
         """Reads the next entry of a wanted stream that goes beyond its cursor; None at the end."""
-        while True:
-            head = self._head()
-            if head is None:
-                if not self._advance():
-                    return None
-                continue
+        while (head := self.pass_over(wanted, cursors)) is not None:
             payload_at = self._position + record.HEAD_SIZE
-            self._position = payload_at + head.stored
-            self.total = head.total + head.length
-            if head.kind == DATA and (
-                not wanted[head.stream] or head.offset + head.length <= cursors[head.stream]
-            ):
-                continue
+            self._pass(head)
             payload = self._bytes(payload_at, head.stored)
             if head.kind == END:
                 if zlib.crc32(payload) == head.crc:
@@ -82,6 +72,21 @@ class JournalReader:
             elif wanted[entry.stream] and entry.offset + entry.length > cursors[entry.stream]:
                 self.total = entry.total + entry.length
                 return entry
+        return None
+
+    def pass_over(self, wanted: Sequence[bool], cursors: Sequence[int]) -> Head | None:
+        """Go to the next record that ``next`` looks into, and return its head; None at the end."""
+        while True:
+            head = self._head()
+            if head is None:
+                if not self._advance():
+                    return None
+            elif head.kind == DATA and (
+                not wanted[head.stream] or head.offset + head.length <= cursors[head.stream]
+            ):
+                self._pass(head)
+            else:
+                return head
 
     def survey(self) -> Start:
         """Return where the next segment is to begin. What a crash left half written is cut off."""
@@ -127,6 +132,10 @@ class JournalReader:
                 self._enter(segment)
                 return True
         return False
+
+    def _pass(self, head: Head) -> None:
+        self._position += record.HEAD_SIZE + head.stored
+        self.total = head.total + head.length
 
     def _head(self) -> Head | None:
         """Read the record's head; None where the segment ends, or is damaged from here on."""

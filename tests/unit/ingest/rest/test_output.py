@@ -5,13 +5,19 @@ import contextlib
 import json
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.unit.ingest.fake import FakeProcess, until
+from tests.unit.ingest.fake_nouns import FakeCommands
 from tests.unit.ingest.harness import ALICE, Running, sse
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect, unix_connect
+
+from agentd.daemon.commands.output import FollowedOutput
+from agentd.ingest.web.rooms import STREAM
+from agentd.sandbox.journal.journal import Journal
 
 EVENTS = {"Accept": "text/event-stream"}
 
@@ -254,3 +260,36 @@ def test_stdin_over_http(running: Running) -> None:
     assert running.ask("POST", path + "?eof=true", b"two").status == 204
     assert running.ask("POST", path, b"late").status == 409
     assert running.ask("GET", _path(id_, process) + "?stream=stdout").body == b"one two"
+
+
+def _chunks(answer: bytes) -> Iterator[bytes]:
+    """The chunks of a body (RFC 9112, 7.1): each is what was written at once."""
+    _, _, rest = answer.partition(b"\r\n\r\n")
+    while rest:
+        size, _, rest = rest.partition(b"\r\n")
+        yield rest[: int(size, 16)]
+        rest = rest[int(size, 16) + 2 :]
+
+
+def test_output_in_single_bytes_is_sent_a_little_at_a_time(
+    running: Running, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """All of it at once kept the event loop from all others, and was more in memory than it counts
+    as."""
+    journal, pairs = Journal(str(tmp_path / "prc"), memory=1 << 16), 15_000
+    for _ in range(pairs):
+        journal.append("stdout", b"a")
+        journal.append("stderr", b"b")
+    journal.finish()
+
+    def follow(_: object, __: str, ___: str, cursors: Any, notify: Any, streams: Any) -> Any:
+        return FollowedOutput(journal.follow(cursors, streams=streams, notify=notify))
+
+    id_, process = running.process("true")
+    monkeypatch.setattr(FakeCommands, "follow", follow)
+    head = f"GET {_path(id_, process)} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    answer = running.say(f"{head}Accept: text/event-stream\r\n\r\n".encode())
+    journal.close()
+    written = list(_chunks(answer))
+    assert b"".join(written).count(b"event: std") == 2 * pairs
+    assert max(map(len, written)) < STREAM

@@ -15,6 +15,7 @@ from agentd.model.errors import InvalidInput, Refused
 from agentd.sandbox.journal import codec, journal
 from agentd.sandbox.journal.events import LIMIT, STREAMS, End, Gap, JournalChunk
 from agentd.sandbox.journal.journal import Journal
+from agentd.sandbox.journal.reader import JournalReader
 from agentd.sandbox.journal.stores import MIN_BYTES
 
 PIECES = st.lists(
@@ -426,3 +427,18 @@ def test_files_are_for_their_owner_alone(made, tmp_path):
     assert file.stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileExistsError):
         os.close(os.open(file, os.O_CREAT | os.O_EXCL))
+
+
+def test_whoever_makes_a_follower_passes_over_what_it_does_not_want(made, monkeypatch):
+    """Whose ``read`` is an event loop's: a segment may have 200,000 records before that."""
+    kept = made(memory=4096)
+    for _ in range(5000):
+        kept.append("stdout", b"a")
+        kept.append("stderr", b"b")
+    kept.flush()
+    looked = []
+    head = JournalReader._head
+    with kept.follow({"stdout": 4000}, streams=("stdout",)) as follower:
+        monkeypatch.setattr(JournalReader, "_head", lambda one: looked.append(one) or head(one))
+        assert follower.read(1) == [JournalChunk("stdout", 4000, b"a")]
+        assert len(looked) == 1
