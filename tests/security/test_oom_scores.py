@@ -7,13 +7,15 @@ it may have; where the root can be written to, no file of /proc can.
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentd.image.oci import tools
+from agentd.image.oci import make_disk, tools
+from agentd.linux import process
 
 SCORE = Path("/proc/self/oom_score_adj")
 # Nobody else's.
@@ -70,6 +72,22 @@ def test_nor_what_unpacks_an_image(tmp_path: Path) -> None:
     said: list[str] = []
     tools.run(["cat", str(SCORE)], work=str(tmp_path), seconds=60, say=said.append)
     assert int(said[0]) >= 0
+
+
+@pytest.mark.usefixtures("spared")
+def test_nor_what_reads_an_image_for_its_disk(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    for number in range(2000):
+        (root / str(number)).touch()
+    reader = threading.Thread(target=make_disk._pack, args=(str(root), str(tmp_path / "tar")))
+    reader.start()
+    scores = []
+    while reader.is_alive():
+        for pid in process.children(os.getpid()):
+            with contextlib.suppress(OSError):
+                scores.append(int(Path(f"/proc/{pid}/oom_score_adj").read_text()))
+    assert (tmp_path / "tar").exists() and scores[-1] >= 0
 
 
 @pytest.mark.parametrize("user", ["agent", "root"])

@@ -56,7 +56,6 @@ Config = dict[str, object]
 def main() -> NoReturn:
     """Read the config from stdin (``tools.run`` writes it), and end as the program ends."""
     try:
-        process.be_spared_no_more()
         config = json.load(sys.stdin)
         process.set_pdeathsig(signal.SIGKILL)
         if os.getppid() != config["parent"]:

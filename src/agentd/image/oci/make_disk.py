@@ -6,7 +6,6 @@ import fcntl
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 
 from agentd.image import disk as machine_disks
@@ -16,7 +15,7 @@ from agentd.image.oci.disk import DiskRecord
 from agentd.image.oci.layout import folder, open_plain
 from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import OciImage, encode
-from agentd.linux import paths
+from agentd.linux import paths, python
 from agentd.model.errors import Unavailable
 
 _SECONDS = 3600.0
@@ -100,17 +99,13 @@ def _take(made: str) -> DiskRecord:
 
 def _pack(root: str, path: str) -> None:
     """As a process: it may become root of a user namespace for it. Raises OSError, ImageError."""
-    source = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
-    code = f"import sys; sys.path.insert(0, {source!r}); from {packing.__name__} import main"
-    loader = {k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ}
-    argv = [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", f"{code}; main(*sys.argv[1:])"]
     try:
         done = subprocess.run(
-            [*argv, root, path],
+            python.command(packing.__name__, root, path),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
-            env=loader,
+            env=python.environment(),
             cwd="/",
             timeout=_SECONDS,
             check=False,

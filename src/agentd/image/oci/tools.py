@@ -9,7 +9,6 @@ import select
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from agentd.image.model import ImageError
 from agentd.image.oci import cell
 from agentd.image.oci.work import size_of
+from agentd.linux import python
 from agentd.model.errors import Unavailable
 from agentd.model.units import readable_size
 
@@ -33,7 +33,6 @@ _PANICKED = 2  # what a program in Go ends with
 _FATAL = re.compile(r'level=(?:fatal|error) msg="((?:[^"\\]|\\.)*)"')
 _CHECKED = 1.0  # seconds
 _TOLD = 64 << 10  # bytes of what it printed that are kept
-_PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
 
 
 class ToolPanicked(ImageError):
@@ -130,14 +129,12 @@ def run(
 
 def _start(fds: Sequence[int]) -> "subprocess.Popen[bytes]":
     """Start a cell, which has these descriptors."""
-    code = f"import sys; sys.path.insert(0, {_PACKAGE_ROOT!r}); from {cell.__name__} import main"
-    loader = {k: os.environ[k] for k in ("LD_LIBRARY_PATH",) if k in os.environ}
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-E", "-X", "utf8", "-c", f"{code}; main()"],
+        python.command(cell.__name__),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=loader,
+        env=python.environment(),
         cwd="/",
         pass_fds=fds,
     )

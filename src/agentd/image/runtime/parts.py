@@ -20,7 +20,7 @@ from importlib.machinery import FrozenImporter
 
 from agentd.guest import bundle
 from agentd.image.runtime import elf, start
-from agentd.linux import programs
+from agentd.linux import programs, python
 from agentd.model.errors import Unavailable
 
 LAUNCHER = "agentd-guest"
@@ -36,8 +36,6 @@ _ON_HOSTS.update(f"agentd.linux.{name}" for name in _LINUX_ON_HOSTS)
 _LATE_ON_HOSTS = {"hashlib", "subprocess"}
 _SECONDS = 300
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
-# A Python whose libpython lies outside of the loader's paths does not start without it.
-_ENVIRONMENT = ("LD_LIBRARY_PATH",)
 # It may be called by a link, of another name. dash and others put those variables into their
 # environment.
 _LAUNCHER = f"""\
@@ -132,15 +130,14 @@ def _needed() -> set[str]:
     return {_module(name) for name in agent} | others - _LATE_ON_HOSTS
 
 
-def run_python(python: list[str], words: list[str]) -> str:
+def run_python(interpreter: list[str], words: list[str]) -> str:
     """Return what it prints, alone and with next to no environment. Raises Unavailable."""
-    env = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-    argv = [*python, "-I", "-S", "-E", "-X", "utf8", *words]
+    argv = [*interpreter, *python.ISOLATED, *words]
     try:
-        return programs.answer(argv, _SECONDS, env)
+        return programs.answer(argv, _SECONDS, python.environment())
     except OSError as error:
         raise Unavailable(
-            f"{python[-1]} does not run by itself",
+            f"{interpreter[-1]} does not run by itself",
             cause=str(error),
             remediation="run agentd with a Python of a distribution, pyenv or uv, on a machine"
             " whose cache folder is not mounted noexec",

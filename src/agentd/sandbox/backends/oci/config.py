@@ -11,8 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
 
 from agentd.guest.zygote import root
-from agentd.linux import caps, seccomp
-from agentd.linux.python import LOADER
+from agentd.linux import caps, python, seccomp
 from agentd.model.mount import WORKSPACE
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends import cgroups, shared
@@ -125,7 +124,7 @@ def scratch(spec: SandboxSpec) -> tuple[tuple[str, str, int], ...]:
 
 def agent_argv() -> list[str]:
     """Returns what starts the agent by this interpreter."""
-    return [_interpreter(), "-I", "-S", "-E", "-X", "utf8", "-c", _START]
+    return [_interpreter(), *python.ISOLATED, "-c", _START]
 
 
 @cache
@@ -179,7 +178,7 @@ def _kernels() -> list[Json]:
 
 
 def _environment() -> list[str]:
-    return [f"{name}={os.environ[name]}" for name in LOADER if name in os.environ]
+    return [f"{name}={value}" for name, value in python.environment().items()]
 
 
 def _scratch(
