@@ -2,21 +2,37 @@
 from deep inside."""
 
 import asyncio
+import contextlib
 import io
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import msgspec
 import pytest
 from tests.integration.test_client_of_a_daemon import Daemon
 
-from agentd import AsyncSandbox, Client, Sandbox
+from agentd import AsyncSandbox, Client, ExecLimits, Sandbox
+from agentd.ingest.rest.operation import decode_json
+from agentd.model import api
 from agentd.model.errors import InvalidInput
+from agentd.model.port import LinkBody
 
 _CREATE: list[tuple[dict[str, Any], str]] = [
     ({"workspace": 5}, "workspace 5 is no path"),
     ({"cpus": [1]}, r"cpus \[1\] is not a number of cores"),
+    ({"cpus": True}, "cpus True is not a number of cores"),
+    ({"memory": True}, "memory True is not a size"),
+    ({"pids": True}, "pids True is not a count"),
+    ({"disk": True}, "disk True is not a size"),
+    ({"open_files": True}, "open files True is not a count"),
+    ({"output": True}, "output True is not a size"),
+    ({"timeout": True}, "timeout True is not a time"),
+    ({"net": "pypi", "net_bytes": True}, "net_bytes True is not a size"),
+    ({"net": "pypi", "net_rate": True}, "net_rate True is not a size"),
+    ({"user": True}, "user 'True' is not known inside a sandbox"),
+    ({"ttl": True}, "ttl is of type bool, and takes seconds or text"),
     ({"image": 5}, "image 5 is not a name"),
     ({"env": {"PORT": 8080}}, "environment variable 'PORT' is not text"),
     ({"timeout": [1]}, r"timeout \[1\] is not a time"),
@@ -55,6 +71,12 @@ _ASKED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda s: s.snapshot(5), "path is of type int, and takes text or a path"),
     (lambda s: s.run("true", timeout=10**5000), "timeout of type int, and so long, is not a time"),
     (lambda s: s.fork("2"), "count is of type str, and takes a whole number"),
+    (lambda s: s.run("true", timeout=True), "timeout True is not a time"),
+    (lambda s: s.run("true", limits=ExecLimits(cpu=True)), "limit cpu of a command is True"),
+    (lambda s: s.run_code("1", timeout=False), "timeout False is not a time"),
+    (lambda s: s.ports.open(True), "port is of type bool, and takes a whole number"),
+    (lambda s: s.ports.forward(80, True), "host_port is of type bool"),
+    (lambda s: s.ports.link(80, ttl=True), "ttl True is not a time|ttl is of type bool"),
     (lambda s: s.run("true", check="x"), "check is of type str, and takes True or False"),
     (lambda s: s.run_code(5), "code is of type int"),
     (lambda s: s.run_code("1", context=5), "context is of type int"),
@@ -102,6 +124,8 @@ _RUNNING: list[tuple[Callable[[Any], Any], str]] = [
     (lambda p: p.write(5), "data is of type int, and takes text or bytes"),
     (lambda p: p.signal("TERM"), "there is no signal 'TERM'"),
     (lambda p: p.signal(1.5), "there is no signal 1.5"),
+    (lambda p: p.signal(True), "there is no signal True"),
+    (lambda p: p.resize(True, 1), "a terminal cannot have True rows"),
     (lambda p: p.resize("a", 1), "a terminal cannot have 'a' rows"),
 ]
 
@@ -181,6 +205,7 @@ _OF_NOUNS: list[tuple[Callable[[Any, str], Any], str]] = [
     (lambda c, s: c.network.play(s, 5), "^cassette is of type int, and takes bytes"),
     (lambda c, s: c.network.set(s, 5), "^net is of type int, and takes text or an iterable"),
     (lambda c, s: c.ports.link(s, 80, ttl=object()), "^ttl is of type object"),
+    (lambda c, s: c.volumes.create("v", size=True), "^size is of type bool, and takes text or a w"),
     (lambda c, s: c.volumes.create("v", size=[]), "^size is of type list, and takes text or a w"),
     (lambda c, s: c.approvals.decide("a", allow="x"), "^allow is of type str, and takes True or"),
     (lambda c, s: c.secrets.set(5, "x"), "^name is of type int"),
@@ -193,6 +218,25 @@ def test_by_the_nouns_of_a_client(daemon: Daemon) -> None:
         assert wrong(found) == {}
         client.files.write(made.id, "/tmp/a", [b"a", b"", bytearray(b"b")])
         assert b"".join(client.files.read(made.id, "/tmp/a")) == b"ab"
+
+
+def test_by_rest_true_is_no_number(daemon: Daemon) -> None:
+    bodies = [
+        kind
+        for kind in (*vars(api).values(), LinkBody)
+        if isinstance(kind, type) and kind.__name__.endswith("Body") and kind is not api._Body
+    ]
+    assert len(bodies) > 12
+    taken = set()
+    for kind in bodies:
+        for field in msgspec.structs.fields(kind):
+            with contextlib.suppress(InvalidInput):
+                decode_json(kind, msgspec.json.encode({field.encode_name: True}))
+                taken.add(field.name)
+    assert taken == {"writable", "allow"}
+    with Client(daemon.url) as client:
+        body = api.SandboxBody(cpus=True)
+        assert "cpus" in said(lambda: client.sandboxes.create(body))
 
 
 def test_by_the_sdk_for_asyncio(where: dict[str, str]) -> None:

@@ -306,8 +306,9 @@ def _time(value: Time) -> float | None:
 
 def _cpus(value: float | str) -> float:
     try:
-        # Of texts float takes the digits of every script, and a "_" between them.
-        number = float(value) if str(value).isascii() and "_" not in str(value) else 0.0
+        # Of texts float takes the digits of every script, and a "_" between them; of a bool 1.0.
+        text = "" if isinstance(value, bool) else str(value)
+        number = float(value) if text and text.isascii() and "_" not in text else 0.0
     except (ValueError, TypeError):
         number = 0.0
     if not 0.01 <= number <= 4096:
