@@ -14,6 +14,8 @@ _gone: "ContextVar[Gone | None]" = ContextVar("agentd_gone", default=None)
 _room: "ContextVar[Callable[[int], None] | None]" = ContextVar("agentd_room", default=None)
 #: The sandbox that a thread or task works on, for the log; "" where it is none.
 sandbox: ContextVar[str] = ContextVar("agentd_sandbox", default="")
+#: For whom a thread or task works, for who shares something out among callers; "" for nobody.
+principal: ContextVar[str] = ContextVar("agentd_principal", default="")
 _trace: ContextVar[Mapping[str, str]] = ContextVar("agentd_trace", default=_NO_HEADERS)
 
 

@@ -93,7 +93,7 @@ def observed(op: str) -> Callable[[Method], Method]:
             sandbox = id_ if isinstance(id_, str) and id_.startswith("sbx-") else ""
             who = "" if self._who is None else self._who.name
             begun, failure = time.perf_counter(), None
-            token = context.sandbox.set(sandbox)
+            token, working_for = context.sandbox.set(sandbox), context.principal.set(who)
             try:
                 with trace.operation(op, who, sandbox):
                     return method(self, *args, **options)
@@ -103,6 +103,7 @@ def observed(op: str) -> Callable[[Method], Method]:
             finally:
                 found = context.sandbox.get()
                 context.sandbox.reset(token)
+                context.principal.reset(working_for)
                 self._observer.over(op, who, found, begun, failure)
 
         return cast("Method", do)

@@ -12,6 +12,7 @@ from typing import Any
 
 from agentd.linux import rights
 from agentd.linux.python import LOADER
+from agentd.model import context
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox import guard
 from agentd.sandbox.backends import identity
@@ -87,7 +88,7 @@ class SupervisorLink:
             number = self._count
             asked = self._waiting[number] = PendingAnswer(op, lambda: self._abandon(number))
             try:
-                self._send({"n": number, "op": op, **fields})
+                self._send({"n": number, "op": op, **_whose(), **fields})
             except BaseException:
                 del self._waiting[number]
                 raise
@@ -97,7 +98,7 @@ class SupervisorLink:
         """Tells what needs no answer: once it is sent, the supervisor does it whether we live or
         not; and that a sandbox has ended it tells anyway. Raises BackendLost."""
         with self._lock:
-            self._send({"op": op, **fields})
+            self._send({"op": op, **_whose(), **fields})
 
     def _send(self, message: wire.Message) -> None:
         """Under ``_lock``."""
@@ -276,6 +277,13 @@ def _start(path: str) -> None:
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
+def _whose() -> wire.Message:
+    """For whom it is asked: nobody fills the supervisor with theirs. An older one takes no
+    notice."""
+    principal = context.principal.get()
+    return {"whose": principal} if principal else {}
 
 
 def _gone() -> BackendLost:

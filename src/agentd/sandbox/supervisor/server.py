@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -26,9 +25,10 @@ from agentd.sandbox.ports import Backend, Plan, Wall
 from agentd.sandbox.supervisor import asking, wire
 from agentd.sandbox.supervisor.held import HeldWall, boottime
 from agentd.sandbox.supervisor.wire import Message
+from agentd.sandbox.supervisor.workers import Workers
 from agentd.sandbox.volume_lease import holder
 
-_WORKERS = 32
+_WORKERS = 64  # of which one caller gets half
 _TICK_SECONDS = 0.5
 _PAGE = 16
 # A waiting request holds a worker; who waits longer asks again.
@@ -53,8 +53,8 @@ class Supervisor:
         self._endings: dict[str, Cause | None] = {}  # of walls that ended by themselves
         self.daemon: socket.socket | None = None  # who is connected now
         self._sending = threading.Lock()
-        self._pool = ThreadPoolExecutor(_WORKERS, thread_name_prefix="supervisor")
-        self._asking = asking.DaemonAsking(self._tell, self._submit)
+        self._workers = Workers(_WORKERS)
+        self._asking = asking.DaemonAsking(self._tell, partial(self._submit, {}))
         self.closing = threading.Event()
         self.idle_since = boottime()
         self._operations: dict[str, Callable[[Message], Answer]] = {
@@ -103,7 +103,7 @@ class Supervisor:
                 elif message.get("op") == "kill":
                     self._begin_kill(daemon, message)
                 else:
-                    self._submit(self._answer, daemon, message)
+                    self._submit(message, self._answer, daemon, message)
         except (EOFError, OSError, ValueError, RuntimeError):
             pass  # it is gone, speaks something else, or we are ending
         finally:
@@ -141,15 +141,11 @@ class Supervisor:
             made, self._backends = list(self._backends.values()), {}
         for backend in made:
             backend.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
 
-    def _submit(self, work: Callable[..., object], *args: object) -> None:
-        """Raises RuntimeError where we are ending."""
-        try:
-            self._pool.submit(guard.run, work, *args)
-        except RuntimeError:  # no more threads can be started: those that are there take it
-            if self.closing.is_set():
-                raise
+    def _submit(self, message: Message, work: Callable[..., object], *args: object) -> None:
+        """Have it done for whom it is asked. Raises RuntimeError where we are ending."""
+        self._workers.submit(str(message.get("whose", "")), partial(work, *args))
 
     def _answer(self, daemon: socket.socket, message: Message) -> None:
         operation = self._operations.get(str(message.get("op")), _unknown)
@@ -250,7 +246,7 @@ class Supervisor:
         if early is not None:
             early.begin_kill()
         try:
-            self._submit(self._kill, daemon, message, entry)
+            self._submit(message, self._kill, daemon, message, entry)
         except RuntimeError:  # we are ending
             if entry is not None:
                 entry.wall.kill()

@@ -1,6 +1,6 @@
 """Messages between the daemon and its supervisor: one JSON object a SEQPACKET packet.
 
-    request   {"n": 7, "op": "launch", ...}
+    request   {"n": 7, "op": "launch", "whose": "uid:1000", ...}; whose is a principal's, if any
     answer    {"n": 7, "ok": value} or {"n": 7, "error": {...}}; none to a request without "n"
     event     {"event": "ended", "id": "wall-...", "reason": "lease_expired", "why": ""}
 
