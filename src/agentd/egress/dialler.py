@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from agentd.egress.bounded import limit, receive
 from agentd.egress.destinations import Barred, Destinations, Place, resolved
 from agentd.egress.proxies import Proxies
 
@@ -22,8 +23,10 @@ from agentd.egress.proxies import Proxies
 MOST_ENTRANCES = 128
 _MOST = 64  # connections at once
 _KEPT = 16  # of what was not reached
+# Each is of all of it, however slowly its bytes come.
 _SAY_SECONDS = 20.0  # the program has to say where it wants to be
-_DIAL_SECONDS, _NEXT_SECONDS = 30.0, 5.0  # for the last of its addresses, and for those before
+_DIAL_SECONDS, _NEXT_SECONDS = 30.0, 5.0  # for its addresses, and for each but the last
+_ANSWER_SECONDS = 30.0  # a proxy's
 _END_SECONDS, _ROOM_SECONDS = 1.0, 0.05
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 _PIECE = 1 << 20  # bytes that are moved at once
@@ -92,6 +95,8 @@ class Dialler:
             stack.enter_context(self._held(control))
             numbers, fds, _, _ = socket.recv_fds(control, MOST_ENTRANCES, MOST_ENTRANCES)
             found = {fd: stack.enter_context(socket.socket(fileno=fd)) for fd in fds}
+            if len(fds) != len(numbers):
+                raise OSError("no descriptor is left")  # closed, they refuse whoever dials
             poll = select.poll()
             for fd, listener in found.items():
                 stack.enter_context(self._held(listener))
@@ -120,7 +125,6 @@ class Dialler:
         try:
             with contextlib.suppress(OSError), self._held(near):
                 near.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                near.settimeout(_SAY_SECONDS)
                 self._carry(near, entrance)
         finally:
             with self._lock:
@@ -128,11 +132,12 @@ class Dialler:
 
     def _carry(self, near: socket.socket, entrance: Entrance) -> None:
         """Raises OSError where an end is gone."""
-        place = entrance.to or _asked_for(near)
+        place = entrance.to or _asked_for(near, time.monotonic() + _SAY_SECONDS)
         with contextlib.ExitStack() as ends:
             far = self._dial(place, entrance.scheme, ends)
             if entrance.to is None:
                 code = _FAILED if far is None else _DONE
+                near.settimeout(_SAY_SECONDS)
                 near.sendall(struct.pack(">4B4xH", _SOCKS, code, 0, _IPV4, 0))
             elif far is None:
                 near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NOW)
@@ -157,7 +162,7 @@ class Dialler:
                 return self._connected(self._destinations.find(place), place.port, ends)
             self._destinations.check_passed_on(place)
             far = self._connected(resolved(proxy.place.host), proxy.place.port, ends)
-            proxy.connect(far, place)
+            proxy.connect(far, place, time.monotonic() + _ANSWER_SECONDS)
             return far
         except Barred as why:
             self._note(Unreached(place, why.reason, True, why.grant))
@@ -170,14 +175,14 @@ class Dialler:
     ) -> socket.socket:
         """Connect to the first that answers. Raises OSError: the last one's."""
         failed = OSError("it has no address")
+        end = time.monotonic() + _DIAL_SECONDS
         for left, address in zip(range(len(addresses) - 1, -1, -1), addresses, strict=True):
             family = socket.AF_INET6 if ":" in address else socket.AF_INET
             try:
                 far = socket.socket(family)
                 ends.enter_context(self._held(far))
-                far.settimeout(_NEXT_SECONDS if left else _DIAL_SECONDS)
+                limit(far, min(end, time.monotonic() + _NEXT_SECONDS) if left else end)
                 far.connect((address, port))
-                far.settimeout(_DIAL_SECONDS)  # for what a proxy answers
                 far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             except OSError as error:
                 failed = error
@@ -210,29 +215,31 @@ def _thread(call: Callable[..., None], *args: object) -> threading.Thread:
     return threading.Thread(target=call, args=args, name="agentd-dialler", daemon=True)
 
 
-def _asked_for(near: socket.socket) -> Place:
-    """Raises OSError where it does not speak SOCKS 5, or wants more than to be connected."""
-    version, methods = _exactly(near, 2)
-    if version != _SOCKS or _NO_LOGIN not in _exactly(near, methods):
+def _asked_for(near: socket.socket, end: float) -> Place:
+    """Raises OSError where it does not speak SOCKS 5, wants more than to be connected, or has not
+    said it by ``end``."""
+    version, methods = _exactly(near, 2, end)
+    if version != _SOCKS or _NO_LOGIN not in _exactly(near, methods, end):
         raise OSError("it speaks no SOCKS 5 without a login")
+    limit(near, end)
     near.sendall(bytes((_SOCKS, _NO_LOGIN)))
-    version, command, _, kind = _exactly(near, 4)
+    version, command, _, kind = _exactly(near, 4, end)
     if version != _SOCKS or command != _CONNECT:
         raise OSError("it does not want to be connected")
     if kind == _NAME:
-        host = _exactly(near, _exactly(near, 1)[0]).decode("ascii", "replace")
+        host = _exactly(near, _exactly(near, 1, end)[0], end).decode("ascii", "replace")
     elif kind in _FAMILIES:
         family, length = _FAMILIES[kind]
-        host = socket.inet_ntop(family, _exactly(near, length))
+        host = socket.inet_ntop(family, _exactly(near, length, end))
     else:
         raise OSError("it names no address")
-    return Place(host, int.from_bytes(_exactly(near, 2)))
+    return Place(host, int.from_bytes(_exactly(near, 2, end)))
 
 
-def _exactly(sock: socket.socket, count: int) -> bytes:
+def _exactly(sock: socket.socket, count: int, end: float) -> bytes:
     data = b""
     while len(data) < count:
-        if not (more := sock.recv(count - len(data))):
+        if not (more := receive(sock, count - len(data), end)):
             raise OSError("it ended")
         data += more
     return data

@@ -9,6 +9,7 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
+from agentd.egress.bounded import limit, receive
 from agentd.egress.destinations import Place
 from agentd.model.errors import InvalidInput
 
@@ -22,15 +23,17 @@ class Proxy(NamedTuple):
     place: Place
     login: str = ""
 
-    def connect(self, sock: socket.socket, to: Place) -> None:
-        """Have it connect ``sock``, which leads to it, to a place. Raises OSError."""
+    def connect(self, sock: socket.socket, to: Place, end: float) -> None:
+        """Have it connect ``sock``, which leads to it, to a place, by ``end`` of time.monotonic().
+        Raises OSError."""
         lines = [f"CONNECT {to} HTTP/1.1", f"Host: {to}"]
         lines += [f"Proxy-Authorization: Basic {self.login}"] if self.login else []
+        limit(sock, end)
         sock.sendall("\r\n".join([*lines, "", ""]).encode("latin-1"))
         head = b""
         while not head.endswith(b"\r\n\r\n"):
             # What comes after it is not ours to take.
-            byte = sock.recv(1)
+            byte = receive(sock, 1, end)
             if not byte or len(head) > _MAX_HEAD:
                 raise OSError(f"the proxy {self.place} gave no answer")
             head += byte

@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import time
 from typing import NamedTuple
 
 from agentd.linux.rights import descriptors
@@ -60,8 +61,8 @@ def receive(sock: socket.socket) -> VhostMessage | None:
     """
     fds: list[int] = []
     try:
-        sock.settimeout(_SECONDS)
-        header = _exactly(sock, _HEADER.size, fds)
+        end = time.monotonic() + _SECONDS
+        header = _exactly(sock, _HEADER.size, fds, end)
         if not header:
             return None
         request, flags, size = _HEADER.unpack(header)
@@ -69,7 +70,7 @@ def receive(sock: socket.socket) -> VhostMessage | None:
             raise Violation(f"vhost-user request {request} has flags {flags:#x}")
         if size > MAX_PAYLOAD:
             raise Violation(f"vhost-user request {request} has a payload of {size} bytes")
-        payload = _exactly(sock, size, fds)
+        payload = _exactly(sock, size, fds, end)
         if len(payload) < size:
             raise Violation("the control socket ended within a message")
         message = VhostMessage(request, bool(flags & NEED_REPLY), payload, fds)
@@ -99,10 +100,15 @@ def close_all(fds: list[int]) -> None:
         os.close(fds.pop())
 
 
-def _exactly(sock: socket.socket, size: int, fds: list[int]) -> bytes:
-    """``size`` bytes, or nothing at an end before the first; descriptors are added to ``fds``."""
+def _exactly(sock: socket.socket, size: int, fds: list[int], end: float) -> bytes:
+    """``size`` bytes, or nothing at an end before the first; descriptors are added to ``fds``.
+    Raises TimeoutError where they are not there by ``end``, however slowly they come."""
     data = b""
     while len(data) < size:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        sock.settimeout(left)
         part, control, flags, _ = sock.recvmsg(
             size - len(data), socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
         )

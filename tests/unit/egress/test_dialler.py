@@ -139,6 +139,7 @@ def test_where_no_thread_is_left_one_is_hung_up_on_and_the_next_is_served(
 def test_where_no_descriptor_is_left_one_waits_until_there_is(
     served: tuple[Dialler, int], far: int
 ) -> None:
+    assert reaches(served[1], far)  # by now it has the sockets
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     filled: list[int] = []
     with socket.socket() as sock:
@@ -156,6 +157,33 @@ def test_where_no_descriptor_is_left_one_waits_until_there_is(
                 os.close(fd)
         assert asked(sock, b"\5\1\0\1\x7f\0\0\1" + struct.pack(">H", far))[:2] == b"\5\0"
     assert reaches(served[1], far)
+
+
+def test_where_there_is_no_descriptor_for_the_sockets_whoever_dials_is_refused() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    ours, theirs = socket.socketpair()
+    filled: list[int] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, theirs:
+        port = int(listener.getsockname()[1])
+        found = Dialler(
+            ours, [Entrance("127.0.0.1", port)] * 2, Destinations([Place("a", 1)]), Proxies({})
+        )
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], 512), before[1]))
+            with contextlib.suppress(OSError):
+                while True:
+                    filled.append(os.dup(theirs.fileno()))
+            os.close(filled.pop())
+            socket.send_fds(theirs, [b"\0\1"], [listener.fileno(), listener.fileno()])
+            found._thread.join(SECONDS)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for fd in filled:
+                os.close(fd)
+    assert not found._thread.is_alive()
+    with pytest.raises(ConnectionRefusedError):
+        connected(port)
+    found.close()
 
 
 @pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"\5\0", b"\5\1\2"])
@@ -219,3 +247,64 @@ def test_no_more_connections_are_had_at_once_than_the_bound(
 def asked_again(sock: socket.socket, port: int) -> bytes:
     sock.sendall(of_name(b"localhost", port))
     return sock.recv(10)[:2]
+
+
+def slowly(sock: socket.socket, data: bytes) -> None:
+    """Each byte long before a time limit for one would end, and all of them long after."""
+    with contextlib.suppress(OSError):
+        for byte in data:
+            sock.sendall(bytes((byte,)))
+            time.sleep(0.2)
+
+
+def test_whoever_says_a_byte_at_a_time_is_hung_up_on(
+    served: tuple[Dialler, int], far: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dialler, "_SAY_SECONDS", 1.0)
+    with connected(served[1]) as sock:
+        begin = time.monotonic()
+        thread = threading.Thread(target=slowly, args=(sock, b"\5\xff" + b"\0" * 60))
+        thread.start()
+        with contextlib.suppress(ConnectionResetError):
+            while sock.recv(1):
+                pass
+        assert time.monotonic() - begin < 6
+        thread.join()
+    assert reaches(served[1], far)
+
+
+def test_a_proxy_that_answers_a_byte_at_a_time_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dialler, "_ANSWER_SECONDS", 1.0, raising=False)
+    monkeypatch.setattr(dialler, "_DIAL_SECONDS", 1.0)
+    ours, theirs = socket.socketpair()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as proxy,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        theirs,
+    ):
+
+        def serve() -> None:
+            sock, _ = proxy.accept()
+            with sock:
+                slowly(sock, b"HTTP/1.1 200 " + b"x" * 50)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = int(listener.getsockname()[1])
+        place, env = Place("far.example", 443), f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        entrance = Entrance("127.0.0.1", port, scheme="https")
+        named = Destinations([place])
+        found = Dialler(ours, [entrance], named, Proxies({"HTTPS_PROXY": env}))
+        try:
+            socket.send_fds(theirs, [b"\0"], [listener.fileno()])
+            with connected(port) as sock:
+                begin = time.monotonic()
+                assert asked(sock, of_name(b"far.example", 443))[:2] == b"\5\4"
+                assert time.monotonic() - begin < 6
+            (told,) = found.unreached
+            assert (told.place, told.reason, told.barred) == (place, "timed out", False)
+        finally:
+            found.close()
+            thread.join()

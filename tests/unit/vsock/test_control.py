@@ -1,8 +1,11 @@
 """The VMM's side: what QEMU asks is answered, and what breaks the protocol ends the device."""
 
+import contextlib
 import os
 import socket
 import struct
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -202,6 +205,25 @@ def test_a_request_that_stalls_ends_the_device(vmm: Vmm, monkeypatch: pytest.Mon
     vmm.raw(u32(wire.SET_FEATURES, wire.VERSION, 8))
     with pytest.raises(Violation, match="stalled"):
         vmm.step()
+
+
+def test_a_request_that_comes_a_byte_at_a_time_ends_the_device(
+    vmm: Vmm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "_SECONDS", 0.5)
+    data = u32(wire.SET_FEATURES, wire.VERSION, 8) + u64(0)
+
+    def slowly() -> None:
+        with contextlib.suppress(OSError):
+            for byte in data:
+                vmm.raw(bytes((byte,)))
+                time.sleep(0.1)
+
+    thread = threading.Thread(target=slowly)
+    thread.start()
+    with pytest.raises(Violation, match="stalled"):
+        vmm.step()
+    thread.join()
 
 
 def test_a_vmm_that_takes_no_answers_ends_the_device(
