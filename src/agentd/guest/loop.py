@@ -20,6 +20,9 @@ _FOR_READ = ~WRITE
 _FOR_WRITE = ~READ
 _SWEEP_TIMERS = 64
 _FOREVER = -1
+# A longer wait is none for epoll_wait(2), which counts milliseconds in an int: 24.8 days at most.
+# What is due later is waited for again.
+_LONGEST_S = 86_400.0
 # struct signalfd_siginfo begins with a u32, the signal's number: on a little-endian machine one
 # byte tells it. As many are read at once as there are signals.
 _SIGNAL_BYTES = 128
@@ -160,7 +163,7 @@ class Loop:
 
     def _poll(self) -> list[tuple[int, int]]:
         due = self._due()
-        seconds = _FOREVER if due is None else max(0.0, due - time.monotonic())
+        seconds = _FOREVER if due is None else min(max(0.0, due - time.monotonic()), _LONGEST_S)
         return self._epoll.poll(seconds)
 
     def _due(self) -> float | None:

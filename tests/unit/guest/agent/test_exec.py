@@ -12,6 +12,7 @@ import pytest
 from agentd.guest import wire
 
 MIB = 1 << 20
+DAY_MS = 86_400_000
 
 
 def exists(pid: int) -> bool:
@@ -350,3 +351,17 @@ def test_children_die_first_when_memory_runs_out(client: Any) -> None:
 def test_an_address_space_smaller_than_the_agents(client: Any) -> None:
     ended = client.run("true", limits={"address_space": 8 << 20})
     assert (ended["event"], ended.get("code")) == ("exited", 0), ended
+
+
+@pytest.mark.parametrize("milliseconds", [25 * DAY_MS, 366 * DAY_MS, (1 << 63) - 1])
+def test_a_time_limit_of_more_days_than_the_kernel_counts(client: Any, milliseconds: int) -> None:
+    channel = client.request("exec", argv=["cat"], stdin="stream", limits={"wall_ms": milliseconds})
+    client.wait(channel, "started")
+    assert client.wait(client.request("sys.ping"))["event"] == "result"
+    client.send(wire.STDIN_EOF, channel)
+    assert client.wait(channel)["cause"] == "exited"
+
+
+def test_a_lease_of_more_days_than_the_kernel_counts(client: Any) -> None:
+    assert client.wait(client.request("sys.lease", ms=366 * DAY_MS))["event"] == "result"
+    assert client.run("true")["cause"] == "exited"
