@@ -351,6 +351,7 @@ class StreamCommand(Stepped):
     def _send_some(self) -> None:
         connection, pipes = self._connection, self._pipes  # whoever closes it meanwhile
         if connection is None:
+            self._feed.clear()  # nobody reads it any more
             return
         if pipes is not None:
             self._flush_pipe(pipes)
@@ -370,8 +371,9 @@ class StreamCommand(Stepped):
             except BlockingIOError:
                 return
             except BrokenPipeError:
-                self._feed.clear()
                 pipes.close_stdin()
+        if pipes.stdin is None:
+            self._feed.clear()  # nobody reads it any more
         if self._feed.ended:
             pipes.close_stdin()
 

@@ -119,6 +119,17 @@ def test_the_result_waits_for_the_output(sandbox: Sandbox) -> None:
         assert process.result.exit_code == 0
 
 
+def test_what_a_command_will_not_read_holds_up_nobody(sandbox: Sandbox) -> None:
+    # It gives up by itself, for who writes and is held up until its end.
+    waits = "n=0; until [ -e go ] || [ $n = 200 ]; do sleep 0.1; n=$((n + 1)); done; [ -e go ]"
+    with sandbox.start(f"exec 0<&-; echo closed; {waits}", stdin=True) as process:
+        _until(process, b"closed\n")
+        for _ in range(4):
+            process.write(b"x" * 1_000_000)
+        sandbox.run(": > go", check=True)
+        assert process.wait().exit_code == 0
+
+
 def test_a_grandchild_that_holds_stdout_does_not_hold_the_answer(sandbox: Sandbox) -> None:
     result = sandbox.run("sleep 1000 & echo said")
     assert (result.exit_code, result.stdout) == (0, b"said\n")
