@@ -13,8 +13,6 @@ from agentd.guest.processes import Processes
 from agentd.guest.spawn_request import STDIN_NONE, STDIN_STREAM, SpawnError, SpawnRequest
 from agentd.guest.stream import HostStream
 
-_HELLO = wire.HELLO.rstrip()
-
 
 class Hangup:
     """Between ``start`` and ``stop`` calls ``callback`` once when the peer of a stream is gone, not
@@ -147,9 +145,10 @@ class V1Server:
         try:
             if line is None:
                 raise v1.InvalidRequest(self._too_long())
-            if line == _HELLO and self._stream.restart is not None:
+            if line == wire.HELLO and self._stream.restart is not None:
+                rest = self._lines.rest()  # the next host need not wait for our answer
                 self.on_lost()
-                self._stream.restart(_HELLO + b"\n")
+                self._stream.restart(line + rest)
             elif line.startswith(b"{") or not v1.is_blank(line):
                 self._run(v1.parse_request(line, self._budget.values), len(line))
         except v1.InvalidRequest as error:
