@@ -213,9 +213,8 @@ def _send_tree(files: "Files", source: str, target: str, replace: bool) -> Copie
         ) from None
     finally:
         os.close(parent)
-    skipped = packer.skipped
-    more = f"{len(skipped)} sockets, as {os.fsdecode(skipped[0])}" if skipped else ""
-    return Copied(packer.bytes, more)
+    more = f"{packer.skipped} sockets, as {os.fsdecode(packer.first_skipped)}"
+    return Copied(packer.bytes, more if packer.skipped else "")
 
 
 def _receive_tree(pieces: Iterable[bytes], stage: Stage, path: str) -> Copied:

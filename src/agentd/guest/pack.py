@@ -25,13 +25,15 @@ _SPECIAL = {stat.S_IFIFO: "a fifo", stat.S_IFCHR: "a device", stat.S_IFBLK: "a d
 
 
 class Packer:
-    """``entries`` and ``bytes`` count what was packed; ``skipped`` names sockets left out."""
+    """``entries`` and ``bytes`` count what was packed, ``skipped`` the sockets left out, of which
+    ``first_skipped`` is one."""
 
     def __init__(self, parent: int, name: bytes, top: bytes) -> None:
         """The entry ``name`` of the directory ``parent``, which is to be called ``top``."""
         self.entries = 0
         self.bytes = 0
-        self.skipped: list[bytes] = []
+        self.skipped = 0
+        self.first_skipped = b""
         self._parent = parent
         self._name = name
         self._top = top
@@ -49,7 +51,7 @@ class Packer:
             yield self._taken() + tar.encode_error(_reason(error))
             raise
         if self.skipped:
-            told = f"{len(self.skipped)} sockets, as {shown(self.skipped[0])}"
+            told = f"{self.skipped} sockets, as {shown(self.first_skipped)}"
             if self._entry is not None:
                 self._out += tar.encode(self._entry, told)
         self._out += tar.END
@@ -86,6 +88,8 @@ class Packer:
             raise TarError(f"there are over {tar.MAX_ENTRIES} files in it")
         if len(path) > tar.MAX_PATH:
             raise TarError(f"the path {shown(path[:60])}... is over {tar.MAX_PATH} bytes")
+        if self.entries % SLICE == 0:  # whatever they are: of some there is nothing to send
+            yield b""
         try:
             return (yield from self._of_its_kind(parent, name, path))
         except FileNotFoundError:
@@ -107,7 +111,8 @@ class Packer:
             target = os.readlink(name, dir_fd=parent)
             yield from self._put(TarEntry(path, "link", 0o777, 0, int(info.st_mtime), target))
         elif kind == stat.S_IFSOCK:
-            self.skipped.append(path)
+            self.skipped += 1
+            self.first_skipped = self.first_skipped or path
         elif kind not in (stat.S_IFREG, stat.S_IFDIR):
             raise TarError(
                 f"{shown(path)} is {_SPECIAL.get(kind, 'of an unknown kind')}: "
@@ -161,8 +166,6 @@ class Packer:
         self._out += tar.encode(entry)
         if len(self._out) >= CHUNK:
             yield self._taken()
-        elif self.entries % SLICE == 0:
-            yield b""
 
     def _taken(self) -> bytes:
         out, self._out = bytes(self._out), bytearray()
