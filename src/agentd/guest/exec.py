@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 
 from agentd.guest import wire
@@ -28,6 +29,9 @@ MAX_NUMBER = (1 << 63) - 1
 MAX_ID = (1 << 32) - 2
 MAX_WINDOW_SIDE = (1 << 16) - 1
 MAX_TAG = 256
+# JSON bytes of all arguments together that ``list`` tells: with the rest less than a frame.
+MAX_LISTED = wire.MAX_PAYLOAD // 2
+_AROUND_LIST = 64
 
 
 class CommandOperations:
@@ -71,6 +75,11 @@ class CommandOperations:
         attached = [p for p in self._processes if p.pid not in known]
         entries = [describe(p, None) for p in attached]
         entries += [describe(record.process, record.info) for record in detached]
+        most = MAX_LISTED // max(1, len(entries))
+        for entry in entries:
+            entry["argv"] = _beginning(_strings(entry["argv"], "argv"), most)
+        if len(json.dumps(entries)) > wire.MAX_PAYLOAD - _AROUND_LIST:
+            raise RequestError("the tags of the commands take over 1 MiB", errno.EFBIG)
         channel.finish("result", processes=entries)
 
     def find(self, request: dict[str, object]) -> GuestProcess:
@@ -254,6 +263,18 @@ def describe(process: GuestProcess, info: ExitInfo | None) -> dict[str, object]:
         "stdout_bytes": totals.get(STDOUT, 0),
         "stderr_bytes": totals.get(STDERR, 0),
     }
+
+
+def _beginning(argv: list[str], most: int) -> list[str]:
+    """As much of a command as takes so many bytes of JSON."""
+    kept: list[str] = []
+    for word in argv:
+        size = len(json.dumps(word)) + 1
+        if size > most:  # a character takes twelve bytes at most, two escapes
+            return [*kept, f"{word[: most // 12]}..."]
+        most -= size
+        kept.append(word)
+    return kept
 
 
 def _passed(names: object, fds: list[int]) -> dict[str, int]:

@@ -365,3 +365,16 @@ def test_a_time_limit_of_more_days_than_the_kernel_counts(client: Any, milliseco
 def test_a_lease_of_more_days_than_the_kernel_counts(client: Any) -> None:
     assert client.wait(client.request("sys.lease", ms=366 * DAY_MS))["event"] == "result"
     assert client.run("true")["cause"] == "exited"
+
+
+def test_commands_that_do_not_fit_into_one_frame_are_listed(client: Any) -> None:
+    long = ["sh", "-c", "sleep 60", *("\N{EURO SIGN}" * 20_000 for _ in range(5))]
+    started = [client.request("exec", argv=long, tag=f"t{number}") for number in range(3)]
+    for channel in started:
+        client.wait(channel, "started", "failed")
+    client.wait(client.request("exec", argv=["sleep", "60"], tag="short"), "started")
+    listed = client.wait(client.request("list"))["processes"]
+    assert [entry["tag"] for entry in listed] == ["t0", "t1", "t2", "short"]
+    assert listed[0]["argv"][-1].endswith("...")
+    assert all(entry["argv"][:3] == long[:3] for entry in listed[:3])
+    assert listed[3]["argv"] == ["sleep", "60"]
