@@ -209,11 +209,14 @@ def first_grown(before: Mapping[str, int], after: Mapping[str, int]) -> str | No
 
 
 def disk_is_full(paths: Iterable[str]) -> bool:
-    """Return whether one of the file systems has no block or no inode left for us."""
+    """Return whether one of the file systems has no block or no inode left for us. One that nobody
+    may write here failed nobody: an image's that is packed has none left at any time."""
     for path in paths:
         try:
             found = os.statvfs(path)
         except (OSError, ValueError):
+            continue
+        if found.f_flag & os.ST_RDONLY:
             continue
         if (found.f_blocks and not found.f_bavail) or (found.f_files and not found.f_favail):
             return True

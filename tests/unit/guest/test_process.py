@@ -21,7 +21,9 @@ from agentd.guest.processes import disk_is_full
 def test_disk_is_full(
     monkeypatch: pytest.MonkeyPatch, blocks: int, available: int, files: int, free: int, full: bool
 ) -> None:
-    found = SimpleNamespace(f_blocks=blocks, f_bavail=available, f_files=files, f_favail=free)
+    found = SimpleNamespace(
+        f_blocks=blocks, f_bavail=available, f_files=files, f_favail=free, f_flag=os.ST_NOSUID
+    )
     monkeypatch.setattr(os, "statvfs", lambda path: found)
     assert disk_is_full(["/tmp"]) is full
 

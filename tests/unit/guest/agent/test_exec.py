@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from agentd.guest import wire
+from agentd.linux import abi
+from agentd.linux.kernel import KERNEL
 
 MIB = 1 << 20
 DAY_MS = 86_400_000
@@ -378,3 +380,19 @@ def test_commands_that_do_not_fit_into_one_frame_are_listed(client: Any) -> None
     assert listed[0]["argv"][-1].endswith("...")
     assert all(entry["argv"][:3] == long[:3] for entry in listed[:3])
     assert listed[3]["argv"] == ["sleep", "60"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("flags", "cause"), [(0, "disk_full"), (abi.MS_RDONLY, "exited")])
+def test_a_disk_that_cannot_be_written_to_is_not_what_was_full(
+    client: Any, tmp_path: Path, flags: int, cause: str
+) -> None:
+    KERNEL.mount("tmpfs", str(tmp_path), "tmpfs", 0, "size=64k,mode=0755")
+    try:
+        with pytest.raises(OSError, match="No space"), open(tmp_path / "all", "wb", 0) as file:
+            while True:
+                file.write(bytes(4096))
+        KERNEL.mount(None, str(tmp_path), None, abi.MS_REMOUNT | flags)
+        assert client.run("sh", "-c", "exit 3", cwd=str(tmp_path))["cause"] == cause
+    finally:
+        KERNEL.umount(str(tmp_path))
