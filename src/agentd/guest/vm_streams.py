@@ -20,6 +20,7 @@ from agentd.linux.waiting import is_ready
 MAX_CONNECTIONS = 576  # the host takes no more
 MAX_ASKED = 256  # questions that wait for an answer
 MAX_QUERY = 1024
+MAX_UNSENT = MAX_ASKED * MAX_QUERY  # bytes of questions that the host has not taken yet
 _ACCEPTS = 32
 _BUFFER = 64 << 10  # of the kernel's, a connection and direction, to programs
 _STREAM_BUFFER = 128 << 10  # and to the host
@@ -214,6 +215,8 @@ class Asking:
             self._ask(_Asked(sock, place, anyip.source(sock, told), query))
 
     def _ask(self, asked: _Asked) -> None:
+        if len(self._out) > MAX_UNSENT:
+            return  # the host does not keep up: it is lost, as datagrams are
         if len(self._asked) >= MAX_ASKED:
             del self._asked[next(iter(self._asked))]  # the oldest, whoever asked has given up
         self._number = self._number + 1 & 0xFFFFFFFF
@@ -278,6 +281,7 @@ class Asking:
 
     def _lost(self) -> None:
         stream, self._stream = self._stream, None
+        self._out.clear()
         if stream is not None:
             self._front.loop.forget(stream.fileno())
             stream.close()
