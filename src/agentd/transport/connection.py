@@ -292,12 +292,13 @@ class V2Connection:
             return False
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
-        if not poller.poll(0):
-            return True
         try:
-            return bool(self._told) and not self.receive() and self.idle()
+            while poller.poll(0):
+                if not self._told or self.receive():
+                    return False
         except (BackendLost, GuestError):
             return False
+        return True
 
     def shut(self) -> None:
         """Let whoever uses it see its end. May be called in any thread."""

@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 from tests.unit.transport.conftest import HELLO
@@ -15,6 +16,7 @@ from agentd.model.cause import CauseCode
 from agentd.model.errors import BackendLost, GuestError, InvalidInput, OperationFailed, Refused
 from agentd.model.holds import Unwanted
 from agentd.model.spec import ExecRequest, Pty
+from agentd.transport.guest import Guest
 
 TRUE = ExecRequest(("true",))
 
@@ -104,6 +106,23 @@ def test_an_agent_answers_what_it_is_told_once(agent):
     guest.tell("sys.lease", ms=5)
     with pytest.raises(GuestError, match="channel 1, which is not open"):
         guest.run(TRUE)
+
+
+def test_what_an_agent_is_told_may_be_answered_in_any_number_of_pieces():
+    # Each message is read by itself, and all are there as the connection is looked at.
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 22)
+        theirs.setblocking(False)
+        theirs.send(HELLO)
+        guest = Guest(lambda: ours, passes_descriptors=False)
+        guest.tell("sys.lease", ms=5)
+        theirs.send(wire.HEADER.pack(4096, wire.EVENT, 1))
+        with suppress(BlockingIOError):
+            for _ in range(4095):
+                theirs.send(b" ")
+        guest.tell("sys.lease", ms=5)
+        guest.close()
 
 
 def test_an_agent_of_ours_is_not_waited_for_to_greet(agent):
