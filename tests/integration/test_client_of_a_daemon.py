@@ -305,6 +305,33 @@ def test_an_interrupted_run_ends_its_command(
         time.sleep(0.02)
 
 
+_WITHOUT_DESCRIPTORS = """
+import os, resource, sys
+from agentd import Client, Sandbox
+from agentd.model.errors import AgentdError
+with Sandbox.create(url=sys.argv[1]) as box:
+    box.run("true")  # its connection is kept
+    held = [os.open("/dev/null", os.O_RDONLY)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (held[0], hard))
+    try:
+        box.start("sleep 1000")
+    except (AgentdError, OSError) as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with Client(sys.argv[1]) as client:
+        while any(found.state == "running" for found in client.commands.list(box.id)):
+            pass
+"""
+
+
+def test_a_command_that_cannot_be_given_out_is_ended(daemon: Daemon) -> None:
+    """It has begun; its caller is told of an error, and cannot end it."""
+    argv = [sys.executable, "-c", _WITHOUT_DESCRIPTORS, daemon.url]
+    told = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == 0 and "Too many open files" in told.stdout, told
+
+
 def test_async(daemon: Daemon) -> None:
     async def main() -> None:
         async with await AsyncSandbox.create(url=daemon.url, labels={"a": "b"}) as sandbox:

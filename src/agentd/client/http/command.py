@@ -98,8 +98,12 @@ class RemoteCommand(Stepped):
         self._lock = threading.RLock()
         self._closed = False
         self._socket: WebSocket | None = None
-        self._attach(first=True)
         self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._attach(first=True)
+        except BaseException:
+            os.close(self._nudge)
+            raise
 
     @property
     def cursors(self) -> dict[str, int]:

@@ -128,15 +128,20 @@ class HttpCommands(HttpNoun):
 
     def begin(self, sandbox: str, request: ExecRequest, *, capture: bool = False) -> RemoteCommand:
         view = self.start(sandbox, wire.exec_body(request, wait=False))
-        return RemoteCommand(
-            self._requests,
-            process_path(sandbox, view.id),
-            view.id,
-            pid=view.pid,
-            stdin=request.stdin,
-            pty=request.pty is not None,
-            capture=capture,
-        )
+        try:
+            return RemoteCommand(
+                self._requests,
+                process_path(sandbox, view.id),
+                view.id,
+                pid=view.pid,
+                stdin=request.stdin,
+                pty=request.pty is not None,
+                capture=capture,
+            )
+        except BaseException:  # its caller cannot end what it was never given
+            with suppress(AgentdError):
+                self.signal(sandbox, view.id, 9)
+            raise
 
     def attach(self, sandbox: str, process: str, cursors: Mapping[str, int]) -> RemoteCommand:
         view = self.get(sandbox, process)
