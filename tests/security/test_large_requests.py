@@ -108,6 +108,25 @@ def test_padding_hides_nothing(
     assert allowed.status == 200 or allowed.code == "policy_undecided", allowed.body[:500]
 
 
+def test_what_was_sent_is_cut_in_what_is_said_of_it(daemon: Daemon) -> None:
+    long, key = "A" * (3 << 20), daemon.key("bob")
+    bodies: list[tuple[str, dict[str, object]]] = [
+        ("/v1/sandboxes", {"image": long}),
+        ("/v1/sandboxes", {"user": "\n" * (3 << 20)}),
+        ("/v1/sandboxes", {"template": long}),
+        ("/v1/call", {"capability": "fs.read.v1", "parameters": {long: 1}}),
+        ("/v1/keys", {"name": long, "scopes": []}),
+    ]
+    for path, body in bodies:
+        refused = daemon.ask("POST", path, body, key=key)
+        assert 400 <= refused.status < 500
+        assert len(refused.body) < 100_000, (path, list(body))
+    message = daemon.ask("POST", "/v1/sandboxes", {"image": long}, key=key).json["message"]
+    assert message.startswith("image 'AAA") and message.endswith("AAA' is not a name")
+    whole = len(f"image {long!r} is not a name")
+    assert f"... ({whole} characters in all) ..." in message and len(message) == 8000
+
+
 def test_padding_hides_nothing_from_rest_either(daemon: Daemon) -> None:
     eve = daemon.key("eve")
     id_ = daemon.sandbox(eve)

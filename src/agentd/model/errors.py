@@ -30,10 +30,14 @@ are the SDK's own.
 asked and what was run: as ``Cause.infrastructure`` does.
 
 Every error says what happened, why, and what to do about it: ``code``, ``message``, ``cause``
-and ``remediation`` are the same four fields on every way in.
+and ``remediation`` are the same four fields on every way in. What was sent may be in them, and is
+cut there.
 """
 
 from typing import TypeVar
+
+# Characters of each text, at its begin and at its end: what is wrong is said there.
+_HEAD, _TAIL = 6000, 2000
 
 
 class AgentdError(Exception):
@@ -41,10 +45,8 @@ class AgentdError(Exception):
     infrastructure = True
 
     def __init__(self, message: str, *, cause: str = "", remediation: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.cause = cause
-        self.remediation = remediation
+        self.message, self.cause, self.remediation = map(_cut, (message, cause, remediation))
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         text = self.message
@@ -62,6 +64,14 @@ class AgentdError(Exception):
             "cause": self.cause,
             "remediation": self.remediation,
         }
+
+
+def _cut(text: str) -> str:
+    """Return what is told of a text: a request's megabytes are in no answer, log or record."""
+    if len(text) <= _HEAD + _TAIL:
+        return text
+    told = f"... ({len(text)} characters in all) ..."
+    return f"{text[: _HEAD - len(told)]}{told}{text[-_TAIL:]}"
 
 
 class InvalidInput(AgentdError):
