@@ -1,12 +1,14 @@
 """fs.watch: changes under a path, as they happen; docs/guest-protocol.md.
 
-Not debounced. A ``move`` is told of the old path and of the new one. In a directory that has just
-appeared an entry may be told twice: once by the kernel and once by the look that finds what was
-made before the watch was in place.
+Not debounced. A ``move`` is told of the old path and of the new one. A file that is watched itself
+is followed by its path: another that takes its place is a ``modify`` of it. In a directory that has
+just appeared an entry may be told twice: once by the kernel and once by the look that finds what
+was made before the watch was in place.
 """
 
 import errno
 import os
+import stat
 from collections import deque
 from collections.abc import Generator
 from contextlib import suppress
@@ -29,6 +31,8 @@ MAX_MISSED = 64
 _CHANGES = inotify.IN_CREATE | inotify.IN_MODIFY | inotify.IN_DELETE
 _MOVES = inotify.IN_MOVED_FROM | inotify.IN_MOVED_TO
 _SELF = inotify.IN_DELETE_SELF | inotify.IN_MOVE_SELF
+# Of a file whose name went to another: while somebody has it open, it is not gone.
+_REPLACED = inotify.IN_ATTRIB | inotify.IN_DELETE_SELF | inotify.IN_IGNORED
 _MASK = _CHANGES | _MOVES | inotify.IN_EXCL_UNLINK
 _BELOW = _MASK | inotify.IN_ONLYDIR | inotify.IN_DONT_FOLLOW
 
@@ -57,8 +61,17 @@ class Watch(Quiet):
         self._missed: list[str] = []  # told once it has begun
         self._full = False
         self._closed = False
-        self._root = watches.add(path, _MASK | _SELF)
-        self._paths[self._root] = path
+        self._file: os.stat_result | None = None  # that is watched itself
+        self._root = self._watch_root()
+
+    def _watch_root(self) -> int:
+        """Raises OSError."""
+        found = os.stat(self._path)
+        self._file = None if stat.S_ISDIR(found.st_mode) else found
+        attributes = inotify.IN_ATTRIB if self._file else 0  # a folder tells those of its files
+        wd = self._inotify.add(self._path, _MASK | _SELF | attributes)
+        self._paths[wd] = self._path
+        return wd
 
     def start(self) -> ChannelOperation | None:
         if self._recursive and os.path.isdir(self._path):
@@ -142,6 +155,9 @@ class Watch(Quiet):
         directory = self._paths.get(event.wd)
         if directory is None:
             return  # of a watch that has been taken off
+        if event.mask & _REPLACED and self._replaced(event):
+            self._change("modify", directory)
+            return
         path = f"{directory.rstrip('/')}/{event.name}" if event.name else directory
         kind = next((kind for mask, kind in _KINDS if event.mask & mask), None)
         if kind is not None:
@@ -154,6 +170,25 @@ class Watch(Quiet):
                 self._channel.finish("end")
         elif self._recursive and event.mask & inotify.IN_ISDIR and event.name:
             self._follow(event.mask, path)
+
+    def _replaced(self, event: InotifyEvent) -> bool:
+        """Watch the file that has taken the place of the one that was watched. Return whether there
+        is one: where that is gone, it may have its number, too."""
+        if event.wd != self._root or self._file is None:
+            return False
+        try:
+            found = os.stat(self._path)
+            same = event.mask & inotify.IN_ATTRIB and os.path.samestat(found, self._file)
+            if same or stat.S_ISDIR(found.st_mode):
+                return False
+            self._root = self._watch_root()
+        except OSError:
+            return False
+        if event.wd != self._root:
+            del self._paths[event.wd]
+            with suppress(OSError):  # the kernel has taken it off
+                self._inotify.remove(event.wd)
+        return True
 
     def _follow(self, mask: int, path: str) -> None:
         if mask & inotify.IN_MOVED_FROM:

@@ -6,6 +6,7 @@ import struct
 from typing import NamedTuple
 
 IN_MODIFY = 0x2
+IN_ATTRIB = 0x4
 IN_MOVED_FROM = 0x40
 IN_MOVED_TO = 0x80
 IN_CREATE = 0x100

@@ -104,6 +104,32 @@ def test_the_watched_file_itself_and_its_end(new_channel, tmp_path):
     assert channel.last == {"event": "end"}
 
 
+@pytest.mark.parametrize("is_open", [False, True])
+def test_a_watched_file_that_another_takes_the_place_of_is_followed(new_channel, tmp_path, is_open):
+    """As files.write and editors do it; and where a program has the old one open still."""
+    path = tmp_path / "f"
+    path.touch()
+    held = path.open() if is_open else None
+    channel = new_channel().start(WATCH, path=str(path))
+    for content in ("a", "bc"):
+        before = len(channel.events)
+        (tmp_path / "new").write_text(content)
+        (tmp_path / "new").rename(path)
+        channel.run(lambda before=before: len(channel.events) > before)
+        assert channel.events[before:] == [{"event": "change", "kind": "modify", "path": str(path)}]
+    if held is not None:
+        held.close()
+    path.chmod(0o600)
+    with path.open("a") as file:
+        file.write("d")
+    channel.run(lambda: len(channel.events) == 4)
+    path.unlink()
+    channel.run()
+    kinds = [event.get("kind") for event in channel.events]
+    assert kinds == [None, *["modify"] * 3, "delete", None]
+    assert channel.last == {"event": "end"}
+
+
 def test_too_many_directories_are_told_as_overflow(new_channel, tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "MAX_WATCHES", 3)
     for name in "abcdef":

@@ -176,6 +176,18 @@ def test_a_watch_tells_of_what_changes_once_it_is_there(files: Files, workspace:
     assert change.path == f"{workspace}/watched/file"
 
 
+def test_a_watched_file_that_is_written_anew_is_told_as_changed(
+    files: Files, workspace: str
+) -> None:
+    path = f"{workspace}/watched-itself"
+    files.write(path, b"")
+    with contextlib.closing(files.watch(path)) as changes:
+        for data in (b"a", b"bc"):
+            files.write(path, data)
+            change = next(changes)
+            assert (change.kind, change.path) == ("modify", path)
+
+
 def test_folders_go_in_and_come_out(files: Files, workspace: str, tmp_path: Path) -> None:
     (tmp_path / "in" / "sub" / "empty").mkdir(parents=True)
     (tmp_path / "in" / "sub" / "run").write_bytes(b"#!/bin/sh\necho ran\n" + b"#" * 1_000_000)
