@@ -99,6 +99,9 @@ class Processes:
             stdio.close_ours()
             self._spawner.explain(error, request)
             raise
+        except OSError as error:  # no descriptor is left, say
+            stdio.close_ours()
+            raise SpawnError("request", error.errno or 0) from None
         except BaseException:
             stdio.close_ours()
             raise

@@ -61,7 +61,12 @@ def remove_folder(path: str) -> None:
 
 class _Emptying:
     def __init__(self, fd: int, path: str, force: bool) -> None:
-        self._top, self._fd = fd, os.dup(fd)
+        """Owns ``fd``."""
+        try:
+            self._top, self._fd = fd, os.dup(fd)
+        except OSError:
+            os.close(fd)
+            raise
         self._force = force
         self._path = path
         # Of every directory above the present one: what it is, and the name gone down by.
