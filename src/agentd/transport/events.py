@@ -3,6 +3,7 @@ I/O: frames in; output, a pid and an end out."""
 
 import errno
 import json
+import math
 import signal
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, TypeVar
@@ -113,9 +114,20 @@ def decode(decoder: "msgspec.json.Decoder[T]", payload: bytes) -> T:
             raise _malformed(error) from None
     # A name that is not UTF-8: json keeps its lone surrogates, msgspec refuses them.
     try:
-        return typed.convert(json.loads(payload), decoder.type)
+        return typed.convert(_JSON.decode(payload.decode()), decoder.type)
     except (ValueError, RecursionError) as error:
         raise _malformed(error) from None
+
+
+def _number(text: str) -> float:
+    """Raises ValueError for what JSON, or a float, has no number for: as msgspec."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is no number that can be told")
+    return value
+
+
+_JSON = json.JSONDecoder(parse_float=_number, parse_constant=_number)
 
 
 def decode_any(payload: bytes) -> dict[str, Any]:

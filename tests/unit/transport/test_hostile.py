@@ -183,6 +183,25 @@ def test_a_listing_cannot_name_a_path(agent):
             guest.files.list("/d")
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+@pytest.mark.parametrize("name", ["ok", "\\udc80"])
+def test_what_is_no_number_is_a_guest_error(agent, number, name):
+    entry = (
+        f'{{"name":"{name}","path":"/d/x","type":"file","size":1,"mode":420,"uid":0,"gid":0,'
+        f'"mtime":{number}}}'
+    )
+
+    def script(peer):
+        channel, _ = peer.request()
+        told = f'{{"event":"entries","entries":[{entry}]}}'.encode()
+        peer.sock.sendall(wire.encode(wire.EVENT, channel, told))
+        peer.event(channel, "result", count=1)
+        peer.until_closed()
+
+    with pytest.raises(GuestError, match="malformed"):
+        agent(script).files.list("/d")
+
+
 def test_a_read_cannot_bring_more_than_was_asked_for(agent):
     def script(peer):
         channel, _ = peer.request()
