@@ -159,25 +159,32 @@ def result(line: bytes | bytearray, request: ExecRequest, seconds: float) -> V1R
         raise GuestError("the agent's answer is malformed", cause=safe_text(str(error))) from None
     limit = DEFAULTS.output if request.output_limit is None else request.output_limit
     out, err = reply.stdout[:limit], reply.stderr[:limit]
-    truncated = len(out) + len(err) < len(reply.stdout) + len(reply.stderr)
-    cause = _cause(reply, request, seconds, truncated)
+    cut = len(out) + len(err) < len(reply.stdout) + len(reply.stderr)
+    cause = _cause(reply, request, seconds, cut)
+    truncated = cut or cause.code is CauseCode.OUTPUT_LIMIT or _lost_late(reply)
     code = reply.exit_code if 0 <= reply.exit_code <= 255 else None
     if cause.code is CauseCode.SPAWN_FAILED:
         code = 127 if "(os error 2)" in (reply.error or "") else 126
     return Exit(code, None, cause, Usage(wall_ms=seconds * 1000)), out, err, truncated
 
 
-def _cause(reply: _Reply, request: ExecRequest, seconds: float, truncated: bool) -> Cause:
-    error = safe_text(reply.error or "")
+def _cause(reply: _Reply, request: ExecRequest, seconds: float, cut: bool) -> Cause:
+    error = "" if _lost_late(reply) else safe_text(reply.error or "")
     if error.startswith(("Failed to spawn", "Invalid request")):
         return Cause.of(CauseCode.SPAWN_FAILED, f"{request.argv[0]}: {error}")
     if reply.exit_code < 0 and request.timeout is not None and seconds >= request.timeout:
         return Cause.of(CauseCode.TIMEOUT, f"ran longer than {request.timeout:g} s")
-    if truncated or "output" in error:
+    if cut or "output" in error:
         return Cause.of(CauseCode.OUTPUT_LIMIT, error or "wrote more than its output limit")
     if reply.exit_code < 0:
         return Cause.of(CauseCode.SIGNALLED, error or "killed by a signal that v1 does not name")
     return Cause.of(CauseCode.EXITED, f"exited with code {reply.exit_code}")
+
+
+def _lost_late(reply: _Reply) -> bool:
+    """What the command left behind went on writing after its end: that is how it ended all the
+    same."""
+    return (reply.error or "").startswith("output truncated")
 
 
 class V1Command(Stepped):

@@ -1,6 +1,7 @@
 """The client against a scripted agent."""
 
 import base64
+import json
 import os
 import socket
 import threading
@@ -520,6 +521,28 @@ def test_a_v1_agent_is_served_in_v1(agent):
     ):
         with pytest.raises(Refused, match="protocol v1"):
             use()
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "truncated"),
+    [
+        ("output limit of 67108864 bytes exceeded", CauseCode.OUTPUT_LIMIT, True),
+        ("output truncated: what it left behind went on writing", CauseCode.EXITED, True),
+        (None, CauseCode.EXITED, False),
+    ],
+)
+def test_what_a_v1_answer_lacks_is_told_apart_from_how_the_command_ended(
+    agent, error, cause, truncated
+):
+    def script(peer):
+        peer.greet(V1_REFUSAL)
+        peer.sock.recv(1 << 16)
+        reply = {"exit_code": 3, "stdout": "aGkK", "stderr": "", "error": error}
+        peer.sock.sendall(json.dumps(reply).encode() + b"\n")
+        peer.until_closed()
+
+    end, out, _, lost = agent(script, greeted=False).run(TRUE)
+    assert (end.exit_code, end.cause.code, out, lost) == (3, cause, b"hi\n", truncated)
 
 
 def test_a_v1_answer_is_waited_for_no_longer_than_asked(agent, monkeypatch):
