@@ -14,6 +14,9 @@ from tests.oci import Images, Layout, busybox
 from tests.security.daemons import Daemon, fixture, until
 
 from agentd import Sandbox
+from agentd.linux.rights import close_all
+from agentd.sandbox.backends.child import Starved
+from agentd.sandbox.backends.linux.layers import LayerMaker
 
 daemon = fixture()
 MIB = 1 << 20
@@ -325,6 +328,34 @@ def test_one_fork_after_the_other_has_all_and_what_was_made_for_the_next_is_free
     assert _held("/ ") > before
     source.close()
     until(lambda: _held("/ ") == before)
+
+
+@pytest.mark.parametrize("source", of_runtimes(RUNC), indirect=True)
+def test_nothing_is_lost_where_no_descriptor_is_left_for_what_is_to_be_shared(
+    source: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can write then what was there, and what is changed since lies above it."""
+    stack = LayerMaker.stack
+
+    def stack_and_lose(*args: Any) -> Any:
+        held, lent = stack(*args)
+        close_all([*held, *lent])
+        raise Starved("no descriptor is left")
+
+    with monkeypatch.context() as patch, pytest.raises(Starved):
+        patch.setattr(LayerMaker, "stack", stack_and_lose)
+        source.fork()
+    _changed(source, "source")
+    look = "cat a su new/x ~/h /dev/shm/s; ls . /tmp sub /var/tmp /run/r; stat -c %A ."
+    wanted = source.run(look).text
+    assert wanted.startswith("one\nsource\nsource\nsource\n")
+    for _ in range(2):
+        (fork,) = source.fork()
+        with fork, source.snapshot() as kept, Sandbox.create(snapshot=kept, embedded=True) as copy:
+            assert [one.run(look).text for one in (fork, copy)] == [wanted] * 2
+            fork.run("echo fork > a", check=True)
+        source.run("echo more > more", check=True)
+        wanted = source.run(look).text
 
 
 def _held(prefix: str) -> int:

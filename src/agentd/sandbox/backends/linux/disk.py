@@ -48,7 +48,6 @@ class SandboxDisk:
         self._room = room
         self._coming = coming
         self._held = held if coming is None else coming.namespaces
-        self._stacked = False
 
     def close(self) -> None:
         for fd in (self.fd, *self._held):
@@ -59,28 +58,32 @@ class SandboxDisk:
     @contextlib.contextmanager
     def all(self) -> Iterator[SavedDisk]:
         """All that it has, as the sandbox sees it."""
-        with self.own() as own:
-            if self.shared is None:
-                yield own
-                return
-            used = self.shared.taken.size + own.used
-            view = f"{stack.NEXT}/{stack.OVER}" if self._stacked else stack.MERGED
-            with _opened(view, self.fd) as fd:
-                yield SavedDisk(fd, used, self._room.size, merged=True)
+        if self._is_stacked():
+            view, changed, below = f"{stack.NEXT}/{stack.OVER}", stack.NEXT, _taken(self.fd).size
+        elif self.shared is not None:
+            view, changed, below = stack.MERGED, ".", self.shared.taken.size
+        else:
+            yield self._saved(self.fd)
+            return
+        with _opened(changed, self.fd) as own, _opened(view, self.fd) as fd:
+            yield SavedDisk(fd, below + _taken(own).size, self._room.size, merged=True)
 
     @contextlib.contextmanager
     def own(self) -> Iterator[SavedDisk]:
-        """What it has beside the layer below."""
-        if not self._stacked:
-            yield SavedDisk(self.fd, _taken(self.fd).size, self._room.size)
-            return
-        with _opened(stack.NEXT, self.fd) as fd:
-            yield SavedDisk(fd, _taken(fd).size, self._room.size)
+        """What it has beside the layer that it shares."""
+        if not self._is_stacked():
+            yield self._saved(self.fd)
+        elif self.shared is None:
+            with self.all() as whole:
+                yield whole
+        else:
+            with _opened(stack.NEXT, self.fd) as fd:
+                yield self._saved(fd)
 
     def can_stack(self) -> bool:
         """Return whether what it has can become a layer, and is worth it: once, and while there is
         room for more."""
-        if self.shared is not None or self._coming is None:
+        if self.shared is not None or self._coming is None or self._is_stacked():
             return False
         taken = _taken(self.fd)
         left = (
@@ -93,8 +96,8 @@ class SandboxDisk:
     def stack(self) -> None:
         """Make what it has a layer, and put an empty one on top. Nothing but its agent runs.
 
-        Raises OSError (EBUSY where a file is open to be written) and SandboxError, and then all is
-        as it was.
+        Raises OSError (EBUSY where a file is open to be written) and SandboxError, and then nothing
+        is shared: all is as it was, or is on top where what was to be ours was lost on its way.
         """
         assert self._coming is not None  # noqa: S101  (``can_stack``)
         maker, ids = self._coming.maker, self._coming.ids
@@ -102,7 +105,16 @@ class SandboxDisk:
         left = Taken(self._room.size - taken.size, self._room.files - taken.files)
         held, lent = maker.stack(self._coming.namespaces, self.fd, left.size, left.files)
         self.shared = SharedLayer(maker, held, ids, taken, lent)
-        self._stacked = True
+
+    def _is_stacked(self) -> bool:
+        """Return whether the layer to come is on top: nobody can write what is below it. That is
+        the kernel's word, since whoever put it there may have been unable to tell us: for want of
+        a descriptor, or in time."""
+        frozen = os.fstatvfs(self.fd).f_flag & os.ST_RDONLY
+        return self._coming is not None and bool(frozen)
+
+    def _saved(self, fd: int) -> SavedDisk:
+        return SavedDisk(fd, _taken(fd).size, self._room.size)
 
 
 def _taken(fd: int) -> Taken:
