@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from tests.security.daemons import Daemon, running, until
@@ -135,6 +136,40 @@ def test_one_whose_end_was_written_as_its_daemon_was_killed_has_no_other(daemon:
     daemon.start()
     assert daemon.is_up, daemon.log.decode()
     assert len(daemon.records(kind="sandbox_ended", sandbox=box)) == 1
+
+
+# Of a daemon that is killed as it is about to write down what it has found.
+KILLED = """
+import os, signal, sys
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if "serve" in sys.orig_argv:
+    from agentd.daemon.admission.control import AdmissionControl
+    AdmissionControl.note = die
+"""
+
+
+def test_nor_is_an_end_lost_where_the_next_daemon_is_killed_as_it_writes_that(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = daemon.sandbox()
+    kill(daemon)
+    daemon.end_supervisor()
+    (tmp_path / "sitecustomize.py").write_text(KILLED)
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        daemon.start()
+        assert daemon.process is not None
+        assert daemon.process.wait(120) == -signal.SIGKILL, daemon.log.decode()
+    daemon.stop(kill=True)
+    for _ in range(2):
+        daemon.start()
+        assert daemon.is_up, daemon.log.decode()
+        (end,) = daemon.records(kind="sandbox_ended", sandbox=box)
+        assert end.fields == {"reason": "backend_lost"}
+        kill(daemon)
 
 
 def test_what_writes_has_a_receipt_and_what_reads_has_none(daemon: Daemon) -> None:

@@ -232,3 +232,46 @@ def test_one_that_is_killed_forgets_the_request_and_not_that_it_was_asked(other:
 def _suppressed(daemon: Daemon, key: str, box: str) -> None:
     with contextlib.suppress(OSError, Exception):
         run(daemon, key, box, "exec")
+
+
+def test_what_is_decided_as_the_daemon_is_killed_is_written_down_by_the_next(other: Daemon) -> None:
+    alice, bob = other.key("alice"), other.key("bob", "approve", "read")
+    box = other.sandbox(alice)
+    requests = []
+    for allow in (True, False, True, False):
+        sent = threading.Thread(target=_suppressed, args=(other, alice, box))
+        sent.start()
+        view = asked(other, bob)
+        assert decide(other, bob, view["id"], allow=allow).status == 200
+        other.stop(kill=True)
+        sent.join()
+        other.start()
+        requests.append((view["request"], view["id"], allow))
+    for _ in range(2):
+        for request, id_, allow in requests:
+            (decided,) = other.records(kind="approval_decided", request=str(request))
+            assert decided.fields == {"approval": id_, "allowed": allow, "by": "bob"}
+            assert (decided.principal, decided.sandbox) == ("alice", box)
+        other.stop()
+        other.start()
+
+
+def test_what_waited_is_written_down_once_a_daemon_comes_up(other: Daemon) -> None:
+    """Also where one cannot before it, for its key say."""
+    alice, bob = other.key("alice"), other.key("bob", "approve", "read")
+    box = other.sandbox(alice)
+    sent = threading.Thread(target=_suppressed, args=(other, alice, box))
+    sent.start()
+    view = asked(other, bob)
+    other.stop(kill=True)
+    sent.join()
+    key = other.state / "receipt.key"
+    content = key.read_bytes()
+    key.write_bytes(b"none")
+    other.start()
+    assert not other.is_up and b"receipt.key" in other.log
+    other.stop(kill=True)
+    key.write_bytes(content)
+    other.start()
+    (expired,) = other.records(kind="approval_expired", request=str(view["request"]))
+    assert expired.fields == {"approval": view["id"]}

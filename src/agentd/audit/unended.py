@@ -1,8 +1,9 @@
-"""Executions whose start is in the log, and whose end is not; and sandboxes that have ended."""
+"""Executions and approvals whose start is in the log, and whose end is not; and sandboxes that have
+ended."""
 
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -14,24 +15,33 @@ from agentd.model.audit import Kind, Record
 # How much of the log is looked through at most, the newest of it.
 MAX_BYTES = 1 << 30
 _KIND = 96  # characters that a record's kind stands in: behind its number and a hash
+_OVER = (Kind.APPROVAL_DECIDED, Kind.APPROVAL_EXPIRED)
 _LINES = tuple(
-    b'"kind":"%b",' % kind.encode() for kind in (Kind.START, Kind.END, Kind.SANDBOX_ENDED)
+    b'"kind":"%b",' % kind.encode()
+    for kind in (Kind.START, Kind.END, Kind.SANDBOX_ENDED, Kind.APPROVAL_ASKED, *_OVER)
 )
 
 
 class Unended(NamedTuple):
-    """The starts of those that have not ended, the oldest first, the requests of ends, and the
-    sandboxes that have ended."""
+    """The starts of those that have not ended, the oldest first, the requests of ends, the
+    sandboxes that have ended, and what was asked of approvers and is neither decided nor expired.
+    """
 
     starts: list[Record]
     ended: set[str]
     sandboxes: set[str]
+    asked: list[Record]
+
+
+class _Fields(msgspec.Struct, frozen=True):
+    approval: Any = ""
 
 
 class _Of(msgspec.Struct):
     kind: str
     request: str = ""
     sandbox: str = ""
+    fields: _Fields = _Fields()
 
 
 _of = typed.decoder(_Of).decode
@@ -41,6 +51,7 @@ def find(directory: str, first: int, last: int) -> Unended:
     """Find those from record ``first`` to ``last``. Raises AuditError."""
     ended: set[str] = set()
     sandboxes: set[str] = set()
+    asked: dict[object, bytes] = {}
     open_: dict[str, list[bytes]] = {}
     for line in _lines(directory, first, last):
         try:
@@ -53,13 +64,20 @@ def find(directory: str, first: int, last: int) -> Unended:
         if known.kind == Kind.SANDBOX_ENDED:
             sandboxes.add(known.sandbox)
             continue
+        if known.kind == Kind.APPROVAL_ASKED:
+            asked[known.fields.approval] = line
+            continue
+        if known.kind in _OVER:
+            asked.pop(known.fields.approval, None)
+            continue
         ended.add(known.request)
         if found := open_.get(known.request):
             found.pop(0)
             if not found:
                 del open_[known.request]
     starts = [decode(line) for lines in open_.values() for line in lines]
-    return Unended(sorted(starts, key=lambda record: record.seq), ended, sandboxes)
+    starts.sort(key=lambda record: record.seq)
+    return Unended(starts, ended, sandboxes, [decode(line) for line in asked.values()])
 
 
 def _lines(directory: str, first: int, last: int) -> Iterator[bytes]:

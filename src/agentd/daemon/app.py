@@ -119,7 +119,14 @@ class Daemon:
                 self.store, lambda: self.config.approvals, publish=self.events.publish
             )
             self._damage = ""  # of the audit log, as it was told last
-            self.control = self._controlled(state)
+            self.control = AdmissionControl(
+                state,
+                config.policy,
+                config.audit,
+                Parked(self.approvals),
+                config.capabilities,
+                publish=self.events.publish,
+            )
             undo.callback(self.control.close)
             self.pipeline = Pipeline(self.manager, self.control.gate, lambda: rules.of(self.config))
             self.ledger = Ledger(lambda: self.config.quotas)
@@ -220,19 +227,6 @@ class Daemon:
         )
         return Retention(lambda: self.config, self.store, self.journals, self.keys, more=more)
 
-    def _controlled(self, state: str) -> AdmissionControl:
-        parked, config = Parked(self.approvals), self.config
-        control = AdmissionControl(
-            state,
-            config.policy,
-            config.audit,
-            parked,
-            config.capabilities,
-            publish=self.events.publish,
-        )
-        parked.begin(control.log)
-        return control
-
     def _put_together(self, state: str) -> Parts:
         snapshots = Snapshots(os.path.join(state, "snapshots"))
         snapshots.sweep()
@@ -292,13 +286,15 @@ class Daemon:
         return signed
 
     def _adopt(self) -> None:
-        adopted, gone, strays = self.sandboxes.adopt()
-        self.asked.start(self.link, self.control.gate, self.sandboxes.all)
         before = self.control.before()
-        for record in gone:
-            if record.id not in before.sandboxes_ended:  # the daemon before died as it ended it
-                self._tell_end(record, reason_of(record))
-        commands = sum(self.commands.adopt(live, before.ended) for live in self.sandboxes.all())
+
+        def tell(record: SandboxRecord) -> None:
+            if record.id not in before.sandboxes_ended:  # a daemon before died as it ended it
+                self._tell_end(record, reason_of(record), written=True)
+
+        adopted, gone = self.sandboxes.adopt(tell)
+        self.asked.start(self.link, self.control.gate, self.sandboxes.all)
+        going = sum(self.commands.adopt(live, before.ended) for live in self.sandboxes.all())
         paused = {
             request
             for live in self.sandboxes.all()
@@ -307,9 +303,8 @@ class Daemon:
         ended = before.end(self.commands.taken_over | paused, time.time())
         if ended:
             self._report("ended what the daemon before had begun", executions=ended)
-        if adopted or gone or strays:
-            many = {"sandboxes": adopted, "commands": commands, "reaped": len(gone) + strays}
-            self._report("went on after a restart", **many)
+        if adopted or gone:
+            self._report("went on after a restart", sandboxes=adopted, commands=going, reaped=gone)
 
     def _on_sandbox_made(self, live: Live) -> None:
         # That it was asked for is in the log already; this tells which one came of it.
@@ -324,12 +319,15 @@ class Daemon:
         self.commands.sandbox_ended(live)
         with contextlib.suppress(AgentdError):
             self.approvals.sandbox_ended(live.id)
-        self._tell_end(live.record, reason, **({"why": live.why} if live.why else {}))
+        self._tell_end(live.record, reason, live.why)
 
-    def _tell_end(self, record: SandboxRecord, reason: str, **why: str) -> None:
-        who, about = (record.principal, record.id), {"reason": reason, **why}
+    def _tell_end(
+        self, record: SandboxRecord, reason: str, why: str = "", *, written: bool = False
+    ) -> None:
+        who, about = (record.principal, record.id), {"reason": reason}
+        about |= {"why": why} if why else {}
         with contextlib.suppress(AgentdError):
-            self.control.note(Kind.SANDBOX_ENDED, *who, lazily=True, **about)
+            self.control.note(Kind.SANDBOX_ENDED, *who, lazily=not written, **about)
         self.events.publish(EventKind.ENDED, *who, **about)
         self._report("sandbox ended", sandbox=record.id, **about)
 

@@ -82,12 +82,9 @@ class Approvals:
         self._parked: dict[str, _Parked] = {}
         self._of: Counter[str] = Counter()
         self._closed = False
-        #: Those whose requests went with the daemon that held them.
-        self.lapsed = [
-            made
-            for id_ in _pending(store)
-            if (made := self._finish(id_, "expired", "the daemon ended while it waited"))
-        ]
+        # Their requests went with the daemon that held them.
+        for id_ in _pending(store):
+            self._finish(id_, "expired", "the daemon ended while it waited")
 
     def ask(
         self,
@@ -115,7 +112,7 @@ class Approvals:
             created=now,
             expires=now + ttl,
         )
-        self._park(record, ttl, sandbox_of(asked))
+        self._park(record, ttl, _sandbox(asked))
         try:
             self._store.write(lambda t: _keep(t, record))
         except BaseException:
@@ -213,6 +210,11 @@ class Approvals:
             raise _unknown(id_)
         return self._view(record)
 
+    def find(self, id_: str) -> ApprovalView | None:
+        """Find anybody's; None where it is forgotten."""
+        record = self._store.get(ApprovalRecord, id_)
+        return None if record is None else self._view(record)
+
     def sweep(self, now: float) -> int:
         """End what is overdue, and forget what ended long ago: how many were forgotten."""
         with self._lock:
@@ -260,8 +262,8 @@ class Approvals:
         if parked is not None:
             parked.ended.set()
 
-    def _finish(self, id_: str, state: str, note: str, by: str = "") -> ApprovalRecord | None:
-        """Return it, ended so, or None where it has ended already."""
+    def _finish(self, id_: str, state: str, note: str, by: str = "") -> None:
+        """Unless it has ended already."""
         now = self._clock()
 
         def work(t: Transaction) -> ApprovalRecord | None:
@@ -283,13 +285,12 @@ class Approvals:
             self._unpark(id_)  # its place is free, and whoever waits sees what the store says
         if made is not None:
             self._tell(made)
-        return made
 
     def _tell(self, record: ApprovalRecord) -> None:
         self._publish(
             EventKind.APPROVAL,
             record.principal,
-            sandbox_of(record.asked),
+            _sandbox(record.asked),
             approval=record.id,
             state=record.state,
         )
@@ -315,7 +316,7 @@ class Approvals:
         return parked.until <= self._monotonic()
 
 
-def sandbox_of(asked: Mapping[str, Any]) -> str:
+def _sandbox(asked: Mapping[str, Any]) -> str:
     """Return the id of the sandbox in which it was asked for, "" for one that was to be made."""
     found = str(asked.get("sandbox", ""))
     return "" if found == NEW_SANDBOX else found

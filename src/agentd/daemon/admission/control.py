@@ -25,7 +25,7 @@ from agentd.audit.shared import SharedLog, SharedReceipts
 from agentd.capability.registry import Registry
 from agentd.daemon import events
 from agentd.daemon.admission.denials import Denials
-from agentd.daemon.admission.gate import Approves, Gate
+from agentd.daemon.admission.gate import Gate
 from agentd.daemon.admission.interrupted import Before, end_dead
 from agentd.daemon.admission.records import Records
 from agentd.daemon.config import schema
@@ -37,6 +37,7 @@ from agentd.policy.store import PolicyStore
 
 if TYPE_CHECKING:
     from agentd.audit.sinks.port import AuditSink
+    from agentd.daemon.admission.parked import Parked
 
 POLICY = "AGENTD_POLICY"  # names the bundle of calls without a daemon
 AUDIT, RECEIPTS, KEY, COMPILED = "audit", "receipts", "receipt.key", "policy"
@@ -54,7 +55,7 @@ class AdmissionControl:
         state: str,
         policy: schema.PolicySettings,
         audit: schema.AuditSettings,
-        approvals: Approves | None = None,
+        approvals: "Parked | None" = None,
         capabilities: schema.CapabilitySettings = _ANYTHING_PUBLIC,
         *,
         shared: bool = False,
@@ -71,6 +72,9 @@ class AdmissionControl:
             self.key = KeyPair.load_or_create(os.path.join(state, KEY))
             self.log = _log(os.path.join(state, AUDIT), audit, shared)
             undo.callback(self.log.close)
+            self._parked = approvals
+            if approvals is not None:
+                approvals.log = self.log
             self.denials = Denials(self.log.submit, publish=publish)
             undo.callback(self._tell_denials)
             issuer = self._issuer(self.log)
@@ -95,8 +99,13 @@ class AdmissionControl:
         lazily: bool = False,
         **fields: object,
     ) -> None:
-        """Write down what happened, by itself or within a request."""
-        self.log.submit(_event(kind, principal, sandbox, fields), lazily=lazily)
+        """Write down what happened, by itself or within a request; not ``lazily``, it is where our
+        death leaves it when this returns."""
+        event = _event(kind, principal, sandbox, fields)
+        if lazily:
+            self.log.submit(event, lazily=True)
+        else:
+            self.log.append(event, synced=False)
 
     def record(self, kind: Kind, principal: str, **fields: object) -> None:
         """Write down what a caller is about to have done: it is on disk when this returns. Raises
@@ -113,7 +122,8 @@ class AdmissionControl:
             old.reload(policy.bundle, policy.sha256)
         after = self.policy.digest if self.policy is not None else "none"
         if after != before:
-            self.note(Kind.POLICY_CHANGED, before=before, after=after)
+            about = {"before": before, "after": after}
+            self.log.submit(_event(Kind.POLICY_CHANGED, "", "", about))
         if self.policy is None and old is not None:
             old.close()
 
@@ -122,10 +132,14 @@ class AdmissionControl:
         self.denials.write(_event(Kind.DENIAL, principal, sandbox, fields))
 
     def before(self) -> Before:
-        """Find what the daemon before left open, as a daemon. Raises AuditError."""
+        """Find what the daemon before left open, as a daemon; what it had asked of approvers is
+        ended in the log. Raises AuditError."""
         if not isinstance(self.log, AuditLog):
             raise TypeError("only a daemon goes on with what another began")
-        return Before(self.log, self.records)
+        before = Before(self.log, self.records)
+        if self._parked is not None:
+            self._parked.end(before.asked)
+        return before
 
     def _take_over(self, folder: str, log: "Waiting", undo: contextlib.ExitStack) -> None:
         """End what those who died had begun, and count this process among the living."""

@@ -42,7 +42,7 @@ class Before:
         head = log.head  # the record by which it was opened, or one behind that
         self._opened = head.seq if head is not None else 0
         found = unended.find(log.directory, log.swept or 1, self._opened)
-        self._starts, self.ended, self.sandboxes_ended = found
+        self._starts, self.ended, self.sandboxes_ended, self.asked = found
 
     def started(self, sandbox: str) -> list[tuple[str, str]]:
         """Return what goes on without its daemon and has no end: (request, process) of each."""

@@ -1,21 +1,17 @@
 """A request that waits until somebody allows it, and the record of who did."""
 
 import select
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import msgspec
 
 from agentd.daemon.admission.acts import Act
-from agentd.daemon.admission.approvals import (
-    NEW_SANDBOX,
-    SANDBOX_ENDED,
-    Approvals,
-    sandbox_of,
-)
+from agentd.daemon.admission.approvals import NEW_SANDBOX, SANDBOX_ENDED, Approvals
 from agentd.daemon.admission.records import decision_fields
 from agentd.model import context
 from agentd.model.api import ApprovalView
-from agentd.model.audit import Event, Kind
+from agentd.model.audit import Event, Kind, Record
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, BackendLost, Refused
 
@@ -46,32 +42,27 @@ _LOOK_SECONDS = 1.0  # how often it is seen that whoever asked has gone
 
 
 class Parked:
-    """Has requests approved. There is no log at first: it is opened after the store that approvals
-    lie in."""
+    """Has requests approved. ``log`` is set once there is one: it is opened after the store that
+    approvals lie in."""
 
     def __init__(self, approvals: Approvals) -> None:
         self._approvals = approvals
-        self._log: ParkedLog | None = None
+        self.log: ParkedLog | None = None
 
-    def begin(self, log: ParkedLog) -> None:
-        """Write to ``log`` from now on, and first what became of what a killed daemon had asked."""
-        self._log = log
-        for gone in self._approvals.lapsed:
-            capability = str(gone.asked.get("capability"))
-            self._write(
-                Kind.APPROVAL_EXPIRED,
-                gone.principal,
-                gone.request,
-                sandbox_of(gone.asked),
-                capability,
-                approval=gone.id,
-            )
+    def end(self, asked: Iterable[Record]) -> None:
+        """Write down what became of what daemons before ``asked``, and were killed before they
+        wrote it. Raises AuditError."""
+        for record in asked:
+            found = self._approvals.find(str(record.fields.get("approval", "")))
+            if found is not None and found.state != "withdrawn":
+                about = record.principal, record.request, record.sandbox, record.capability
+                self._write(*_outcome(found), *about)
 
     def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
         """Wait until it is approved. Raises ApprovalDenied, ApprovalExpired, ApprovalWithdrawn,
         Full, ..."""
         asked = self._approvals.ask(_summary(act, decision), act.who, act.id)
-        self._note(Kind.APPROVAL_ASKED, act, approval=asked.id)
+        self._note(act, Kind.APPROVAL_ASKED, {"approval": asked.id})
         gone: ApprovalWithdrawn | None = None
         try:
             self._wait(asked.id, cancel)
@@ -82,8 +73,7 @@ class Parked:
         found = self._approvals.wait(asked.id)
         allowed = found.state == "approved"
         if allowed or found.state == "denied":
-            fields = {"approval": found.id, "allowed": allowed, "by": found.decided_by}
-            self._note(Kind.APPROVAL_DECIDED, act, **fields)
+            self._note(act, *_outcome(found))
         if gone is not None:
             raise gone
         if found.state == "withdrawn":
@@ -98,7 +88,7 @@ class Parked:
                 cause=f"{found.decided_by}: {found.note}" if found.note else f"{found.decided_by}",
                 remediation="ask who decided",
             )
-        self._note(Kind.APPROVAL_EXPIRED, act, approval=found.id)
+        self._note(act, *_outcome(found))
         raise ApprovalExpired(
             f"nobody approved {act.name} in time",
             cause=found.note,
@@ -120,14 +110,20 @@ class Parked:
                 if found.state != "pending":
                     return
 
-    def _note(self, kind: Kind, act: Act, **fields: Any) -> None:
-        self._write(kind, act.who.name, act.id, act.place.id, act.name, **fields)
+    def _note(self, act: Act, kind: Kind, fields: Mapping[str, Any]) -> None:
+        self._write(kind, fields, act.who.name, act.id, act.place.id, act.name)
 
     def _write(
-        self, kind: Kind, who: str, request: str, sandbox: str, capability: str, **fields: Any
+        self,
+        kind: Kind,
+        fields: Mapping[str, Any],
+        who: str,
+        request: str,
+        sandbox: str,
+        capability: str,
     ) -> None:
-        if self._log is not None:
-            self._log.submit(
+        if self.log is not None:
+            self.log.submit(
                 Event(
                     kind=kind,
                     principal=who,
@@ -137,6 +133,15 @@ class Parked:
                     fields=fields,
                 )
             )
+
+
+def _outcome(found: ApprovalView) -> tuple[Kind, dict[str, Any]]:
+    """Return what the log has of one that was decided, or expired."""
+    if found.state == "expired":
+        return Kind.APPROVAL_EXPIRED, {"approval": found.id}
+    allowed = found.state == "approved"
+    about = {"approval": found.id, "allowed": allowed, "by": found.decided_by}
+    return Kind.APPROVAL_DECIDED, about
 
 
 def _withdrawn(act: Act, found: ApprovalView) -> AgentdError:

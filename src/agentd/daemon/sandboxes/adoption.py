@@ -47,24 +47,25 @@ class Adoption:
     def _put(self, record: SandboxRecord, undo: Callable[[], None] | None = None) -> None:
         raise NotImplementedError
 
-    def adopt(self) -> tuple[int, list[SandboxRecord], int]:
-        """Go on with what the store and the supervisor both know: how many, those that the store
-        alone knew, which have ended, and how many the supervisor alone knew, and are ended."""
+    def adopt(self, tell: Callable[[SandboxRecord], None]) -> tuple[int, int]:
+        """Go on with what the store and the supervisor both know: how many, and how many not.
+        ``tell`` is told of those that the store alone knew, which have ended."""
         there = {held.id: held for held in remote.held(self._link)}
-        adopted, gone = 0, []
+        adopted = gone = 0
         found = self._records()
         for record in found:
             held = there.pop(str(record.save.get("wall")), None)
             if held is None:
+                tell(record)  # first: should we die in between, the next daemon finds it again
                 self._put(ended(record))
-                gone.append(record)
+                gone += 1
             else:
                 self._take_over(record, held)
                 adopted += 1
         self._hand_over(found)
         for nobodys in there.values():
             remote.wall_of(self._link, nobodys).kill()
-        return adopted, gone, len(there)
+        return adopted, gone + len(there)
 
     def _take_over(self, record: SandboxRecord, held: "WallRecord") -> None:
         told = held.spec  # the wall's rules hold: we died before it had ours

@@ -33,7 +33,7 @@ def approvals(tmp_path):
 @pytest.fixture
 def parked(approvals, kept):
     made = Parked(approvals)
-    made.begin(kept.log)
+    made.log = kept.log
     return made
 
 
@@ -99,7 +99,7 @@ def test_whoever_asked_cannot_approve_it(parked, approvals, kept):
 def test_what_nobody_decides_on_in_time_is_refused(tmp_path, kept):
     store = SqliteStore(str(tmp_path / "state"))
     parked = Parked(Approvals(store, lambda: Settings(ttl=Duration(0.05))))
-    parked.begin(kept.log)
+    parked.log = kept.log
     with pytest.raises(ApprovalExpired) as caught:
         parked.approve(act(), allowing(approve=True).decision)
     store.close()
