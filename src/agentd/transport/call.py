@@ -4,6 +4,7 @@ import contextlib
 import select
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from agentd.guest import wire
@@ -45,15 +46,14 @@ class AgentCall:
         """
         limit = self._timeout if timeout is None else timeout
         deadline = None if forever else time.monotonic() + limit
-        while not self._queue:
-            self._read(deadline, timeout)
+        if not self._queue:
+            self._wait(lambda: bool(self._queue), deadline, timeout)
         return self._queue.popleft()
 
     def offered(self, feature: str) -> bool:
         """Return whether the agent said so when it was greeted; waits for that answer."""
-        while (features := self.connection.features) is None:
-            self._read(self._deadline(), None)
-        return feature in features
+        self._wait(lambda: self.connection.features is not None, self._deadline())
+        return feature in (self.connection.features or ())
 
     def send_data(self, data: memoryview, *, forever: bool = False) -> bool:
         """Send DATA frames within the credit; False once the agent has ended the operation."""
@@ -72,9 +72,7 @@ class AgentCall:
     def send_some(self, data: memoryview) -> int | None:
         """Return what the credit allows now, as one DATA frame, and how much that was; None once
         the agent has ended the operation."""
-        while not self._event_came and ready(self.connection.fileno(), select.POLLIN, 0.0):
-            self._read(self._deadline(), None)
-        if self._event_came:
+        if self._has_ended():
             return None
         piece = data[: min(_PIECE, self.channel.send_credit)]
         if piece:
@@ -102,20 +100,35 @@ class AgentCall:
 
     def _wait_for_credit(self, forever: bool) -> bool:
         """Wait; False where an event came: nothing more need be sent. Data that comes is queued."""
+        if self._has_ended():
+            return False
         deadline = None if forever else self._deadline()
-        while not self._event_came:
-            if self.channel.send_credit and not ready(self.connection.fileno(), select.POLLIN, 0.0):
-                return True
-            self._read(deadline, None)
-        return False
+        self._wait(lambda: self._event_came or self.channel.send_credit > 0, deadline)
+        return not self._event_came
 
-    def _read(self, deadline: float | None, timeout: float | None) -> None:
-        if not ready(self.connection.fileno(), select.POLLIN, deadline, self.wake):
+    def _has_ended(self) -> bool:
+        """Return whether an event came, as far as one read tells: there may be no end of them."""
+        if not self._event_came and ready(self.connection.fileno(), select.POLLIN, 0.0):
+            self._read()
+        return self._event_came
+
+    def _wait(
+        self, over: Callable[[], bool], deadline: float | None, timeout: float | None = None
+    ) -> None:
+        """Read until it is ``over``, and no longer, whatever else the agent goes on to send."""
+        late = False
+        while not over():
+            found = not late and ready(self.connection.fileno(), select.POLLIN, deadline, self.wake)
             if self.wake >= 0 and ready(self.wake, select.POLLIN, 0.0):
                 raise WaitEnded
-            if timeout is not None:
-                raise TimeoutError(f"nothing came within {timeout} s")
-            raise GuestError("the agent did not answer a request in time")
+            if not found:
+                if timeout is not None:
+                    raise TimeoutError(f"nothing came within {timeout} s")
+                raise GuestError("the agent did not answer a request in time")
+            late = deadline is not None and time.monotonic() >= deadline
+            self._read()
+
+    def _read(self) -> None:
         for frame in self.connection.receive():
             self._accept(frame)
 

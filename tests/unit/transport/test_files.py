@@ -215,6 +215,43 @@ def test_a_tunnel_is_closed_whatever_the_agent_goes_on_to_send(agent, monkeypatc
     late.join()
 
 
+NOISE = {
+    "credit": lambda channel: wire.encode_credit(channel, 1),
+    "nothing": lambda channel: wire.encode(wire.DATA, channel),
+}
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_no_wait_is_longer_whatever_the_agent_sends_without_a_pause(agent, monkeypatch, noise):
+    monkeypatch.setattr(tunnel_module, "_LAST_SECONDS", 0.5)
+    over = threading.Event()
+
+    def script(peer):
+        channel, request = peer.request()
+        if request["op"] == "tcp":
+            peer.event(channel, "connected")
+            peer.send(wire.DATA_EOF, channel)
+        much = NOISE[noise](channel) * 10_000
+        while not over.is_set():
+            peer.sock.sendall(much)
+
+    late = threading.Timer(20, over.set)
+    late.start()
+    try:
+        guest = agent(script, answer_timeout=0.5)
+        with guest.tunnel(80) as it:
+            assert it.recv(5) == b""
+            assert it.send_some(b"x") == 1
+            it.half_close()
+        with pytest.raises(GuestError, match="did not answer a request in time"):
+            guest.files.stat("/a")
+        assert not over.is_set()
+    finally:
+        over.set()
+        late.cancel()
+        late.join()
+
+
 def test_a_tunnel_with_a_timeout_and_a_refusal(agent):
     def script(peer):
         channel, request = peer.request()
