@@ -149,9 +149,11 @@ def test_what_a_killed_program_was_keeping_goes_with_the_next_and_nobody_elses_d
         assert begun.poll() is None
     begun.send_signal(signal.SIGSTOP)
     (half,) = halves()
-    others = [tmp_path / ".kept.notes", tmp_path / ".kept.12345678"]
-    others[0].mkdir()
-    others[1].touch()
+    names = (".kept.notes", ".kept.previous", ".kept.agentd-12345678")
+    others = [tmp_path / name for name in names]
+    for folder in others[:2]:  # which somebody calls so, and which nobody locks
+        folder.mkdir()
+    others[2].touch()
     with Sandbox.create(backend="linux", embedded=True) as sandbox:
         with sandbox.snapshot(str(tmp_path / "kept")) as kept:
             assert half.is_dir(), "that of one who lives is nobody else's"

@@ -40,6 +40,8 @@ MAX_MANIFEST = 1 << 20
 # Of a machine; what is missing is a command's, or the relay's.
 _LIMITS = ("memory", "cpus", "pids", "disk", "open_files")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# In the name of a folder that is filled, between that of the snapshot and what mkdtemp(3) adds.
+_OURS = ".agentd-"
 _DAEMONS_ID = re.compile(r"snp-[0-9a-f]{16}")
 
 
@@ -266,7 +268,7 @@ def _partial(path: str) -> Iterator[str]:
 def _locked_folder(parent: str, name: str) -> tuple[str, int]:
     """Make one, locked for as long as it is filled: -1 where folders have no locks."""
     while True:
-        folder = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
+        folder = tempfile.mkdtemp(prefix=f".{name}{_OURS}", dir=parent)
         with contextlib.suppress(BlockingIOError, FileNotFoundError):
             lock = locks.take_folder(folder)
             if os.path.isdir(folder):  # else somebody has swept it before it was locked
@@ -275,8 +277,9 @@ def _locked_folder(parent: str, name: str) -> tuple[str, int]:
 
 
 def _sweep(parent: str, name: str) -> None:
-    """Remove what nobody fills any more; quiet where it cannot."""
-    left = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}")  # as mkdtemp(3) names them
+    """Remove what nobody fills any more; quiet where it cannot. Beside it lie other people's
+    folders: by its name alone one is known to be ours."""
+    left = re.compile(rf"\.{re.escape(name + _OURS)}[a-z0-9_]{{8}}")  # as mkdtemp(3) names them
     with contextlib.suppress(OSError):
         for each in os.scandir(parent):
             if not left.fullmatch(each.name) or not each.is_dir(follow_symlinks=False):
