@@ -19,6 +19,7 @@ from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import placing
 from agentd.sandbox.backends.linux.closed import is_closed, opened
+from agentd.sandbox.backends.linux.disk import SandboxDisk
 from agentd.sandbox.backends.linux.lower import Lower, enter, lstat, mounted_beneath, shown
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
@@ -38,7 +39,10 @@ class OverlayWall(LinuxWall):
         """Takes ownership of a descriptor of the host's directory beneath, whose name may mean
         another one by now."""
         self._source = source
-        self._on_end = (*self._on_end, lambda: os.close(source))
+
+    def _close_disk(self) -> None:
+        super()._close_disk()
+        os.close(self._source)
 
     def changes(self) -> tuple[str, ...]:
         found: list[str] = []
@@ -51,20 +55,26 @@ class OverlayWall(LinuxWall):
                 raise _cannot(f"there are over {_MAX_CHANGES} of them, or over {_MAX_TEXT} bytes")
             found.append(f"{kind} {path}")
 
-        self._walk(lambda upper, lower: _list(upper, lower, "", note))
+        with self._disk_held() as disk:
+            self._walk(disk, lambda upper, lower: _list(upper, lower, "", note))
         return tuple(sorted(found, key=lambda line: line[2:]))
 
     def apply(self) -> None:
+        """To the end, whoever ends the sandbox meanwhile: nobody wants a folder half changed."""
+        with self._disk_held() as disk:
+            self._apply(disk)
+
+    def _apply(self, disk: SandboxDisk) -> None:
         owner = os.fstat(self._source)
         ids = (owner.st_uid, owner.st_gid) if identity.available() else None
-        size = os.fstatvfs(self._disk.fd)
+        size = os.fstatvfs(disk.fd)
         budget = size.f_blocks * size.f_frsize
         host = Lower(ids)
         check = _Check(budget, host, mounted_beneath(self._source))
-        self._walk(check.all)
+        self._walk(disk, check.all)
         writer = _Writer(host, budget)
         try:
-            self._walk(lambda upper, lower: writer.apply(upper, lower, 0))
+            self._walk(disk, lambda upper, lower: writer.apply(upper, lower, 0))
         except OSError as error:
             name = f"{shown(str(error.filename))}: " if error.filename else ""
             raise SandboxError(
@@ -73,8 +83,8 @@ class OverlayWall(LinuxWall):
                 remediation="end what still runs in the sandbox, make room, and apply them again",
             ) from error
 
-    def _walk(self, visit: Callable[[int, int], None]) -> None:
-        upper = os.open("u", _DIR, dir_fd=self._disk.fd)
+    def _walk(self, disk: SandboxDisk, visit: Callable[[int, int], None]) -> None:
+        upper = os.open("u", _DIR, dir_fd=disk.fd)
         try:
             lower = os.open(".", _DIR, dir_fd=self._source)
             try:

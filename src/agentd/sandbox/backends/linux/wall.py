@@ -29,12 +29,15 @@ class LinuxWall(NamespaceWall):
 
     def attach_disk(self, disk: SandboxDisk | None) -> None:
         """Takes ownership. None where the sandbox could not pass its host a descriptor of it."""
+        #: Held by a pause, a resume or a snapshot: who has it stand still has it so to the end.
+        self._turn = threading.Lock()
         if disk is None:
             why = "this user's processes had too many descriptors on their way as it was made"
             self.lacks = {**self.lacks, "snapshot": why, "fork": why, "branch": why}
             return
         self._disk, self._disk_lock = disk, threading.Lock()
-        self._on_end = (*self._on_end, self._close_disk)
+        self._disk_over = self._disk_closed = False
+        self._on_end = (*self._on_end, self._give_up_disk)
 
     def attach_network(self, network: SandboxNetwork | None) -> None:
         """Takes ownership. None where its network is not restricted to rules."""
@@ -49,10 +52,18 @@ class LinuxWall(NamespaceWall):
         self.image, self.command = digest, command
         self._on_end = (*self._on_end, release)
 
+    def pause(self) -> None:
+        with self._turn:
+            super().pause()
+
+    def resume(self) -> None:
+        with self._turn:
+            super().resume()
+
     def snapshot(self, folder: str) -> None:
         """Write its files beneath ``folder``; it stands still meanwhile where a cgroup can have it
         so. Raises SandboxError, and BackendLost once it is killed."""
-        with self._written(), self._still() as still, self._disk_held() as disk:
+        with self._turn, self._written(), self._still() as still, self._disk_held() as disk:
             with disk.all() as source:
                 self._save(folder, source, still=still)
             if self.image:
@@ -65,18 +76,19 @@ class LinuxWall(NamespaceWall):
         then on, and both go on with a layer of their own. The caller sees to it that nobody asks
         anything of the agent meanwhile. Raises as ``snapshot``.
         """
-        alone = self._runs_nothing()
-        stands = contextlib.nullcontext(True) if alone else self._still()
-        with self._written(), stands as still, self._disk_held() as disk:
-            stacked = alone and self._stack(disk)
-            if disk.shared is not None:
-                self._offered = self._offered or shared_layer.offer(disk.shared)
-                kept.write_word(folder, "layer", self._offered)
-            if not stacked:
-                with disk.own() as source:
-                    self._save(folder, source, still=still)
-            if self.image:
-                kept.write_word(folder, "image", self.image)
+        with self._turn, self._written():
+            alone = self._runs_nothing()
+            stands = contextlib.nullcontext(True) if alone else self._still()
+            with stands as still, self._disk_held() as disk:
+                stacked = alone and self._stack(disk)
+                if disk.shared is not None:
+                    self._offered = self._offered or shared_layer.offer(disk.shared)
+                    kept.write_word(folder, "layer", self._offered)
+                if not stacked:
+                    with disk.own() as source:
+                        self._save(folder, source, still=still)
+                if self.image:
+                    kept.write_word(folder, "image", self.image)
 
     def _stack(self, disk: SandboxDisk) -> bool:
         """Return whether what it has is a layer now. Nothing may run in it, which would be left
@@ -118,14 +130,30 @@ class LinuxWall(NamespaceWall):
     @contextlib.contextmanager
     def _disk_held(self) -> Iterator[SandboxDisk]:
         """For as long as we need it, whoever ends the sandbox meanwhile."""
-        with self._disk_lock:
-            self._check()
-            yield self._disk
+        try:
+            with self._disk_lock:
+                self._check()
+                yield self._disk
+        finally:
+            self._free_disk()
+
+    def _give_up_disk(self) -> None:
+        """Whoever ends the sandbox waits for nobody who needs its disk yet: that one frees it."""
+        self._disk_over = True
+        self._free_disk()
+
+    def _free_disk(self) -> None:
+        if self._disk_over and self._disk_lock.acquire(blocking=False):
+            try:
+                if not self._disk_closed:
+                    self._disk_closed = True
+                    self._close_disk()
+            finally:
+                self._disk_lock.release()
 
     def _close_disk(self) -> None:
-        with self._disk_lock:
-            shared_layer.withdraw(self._offered)
-            self._disk.close()
+        shared_layer.withdraw(self._offered)
+        self._disk.close()
 
     @contextlib.contextmanager
     def _still(self) -> Iterator[bool]:
@@ -137,13 +165,13 @@ class LinuxWall(NamespaceWall):
             yield True
         finally:
             with contextlib.suppress(BackendLost):  # it was killed
-                self.resume()
+                self._freeze_or_thaw(paused=False)
 
     def _pause_if_able(self) -> bool:
         if "pause" in self.lacks:
             return False
         try:
-            self.pause()
+            self._freeze_or_thaw(paused=True)
         except SandboxError:
             self._check()
             return False  # its processes could not be stopped in time
