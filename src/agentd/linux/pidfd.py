@@ -2,9 +2,13 @@
 
 import contextlib
 import os
-import select
 import signal
 import threading
+import time
+
+from agentd.linux.waiting import is_ready
+
+_POLL_SECONDS = 0.005
 
 
 class Pidfd:
@@ -17,16 +21,30 @@ class Pidfd:
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until it has ended; False when it has not within ``timeout`` seconds. It counts as
         ended once this is closed."""
+        if timeout == 0:
+            return self._has_ended()
         try:
             fd = self.duplicate()  # another thread may close ours meanwhile
         except ProcessLookupError:
             return True
+        except OSError:  # no descriptor is left
+            return self._look_until(timeout)
         try:
-            poll = select.poll()
-            poll.register(fd, select.POLLIN)
-            return bool(poll.poll(None if timeout is None else timeout * 1000))
+            return is_ready(fd, timeout)
         finally:
             os.close(fd)
+
+    def _has_ended(self) -> bool:
+        with self._lock:
+            return self._fd < 0 or is_ready(self._fd)
+
+    def _look_until(self, timeout: float | None) -> bool:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._has_ended():
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
 
     def kill(self) -> None:
         """Sends SIGKILL; does nothing where it has ended. Raises PermissionError, OSError."""

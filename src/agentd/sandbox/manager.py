@@ -12,13 +12,13 @@ from agentd.model.errors import AgentdError, Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, lifecycle
-from agentd.sandbox.abilities import BRANCH, ENDS_EARLY, FORK, PAUSE, fidelity, incapable
+from agentd.sandbox.abilities import BRANCH, ENDS_EARLY, PAUSE, fidelity
 from agentd.sandbox.choose import Choice, choose
 from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.handle import SandboxHandle
+from agentd.sandbox.launching import launch, restorer
 from agentd.sandbox.lifecycle import Do, LifecycleEvent, State
-from agentd.sandbox.ports import Backend, Restores, Wall
-from agentd.sandbox.volume_lease import holder
+from agentd.sandbox.ports import Backend, Wall
 from agentd.transport.guest import Guest
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ class Manager:
         from agentd.sandbox.snapshots import check_spec
 
         handle.snapshots("fork")
-        _restorer(handle.choice.backend, "fork")
+        restorer(handle.choice.backend, "fork")
         for spec in specs:
             check_spec(spec, handle.spec)
         folder = self._own_shelf().new_folder()
@@ -262,7 +262,7 @@ class Manager:
 
     def _restorable(self, spec: SandboxSpec) -> Choice:
         choice = choose(spec, self.backend, self._allowed())
-        _restorer(choice.backend, "restore")
+        restorer(choice.backend, "restore")
         return choice
 
     def _own_shelf(self) -> "Shelf":
@@ -308,7 +308,7 @@ class Manager:
         self, handle: SandboxHandle, instruction: Do, folder: str = "", forks: bool = False
     ) -> LifecycleEvent | None:
         if instruction is Do.LAUNCH:
-            handle._wall = _launch(handle)
+            handle._wall = launch(handle)
             return LifecycleEvent.WALL_UP
         if instruction is Do.CONNECT:
             handle._guest = self._connect(handle.wall)
@@ -363,36 +363,3 @@ def _capture(handle: SandboxHandle, folder: str, forks: bool) -> None:
         shares.branch(folder)
     else:
         able.snapshot(folder)
-
-
-def _launch(handle: SandboxHandle) -> Wall:
-    told = holder.set(handle.id)
-    try:
-        return _launched(handle)
-    finally:
-        holder.reset(told)
-
-
-def _launched(handle: SandboxHandle) -> Wall:
-    backend, plan = handle.choice
-    if handle.source is None:
-        try:
-            return backend.launch(plan)
-        except Exception as error:  # a third party's may raise anything
-            if isinstance(error, AgentdError) or backend.name in backends.BUILTIN:
-                raise
-            why = backends.broken("used", error)
-            raise SandboxError(
-                "the sandbox could not be built",
-                cause=f"backend {backend.name} {why.what}",
-                remediation=why.fix,
-            ) from error
-    return _restorer(backend, "restore").restore(plan, handle.source)
-
-
-def _restorer(backend: Backend, what: str) -> Restores:
-    """Raises Unsupported where it builds nothing from a snapshot."""
-    restores = FORK.of(backend)
-    if restores is None:
-        raise incapable(backend.name, FORK, what)
-    return restores

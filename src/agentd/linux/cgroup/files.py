@@ -90,8 +90,14 @@ def subdirectories(directory: str) -> list[str]:
 
 
 def deepest_first(directory: str) -> list[str]:
-    """Lists the directory and all below it, each after what it holds; [] where there is none."""
-    return [path for path, _, _ in os.walk(directory, topdown=False)]
+    """Lists the directory and all below it, each after what it holds; [] where there is none.
+    Raises OSError where it cannot be looked at: what is not seen is not gone."""
+    return [path for path, _, _ in os.walk(directory, topdown=False, onerror=_unless_gone)]
+
+
+def _unless_gone(error: OSError) -> None:
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENODEV):
+        raise error
 
 
 def make_dir(path: str) -> None:

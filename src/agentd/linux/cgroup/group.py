@@ -105,6 +105,16 @@ class Group(ABC):
     @abstractmethod
     def thaw(self) -> None: ...
 
+    @contextlib.contextmanager
+    def _thawed_unless_done(self) -> Iterator[None]:
+        """Within it members are frozen; where that fails half-way they go on."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.thaw()
+            raise
+
     def kill(self) -> bool:
         """Kills every member, nested groups too; returns False when some were left after 5 s."""
         deadline = time.monotonic() + _KILL_SECONDS

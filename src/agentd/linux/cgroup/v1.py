@@ -167,12 +167,12 @@ class V1Group(Group):
             self._make(directory)
             self._directories += (directory,)
         deadline = time.monotonic() + _FREEZE_SECONDS
-        self._gather(directory, deadline)
-        while not self._is_frozen(directory):
-            if time.monotonic() >= deadline:
-                self.thaw()
-                raise OSError(errno.ETIMEDOUT, "processes did not freeze", directory)
-            time.sleep(_POLL_SECONDS)
+        with self._thawed_unless_done():
+            self._gather(directory, deadline)
+            while not self._is_frozen(directory):
+                if time.monotonic() >= deadline:
+                    raise OSError(errno.ETIMEDOUT, "processes did not freeze", directory)
+                time.sleep(_POLL_SECONDS)
 
     def _is_frozen(self, directory: str) -> bool:
         """Ask all of them to freeze, each time anew: one that was asked as it was about to wait

@@ -147,12 +147,12 @@ class V2Group(Group):
         """Writes, which only starts it: the kernel says when the last process has stopped."""
         directory = self._directories[0]
         deadline = time.monotonic() + _FREEZE_SECONDS
-        files.write(directory, "cgroup.freeze", 1)
-        while files.read_field(directory, "cgroup.events", "frozen") == 0:
-            if time.monotonic() >= deadline:
-                self.thaw()
-                raise OSError(errno.ETIMEDOUT, "processes did not freeze", directory)
-            time.sleep(_POLL_SECONDS)
+        with self._thawed_unless_done():
+            files.write(directory, "cgroup.freeze", 1)
+            while files.read_field(directory, "cgroup.events", "frozen") == 0:
+                if time.monotonic() >= deadline:
+                    raise OSError(errno.ETIMEDOUT, "processes did not freeze", directory)
+                time.sleep(_POLL_SECONDS)
 
     def thaw(self) -> None:
         files.write(self._directories[0], "cgroup.freeze", 0)

@@ -68,7 +68,10 @@ class ProcessWall:
         self._on_end = (*self._on_end, *(lease.close for lease in leases if lease is not None))
 
     def open_stream(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:  # no descriptor is left
+            raise unsent(f"sandbox {self.id}", error) from error
         try:
             socket.send_fds(self._listener, [b"c"], [theirs.fileno()])
         except OSError as error:
@@ -109,14 +112,17 @@ class ProcessWall:
             if self._ended:
                 return
             self._ended = True
-            self._first.close()
-            self._listener.close()
-            if self._group is not None:
-                self._group.remove()
-            for callback in self._on_end:
-                callback()
-            if self._block is not None:
-                self._block.release(self._gone)
+            # The last comes first; and all of it, whatever one of them raises. Where no descriptor
+            # was left there are two then, to look into its group.
+            with contextlib.ExitStack() as rest:
+                if self._block is not None:
+                    rest.callback(self._block.release, self._gone)
+                for callback in reversed(self._on_end):
+                    rest.callback(callback)
+                if self._group is not None:
+                    rest.callback(self._group.remove)
+                rest.callback(self._listener.close)
+                rest.callback(self._first.close)
 
     def save(self) -> dict[str, object]:
         return {"pid": self.pid, "group": self._group.name if self._group else None}
@@ -144,13 +150,23 @@ class ProcessWall:
             if self._empty:
                 return
             if self._paused and self._group is not None:
-                # What version 1 has frozen dies only once it is thawed, after it was sent SIGKILL.
-                self._group.kill()
+                self._kill_frozen(self._group)
             seen = [callback() for callback in self._before_end]
             self._first.kill()
             self._first_killed = True
             self._gone = self.wait(10.0) and False not in seen
             self._empty = True
+
+    def _kill_frozen(self, group: Group) -> None:
+        """What version 1 has frozen dies only once it is thawed, after it was sent SIGKILL."""
+        self._listener.close()  # of no use any more, and one descriptor is what a look takes
+        try:
+            group.kill()
+        except OSError:  # more are not to be had: the others end with the first
+            with contextlib.suppress(OSError):
+                self._first.kill()
+            with contextlib.suppress(OSError):
+                group.thaw()
 
 
 class NamespaceWall(ProcessWall):

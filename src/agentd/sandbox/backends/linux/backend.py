@@ -334,6 +334,7 @@ class LinuxBackend(NamespaceBackend):
         with self._lock:
             nursery = self._nurseries.get(key)
             if nursery is not None and not nursery.alive():
+                del self._nurseries[key]  # also where there is no room for the next one yet
                 nursery.close()
                 nursery = None
             if nursery is None:

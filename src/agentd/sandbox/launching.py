@@ -1,0 +1,54 @@
+"""Has a backend build a sandbox's wall; whatever is in its way is an error of ours."""
+
+import errno
+
+from agentd.model.errors import AgentdError, SandboxError
+from agentd.sandbox import backends
+from agentd.sandbox.abilities import FORK, incapable
+from agentd.sandbox.handle import SandboxHandle
+from agentd.sandbox.ports import Backend, Restores, Wall
+from agentd.sandbox.volume_lease import holder
+
+_UNBUILT = "the sandbox could not be built"
+_FIXES = {
+    errno.EMFILE: "close some descriptors, or raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close some files, or raise the machine's limit (sysctl fs.file-max)",
+    errno.ENOMEM: "free memory, and try again",
+    errno.ENOSPC: "make room, and try again",
+}
+
+
+def launch(handle: SandboxHandle) -> Wall:
+    """Raises SandboxError, and what else the backend's ``launch`` or ``restore`` raises."""
+    told = holder.set(handle.id)
+    try:
+        return _launched(handle)
+    except OSError as error:  # the machine is short of something, which a backend has passed on
+        raise SandboxError(
+            _UNBUILT, cause=str(error), remediation=_FIXES.get(error.errno or 0, "")
+        ) from error
+    finally:
+        holder.reset(told)
+
+
+def _launched(handle: SandboxHandle) -> Wall:
+    backend, plan = handle.choice
+    if handle.source is None:
+        try:
+            return backend.launch(plan)
+        except Exception as error:  # a third party's may raise anything
+            if isinstance(error, AgentdError) or backend.name in backends.BUILTIN:
+                raise
+            why = backends.broken("used", error)
+            raise SandboxError(
+                _UNBUILT, cause=f"backend {backend.name} {why.what}", remediation=why.fix
+            ) from error
+    return restorer(backend, "restore").restore(plan, handle.source)
+
+
+def restorer(backend: Backend, what: str) -> Restores:
+    """Raises Unsupported where it builds nothing from a snapshot."""
+    restores = FORK.of(backend)
+    if restores is None:
+        raise incapable(backend.name, FORK, what)
+    return restores

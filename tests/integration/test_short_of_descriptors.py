@@ -1,0 +1,148 @@
+"""Where no descriptor is left what ends still ends, and frees what it held; and what cannot be made
+says so, and can be made again afterwards."""
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from agentd.model.errors import AgentdError
+from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.manager import Manager
+from agentd.sandbox.supervisor import client, remote
+
+WAIT = 60.0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def link(tmp_path: Path) -> Iterator[client.SupervisorLink]:
+    link = client.connect(str(tmp_path / "s"), lambda *_: None)
+    yield link
+    with contextlib.suppress(AgentdError):
+        link.ask("shutdown")
+        until(link.lost.is_set)
+    link.close()
+
+
+def descriptors(pid: int) -> set[int]:
+    return set(map(int, os.listdir(f"/proc/{pid}/fd")))
+
+
+@contextlib.contextmanager
+def none_left(pid: int) -> Iterator[None]:
+    """Within it that process can open nothing."""
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    taken = descriptors(pid)
+    free = next(number for number in range(len(taken) + 1) if number not in taken)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("how", ["killed", "expired", "paused"])
+def test_what_ended_sandboxes_held_is_freed_by_a_supervisor_without_descriptors(
+    link: client.SupervisorLink, how: str
+) -> None:
+    manager = Manager(load=remote.loader(link))
+    pid = link.ask("hello")["pid"]
+    manager.destroy(manager.create(SandboxSpec()))  # with it came what all have in common
+    handles = [manager.create(SandboxSpec()) for _ in range(3)]
+    if how == "paused" and "pause" in getattr(handles[0].wall, "lacks", {}):
+        pytest.skip(getattr(handles[0].wall, "lacks", {})["pause"])
+    for handle in handles:
+        handle.wall.renew(None)  # type: ignore[attr-defined]
+        handle.guest.run(ExecRequest(("sh", "-c", "sleep 1000 >/dev/null 2>&1 &")))
+        if how == "paused":
+            manager.pause(handle)
+    groups = [handle.wall._group for handle in handles]  # type: ignore[union-attr]
+    folders = {f for g in groups if g is not None for f in g.where()["directories"].values()}
+    folders = {folder for folder in folders if os.path.isdir(folder)}
+    held = len(descriptors(pid))
+    with none_left(pid):
+        for handle in handles:
+            if how == "killed":
+                manager.destroy(handle)
+            else:
+                handle.wall.renew(0.0)  # type: ignore[attr-defined]
+        until(lambda: not remote.held(link))
+        until(lambda: not any(map(os.path.isdir, folders)))
+    # A pidfd, a listener and a tmpfs at the least, each.
+    until(lambda: len(descriptors(pid)) <= held - 3 * len(handles))
+    manager.close()
+
+
+SCARCE = """
+import json, os, resource, signal, threading, time
+from agentd import AgentdError, Sandbox
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+def scarce():
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    free = next(number for number in range(1000) if number not in taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+def usual():
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+def children():
+    with open(f"/proc/self/task/{threading.get_native_id()}/children") as file:
+        return [int(pid) for pid in file.read().split()]
+told = []
+make = lambda: Sandbox.create(backend="linux", embedded=True)
+"""
+AGAIN = """
+make().close()
+for pid in children():  # the zygote's
+    os.kill(pid, signal.SIGKILL)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+for _ in range(2):
+    scarce()
+    try:
+        make()
+    except AgentdError as error:
+        told.append([error.code, error.cause, error.remediation])
+    usual()
+with make() as box:
+    told.append(box.run("echo there").text)
+print(json.dumps(told))
+"""
+
+
+def run(script: str) -> list[object]:
+    ran = subprocess.run(
+        [sys.executable, "-c", SCARCE + script], capture_output=True, check=False, timeout=120
+    )
+    assert ran.returncode == 0, ran.stderr.decode()
+    found: list[object] = json.loads(ran.stdout)
+    return found
+
+
+def test_sandboxes_are_made_again_once_there_are_descriptors() -> None:
+    """Also where the process that makes them was killed meanwhile."""
+    first, second, there = run(AGAIN)
+    for told in (first, second):
+        assert isinstance(told, list) and told[0] == "sandbox_error", told
+        assert "Too many open files" in told[1] and "ulimit -n" in told[2], told
+    assert there == "there\n"
+
+
+def test_a_command_line_without_them_says_what_it_lacks() -> None:
+    """At each number of them: it runs, or says so."""
+    for many in (12, 13, 14, 15, 16):
+        script = f"ulimit -n {many}; exec {sys.executable} -m agentd run --embedded -- echo there"
+        ran = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+        assert ran.stdout == "there\n" or "internal error" not in ran.stderr, (many, ran.stderr)
+        assert ran.stdout == "there\n" or "open files" in ran.stderr, (many, ran.stderr)
