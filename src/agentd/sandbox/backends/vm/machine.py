@@ -12,7 +12,7 @@ from agentd.linux.cgroup import Group
 from agentd.linux.waiting import is_ready
 from agentd.model.cause import Cause
 from agentd.model.enforcement import Enforcement
-from agentd.model.errors import SandboxError
+from agentd.model.errors import AgentdError, SandboxError
 from agentd.sandbox.backends.linux.network import SandboxNetwork, give_abilities
 from agentd.sandbox.backends.vm.ceiling import Ceiling
 from agentd.sandbox.backends.vm.ending import Ending, safe_log, tail
@@ -179,12 +179,13 @@ class MachineWall(ABC, Generic[P]):
                     "a paused virtual machine cannot be snapshotted", remediation="resume it first"
                 )
             self._check_snapshot(folder)
-            self._tell("sys.freeze")
             try:
+                self._tell("sys.freeze")
                 with self._ceiling.raised(self._memory):
                     self._write_snapshot(folder)
             except BaseException:
-                with contextlib.suppress(SandboxError):  # not what there is to say of it
+                # Also what stands still though its answer was lost; it is not what there is to say.
+                with contextlib.suppress(AgentdError):
                     self._tell("sys.clock", "sys.thaw")
                 raise
             self._tell("sys.clock", "sys.thaw")

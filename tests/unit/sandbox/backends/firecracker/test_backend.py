@@ -295,6 +295,23 @@ def test_one_that_cannot_be_taken_leaves_the_machine_running(
     assert [line.split()[0] for line in asked(wall)][-1] == "sys.thaw"
 
 
+def test_what_was_stopped_goes_on_though_nobody_was_told_that_it_was(
+    make_backend: Make, launch, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wall = launch(make_backend())
+    tell = wall._tell
+
+    def lost(*operations: str) -> None:
+        tell(*operations)
+        monkeypatch.undo()
+        raise SandboxError("no answer within 30 s")
+
+    monkeypatch.setattr(wall, "_tell", lost)
+    with pytest.raises(SandboxError, match="no answer"):
+        wall.snapshot(str(folder))
+    assert [line.split()[0] for line in asked(wall)][1:] == ["sys.freeze", "sys.clock", "sys.thaw"]
+
+
 def test_a_machine_that_dies_over_it_is_told(make_backend: Make, launch, folder: Path) -> None:
     wall = launch(make_backend(exits={"/snapshot/create": 149}))
     with pytest.raises(SandboxError):
