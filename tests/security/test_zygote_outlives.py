@@ -136,6 +136,32 @@ print(json.dumps([low, commands, high]))
     assert (fresh, still) == (["fresh\n"] * len(fresh), "still\n")
 
 
+def test_a_workspace_whose_changes_could_not_be_had_is_refused(as_user_alone: Any) -> None:
+    """Its disk, of which they are listed and applied, did not reach the host."""
+    script = f"""
+import os, resource
+from agentd import AgentdError, Sandbox
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+os.mkdir("w")
+with Sandbox.create(backend="linux") as box:
+    p = box.start(["/usr/bin/python3", "-c", {IN_FLIGHT!r}])
+    for piece in p:
+        break
+    try:
+        with Sandbox.create(backend="linux", workspace="w:cow") as other:
+            other.run("echo new > a", check=True)
+            print(other.changes())
+    except AgentdError as error:
+        print(error.cause)
+    p.kill()
+"""
+    done = as_user_alone.python("-c", script)
+    assert done.returncode == 0, done.stderr.decode()
+    told = done.stdout.decode()
+    assert told == "('A a',)\n" or "descriptors on their way" in told, told
+
+
 def zygotes(daemon: Daemon) -> dict[str, int]:
     """PID 1 of each zygote's namespace, by whether it has sandboxes with a network."""
     supervisor = int((daemon.state / "supervisor.sock.lock").read_text())

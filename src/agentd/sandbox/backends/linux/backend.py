@@ -1,6 +1,7 @@
 """The ``linux`` backend: namespaces, a read-only root, Landlock, seccomp, cgroups."""
 
 import contextlib
+import errno
 import functools
 import os
 import socket
@@ -15,7 +16,7 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends import cgroups, identity, leases, shared
 from agentd.sandbox.backends.cgroups import explained, let_in, own_hierarchy
-from agentd.sandbox.backends.child import Ended, await_ready, send
+from agentd.sandbox.backends.child import Ended, await_ready, send, unsent
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
 from agentd.sandbox.backends.linux import kept as keeping
@@ -232,6 +233,8 @@ class LinuxBackend(NamespaceBackend):
         pid = process.pidfd_of_fdinfo(born.fds[0])
         with explained(born.group, plan.limits):
             controls, sockets, disk = await_ready(born.listener)
+        if plan.cow and not disk:  # its changes could neither be listed nor applied
+            raise unsent("host", OSError(errno.ETOOMANYREFS, "its disk"))
         network = admitted(plan, sockets, undo, disk)
         kind = OverlayWall if plan.cow else LinuxWall
         wall = kind(
