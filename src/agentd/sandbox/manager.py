@@ -1,5 +1,6 @@
 """Makes sandboxes and ends them: the one place where the lifecycle's instructions become I/O."""
 
+import contextlib
 import os
 import threading
 import time
@@ -207,15 +208,20 @@ class Manager:
         """Destroy every sandbox, then the backends; idempotent. A forked copy does nothing."""
         if not self.ours:
             return
-        for handle in self.sandboxes():
-            self.destroy(handle)
-        self._finisher.close()
+        with contextlib.ExitStack() as rest:  # all of it, whatever one of them raises
+            if self._shelf is not None:
+                rest.callback(self._shelf.close)
+            rest.callback(self._close_backends)
+            rest.callback(self._finisher.close)
+            for handle in self.sandboxes():
+                rest.callback(self.destroy, handle)
+
+    def _close_backends(self) -> None:
         with self._lock:
             made, self._backends = list(self._backends.values()), {}
-        for backend in made:
-            backend.close()
-        if self._shelf is not None:
-            self._shelf.close()
+        with contextlib.ExitStack() as rest:
+            for backend in made:
+                rest.callback(backend.close)
 
     def _bring_up(self, handle: SandboxHandle, started: float) -> SandboxHandle:
         self._register(handle)

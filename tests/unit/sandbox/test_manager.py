@@ -113,6 +113,20 @@ def test_closing_ends_the_sandboxes_before_their_backend(manager, backend):
     assert backend.closed == 1
 
 
+def test_one_that_cannot_be_ended_keeps_no_other_from_its_end(manager, backend):
+    for _ in range(3):
+        manager.create(SandboxSpec())
+
+    def hold_on():
+        raise SandboxError("it holds on")
+
+    backend.walls[1].kill, backend.walls[1].killed = hold_on, 1
+    with pytest.raises(SandboxError, match="it holds on"):
+        manager.close()
+    assert [wall.killed for wall in backend.walls] == [1, 1, 1]
+    assert backend.closed == 1
+
+
 def test_a_forked_copy_ends_nothing(manager, backend, monkeypatch):
     manager.create(SandboxSpec())
     with monkeypatch.context() as patch:

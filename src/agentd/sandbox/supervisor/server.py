@@ -135,13 +135,14 @@ class Supervisor:
     def close(self) -> None:
         """End every sandbox and free the backends; idempotent."""
         self.closing.set()
-        for entry in self._all():
-            self._end(entry, "shutdown")
-        with self._lock:
-            made, self._backends = list(self._backends.values()), {}
-        for backend in made:
-            backend.close()
-        self._workers.close()
+        with contextlib.ExitStack() as rest:  # all of it, whatever one of them raises
+            rest.callback(self._workers.close)
+            with self._lock:
+                made, self._backends = list(self._backends.values()), {}
+            for backend in made:
+                rest.callback(backend.close)
+            for entry in self._all():
+                rest.callback(self._end, entry, "shutdown")
 
     def _submit(self, message: Message, work: Callable[..., object], *args: object) -> None:
         """Have it done for whom it is asked. Raises RuntimeError where we are ending."""
