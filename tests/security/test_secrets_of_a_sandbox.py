@@ -227,3 +227,33 @@ def test_a_fork_and_a_restored_sandbox_of_the_next_daemon_use_it_too(upstream: U
             ran = daemon.ask("POST", f"/v1/sandboxes/{each}/exec", body)
             assert ran.json["stdout"] == "200\n", ran.body
         assert [each["headers"]["Authorization"] for each in upstream.asked] == [KEY] * 3
+
+
+def test_programs_of_another_use_no_secret_of_the_admins_who_restores_them(
+    upstream: Upstream,
+) -> None:
+    """Of the same name: bob's snapshot or fork would use the admin's, at hosts that bob chose."""
+    with running(_CONFIG.format(port=upstream.port, ca_file=upstream.ca_file)) as daemon:
+        key = daemon.key("bob", "run", "create", "files", "read", "snapshot", "egress", "secrets")
+        for value, who in ((KEY, ""), ("bob's-own-key-0123456789", key)):
+            assert daemon.ask("PUT", "/v1/secrets/KEY", {"value": value}, key=who).status == 200
+        box = daemon.sandbox(key, secrets=[f"KEY@{API}"])
+        of_bob = daemon.ask("POST", f"/v1/sandboxes/{box}/snapshot", key=key).json["id"]
+        of_admin = daemon.ask("POST", f"/v1/sandboxes/{box}/snapshot").json["id"]
+        path = f"/v1/sandboxes/{box}/fork"
+        asked = [daemon.ask("POST", path, {"count": 1})]
+        asked += [daemon.ask("POST", "/v1/sandboxes", {"snapshot": s}) for s in (of_bob, of_admin)]
+        for each in asked:
+            assert each.status == 403, each.body
+            assert "secret KEY is bob's, and not yours to use" in each.json["message"]
+            assert f"KEY@{API}" in each.json["remediation"]
+        upstream.asked.clear()
+        made = daemon.ask("POST", "/v1/sandboxes", {"snapshot": of_bob}, key=key)
+        given = {"snapshot": of_bob, "secrets": [f"KEY@{API}"]}
+        for restored, who in ((made, key), (daemon.ask("POST", "/v1/sandboxes", given), "")):
+            assert restored.status == 201, restored.body
+            body = {"cmd": ["python3", "-c", _ASKS], "timeout": 200}
+            at = f"/v1/sandboxes/{restored.json['id']}/exec"
+            assert daemon.ask("POST", at, body, key=who).json["stdout"] == "200\n"
+        found = [each["headers"]["Authorization"] for each in upstream.asked]
+        assert found == ["bob's-own-key-0123456789", KEY]

@@ -1,6 +1,6 @@
 """The secrets of a sandbox that is to be made: their values, and what stands in for them inside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 import msgspec
@@ -24,12 +24,15 @@ Stored: TypeAlias = Callable[[str], SecretValue]
 
 
 def given(
-    spec: SandboxSpec, secrets: SecretOption, stored: Stored
+    spec: SandboxSpec, secrets: SecretOption, stored: Stored, another: str = ""
 ) -> tuple[SandboxSpec, dict[str, SecretValue]]:
     """Return the spec with a placeholder for each of its secrets, which commands have in a variable
-    of its name, and their values. ``secrets`` are as they were asked for. Raises InvalidInput,
-    NotFound, and Refused for one of a snapshot that has to be given again."""
+    of its name, and their values. ``secrets`` are as they were asked for; ``another`` is whose the
+    others of a snapshot are, "" for the caller's. Raises InvalidInput, NotFound, and Refused for
+    one of a snapshot that has to be given again."""
     came = {asked.binding.name: asked for asked in asked_secrets(secrets)}
+    if another:
+        _check_own([b for b in spec.secrets if b.name not in came], another)
     values = {b.name: _value(b, came.get(b.name), stored) for b in spec.secrets}
     if sum(len(value.text) for value in values.values()) > MAX_VALUES:
         raise InvalidInput(
@@ -42,8 +45,11 @@ def given(
     return msgspec.structs.replace(spec, secrets=bindings, env=env), values
 
 
-def stored_values(spec: SandboxSpec, stored: Stored) -> dict[str, SecretValue]:
-    """Return the values of those that are kept, as they are now. Raises NotFound."""
+def stored_values(spec: SandboxSpec, stored: Stored, another: str = "") -> dict[str, SecretValue]:
+    """Return the values of those that are kept, as they are now. Raises NotFound, and Refused where
+    they are ``another`` principal's."""
+    if another:
+        _check_own(spec.secrets, another)
     return {b.name: stored(b.name) for b in spec.secrets if not b.source}
 
 
@@ -51,6 +57,18 @@ def takes_stored(spec: SandboxSpec, secrets: SecretOption) -> bool:
     """Return whether ``given`` looks for one that is kept."""
     came = {asked.binding.name for asked in asked_secrets(secrets) if asked.value is not None}
     return any(not b.source and b.name not in came for b in spec.secrets)
+
+
+def _check_own(bindings: Iterable[SecretBinding], another: str) -> None:
+    """What has the secret's name is the caller's own, which whoever wrote what is in there would
+    use. Raises Refused."""
+    for binding in bindings:
+        if not binding.source:
+            raise Refused(
+                f"secret {binding.name} is {another}'s, and not yours to use",
+                remediation="create a sandbox of a snapshot, and give one of yours: "
+                f"{binding.name}@{binding.hosts[0]}",
+            )
 
 
 def _value(binding: SecretBinding, asked: AskedSecret | None, stored: Stored) -> SecretValue:

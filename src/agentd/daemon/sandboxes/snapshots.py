@@ -23,9 +23,13 @@ _ABOUT = "about.json"
 
 
 class SnapshotOwner(msgspec.Struct, frozen=True):
+    """``owner`` is whose the sandbox was, an older snapshot's ``principal``'s: an admin takes
+    others', too."""
+
     sandbox: str
     principal: str
     created: float
+    owner: str = ""
 
 
 class Snapshots:
@@ -83,13 +87,19 @@ class Snapshots:
         self.check(who, id_)
         return snapshots.load(self.place(id_))
 
-    def check(self, who: Principal, id_: str) -> None:
+    def owner(self, who: Principal, id_: str) -> str:
+        """Return whose the secrets in it are. Raises NotFound."""
+        about = self.check(who, id_)
+        return about.owner or about.principal
+
+    def check(self, who: Principal, id_: str) -> SnapshotOwner:
         """Check as ``get`` does, without reading it: it may be damaged."""
         about = self._about(id_)
         if about is None or not who.owns(about.principal):
             raise NotFound(
                 f"there is no snapshot {id_[:64]!r}", remediation="agentd snapshot ls lists yours"
             )
+        return about
 
     def all(self, who: Principal) -> list[SnapshotView]:
         return [v for id_ in self._ids() if (v := self.view(who, id_))]

@@ -114,7 +114,7 @@ class DaemonSandboxes(Noun):
         snapshots, owner = self._parts.snapshots, self._who.name
         with snapshots.making(owner) as new:
             kept = self._parts.pipeline.manager.snapshot(live.handle, snapshots.place(new))
-            about = SnapshotOwner(sandbox=live.id, principal=owner, created=time.time())
+            about = SnapshotOwner(live.id, owner, time.time(), live.record.principal)
             snapshots.write_down(new, about)
         return SnapshotView(new, live.id, kept.fidelity, about.created, kept.size)
 
@@ -123,7 +123,9 @@ class DaemonSandboxes(Noun):
         live = self._live(scope_of(acts.FORK), id)
         has = msgspec.structs.replace(live.handle.spec, backend=live.handle.backend)
         spec = bodies.forked_spec(self._who, has, self._parts.config())
-        values = given_secrets.stored_values(spec, self._stored)
+        values = given_secrets.stored_values(
+            spec, self._stored, self._if_another(live.record.principal)
+        )
         made = self._parts.sandboxes.fork(self._who, live, count, spec, values)
         return tuple(copy.view() for copy in made)
 
@@ -163,13 +165,14 @@ class DaemonSandboxes(Noun):
         who, parts = self._who, self._parts
         ttl, wait = bodies.ttl_of(body), bodies.wait_of(body)
         idle = idle_rule(body.idle_timeout, body.on_idle)
-        kept = None
+        kept, another = None, ""
         if body.snapshot is None:
             spec = bodies.sandbox_spec(who, body, parts.config())
         else:
             kept = parts.snapshots.get(who, body.snapshot)
+            another = self._if_another(parts.snapshots.owner(who, body.snapshot))
             spec = bodies.restored_spec(who, kept.spec, body, parts.config())
-        spec, values = given_secrets.given(spec, body.secrets, self._stored)
+        spec, values = given_secrets.given(spec, body.secrets, self._stored, another)
         return parts.sandboxes.create(
             who,
             spec,
@@ -182,6 +185,9 @@ class DaemonSandboxes(Noun):
             values=values,
             origin={} if body.snapshot is None else {"snapshot": body.snapshot},
         )
+
+    def _if_another(self, principal: str) -> str:
+        return principal if principal != self._who.name else ""
 
     def _stored(self, name: str) -> SecretValue:
         """Raises Forbidden, NotFound."""
