@@ -26,7 +26,7 @@ class Pauses:
 
     _pipeline: "Pipeline"
     _publish: "events.Publish"
-    _resting: threading.Lock  # held while somebody looks after what is idle
+    _resting: set[str]  # whose sandboxes somebody looks after that are idle
 
     def all(self) -> "list[Live]":
         raise NotImplementedError
@@ -52,10 +52,21 @@ class Pauses:
 
     def rest(self) -> None:
         """Pause, or end, what has been idle for as long as it may. Never blocks: a guest that does
-        not answer holds up a thread of its own."""
-        due = [live for live in self.all() if _is_due(live)]
-        if due and self._resting.acquire(blocking=False):
-            threading.Thread(target=self._rest_all, args=(due,), name="idle", daemon=True).start()
+        not answer holds up a thread of its owner's, and nobody else's sandboxes. One thread calls
+        it."""
+        due: dict[str, list[Live]] = {}
+        for live in self.all():
+            if live.record.principal not in self._resting and _is_due(live):
+                due.setdefault(live.record.principal, []).append(live)
+        for owner, theirs in due.items():
+            args = owner, theirs
+            work = threading.Thread(target=self._rest_all, args=args, name="idle", daemon=True)
+            self._resting.add(owner)
+            try:
+                work.start()
+            except RuntimeError as error:  # no thread is left: it is tried again
+                self._resting.discard(owner)
+                guard.tell(error)
 
     def wake_by_use(self, live: "Live") -> None:
         """Let it pause when it is idle, if it is to, and go on with whatever is asked of it then.
@@ -70,7 +81,7 @@ class Pauses:
                 raise
             live.handle.on_use = lambda: self._wake(live)
 
-    def _rest_all(self, due: "list[Live]") -> None:
+    def _rest_all(self, owner: str, due: "list[Live]") -> None:
         try:
             for live in due:
                 try:
@@ -79,7 +90,7 @@ class Pauses:
                     live.handle.used = time.monotonic() + _AGAIN_SECONDS
                     guard.tell(error)
         finally:
-            self._resting.release()
+            self._resting.discard(owner)
 
     def _rest(self, live: "Live") -> None:
         if not _is_due(live):

@@ -72,7 +72,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         self._publish = publish
         self._lock = threading.Lock()
         self._relabelling = threading.Lock()
-        self._resting = threading.Lock()
+        self._resting: set[str] = set()
         self._live: dict[str, Live] = {}
         self._by_wall: dict[str, Live] = {}
         self.names = Names()
