@@ -62,9 +62,9 @@ class Parked:
         """Wait until it is approved. Raises ApprovalDenied, ApprovalExpired, ApprovalWithdrawn,
         Full, ..."""
         asked = self._approvals.ask(_summary(act, decision), act.who, act.id)
-        self._note(act, Kind.APPROVAL_ASKED, {"approval": asked.id})
         gone: ApprovalWithdrawn | None = None
         try:
+            self._note(act, Kind.APPROVAL_ASKED, {"approval": asked.id})
             self._wait(asked.id, cancel)
         except ApprovalWithdrawn as error:  # somebody may have decided all the same
             gone = error

@@ -24,6 +24,7 @@ from agentd.daemon.sandboxes.pauses import Pauses, agents
 from agentd.daemon.sandboxes.pools import Pools
 from agentd.daemon.sandboxes.starting import built
 from agentd.daemon.service.quotas import Ledger, about_to_end
+from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context
@@ -195,11 +196,14 @@ class Sandboxes(Changing, Pauses, Adoption):
         return lambda: self._finish(live, "destroyed")
 
     def _finish(self, live: Live, reason: str) -> None:
-        self._on_end(live, reason)
-        self._meter.sandbox_ended(live, reason)
-        # Should we die before that is written, the next daemon finds it gone and writes it down.
-        self._store.submit(lambda t: t.put(ended(live.record)), synced=False, urgent=False)
-        self._pipeline.close(live.handle)
+        try:
+            self._on_end(live, reason)
+            self._meter.sandbox_ended(live, reason)
+            # Should it not be written, the next daemon finds it gone and writes it down.
+            with contextlib.suppress(StoreError):
+                self._store.submit(lambda t: t.put(ended(live.record)), synced=False, urgent=False)
+        finally:  # nobody knows of it any more: what runs in it would go on until its lease ends
+            self._pipeline.close(live.handle)
 
     def lost(self, wall: str, reason: str) -> None:
         """Take note that a wall has ended by itself, or by its lease, as the supervisor says."""

@@ -7,6 +7,7 @@ import pytest
 from tests.unit.daemon.known import act, allowing
 from tests.unit.ingest.fake import until
 
+from agentd.audit.errors import AuditError
 from agentd.daemon.admission.acts import Place
 from agentd.daemon.admission.approvals import Approvals
 from agentd.daemon.admission.gate import Gate
@@ -130,6 +131,14 @@ def test_one_whose_caller_has_gone_is_withdrawn(parked, approvals, kept):
     with pytest.raises(AgentdError, match="withdrawn"):
         approvals.decide(BOB, asking.id, True)
     assert kept.kinds() == ["admission", "approval_asked", "denial"]
+
+
+def test_what_cannot_be_written_down_waits_for_nobody(parked, approvals, kept):
+    """It was listed until its time was over, for somebody to decide on, and took a place."""
+    kept.log.close()
+    with pytest.raises(AuditError):
+        parked.approve(act(), allowing(approve=True).decision)
+    assert [view.state for view in approvals.ls(BOB)] == ["withdrawn"]
 
 
 @pytest.mark.parametrize("allow", [True, False])
