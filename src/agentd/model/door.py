@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agentd.model.answer import Answer, Authorise, Carry, Work
-from agentd.model.api import Repeat
+from agentd.model.api import ApprovalView, Repeat
 from agentd.model.content import Content
 from agentd.model.principal import Principal
-from agentd.model.service import Events, Files, Sandboxes, Service
+from agentd.model.service import Approvals, Events, Files, Sandboxes, Service
 
 
 class Repeats(Protocol):
@@ -47,6 +47,14 @@ class DoorFiles(Files, Protocol):
         from its end."""
 
 
+class DoorApprovals(Approvals, Protocol):
+    def page(
+        self, limit: int, after: tuple[float, str] | None = None
+    ) -> tuple[tuple[ApprovalView, ...], tuple[float, str] | None]:
+        """List as ``list`` does, ``limit`` of them at most, from behind a place on; and the place
+        behind which there are more, None where there are not."""
+
+
 class DoorEvents(Events, Protocol):
     def listen(self, notify: Callable[[], object]) -> Callable[[], None]:
         """Call ``notify``, in any thread, after each event that may be new to the caller, until
@@ -62,6 +70,8 @@ class DoorService(Service, Protocol):
     def sandboxes(self) -> DoorSandboxes: ...
     @property
     def files(self) -> DoorFiles: ...
+    @property
+    def approvals(self) -> DoorApprovals: ...
     @property
     def events(self) -> DoorEvents: ...
     @property

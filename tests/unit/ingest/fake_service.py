@@ -228,6 +228,15 @@ class FakeApprovals(Noun):
         self.who.require("read")
         return tuple(self.daemon.asked.values())
 
+    def page(
+        self, limit: int, after: tuple[float, str] | None = None
+    ) -> tuple[tuple[ApprovalView, ...], tuple[float, str] | None]:
+        def place(view: ApprovalView) -> tuple[float, str]:
+            return float(view.state != "pending"), view.id
+
+        rest = sorted((v for v in self.list() if place(v) > (after or (0.0, ""))), key=place)
+        return tuple(rest[:limit]), place(rest[limit - 1]) if len(rest) > limit else None
+
     def get(self, id: str) -> ApprovalView:
         self.who.require("read")
         if id not in self.daemon.asked:

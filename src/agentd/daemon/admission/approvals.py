@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from agentd.daemon import events
+from agentd.daemon.admission.approval_pages import ENDED, PENDING, ApprovalPlace, page
 from agentd.daemon.config import schema
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import ApprovalRecord
@@ -39,16 +40,17 @@ from agentd.model.events import EventKind
 from agentd.model.principal import Principal
 from agentd.model.typed import like
 
-PENDING = "pending"
 MAX_ASKED = 64 << 10  # bytes of JSON: somebody is to read it
 MAX_NOTE = 500
 MAX_OF_ONE = 100  # that wait, of one principal
 # Ended ones too, so that none fills the store: the oldest that have ended go for new ones.
 MAX_KEPT_OF_ONE = 1000
+MAX_BYTES_OF_ONE = 8 << 20  # of JSON: more than all that may wait
 MAX_KEPT = 20_000
 KEPT_SECONDS = 86400.0
 LISTED_SECONDS = 3600.0  # ended ones are listed for so long
 _AT_ONCE = 500
+_GO_FOR_ONE = 16
 _LATE = "nobody decided in time"
 SANDBOX_ENDED = "its sandbox has ended"
 NEW_SANDBOX = "a new one"  # for who reads what is asked, in place of an id
@@ -111,6 +113,7 @@ class Approvals:
             state=PENDING,
             created=now,
             expires=now + ttl,
+            size=size,
         )
         self._park(record, ttl, _sandbox(asked))
         try:
@@ -193,14 +196,25 @@ class Approvals:
         return self._view(record)
 
     def ls(self, who: Principal) -> Sequence[ApprovalView]:
+        """Return what ``page`` does, all of it."""
+        found: list[ApprovalView] = []
+        place: ApprovalPlace | None = ApprovalPlace()
+        while place is not None:
+            more, place = self.page(who, place, MAX_PAGE)
+            found += more
+        return found
+
+    def page(
+        self, who: Principal, after: ApprovalPlace, limit: int
+    ) -> tuple[Sequence[ApprovalView], ApprovalPlace | None]:
         """Return what waits, oldest first, then what ended in the last hour; for who may approve
-        everybody's, else one's own."""
+        everybody's, else one's own. At most so many, from behind a place on, and the place behind
+        which there are more."""
         _require_seeing(who)
-        mine: dict[str, Any] = {} if who.may("approve") else {"principal": who.name}
+        mine = {} if who.may("approve") else {"principal": who.name}
         recent = f"apr-{max(0, int((self._clock() - LISTED_SECONDS) * 1000)):012x}"
-        waiting = self._store.find(ApprovalRecord, state=PENDING, **mine)
-        others = self._store.find(ApprovalRecord, after=(recent,), **mine)
-        return [self._view(r) for r in (*waiting, *(r for r in others if r.state != PENDING))]
+        found = page(self._store, after, recent, limit, **mine)
+        return [self._view(record) for record in found.rows], found.following
 
     def get(self, who: Principal, id_: str) -> ApprovalView:
         """Find one. Raises NotFound, also for another's where ``who`` may not approve."""
@@ -345,20 +359,31 @@ def _require_seeing(who: Principal) -> None:
 
 
 def _keep(t: Transaction, record: ApprovalRecord) -> None:
-    if t.measure(ApprovalRecord, "created", principal=record.principal).rows >= MAX_KEPT_OF_ONE:
-        _forget_oldest(t, record.principal)
-    elif t.measure(ApprovalRecord, "created").rows >= MAX_KEPT:
+    """Nobody is refused for what they asked before: that goes, the oldest that has ended first."""
+    for _ in range(_GO_FOR_ONE):  # no more: others wait for the store, and the next one goes on
+        if not (_has_much(t, record) and _forget_oldest(t, record.principal)):
+            break
+    if t.measure(ApprovalRecord, "size").rows >= MAX_KEPT:
         # Whoever has the most is who fills it.
         _forget_oldest(t, str(t.heaviest(ApprovalRecord, "principal")))
     t.put(record)
 
 
-def _forget_oldest(t: Transaction, principal: str) -> None:
-    """Forget the oldest that has ended. There is one: fewer wait than are kept."""
-    oldest = t.least(ApprovalRecord, "created", MAX_OF_ONE + 1, principal=principal)
-    ended = next((one.id for one in oldest if one.state != PENDING), None)
-    if ended is not None:
-        t.delete(ApprovalRecord, ended)
+def _has_much(t: Transaction, more: ApprovalRecord) -> bool:
+    kept = t.measure(ApprovalRecord, "size", principal=more.principal)
+    return kept.rows >= MAX_KEPT_OF_ONE or kept.total + more.size > MAX_BYTES_OF_ONE
+
+
+def _forget_oldest(t: Transaction, principal: str) -> bool:
+    """Forget the oldest that has ended; whether there was one."""
+    oldest = [
+        one
+        for state in ENDED
+        for one in t.least(ApprovalRecord, "created", 1, principal=principal, state=state)
+    ]
+    if oldest:
+        t.delete(ApprovalRecord, min(oldest, key=lambda one: one.created).id)
+    return bool(oldest)
 
 
 def _pending(store: SqliteStore) -> list[str]:

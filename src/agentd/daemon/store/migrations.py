@@ -86,13 +86,20 @@ ALTER TABLE sandboxes ADD COLUMN paused_by TEXT NOT NULL DEFAULT '';
 
 _SNAPSHOTS = "ALTER TABLE sandboxes ADD COLUMN snapshot TEXT NOT NULL DEFAULT ''"
 
+# They are counted, and the oldest of them found, without what was asked: that may be 64 KiB each.
+_SIZES = """
+ALTER TABLE approvals ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+UPDATE approvals SET size = length(asked);
+CREATE INDEX approvals_of ON approvals (principal, state, created, size);
+"""
+
 # Outside of a transaction: the whole file is written anew, without what was deleted from it, and
 # takes the place of the old one with the checkpoint.
 VACUUM = "VACUUM"
 
 STEPS: tuple[str, ...] = (
     _FIRST, _SIGNED_AND_APPROVED, _FEWER_INDEXES, _NOTHING_IN_CLEAR, VACUUM, _NAMES,
-    _IDLE, _SNAPSHOTS,
+    _IDLE, _SNAPSHOTS, _SIZES,
 )  # fmt: skip
 
 

@@ -118,3 +118,4 @@ class ApprovalRecord(StoreRecord, frozen=True, kw_only=True):
     decided: float | None = None
     decided_by: str = ""
     note: str = ""
+    size: int = 0  # bytes of ``asked``

@@ -1,10 +1,11 @@
 """Requests that wait for somebody to allow them."""
 
 from agentd.ingest.rest.operation import Arguments
-from agentd.ingest.rest.pages import QUERY, page
+from agentd.ingest.rest.pages import QUERY, place_of, reply
 from agentd.ingest.rest.respond import Reply
 from agentd.ingest.rest.table import OperationTable
 from agentd.model.api import ApprovalView, DecideBody
+from agentd.model.door import DoorService
 from agentd.model.service import Service
 
 OPERATIONS = OperationTable()
@@ -14,14 +15,10 @@ _EITHER = "read or approve"
 
 
 @OPERATIONS.row("GET", _ALL, _EITHER, query=QUERY, answer=list[ApprovalView])
-def _list(service: Service, a: Arguments) -> Reply:
+def _list(service: DoorService, a: Arguments) -> Reply:
     """List what waits, and what was decided lately; one's own without the scope approve."""
-    return page(service.approvals.list(), _place, **a.query)
-
-
-def _place(view: ApprovalView) -> tuple[float, str]:
-    """What waits comes first."""
-    return float(view.state != "pending"), view.id
+    limit: int = a.query["limit"]
+    return reply(*service.approvals.page(limit, place_of(limit, a.query["cursor"])))
 
 
 @OPERATIONS.row("GET", _ONE, _EITHER)

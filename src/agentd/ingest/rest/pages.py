@@ -13,6 +13,7 @@ from agentd.ingest.rest.respond import Reply
 from agentd.model.errors import InvalidInput
 
 T = TypeVar("T")
+Place = tuple[float, str]
 NEXT = "agentd-next"
 MAX_PAGE = 1000
 QUERY = (
@@ -21,20 +22,27 @@ QUERY = (
 )
 
 
-def page(
-    items: Sequence[T], place: Callable[[T], tuple[float, str]], limit: int, cursor: str
-) -> Reply:
+def page(items: Sequence[T], place: Callable[[T], Place], limit: int, cursor: str) -> Reply:
     """Answer with the page of ``items`` behind the cursor. Raises InvalidInput."""
-    if not 1 <= limit <= MAX_PAGE:
-        raise InvalidInput(f"limit {limit} is out of range", remediation=f"give 1 to {MAX_PAGE}")
-    after = _parse(cursor) if cursor else None
+    after = place_of(limit, cursor)
     rest = sorted((i for i in items if after is None or place(i) > after), key=place)
     shown = rest[:limit]
-    headers = {NEXT: "{!r}:{}".format(*place(shown[-1]))} if len(rest) > limit else {}
-    return Reply(200, shown, headers)
+    return reply(shown, place(shown[-1]) if len(rest) > limit else None)
 
 
-def _parse(cursor: str) -> tuple[float, str]:
+def reply(shown: Sequence[T], following: Place | None) -> Reply:
+    """Answer with a page; ``following`` is the place of its last item, where there are more."""
+    return Reply(200, shown, {} if following is None else {NEXT: "{!r}:{}".format(*following)})
+
+
+def place_of(limit: int, cursor: str) -> Place | None:
+    """Return the place that the page is behind; None for the first. Raises InvalidInput."""
+    if not 1 <= limit <= MAX_PAGE:
+        raise InvalidInput(f"limit {limit} is out of range", remediation=f"give 1 to {MAX_PAGE}")
+    return _parse(cursor) if cursor else None
+
+
+def _parse(cursor: str) -> Place:
     number, colon, name = cursor.partition(":")
     with contextlib.suppress(ValueError):
         place = float(number)
