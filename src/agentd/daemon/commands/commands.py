@@ -212,15 +212,18 @@ class Commands:
             with contextlib.suppress(AgentdError):  # of a full disk: it is followed all the same
                 self._record(who, command)  # before its end, which is to be the last word
             try:
-                self._follow(who, command)
+                self._follow(who, command, contextlib.ExitStack())
             except RuntimeError:  # no thread is left
                 self._register.release(who, command, forget=True)
                 command.close()
 
-    def _follow(self, who: Principal, command: Command) -> None:
+    def _follow(self, who: Principal, command: Command, over: contextlib.ExitStack) -> None:
+        """Drive it in a thread, and close ``over`` at its end."""
+
         def run() -> None:
-            command.drive(keep=False)
-            self._over(who, command)
+            with over:
+                command.drive(keep=False)
+                self._over(who, command)
             with contextlib.suppress(AgentdError):  # of a full disk: the next daemon finds it ended
                 self._record(who, command)
 
@@ -339,7 +342,9 @@ class Commands:
             raise
         self.taken_over.add(record.request)
         self._count(who, command)
-        self._follow(who, command)
+        counted = contextlib.ExitStack()
+        counted.enter_context(self._ledger.command(who.name, force=True))
+        self._follow(who, command, counted)
 
     def _remember(self, live: Live) -> None:
         """Read once what ended in it under the daemon before."""
