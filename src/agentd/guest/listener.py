@@ -8,6 +8,7 @@ from agentd.guest.loop import READ, Loop
 from agentd.linux.rights import descriptors
 
 BACKLOG = 128
+_AGAIN_S = 0.1
 # Room for more than the one descriptor expected, so that none is dropped in silence.
 _CMSG_BYTES = socket.CMSG_SPACE(16 * 4)
 
@@ -83,6 +84,11 @@ class SocketListener:
         try:
             connection, _ = self._sock.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError:
+            # No descriptor is left, say: who is there can wait, and nobody tells when there is one.
+            self._loop.forget(self._sock.fileno())
+            self._loop.after(_AGAIN_S, self.resume)
             return
         if not self._accept(connection):
             self._loop.forget(self._sock.fileno())

@@ -4,6 +4,10 @@ import errno
 import json
 import os
 import resource
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -78,3 +82,25 @@ def test_a_tree_that_cannot_be_removed_now_can_be_later(
         told.append(client.wait(channel))
     assert (told[0]["errno"], told[-1]["event"]) == (errno.EMFILE, "result")
     assert opened() == before
+
+
+def test_who_comes_meanwhile_is_served_later(tmp_path: Path) -> None:
+    place = str(tmp_path / "a")
+    argv = [sys.executable, "-m", "agentd.guest.main", "--listen", f"unix:{place}"]
+    with (
+        subprocess.Popen(argv, stderr=subprocess.PIPE) as agent,
+        socket.socket(socket.AF_UNIX) as s,
+    ):
+        try:
+            assert agent.stderr is not None
+            assert b"listening" in agent.stderr.readline()
+            usual = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
+            resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (3, usual[1]))
+            s.settimeout(30)
+            s.connect(place)
+            s.sendall(b'{"command":"true"}\n')
+            time.sleep(0.5)  # the agent looks
+            resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, usual)
+            assert b'"error":null' in s.recv(1 << 16)
+        finally:
+            agent.kill()
