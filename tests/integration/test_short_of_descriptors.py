@@ -91,9 +91,9 @@ SCARCE = """
 import json, os, resource, signal, threading, time
 from agentd import AgentdError, Sandbox
 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-def scarce():
+def scarce(many=0):
     taken = set(map(int, os.listdir("/proc/self/fd")))
-    free = next(number for number in range(1000) if number not in taken)
+    free = [number for number in range(1000) if number not in taken][many]
     resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
 def usual():
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -137,6 +137,29 @@ def test_sandboxes_are_made_again_once_there_are_descriptors() -> None:
         assert isinstance(told, list) and told[0] == "sandbox_error", told
         assert "Too many open files" in told[1] and "ulimit -n" in told[2], told
     assert there == "there\n"
+
+
+MOUNTED = """
+make().close()
+for many in range(8):
+    scarce(many)
+    try:
+        Sandbox.create(backend="linux", embedded=True, workspace=f"{PLACE}:cow").close()
+    except AgentdError as error:
+        told.append([error.code, error.cause, error.remediation])
+    usual()
+print(json.dumps(told))
+"""
+
+
+def test_who_names_a_folder_is_not_to_blame(tmp_path: Path) -> None:
+    told = run(f"PLACE = {str(tmp_path)!r}\n{MOUNTED}")
+    assert told
+    for code, cause, fix in told:  # type: ignore[misc]
+        assert (code, "open files" in cause, "ulimit -n" in fix) == ("sandbox_error", True, True), (
+            cause,
+            fix,
+        )
 
 
 def test_a_command_line_without_them_says_what_it_lacks() -> None:

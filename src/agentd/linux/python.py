@@ -1,5 +1,6 @@
 """Starting agentd's own isolated interpreters: next to no environment, nothing inherited."""
 
+import errno
 import fcntl
 import os
 import socket
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 LOADER = ("LD_LIBRARY_PATH",)
 #: Neither the caller's environment nor its site-packages; text is UTF-8 whatever the locale.
 ISOLATED = ("-I", "-S", "-E", "-X", "utf8")
+# The first number above those that are passed.
+_FREE = 10
 _PACKAGE_ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 2))
 
 
@@ -41,7 +44,7 @@ def start(module: str, passed: Sequence[socket.socket | int], libraries: Sequenc
     sources: list[int] = []
     try:
         for each in passed:
-            sources.append(fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10))
+            sources.append(_above(each))
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_OPEN, 1, "/dev/null", os.O_WRONLY, 0),
@@ -54,3 +57,13 @@ def start(module: str, passed: Sequence[socket.socket | int], libraries: Sequenc
     finally:
         for fd in sources:
             os.close(fd)
+
+
+def _above(fd: socket.socket | int) -> int:
+    """Duplicate it to a number that no descriptor is to get. Raises OSError."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FREE)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error  # of so few there is none

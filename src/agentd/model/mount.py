@@ -8,7 +8,8 @@ from os.path import abspath, expanduser, normpath
 
 import msgspec
 
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import AgentdError, InvalidInput, SandboxError
+from agentd.model.system import scarce
 
 
 class MountMode(StrEnum):
@@ -135,6 +136,15 @@ def unmountable(mount: Mount, why: str, check: str = "the path") -> InvalidInput
         cause=why,
         remediation=f"check {check}, and that you may read it{meant}",
     )
+
+
+def unopened(mount: Mount, error: OSError, check: str = "the path") -> AgentdError:
+    """Return the error for a source that the system did not open: who names it is not to blame for
+    what the system is short of."""
+    why = error.strerror or str(error)
+    if fix := scarce(error):
+        return SandboxError(f"cannot mount {mount.source}", cause=why, remediation=fix)
+    return unmountable(mount, why, check)
 
 
 def check_workspace(mount: Mount, *, directory: bool) -> None:

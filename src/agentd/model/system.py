@@ -1,5 +1,6 @@
 """What the operating system refuses, as an error of ours."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,3 +14,16 @@ def os_errors_as(kind: type[AgentdError], what: str, fix: str = "") -> Iterator[
         yield
     except OSError as error:
         raise kind(what, cause=error.strerror or str(error), remediation=fix) from error
+
+
+_SCARCE = {
+    errno.EMFILE: "close some descriptors, or raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close some files, or raise the machine's limit (sysctl fs.file-max)",
+    errno.ENOMEM: "free memory, and try again",
+    errno.ENOSPC: "make room, and try again",
+}
+
+
+def scarce(error: OSError) -> str:
+    """Return what to do where the system is short of something; empty where it is not."""
+    return _SCARCE.get(error.errno or 0, "")

@@ -1,8 +1,7 @@
 """Has a backend build a sandbox's wall; whatever is in its way is an error of ours."""
 
-import errno
-
 from agentd.model.errors import AgentdError, SandboxError
+from agentd.model.system import scarce
 from agentd.sandbox import backends
 from agentd.sandbox.abilities import FORK, incapable
 from agentd.sandbox.handle import SandboxHandle
@@ -10,12 +9,6 @@ from agentd.sandbox.ports import Backend, Restores, Wall
 from agentd.sandbox.volume_lease import holder
 
 _UNBUILT = "the sandbox could not be built"
-_FIXES = {
-    errno.EMFILE: "close some descriptors, or raise the limit of open files (ulimit -n)",
-    errno.ENFILE: "close some files, or raise the machine's limit (sysctl fs.file-max)",
-    errno.ENOMEM: "free memory, and try again",
-    errno.ENOSPC: "make room, and try again",
-}
 
 
 def launch(handle: SandboxHandle) -> Wall:
@@ -24,9 +17,7 @@ def launch(handle: SandboxHandle) -> Wall:
     try:
         return _launched(handle)
     except OSError as error:  # the machine is short of something, which a backend has passed on
-        raise SandboxError(
-            _UNBUILT, cause=str(error), remediation=_FIXES.get(error.errno or 0, "")
-        ) from error
+        raise SandboxError(_UNBUILT, cause=str(error), remediation=scarce(error)) from error
     finally:
         holder.reset(told)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from agentd.linux import python, rights
 from agentd.linux.waiting import is_ready
 from agentd.model.errors import InvalidInput, SandboxError
+from agentd.model.system import scarce
 
 _MAX_MESSAGE = 64 << 10
 _MAX_FDS = 8
@@ -34,7 +35,9 @@ def start_python(module: str, sockets: Sequence[socket.socket]) -> int:
     try:
         return python.start(module, sockets)
     except OSError as error:
-        raise SandboxError(f"cannot start {sys.executable}", cause=str(error)) from error
+        raise SandboxError(
+            f"cannot start {sys.executable}", cause=str(error), remediation=scarce(error)
+        ) from error
 
 
 def _silent(what: str) -> SandboxError:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 from agentd.linux import disk as disks
 from agentd.linux import idmap, mounts, paths
 from agentd.model.errors import InvalidInput
-from agentd.model.mount import Mount, MountMode, check_workspace, unmountable
+from agentd.model.mount import Mount, MountMode, check_workspace, unopened
 from agentd.model.units import readable_size
 from agentd.sandbox.backends import identity, unmapped
 from agentd.sandbox.backends.identity import Block
@@ -87,7 +87,7 @@ def open_source(mount: Mount, undo: contextlib.ExitStack) -> int:
     try:
         fd = paths.open_plain(mount.source)
     except OSError as error:
-        raise unmountable(mount, error.strerror or "") from error
+        raise unopened(mount, error) from error
     undo.callback(os.close, fd)
     check_workspace(mount, directory=os.path.isdir(fd))
     return fd
@@ -113,7 +113,7 @@ def all_of(
         try:
             loan = of(mount, source, lender, disk, own_user=own_user)
         except OSError as error:
-            raise unmountable(mount, error.strerror or "") from error
+            raise unopened(mount, error) from error
         found.append(loan._replace(lease=lease))
     return found
 
@@ -205,7 +205,7 @@ def mount_fd(loan: Loan, lender: Lender, block: Block | None) -> int:
         finally:
             os.close(userns)
     except OSError as error:
-        raise unmountable(loan.mount, error.strerror or "") from error
+        raise unopened(loan.mount, error) from error
 
 
 def _userns(loan: Loan, lender: Lender, block: Block) -> int:

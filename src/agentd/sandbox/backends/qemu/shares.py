@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from agentd.linux import disk, idmap, mounts, paths
 from agentd.model.errors import Refused
-from agentd.model.mount import Mount, MountMode, check_workspace, unmountable
+from agentd.model.mount import Mount, MountMode, check_workspace, unmountable, unopened
 from agentd.sandbox.backends import unmapped
 from agentd.sandbox.backends.vm.confine import STAGE
 from agentd.sandbox.volume_lease import VolumeLease
@@ -60,7 +60,7 @@ def check_source(mount: Mount) -> None:
     try:
         is_dir = stat.S_ISDIR(os.stat(mount.source).st_mode)
     except OSError as error:
-        raise unmountable(mount, error.strerror or str(error), _CHECK) from error
+        raise unopened(mount, error, _CHECK) from error
     check_workspace(mount, directory=is_dir)
     if not is_dir:
         raise unmountable(mount, os.strerror(errno.ENOTDIR), _CHECK)
@@ -90,7 +90,7 @@ def open_share(
         finally:
             os.close(fd)
     except OSError as error:
-        raise unmountable(mount, error.strerror or str(error), _CHECK) from error
+        raise unopened(mount, error, _CHECK) from error
 
 
 def _open(source: str) -> int:
