@@ -10,6 +10,7 @@ import pytest
 from agentd.client.cli import serve
 from agentd.daemon.config import load
 from agentd.daemon.config.profiles import preset
+from agentd.linux import disk, kvm
 from agentd.linux.cgroup import LIMITING
 from agentd.linux.cgroup.v2 import LEAF
 
@@ -110,6 +111,18 @@ def test_no_capability_is_taken_that_a_wall_is_built_with() -> None:
         taken |= {word.removeprefix("CAP_") for word in line[1:].split()}
     assert not taken & needed
     assert {"SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "SYS_TIME"} <= taken
+
+
+def test_no_device_is_closed_that_something_is_made_with() -> None:
+    """Volumes with a size are file systems in files, which loop devices have: with the module's
+    driver known, as a name of DeviceAllow= must be when the unit starts (systemd.resource-control
+    (5))."""
+    assert SERVICE["DevicePolicy"] == ["closed"]
+    allowed = dict(line.rsplit(" ", 1) for line in SERVICE["DeviceAllow"])
+    assert set(allowed.values()) == {"rw"}
+    assert {kvm.DEVICE, disk.CONTROL, "block-loop"} <= set(allowed)
+    for key in ("Wants", "After"):
+        assert any("modprobe@loop.service" in line for line in unit("agentd.service")["Unit"][key])
 
 
 @pytest.mark.skipif(

@@ -18,7 +18,7 @@ from agentd.linux.kernel import KERNEL
 KIND = "ext4"
 _LOOP_GET_STATUS64, _LOOP_CONFIGURE, _LOOP_CTL_GET_FREE = 0x4C05, 0x4C0A, 0x4C82
 _AUTOCLEAR = 4
-_CONTROL = "/dev/loop-control"
+CONTROL = "/dev/loop-control"
 # struct loop_info64 (linux/loop.h): device, inode, rdevice, offset, sizelimit, number, encryption
 # (2), flags, names and keys, init (2).
 _INFO = struct.Struct("=5Q4I64s64s32s2Q")
@@ -82,7 +82,7 @@ def make(image: str, size: int, owner: int) -> None:
 def hindrance() -> str:
     """Says why no file can be mounted here; empty where it can, for all that is known before."""
     try:
-        os.close(_opened(_CONTROL))
+        os.close(_opened(CONTROL))
     except OSError as error:
         return error.strerror or str(error)
     return ""
@@ -149,7 +149,7 @@ def _backing(fd: int) -> tuple[int, int] | None:
 def _attach(file: int) -> _Device:
     info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, _AUTOCLEAR, b"", b"", b"", 0, 0)
     config = _CONFIG.pack(file, _BLOCK, info, *(0,) * 8)
-    control = _opened(_CONTROL)
+    control = _opened(CONTROL)
     try:
         for _ in range(_ATTEMPTS):
             name = f"loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"

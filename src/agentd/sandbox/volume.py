@@ -68,7 +68,10 @@ def size_of(size: str | int | None) -> int | None:
     if not why and disk.program() is None:
         why, fix = "mke2fs is not installed", "leave the size out, or apt-get install e2fsprogs"
     if not why and (why := disk.hindrance()):
-        fix = "leave the size out, or modprobe loop; a container is given devices by who starts it"
+        fix = (
+            "leave the size out, or modprobe loop; a container is given devices by who starts it, "
+            "a service by DeviceAllow= in its unit"
+        )
     if why:
         raise Refused("the size of a volume cannot be enforced here", cause=why, remediation=fix)
     return found
