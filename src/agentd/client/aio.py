@@ -40,9 +40,15 @@ def _made(
 
 def _begun(
     begin: Callable[Concatenate[Sandbox, P], Process],
+    work: Callable[Concatenate[Sandbox, int, P], Process],
 ) -> Callable[Concatenate["AsyncSandbox", P], Coroutine[Any, Any, AsyncProcess]]:
+    """Make a coroutine of ``begin`` by ``work``, as ``cancellable`` does."""
+
     async def begun(self: "AsyncSandbox", /, *args: P.args, **kwargs: P.kwargs) -> AsyncProcess:
-        process = AsyncProcess(self._threads, partial(begin, self._blocking, *args, **kwargs))
+        def start(cancel: int) -> Process:
+            return work(self._blocking, cancel, *args, **kwargs)
+
+        process = AsyncProcess(self._threads, start)
         try:
             await process._begun()
         except BaseException:
@@ -67,8 +73,8 @@ class AsyncSandbox(AioOnThreads[Sandbox]):
     run = cancellable(Sandbox.run, Sandbox._run)
     run_code = cancellable(Sandbox.run_code, Sandbox._run_code)
     call = cancellable(Sandbox.call, Sandbox._call)
-    start = _begun(Sandbox.start)
-    attach = _begun(Sandbox.attach)
+    start = _begun(Sandbox.start, Sandbox._start)
+    attach = _begun(Sandbox.attach, Sandbox._attach)
     changes = aio(Sandbox.changes)
     apply = aio(Sandbox.apply)
     pause = aio(Sandbox.pause)

@@ -37,12 +37,13 @@ class AsyncProcess:
     def __init__(
         self,
         threads: Threads,
-        begin: Callable[[], Process],
+        begin: Callable[[int], Process],
         stdin: bytes | None = None,
         *,
         for_one_loop: bool = False,
     ) -> None:
-        """``stdin`` is all that it gets; None: it is written to, or has none."""
+        """``begin`` gives up once the descriptor that it is given is readable. ``stdin`` is all
+        that it gets; None: it is written to, or has none."""
         self._threads = threads
         self._begin = begin
         self._stdin = stdin
@@ -150,7 +151,7 @@ class AsyncProcess:
 
     def _start(self) -> Process:
         # Kept here, in the thread: a task that is cancelled meanwhile must find it, and end it.
-        self._process = self._begin()
+        self._process = self._begin(self._wake.fd)
         return self._process
 
     async def _call(self, work: Callable[[Process], T]) -> T:

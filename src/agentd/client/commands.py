@@ -91,17 +91,14 @@ class SandboxCommands:
         ``stdin``: it will be written to; ``pty``: a terminal, as Pty or (rows, columns). The other
         options are those of ``run``.
         """
-        arguments.open_stdin(stdin)
-        terminal = build.terminal(pty)
-        return self._begin(build.exec_request(cmd, stdin=stdin, pty=terminal, **options))
+        return self._start(-1, cmd, stdin=stdin, pty=pty, **options)
 
     def attach(self, process: str, cursors: Mapping[str, int] | None = None) -> Process:
         """Take up a command of a daemon's sandbox, from its output's beginning or ``cursors`` on.
 
         Raises NotFound; Refused where there is no daemon.
         """
-        running = self._open.commands.attach(self.id, *arguments.attached(process, cursors))
-        return Process(running)
+        return self._attach(-1, process, cursors)
 
     def run_code(
         self,
@@ -160,6 +157,26 @@ class SandboxCommands:
             raise CommandFailed(result)
         return result
 
+    def _start(
+        self,
+        cancel: int,
+        cmd: Command,
+        *,
+        stdin: bool = False,
+        pty: Pty | tuple[int, int] | None = None,
+        **options: Unpack[ExecOptions],
+    ) -> Process:
+        arguments.open_stdin(stdin)
+        terminal = build.terminal(pty)
+        request = build.exec_request(cmd, stdin=stdin, pty=terminal, **options)
+        return self._begin(request, cancel)
+
+    def _attach(
+        self, cancel: int, process: str, cursors: Mapping[str, int] | None = None
+    ) -> Process:
+        running = self._open.commands.attach(self.id, *arguments.attached(process, cursors))
+        return Process(running)
+
     def _run_code(
         self,
         cancel: int,
@@ -201,6 +218,6 @@ class SandboxCommands:
                 )
             )
 
-    def _begin(self, request: ExecRequest) -> Process:
+    def _begin(self, request: ExecRequest, cancel: int) -> Process:
         with wording.spoken():
-            return Process(self._open.commands.begin(self.id, request))
+            return Process(self._open.commands.begin(self.id, request, cancel=cancel))

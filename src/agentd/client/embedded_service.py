@@ -152,7 +152,10 @@ class _Commands(_Noun):
         with self.begin(sandbox, asked, capture=True) as running:
             return execute(running, stdin, cancel)
 
-    def begin(self, sandbox: str, request: "ExecRequest", *, capture: bool = False) -> "Command":
+    def begin(
+        self, sandbox: str, request: "ExecRequest", *, capture: bool = False, cancel: int = -1
+    ) -> "Command":
+        """Nothing is waited for here: what a policy wants approved is refused."""
         handle = self._here.handle(sandbox)
         return self._here.pipeline.start(self._here.who, handle, request, capture)
 

@@ -71,9 +71,10 @@ class Commands(service.Commands, Protocol):
         """Run one to its end, its output captured; ``cancel`` readable kills it."""
 
     def begin(
-        self, sandbox: str, request: "ExecRequest", *, capture: bool = False
+        self, sandbox: str, request: "ExecRequest", *, capture: bool = False, cancel: int = -1
     ) -> "RunningCommand":
-        """Start one; ``capture`` keeps its output for the Result."""
+        """Start one; ``capture`` keeps its output for the Result, and ``cancel`` readable gives up
+        a start that waits."""
 
     def attach(self, sandbox: str, process: str, cursors: Mapping[str, int]) -> "RunningCommand":
         """Take up one that runs, its output from the cursors on. Raises NotFound."""

@@ -131,8 +131,8 @@ def test_a_start_that_is_cancelled_leaves_no_command(backend, tmp_path, monkeypa
     async def test(sandbox):
         begin = sandbox._blocking._begin
 
-        def held_up(request):
-            running = begin(request)
+        def held_up(request, cancel):
+            running = begin(request, cancel)
             while not pid_file.exists():
                 time.sleep(0.01)
             begun.set()

@@ -1,5 +1,6 @@
 """The commands of a daemon's sandboxes: asked for by id, or driven from here over a WebSocket."""
 
+import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from agentd.client.http import client as clients
 from agentd.client.http import wire
 from agentd.client.http.client import segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
+from agentd.client.http.connection import Woken
 from agentd.client.http.errors import Unreachable, from_event
 from agentd.client.http.noun import HttpNoun
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody, SignalBody
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from agentd.client.http.output import HttpOutput
 
 T = TypeVar("T")
+_BEGINS_SECONDS = 1.0  # within which a command has begun that waits for nobody
 # Stdin up to this size goes in the request; larger ones are streamed.
 MAX_INLINE = 8 << 20
 
@@ -99,35 +102,25 @@ class HttpCommands(HttpNoun):
     ) -> Result:
         if len(stdin) > MAX_INLINE:
             asked = msgspec.structs.replace(request, stdin=True)
-            with self.begin(sandbox, asked, capture=True) as running:
+            with self.begin(sandbox, asked, capture=True, cancel=cancel) as running:
                 return execute(running, stdin, cancel)
-        tag = f"run-{clients.new_key()}"
+        tag = _new_tag()
         body = wire.exec_body(
             msgspec.structs.replace(request, tag=tag, stdin=False), stdin or None, wait=True
         )
         # A unix socket's connection breaks with its daemon alone, and the command with that: a key,
         # which costs the daemon a write to disk, could only tell that it was interrupted.
         once = not self._requests.address.path
-        try:
-            view = self._requests.call(
-                "POST",
-                f"{sandbox_path(sandbox)}/exec",
-                body,
-                into=ResultView,
-                once=once,
-                wake=cancel,
-                on_wake=None if cancel < 0 else lambda: self._killed(sandbox, tag),
-            )
-        except AgentdError:
-            raise
-        except BaseException:
-            # Interrupted: nobody waits for it any more.
-            self._killed(sandbox, tag)
-            raise
+        view = self._asked(sandbox, body, ResultView, tag, cancel, once=once)
         return self._completed(sandbox, view)
 
-    def begin(self, sandbox: str, request: ExecRequest, *, capture: bool = False) -> RemoteCommand:
-        view = self.start(sandbox, wire.exec_body(request, wait=False))
+    def begin(
+        self, sandbox: str, request: ExecRequest, *, capture: bool = False, cancel: int = -1
+    ) -> RemoteCommand:
+        if cancel >= 0:
+            request = msgspec.structs.replace(request, tag=request.tag or _new_tag())
+        body = wire.exec_body(request, wait=False)
+        view = self._asked(sandbox, body, ProcessView, request.tag, cancel)
         try:
             return RemoteCommand(
                 self._requests,
@@ -173,6 +166,42 @@ class HttpCommands(HttpNoun):
                 elif event.name == "error":
                     raise from_event(event.data)
 
+    def _asked(
+        self,
+        sandbox: str,
+        body: ExecBody,
+        into: type[T],
+        tag: str | None,
+        cancel: int,
+        *,
+        once: bool = True,
+    ) -> T:
+        """Have it begun. Once ``cancel`` is readable it is killed, by its ``tag``; one that has not
+        begun a second later, as it waits for an approval, is left: then nobody approves it."""
+        given_up: list[float] = []
+
+        def give_up() -> bool:
+            if tag is None or self._killed(sandbox, tag):
+                return True
+            given_up.append(time.monotonic())
+            if given_up[-1] - given_up[0] > _BEGINS_SECONDS:
+                raise Woken
+            return False
+
+        path = f"{sandbox_path(sandbox)}/exec"
+        on_wake = None if cancel < 0 else give_up
+        try:
+            return self._requests.call(
+                "POST", path, body, into=into, once=once, wake=cancel, on_wake=on_wake
+            )
+        except AgentdError:
+            raise
+        except BaseException:
+            # Interrupted: nobody waits for it any more.
+            if tag is not None:
+                self._killed(sandbox, tag)
+            raise
+
     def _killed(self, sandbox: str, tag: str) -> bool:
         """Kill the command with that tag; False where it has perhaps not begun yet."""
         try:
@@ -213,6 +242,11 @@ class HttpCommands(HttpNoun):
         with suppress(AgentdError), self._requests.open("GET", f"{path}/output", query=query) as it:
             found = it.read(max(0, MAX_CAPTURE - begin))
         return found
+
+
+def _new_tag() -> str:
+    """Return a name that a command can be killed by before its id is known."""
+    return f"run-{clients.new_key()}"
 
 
 def sandbox_path(id: str) -> str:

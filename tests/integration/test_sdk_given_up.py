@@ -1,0 +1,97 @@
+"""What a task gives up while it waits for an approval is withdrawn, and runs for nobody."""
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.security.daemons import Daemon, running, until
+
+from agentd import AsyncSandbox
+
+_POLICY = """
+default decision := {"allow": true}
+
+decision := {"allow": true, "obligations": {"approve": true}} if {
+	some word in input.parameters.args
+	contains(word, "ghost")
+}
+"""
+_COMMAND = "echo ghost > /workspace/ran"
+
+
+def _free() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def tcp() -> str:
+    return f"http://127.0.0.1:{_free()}"
+
+
+@pytest.fixture(scope="module")
+def daemon(tcp: str) -> Iterator[Daemon]:
+    listen = f'[[listen]]\naddress = "{tcp.removeprefix("http://")}"\n'
+    with running(listen, policy=_POLICY) as made:
+        yield made
+
+
+def _states(daemon: Daemon) -> list[str]:
+    return [view["state"] for view in daemon.ask("GET", "/v1/approvals").json]
+
+
+async def _streamed(sandbox: AsyncSandbox) -> None:
+    async for _ in sandbox.stream(_COMMAND):
+        pass
+
+
+@pytest.mark.parametrize("by", ["unix", "tcp"])
+@pytest.mark.parametrize(
+    "begin",
+    [lambda s: s.run(_COMMAND), lambda s: s.start(_COMMAND), _streamed],
+    ids=["run", "start", "stream"],
+)
+def test_what_is_cancelled_while_it_waits_for_an_approval_is_withdrawn(
+    daemon: Daemon, tcp: str, begin: Callable[[AsyncSandbox], Any], by: str
+) -> None:
+    where = {"url": daemon.url}
+    if by == "tcp":
+        where = {"url": tcp, "api_key": daemon.key("alice")}
+
+    async def give_up() -> None:
+        async with await AsyncSandbox.create(**where) as sandbox:
+            before = len(_states(daemon))
+            task = asyncio.ensure_future(begin(sandbox))
+            await asyncio.to_thread(until, lambda: len(_states(daemon)) > before)
+            task.cancel()
+            await asyncio.wait({task}, timeout=30)
+            assert task.cancelled()
+            await asyncio.to_thread(until, lambda: "pending" not in _states(daemon))
+            assert set(_states(daemon)) == {"withdrawn"}
+            assert not await sandbox.files.exists("/workspace/ran")
+
+    asyncio.run(give_up())
+
+
+def test_what_is_cancelled_as_it_runs_is_killed_as_before(daemon: Daemon) -> None:
+    async def give_up() -> None:
+        async with await AsyncSandbox.create(url=daemon.url) as sandbox:
+            for begin in (sandbox.run, lambda words: _waited(sandbox, words)):
+                task = asyncio.ensure_future(begin("touch begun; sleep 600; touch ran"))
+                while not await sandbox.files.exists("/workspace/begun"):
+                    await asyncio.sleep(0.02)
+                task.cancel()
+                await asyncio.wait({task}, timeout=30)
+                assert task.cancelled()
+                await sandbox.files.remove("/workspace/begun")
+            left = (await sandbox.run("pgrep -c sleep; true")).text
+            assert left.strip() == "0"
+
+    asyncio.run(give_up())
+
+
+async def _waited(sandbox: AsyncSandbox, words: str) -> None:
+    async with await sandbox.start(words) as process:
+        await process.wait()
