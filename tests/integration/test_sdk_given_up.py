@@ -1,4 +1,5 @@
-"""What a task gives up while it waits for an approval is withdrawn, and runs for nobody."""
+"""What is given up is withdrawn, and what a capability fails with is told as such: with asyncio as
+without, and of a daemon as of this process."""
 
 import asyncio
 import socket
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from tests.security.daemons import Daemon, running, until
 
-from agentd import AsyncSandbox
+from agentd import AsyncSandbox, CallFailed, Client, NotFound, Sandbox, TooLarge
 
 _POLICY = """
 default decision := {"allow": true}
@@ -95,3 +96,31 @@ def test_what_is_cancelled_as_it_runs_is_killed_as_before(daemon: Daemon) -> Non
 async def _waited(sandbox: AsyncSandbox, words: str) -> None:
     async with await sandbox.start(words) as process:
         await process.wait()
+
+
+@pytest.mark.parametrize("at", ["here", "a daemon"])
+def test_a_capability_that_fails_is_no_sandbox_that_is_not_there(daemon: Daemon, at: str) -> None:
+    where = {"embedded": True} if at == "here" else {"url": daemon.url}
+    with Sandbox.create(**where) as sandbox:
+        with pytest.raises(CallFailed, match=r"none\.txt: No such file") as failed:
+            sandbox.call("fs.read.v1", path="none.txt")
+        assert failed.value.code == "not_found"
+        with pytest.raises(CallFailed, match=r"none\.txt"):
+            sandbox.call("fs.read.v1", path="none.txt", emit=lambda kind, data: None)
+        with pytest.raises(NotFound, match="there is no capability"):
+            sandbox.call("fs.red.v1", path="none.txt")
+        with pytest.raises(TooLarge, match="parameters"):
+            sandbox.call("fs.write.v1", path="a", content="x" * (9 << 20))
+
+    async def call() -> None:
+        async with await AsyncSandbox.create(**where) as sandbox:
+            with pytest.raises(CallFailed) as failed:
+                await sandbox.call("fs.read.v1", path="none.txt")
+            assert failed.value.code == "not_found"
+
+    asyncio.run(call())
+
+
+def test_no_sandbox_is_not_found_by_a_call_too(daemon: Daemon) -> None:
+    with Client(daemon.url) as client, pytest.raises(NotFound, match="there is no sandbox"):
+        client.capabilities.call("fs.list.v1", {"path": "."}, sandbox="sbx-abcdefghijkl")

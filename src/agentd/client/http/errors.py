@@ -38,13 +38,13 @@ class _Error(msgspec.Struct):
     remediation: str = ""
     errno: int = 0
     status: int = 0  # in a message, which has none of its own
+    call: str = ""  # likewise; elsewhere it is a header
 
 
 # Codes without a class of their own: what a caller would catch.
 _CODES: dict[str, type[AgentdError]] = {
     "lease_expired": BackendLost,
     "draining": Full,
-    "too_large": InvalidInput,
     "idempotency_mismatch": InvalidInput,
 }
 _STATUS: dict[int, type[AgentdError]] = {
@@ -99,7 +99,8 @@ def from_fields(found: _Error, status: int, headers: Headers) -> AgentdError:
     )
     options: dict[str, Any] = {"cause": cause, "remediation": remediation}
     error: AgentdError
-    if status == _CALL_FAILED and found.code not in _CODES:
+    is_of_call = (headers.get("agentd-call", "") or found.call) == "failed"
+    if is_of_call or (status == _CALL_FAILED and found.code not in _CODES):
         # A capability's own code, whatever it means elsewhere.
         error = CallFailed(found.code, message, **options)
         error.status = status  # type: ignore[attr-defined]

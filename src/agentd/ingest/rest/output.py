@@ -14,9 +14,10 @@ from agentd.ingest.rest.respond import encode, error_in_json
 from agentd.ingest.rest.table import OperationTable
 from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.standing import Standing, standing
-from agentd.ingest.web.status import status_of
+from agentd.ingest.web.status import FAILED, status_of
 from agentd.model import words
 from agentd.model.api import ResultView
+from agentd.model.capability import CallFailed
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.output import STREAMS, OutputEvent
 
@@ -99,9 +100,11 @@ async def _send_events(
 
 def last_event(error: AgentdError) -> bytes:
     """Say why a stream ends that began with 200: the four fields of the error, and the status that
-    the request would be answered with now."""
-    fields = msgspec.structs.asdict(error_in_json(error))
-    return b"event: error\ndata: %b\n\n" % encode({**fields, "status": status_of(error)})
+    the request would be answered with now; with ``call`` where that is in the header of it."""
+    fields = {**msgspec.structs.asdict(error_in_json(error)), "status": status_of(error)}
+    if isinstance(error, CallFailed):
+        fields["call"] = FAILED
+    return b"event: error\ndata: %b\n\n" % encode(fields)
 
 
 def encode_event(event: OutputEvent, cursors: dict[str, int]) -> bytes:

@@ -50,6 +50,7 @@ STATUS = {
 # The codes of capabilities are their own: a "busy" there is none of the daemon's.
 CALL_FAILED = {"not_found": 404, "too_large": 413}
 _CALL_FAILED = 422  # well asked, and it cannot be had
+FAILED = "failed"  # in Agentd-Call: the capability's error, and not the daemon's of that code
 ERRNO = {
     errno.ENOENT: 404,
     errno.EEXIST: 409,
@@ -85,7 +86,9 @@ def status_of(error: AgentdError) -> int:
 
 def headers_of(error: AgentdError) -> dict[str, str]:
     """Return what an error's answer says of when to come again, and with what."""
-    status, headers = status_of(error), {}
+    status, headers = status_of(error), dict[str, str]()
+    if isinstance(error, CallFailed):
+        headers["agentd-call"] = FAILED
     # The same question finds the same policy: to ask again is not its fix.
     again = status == 503 and error.code != "policy_undecided"
     retry_after = getattr(error, "retry_after", 1.0 if again else None)
