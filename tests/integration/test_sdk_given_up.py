@@ -1,5 +1,5 @@
-"""What is given up is withdrawn, and what a capability fails with is told as such: with asyncio as
-without, and of a daemon as of this process."""
+"""What a task gives up, and what a closed sandbox and a capability that fails say: the same with
+asyncio as without, and of a daemon as of this process."""
 
 import asyncio
 import socket
@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 from tests.security.daemons import Daemon, running, until
 
-from agentd import AsyncSandbox, CallFailed, Client, NotFound, Sandbox, TooLarge
+from agentd import (
+    AgentdError,
+    AsyncSandbox,
+    CallFailed,
+    Client,
+    NotFound,
+    Sandbox,
+    SandboxError,
+    TooLarge,
+)
 
 _POLICY = """
 default decision := {"allow": true}
@@ -124,3 +133,34 @@ def test_a_capability_that_fails_is_no_sandbox_that_is_not_there(daemon: Daemon,
 def test_no_sandbox_is_not_found_by_a_call_too(daemon: Daemon) -> None:
     with Client(daemon.url) as client, pytest.raises(NotFound, match="there is no sandbox"):
         client.capabilities.call("fs.list.v1", {"path": "."}, sandbox="sbx-abcdefghijkl")
+
+
+async def _run(sandbox: AsyncSandbox) -> None:
+    await sandbox.run("true")
+
+
+async def _start(sandbox: AsyncSandbox) -> None:
+    await sandbox.start("true")
+
+
+async def _call(sandbox: AsyncSandbox) -> None:
+    await sandbox.call("fs.list.v1", path=".")
+
+
+@pytest.mark.parametrize("at", ["here", "a daemon"])
+def test_what_is_asked_of_a_closed_sandbox_is_told_so(daemon: Daemon, at: str) -> None:
+    where = {"embedded": True} if at == "here" else {"url": daemon.url}
+
+    async def ask() -> None:
+        sandbox = await AsyncSandbox.create(**where)
+        files = sandbox.files
+        assert repr(sandbox) == f"<AsyncSandbox {sandbox.id} {sandbox.info.backend} ready>"
+        await sandbox.close()
+        assert repr(sandbox).endswith(" ended>")
+        for ask_of in (AsyncSandbox.ping, AsyncSandbox.changes, _run, _start, _call):
+            with pytest.raises(SandboxError, match=r"is ended \(create a new sandbox\)"):
+                await ask_of(sandbox)
+        with pytest.raises(AgentdError):
+            await files.read("/etc/passwd")
+
+    asyncio.run(ask())

@@ -157,6 +157,9 @@ class AsyncSandbox(AioOnThreads[Sandbox]):
     async def __aexit__(self, *exc: object) -> None:
         await self.close()
 
+    def __repr__(self) -> str:
+        return f"<Async{repr(self._blocking).removeprefix('<')}"
+
 
 async def _all_or_none(make: Callable[[], list[Sandbox]]) -> list[Sandbox]:
     """Make them on a thread. Where that is cancelled, what still comes up is then ended."""

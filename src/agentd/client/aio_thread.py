@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 # Commands and file operations of one sandbox at the same time; more of them wait their turn.
@@ -65,12 +66,16 @@ class Threads:
 
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix=name)
-        self.shutdown = self._pool.shutdown
+        self._has_shut = False
+
+    def shutdown(self, wait: bool = True) -> None:
+        self._has_shut = True
+        self._pool.shutdown(wait)
 
     async def call(self, call: Callable[[], T], wake: Wake | None = None) -> T:
         """Makes a call on one of them. A cancelled task sets ``wake`` and waits for its end."""
         work = Work(call)
-        self._pool.submit(work.run)
+        self._submit(work)
         try:
             return await work.future
         except asyncio.CancelledError:
@@ -78,3 +83,12 @@ class Threads:
                 wake.set()
             await work.wait_ended()  # the cancellation is what counts, not what came of it
             raise
+
+    def _submit(self, work: Work[Any]) -> None:
+        try:
+            self._pool.submit(work.run)
+        except RuntimeError:
+            if not self._has_shut:
+                raise
+            # What is asked of what was closed the blocking object refuses, in its own words.
+            threading.Thread(target=work.run, name="agentd-closed", daemon=True).start()
