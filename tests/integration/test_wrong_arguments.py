@@ -50,6 +50,11 @@ _CREATE: list[tuple[dict[str, Any], str]] = [
     ({"wait": [1]}, "wait is of type list, and takes seconds or text"),
     ({"backend": object()}, "backend is of type object, and takes text"),
     ({"snapshot": 5}, "snapshot is of type int, and takes an id, a path or a Snapshot"),
+    (
+        {"labels": {"job": 7}},
+        r"label 'job' is of type int, and takes text \(write it as .*\"7\"}\)",
+    ),
+    ({"label": {"job": "7"}}, "there is no option 'label'; use one of: .*, labels, ttl"),
 ]
 # On a sandbox ``s``: each is a call, and what is said of it.
 _ASKED: list[tuple[Callable[[Any], Any], str]] = [
@@ -94,6 +99,8 @@ _ASKED: list[tuple[Callable[[Any], Any], str]] = [
     (lambda s: s.files.read("/etc/passwd", 0, 1.5), "length is of type float"),
     (lambda s: s.files.read("/etc/passwd", -1), "offset -1 is out of range"),
     (lambda s: s.files.read_text(5), "path is of type int"),
+    (lambda s: s.files.read_text("/etc/passwd", "utf-9"), "there is no encoding 'utf-9' of texts"),
+    (lambda s: s.files.read_text("/etc/passwd", 8), "encoding is of type int, and takes text"),
     (lambda s: s.files.write("/tmp/a", 5), "data is of type int, and takes text, bytes"),
     (lambda s: s.files.write("/tmp/a", None), "data is None, and takes text, bytes"),
     (lambda s: s.files.write("/tmp/a", {"a": 1}), "data is of type dict"),
@@ -187,7 +194,7 @@ _OF_NOUNS: list[tuple[Callable[[Any, str], Any], str]] = [
     (lambda c, s: c.sandboxes.list(after=5), "^after is of type int, and takes text"),
     (lambda c, s: c.sandboxes.renew(s, object()), "^ttl is of type object, and takes text or a n"),
     (lambda c, s: c.sandboxes.fork(s, True), "^count is of type bool, and takes a whole number"),
-    (lambda c, s: c.commands.exec(s, {"cmd": "true"}), "^body is of type dict, and takes a Exec"),
+    (lambda c, s: c.commands.exec(s, {"cmd": "true"}), "^body is of type dict, and takes an Exec"),
     (lambda c, s: c.commands.write(s, "prc-0", 7), "^data is of type int, and takes bytes"),
     (lambda c, s: c.commands.follow(s, "p", None, print), "^cursors is None, and takes a map"),
     (lambda c, s: c.commands.follow(s, "p", {}, 5), "^notify is of type int, and takes a funct"),

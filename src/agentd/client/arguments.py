@@ -124,6 +124,24 @@ def mapping(value: "Mapping[str, T] | None", name: str, fix: str) -> "Mapping[st
     return value
 
 
+def labels(value: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the labels of a new sandbox, those of none as none. Raises InvalidInput."""
+    return dict(_labels(value))
+
+
+def other_labels(value: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return labels to set, or with None to take away. Raises InvalidInput."""
+    return dict(_labels(value, str, type(None)))
+
+
+def _labels(value: "Mapping[str, T] | None", *types: type) -> "Mapping[str, T]":
+    found = mapping(value, "labels", 'write them as {"job": "7"}')
+    for key, text in found.items():
+        if not isinstance(text, types or str):
+            raise wrong(f"label {key!r}", text, "text", f'write it as {{"{key}": "{text}"}}')
+    return found
+
+
 def attached(process: str, cursors: Mapping[str, int] | None) -> tuple[str, Mapping[str, int]]:
     text(process, "process", "it looks like prc-0123456789abcdef")
     found = mapping(cursors, "cursors", 'write them as {"stdout": 0}')

@@ -63,6 +63,7 @@ def sandbox_body(
     without asking. Raises InvalidInput."""
     from agentd.model.api import SandboxBody
 
+    options.check_names(asked, SandboxOptions, also=sandbox_body.__kwdefaults__ or ())
     if idle_timeout is not None or on_idle is not None:
         from agentd.model.idle import idle_rule
 
@@ -89,7 +90,7 @@ def sandbox_body(
         net=rules if net == RESTRICTED else net,
         secrets=secrets.read(asked.get("secrets")),
         volumes=tuple(f"{mount.volume}:{mount.target}:{mount.mode}" for mount in volumes),
-        labels=dict(arguments.mapping(labels, "labels", 'write them as {"job": "7"}')),
+        labels=arguments.labels(labels),
         ttl=ttl,
         snapshot=snapshot,
         template=None if template is None else arguments.text(template, "template"),

@@ -10,7 +10,7 @@ import msgspec
 from agentd.client import arguments
 from agentd.model import typed
 from agentd.model.begun import begun
-from agentd.model.errors import OperationFailed
+from agentd.model.errors import InvalidInput, OperationFailed
 
 if TYPE_CHECKING:
     from agentd.client import ports
@@ -49,8 +49,16 @@ class Files:
         return self._read_iter(path)
 
     def read_text(self, path: InsidePath, encoding: str = "utf-8") -> str:
-        """Read a text file. Raises UnicodeDecodeError where it is not in ``encoding``."""
-        return self.read(path).decode(encoding)
+        """Read a text file. Raises UnicodeDecodeError where it is not in ``encoding``, and
+        InvalidInput where there is no such encoding."""
+        arguments.text(encoding, "encoding", "name one, as utf-8")
+        try:
+            return self.read(path).decode(encoding)
+        except LookupError:
+            raise InvalidInput(
+                f"there is no encoding {encoding!r} of texts",
+                remediation="name one of Python's, as utf-8, latin-1 or utf-16",
+            ) from None
 
     def write(
         self,

@@ -267,7 +267,7 @@ class Sandbox(SandboxCommands):
         self._open.sandboxes.apply(self.id)
 
     def pause(self) -> None:
-        """Stop all that runs in it until ``resume``; the time of its commands goes on.
+        """Stop all that runs in it until ``resume``, and the time of its commands with it.
 
         Raises Refused where its wall cannot, as with all of the following.
         """

@@ -84,7 +84,7 @@ class ExecOptions(TypedDict, total=False):
 
 def sandbox_spec(**options: Unpack[SandboxOptions]) -> SandboxSpec:
     """Return the spec of a sandbox. Raises InvalidInput, naming what is wrong and the fix."""
-    _check_names(options, SandboxOptions)
+    check_names(options, SandboxOptions)
     cpus, pids, open_files = options.get("cpus"), options.get("pids"), options.get("open_files")
     user, image = options.get("user"), options.get("image")
     secrets = tuple(asked.binding for asked in asked_secrets(options.get("secrets")))
@@ -196,7 +196,7 @@ def exec_request(
     cmd: Command, *, stdin: bool = False, pty: Pty | None = None, **options: Unpack[ExecOptions]
 ) -> ExecRequest:
     """Return a command's request; a plain string is run by ``sh -c``. Raises InvalidInput."""
-    _check_names(options, ExecOptions)
+    check_names(options, ExecOptions)
     argv = ("sh", "-c", cmd) if isinstance(cmd, str) else _words(cmd)
     if not argv or not argv[0] or [a for a in argv if not isinstance(a, str) or "\0" in a]:
         raise InvalidInput(
@@ -226,11 +226,13 @@ def _words(cmd: object) -> tuple[str, ...]:
     return tuple(cmd) if isinstance(cmd, Iterable) and not isinstance(cmd, bytes) else ()
 
 
-def _check_names(options: Mapping[str, object], known: type) -> None:
-    """A misspelt limit must not pass for none at all (a TypedDict checks nothing at run time)."""
+def check_names(options: Mapping[str, object], known: type, also: Iterable[str] = ()) -> None:
+    """A misspelt limit must not pass for none at all (a TypedDict checks nothing at run time).
+
+    ``also`` are options that the caller takes beside those. Raises TypeError."""
     for name in options:
         if name not in known.__annotations__:
-            names = ", ".join(known.__annotations__)
+            names = ", ".join((*known.__annotations__, *also))
             raise TypeError(f"there is no option {name!r}; use one of: {names}")
 
 

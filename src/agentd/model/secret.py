@@ -215,6 +215,8 @@ def parse_secret(text: str) -> AskedSecret:
             _wrong(name, "has no source that is known", fix)
     if found["header"] == "":
         _wrong(name, "has a header that is none", _HEADER_FIX)
+    if ",places=" in (found["header"] or ""):  # it would go to the hosts, behind the value
+        _wrong(name, "has both header and places", "leave one out: header is the only place")
     places = found["places"]
     binding = SecretBinding(
         name=name,

@@ -89,6 +89,7 @@ def test_hosts_ports_places_and_a_header() -> None:
         ("T@h.example.com,header=Content-Length: {}", "the connection's"),
         ("T@h.example.com,header=host: {}", "the connection's"),
         ("T@h.example.com,places=body,header=A: {}", "leave one out"),
+        ("T@h.example.com,header=A: {},places=body", "leave one out"),
         ("T@" + "+".join(f"h{n}.example.com" for n in range(17)), "more than 16 hosts"),
     ],
 )

@@ -89,7 +89,8 @@ def _of(hint: Any) -> _Wanted | None:
         elif kind in _SEVERAL:
             several, fitting, said = True, (), _SEVERAL[kind]
         elif isinstance(part, type):
-            fitting, said = (part,), f"a {part.__name__}"
+            article = "an" if part.__name__[0] in "AEIOU" else "a"
+            fitting, said = (part,), f"{article} {part.__name__}"
         else:
             return None
         types += fitting

@@ -88,7 +88,7 @@ class HttpSandboxes(HttpNoun):
         return self._requests.call("GET", sandbox_path(id), into=SandboxView)
 
     def relabel(self, id: str, labels: Mapping[str, str | None]) -> SandboxView:
-        body = LabelsBody(labels=dict(arguments.mapping(labels, "labels", _LABELS)))
+        body = LabelsBody(labels=arguments.other_labels(labels))
         return self._requests.call("PATCH", sandbox_path(id), body, into=SandboxView, safe=True)
 
     def renew(self, id: str, ttl: str | float) -> SandboxView:
