@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from agentd.client.elsewhere import way_to
+from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import DEFAULT_IMAGE
 
@@ -285,6 +286,8 @@ def serve(
     """
     from agentd.daemon import config
 
+    if profile and profile not in config.PROFILES:
+        raise InvalidInput(f"--profile {profile!r} is unknown", remediation=config.meant(profile))
     settings = {**env, "AGENTD_PROFILE": profile} if profile else dict(env)
 
     def load() -> config.Config:

@@ -251,7 +251,8 @@ class Terminating:
         if not self._ready:
             raise SandboxError(
                 "the network's connections cannot be read",
-                cause=self._failure or f"it was not ready within {_START_SECONDS:g} s",
+                cause=self._failure or f"what reads them was not ready within {_START_SECONDS:g} s",
+                remediation="try again: a busy machine may need longer; its log says more",
             )
 
     def _tell(self, id_: int) -> None:

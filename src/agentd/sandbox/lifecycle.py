@@ -111,4 +111,7 @@ def advance(state: State, event: LifecycleEvent) -> Step:
     if state in (State.ENDING, State.ENDED) and event in _LATE:
         return Step(state)
     error = Conflict if state in _STANDING else SandboxError
-    raise error(f"cannot {event} a sandbox that is {state}", remediation=_REMEDIES.get(state, ""))
+    fix = _REMEDIES.get(state, "")
+    if state is State.PAUSED and event is LifecycleEvent.PAUSE:
+        fix = "it stands still already: leave it out"
+    raise error(f"cannot {event} a sandbox that is {state}", remediation=fix)

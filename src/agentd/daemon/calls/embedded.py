@@ -126,7 +126,9 @@ def _make(state: str) -> None:
     with os_errors_as(
         AuditError,
         f"the log and the receipts of calls cannot be kept in {state}",
-        "set XDG_STATE_HOME to a folder that you can write to",
+        # Root's place does not depend on the other (daemon.config.profiles).
+        f"set {'XDG_STATE_HOME' if os.geteuid() else 'AGENTD_DAEMON__STATE'} to a folder that you "
+        "can write to",
     ):
         os.makedirs(state, 0o700, exist_ok=True)
         if not os.access(state, os.W_OK | os.X_OK, effective_ids=True):

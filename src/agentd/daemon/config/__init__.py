@@ -12,7 +12,7 @@ from agentd.daemon.config.doubts import COUNTED, doubtful
 from agentd.daemon.config.layers import Layers
 from agentd.daemon.config.lines import Path
 from agentd.daemon.config.problem import Problem, dotted
-from agentd.daemon.config.profiles import PROFILES
+from agentd.daemon.config.profiles import PROFILES, meant
 from agentd.daemon.config.render import leaves, plain, render
 from agentd.daemon.config.schema import RELOADED, Config
 from agentd.daemon.config.values import FilePath
@@ -31,6 +31,7 @@ __all__ = [
     "doubts",
     "find",
     "load",
+    "meant",
     "plain",
     "read",
     "render",
@@ -55,7 +56,10 @@ class ReadConfig(NamedTuple):
             raise InvalidInput(
                 f"the configuration{f' {self.path}' if self.path else ''} is wrong",
                 cause="; ".join(str(problem) for problem in self.problems),
-                remediation="agentd config check shows it line by line",
+                # It reads the file and the environment, and not the command line.
+                remediation="agentd config check shows it line by line"
+                if any(problem.line for problem in self.problems)
+                else "",
             )
         return self.config
 

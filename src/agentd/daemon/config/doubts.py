@@ -214,7 +214,7 @@ def _templates(config: Config) -> Iterator[Found]:
 
 
 def _walls(config: Config) -> Iterator[Found]:
-    """Backends that are neither ours nor a third party's that is installed."""
+    """Backends that are neither ours nor a third party's that is installed; runtimes of none."""
     named: list[tuple[Path, str | None]]
     named = [(("sandbox", "backends"), name) for name in config.sandbox.backends]
     named += [(("pool", n, "backend"), pool.backend) for n, pool in enumerate(config.pool)]
@@ -223,3 +223,8 @@ def _walls(config: Config) -> Iterator[Found]:
         if name is not None and name not in backends.BUILTIN and name not in backends.names():
             fix = f"use one of: {', '.join(backends.names())}; or install what brings it"
             yield path, f"names the backend {name!r}, and there is none", fix
+    for n, one in enumerate(config.template):
+        if one.runtime is not None and not backends.building(one.runtime):
+            known = [each for wall in backends.names() for each in backends.runtimes(wall)]
+            said = f"names the runtime {one.runtime!r}, which no backend has"
+            yield ("template", n, "runtime"), said, f"use one of: {', '.join(known)}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from agentd.daemon.config import profiles
 from agentd.daemon.config.lines import Path, lines_of
-from agentd.daemon.config.problem import Problem, dotted, nearest
+from agentd.daemon.config.problem import Problem, dotted
 
 _VARIABLE = "AGENTD_"
 _TOML_LINE = re.compile(r" \(at line (\d+), column \d+\)| \(at end of document\)")
@@ -62,8 +62,7 @@ class Layers:
             self._variables["profile",] = "AGENTD_PROFILE"
         name = profiles.DEFAULT if said is None else said
         if not isinstance(name, str) or name not in profiles.PROFILES:
-            near = nearest(str(name), profiles.PROFILES)
-            hint = f"did you mean {near!r}?" if near else f"use one of: {_words(profiles.PROFILES)}"
+            hint = profiles.meant(str(name))
             self.problems.append(self.problem(("profile",), f"unknown profile {name!r}", hint))
             name = profiles.DEFAULT
         self._preset = profiles.preset(name, env, uid)
@@ -151,7 +150,3 @@ def _syntax(message: str, text: str) -> Problem:
     line = int(match[1]) if match and match[1] else end if match else 0
     plain = _TOML_LINE.sub("", message)
     return Problem(line, "", f"not TOML: {plain[:1].lower()}{plain[1:]}")
-
-
-def _words(names: Mapping[str, str]) -> str:
-    return ", ".join(names)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from agentd.daemon.config.problem import nearest
 from agentd.linux import runtime_dir
 
 PROFILES = {
@@ -21,6 +22,12 @@ def preset(name: str, env: Mapping[str, str], uid: int) -> dict[str, Any]:
         "listen": [{"address": f"unix:{runtime_dir.folder(env, uid)}/agentd.sock"}],
         **{"workstation": _workstation, "server": _server, "paranoid": _paranoid}[name](),
     }
+
+
+def meant(name: str) -> str:
+    """Say which profile may be meant by a name that none has."""
+    near = nearest(name, PROFILES)
+    return f"did you mean {near!r}?" if near else f"use one of: {', '.join(PROFILES)}"
 
 
 def _state(env: Mapping[str, str], uid: int) -> str:

@@ -249,7 +249,7 @@ def _prepare(folder: str) -> None:
     with os_errors_as(
         StoreError,
         f"cannot make {folder}",
-        "give --state a directory that you can write to, or set XDG_STATE_HOME",
+        "give --state a directory that you can write to, or set daemon.state",
     ):
         if not os.path.isdir(folder):
             os.makedirs(folder, 0o700, exist_ok=True)
