@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 from tests.oci import ARCHITECTURE, Images, Layout, device, file, folder, layer, link
 
+from agentd.image.model import ImageError
+from agentd.image.oci import tools
+
 pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
 _CAPABILITY = "\x01\0\0\x02\0\x04\0\0" + "\0" * 12  # cap_net_bind_service
 
@@ -434,3 +437,9 @@ def test_without_the_program_its_package_is_named(images: Images, layout: Layout
     assert done.returncode == 125
     for told in ("skopeo is not installed", "apt-get install skopeo", "dnf", "pacman"):
         assert told in done.stderr
+
+
+def test_a_program_that_a_signal_ends_is_told_as_shells_tell_it(tmp_path: Path) -> None:
+    fault = "import ctypes; ctypes.string_at(0)"
+    with pytest.raises(ImageError, match=r"python3 failed \(exit code 139\)"):
+        tools.run(["python3", "-c", fault], work=str(tmp_path), seconds=100)

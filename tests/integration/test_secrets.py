@@ -457,3 +457,20 @@ def test_without_a_daemon_values_are_of_the_environment_files_and_commands(
     assert main([*argv, "echo $MY_KEY"]) == 0
     out = capfdbinary.readouterr().out
     assert out.startswith(b"sk-ant-api03-") and VALUE.encode() not in out
+
+
+@pytest.mark.parametrize(
+    ("secret", "said"),
+    [
+        (
+            "PATH@api.example.com",
+            "that programs have from the sandbox (use another one, as MY_PATH)",
+        ),
+        ("T=command:kill -15 $$@api.example.com", "secret T: its command was ended by signal 15 ("),
+        ("T=command:exit 3@api.example.com", "secret T: its command ended with exit code 3 ("),
+    ],
+)
+def test_a_secret_that_cannot_be_used_is_told_by_the_command_line(secret: str, said: str) -> None:
+    argv = [sys.executable, "-m", "agentd", "run", "--embedded", "--secret", secret, "--", "true"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2 and said in done.stderr

@@ -118,7 +118,8 @@ def _from_command(name: str, command: str) -> str:
             f"secret {name}: its command cannot be run", cause=str(error), remediation=fix
         ) from None
     if process.returncode and len(data) <= _MOST:
-        how = f"ended with exit code {process.returncode}"
+        code = process.returncode
+        how = f"ended with exit code {code}" if code > 0 else f"was ended by signal {-code}"
         raise InvalidInput(f"secret {name}: its command {how}", remediation=fix)
     return line(data, name)
 

@@ -222,7 +222,7 @@ def _version(program: str) -> str:
     except OSError as error:
         return f"{path}: {error}"
     line = (said.out or said.err).partition("\n")[0]
-    return f"{path}: {safe_text(line) or f'exit code {said.code}'}"
+    return f"{path}: {safe_text(line) or programs.ended(said.code)}"
 
 
 def _examine(name: str) -> Finding:

@@ -39,10 +39,15 @@ def ask(
     return Said(done.returncode, done.stdout, done.stderr)
 
 
+def ended(code: int) -> str:
+    """Say how a program ended that has this code, as subprocess has it."""
+    return f"exit code {code}" if code >= 0 else f"signal {-code}"
+
+
 def answer(argv: Sequence[str], seconds: float, env: Mapping[str, str] | None = None) -> str:
     """Return what a program prints, run in /. Raises OSError where it does not run or does not end
     with 0: what it said of that, its last 400 characters."""
     said = ask(argv, seconds, env=env, cwd="/")
     if said.code:
-        raise OSError(said.err.strip()[-400:] or f"exit code {said.code}")
+        raise OSError(said.err.strip()[-400:] or ended(said.code))
     return said.out

@@ -269,6 +269,9 @@ def check_secret_name(name: str) -> str:
     if not isinstance(name, str) or not NAME.fullmatch(name) or name in _TAKEN:
         # What is no name of a variable may be a value, by mistake: it is not said again.
         shown = name if isinstance(name, str) and NAME.fullmatch(name) else ""
+        if shown:
+            why = "has the name of a variable that programs have from the sandbox"
+            _wrong(shown, why, f"use another one, as MY_{shown}")
         _wrong(shown, "has no name that can be used", "use that of a variable, as API_TOKEN")
     return name
 

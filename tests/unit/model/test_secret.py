@@ -67,7 +67,7 @@ def test_hosts_ports_places_and_a_header() -> None:
         ("T@h.example.com,U@g.example.com", "behind its hosts"),
         ("@h.example.com", "no name"),
         ("1TOKEN@h.example.com", "no name"),
-        ("PATH@h.example.com", "no name"),
+        ("PATH@h.example.com", "secret PATH has the name of a variable"),
         ("T@", "cannot be read"),
         (f"T={VALUE}@h.example.com", "no source"),
         ("T=env:@h.example.com", "no source"),

@@ -68,7 +68,8 @@ def main() -> NoReturn:
     except OSError as error:
         print(f"the cell could not be built: {error}", file=sys.stderr, flush=True)
         os._exit(NOT_BUILT)
-    os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    code = os.waitstatus_to_exitcode(status)
+    os._exit(code if code >= 0 else 128 - code)  # of a signal as shells have it
 
 
 def own_user() -> bool:
