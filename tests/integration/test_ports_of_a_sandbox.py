@@ -11,7 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import unix_connect
 
 from agentd import AsyncSandbox, Client, InvalidInput, OperationFailed, Sandbox
+from agentd.client import forward as forward_module
 
 # Answers with the digest of all that it is sent, and then with all of it.
 SERVER = """
@@ -45,6 +48,17 @@ while True:
     data = b"".join(iter(lambda: client.recv(65536), b""))
     print(hashlib.sha256(data).hexdigest(), flush=True)
     client.close()
+"""
+# Says all that it will, and reads nothing.
+DEAF = """
+import socket, time
+server = socket.create_server(("127.0.0.1", 7002))
+print("up", flush=True)
+kept = []
+while True:
+    kept.append(server.accept()[0])
+    kept[-1].sendall(b"bye")
+    kept[-1].shutdown(socket.SHUT_WR)
 """
 MANY = os.urandom(3 << 20)
 
@@ -186,6 +200,74 @@ def test_what_is_sent_after_a_server_has_said_all_arrives(where: dict[str, Any])
             assert port.send_some(b"x") == 1
             port.half_close()
         assert next(lines).data.decode().strip() == hashlib.sha256(b"x").hexdigest()
+
+
+# Of a daemon that pings 40 times as often.
+PINGS = """
+import sys
+
+if "serve" in sys.orig_argv:
+    from uvicorn.config import Config
+    init = Config.__init__
+
+    def with_pings(self, *args, **options):
+        init(self, *args, **{"ws_ping_timeout": 0.5, **options, "ws_ping_interval": 0.5})
+
+    Config.__init__ = with_pings
+"""
+
+
+def test_a_connection_lasts_though_nobody_looks_at_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(PINGS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with (
+        running() as daemon,
+        Sandbox.create(url=daemon.url) as sandbox,
+        sandbox.start(["python3", "-c", SERVER]) as process,
+    ):
+        assert next(iter(process)).data == b"up\n"
+        with sandbox.ports.open(7000) as port:
+            time.sleep(3)
+            assert port.send_some(b"x") == 1
+            port.half_close()
+            told = b"".join(iter(lambda: port.recv(WAIT), b""))
+        assert told.startswith(hashlib.sha256(b"x").digest())
+
+
+def unread(port: int) -> bool:
+    """Whether what came to a port of this machine is not read, and stays so."""
+    for _ in range(10):
+        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+        if not any(r[1].endswith(f":{port:04X}") and not r[4].endswith(":00000000") for r in rows):
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def test_a_client_that_has_gone_is_not_kept_by_a_server_that_reads_nothing(
+    where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward_module, "MOST", 1)
+    with Sandbox.create(**where) as sandbox, sandbox.start(["python3", "-c", DEAF]) as process:
+        assert next(iter(process)).data == b"up\n"
+        forward = sandbox.ports.forward(7002)
+
+        def hears() -> bool:
+            with (
+                contextlib.suppress(ConnectionResetError),  # there is one too many
+                socket.create_connection(forward.address, WAIT) as client,
+            ):
+                return client.recv(100) == b"bye"
+            return False
+
+        with socket.create_connection(forward.address, WAIT) as client:
+            assert b"".join(iter(lambda: client.recv(100), b"")) == b"bye"
+            while not unread(forward.host_port):  # its end has room behind that
+                client.sendall(MANY[: 16 << 10])
+                time.sleep(0.02)
+        until(hears)
 
 
 def test_where_nothing_listens_the_connection_ends(where: dict[str, Any]) -> None:

@@ -22,6 +22,7 @@ HOST = "127.0.0.1"
 MOST = 64  # connections at once, a thread each; more are refused
 _PIECE = 64 << 10
 _RETRY_SECONDS = 0.1
+_LAST_SECONDS = 5.0  # that a server has for each piece of what a client said that has gone
 _LAST_PORT = 65535
 
 
@@ -178,16 +179,24 @@ class _Carrier(threading.Thread):
         reads = 0 if self._up or self._client_ended else select.POLLIN
         shown = reads | (select.POLLOUT if self._down else 0)
         # A client that has closed, to whom nothing more is said, is told of at once and for ever:
-        # what it said last is read all the same.
+        # what it said last is read all the same, as long as the port takes it.
         said_all = self._port_ended and not self._down
-        if shown or not said_all:
+        gone = said_all and self._has_closed()
+        if shown or not gone:
             poller.register(self._client, shown)
         if wants or self._up:  # room for what is unsent arrives as something to read, too
             poller.register(port.fileno(), select.POLLIN)
-        found = dict(poller.poll())
+        found = dict(poller.poll(_LAST_SECONDS * 1000 if gone else None))
+        if gone and not found:
+            return False
         breaks = select.POLLERR | (0 if said_all else select.POLLHUP)
         broken = found.get(self._client.fileno(), 0) & breaks
         return self._wake not in found and not broken
+
+    def _has_closed(self) -> bool:
+        poller = select.poll()
+        poller.register(self._client, 0)
+        return bool(poller.poll(0))
 
     def _receive(self, port: "Port") -> None:
         if not (self._up or self._client_ended):

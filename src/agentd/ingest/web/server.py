@@ -169,6 +169,7 @@ def _config(web: Web, doors: Doors) -> Config:
         proxy_headers=False,
         server_header=False,
         ws_max_size=web.limits.message,
+        ws_ping_timeout=None,  # who has not looked for a while has not gone: the kernel knows that
         ws_per_message_deflate=False,  # costs memory, and is a way to make ours grow
         timeout_keep_alive=int(web.limits.idle) or 1,
     )
