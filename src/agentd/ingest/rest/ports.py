@@ -21,6 +21,7 @@ from agentd.model.door import DoorService
 from agentd.model.errors import AgentdError, GuestError, InvalidInput, NotFound
 
 _HEAD = 64 << 10  # bytes of an answer's head
+_AT_ONCE = 32  # pieces of a body that are passed on at once
 _PREFIX = re.compile(rb"/v1/sandboxes/[^/%]+/ports/[^/%]+(?=/|\Z)")
 # RFC 9110 §7.6.1; and those of which only we know the right value.
 HOP = frozenset(
@@ -222,17 +223,32 @@ class _Forward:
 
     async def _receive(self) -> None:
         while True:
-            event = self._peer.next_event()
+            event, body = self._next()
+            if body:
+                await self._exchange.write(body)
+            # What is there already waits for nothing: a server that says little at a time, and
+            # much of it, would keep the loop from all others.
+            await asyncio.sleep(0)
             if event is h11.NEED_DATA:
                 self._peer.receive_data(await self._pipe.recv())
             elif isinstance(event, h11.Response):
                 headers = response_headers(event, self._target)
                 await self._exchange.start(event.status_code, headers)
-            elif isinstance(event, h11.Data):
-                await self._exchange.write(bytes(event.data))
             elif isinstance(event, h11.EndOfMessage):
                 await self._exchange.end()
                 return
-            elif not isinstance(event, h11.InformationalResponse):
+            elif not isinstance(event, h11.InformationalResponse | h11.Data):
                 # ConnectionClosed, or PAUSED after a switch of protocols that nobody asked for.
                 raise h11.RemoteProtocolError("it closed the connection without an answer")
+
+    def _next(self) -> tuple[h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED], bytes]:
+        """Return what comes next, and the pieces of the body before it; it is one itself where
+        there are many."""
+        parts: list[bytes] = []
+        while True:
+            event = self._peer.next_event()
+            if not isinstance(event, h11.Data):
+                return event, b"".join(parts)
+            parts.append(bytes(event.data))
+            if len(parts) == _AT_ONCE:
+                return event, b"".join(parts)

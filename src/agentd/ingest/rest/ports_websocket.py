@@ -22,6 +22,8 @@ from agentd.model.door import DoorService
 from agentd.model.errors import GuestError
 
 _MESSAGE = 4 << 20  # bytes, of the server inside
+_AT_ONCE = 2 << 10  # bytes of its frames that are parsed
+_IN_A_ROW = 64  # of these that are passed on
 _OPCODES = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}
 
 
@@ -75,6 +77,12 @@ async def _down(socket: Socket, inside: "_Inside") -> None:
             await socket.send(message)
 
 
+def _slices(data: bytes) -> Iterator[bytes]:
+    """Yield what is parsed at once, for a frame may have two bytes: others wait for the loop."""
+    for begin in range(0, len(data), _AT_ONCE):
+        yield data[begin : begin + _AT_ONCE]
+
+
 class _Inside:
     """The client's end of a WebSocket to the server inside."""
 
@@ -106,11 +114,12 @@ class _Inside:
         await self._flush()
         while not self._protocol.handshake_exc and self._protocol.state is State.CONNECTING:
             data = await self._pipe.recv()
-            if data:
-                self._protocol.receive_data(data)
-            else:
+            if not data:
                 self._protocol.receive_eof()
                 break
+            for piece in _slices(data):
+                self._protocol.receive_data(piece)
+                await asyncio.sleep(0)
         # What came right behind the handshake may have closed it already.
         error = self._protocol.handshake_exc
         if error is not None or self._protocol.state is State.CONNECTING:
@@ -133,8 +142,11 @@ class _Inside:
         """Whole ones, str or bytes, until it closes or breaks."""
         parts: list[bytes] = []
         is_text = False
+        waiting: Iterator[bytes] = iter(())
         while True:
-            for event in self._events():
+            for number, event in enumerate(self._events(), 1):
+                if not number % _IN_A_ROW:
+                    await asyncio.sleep(0)
                 if event.opcode is not Opcode.CONT:
                     is_text, parts = event.opcode is Opcode.TEXT, []
                 parts.append(bytes(event.data))
@@ -144,11 +156,16 @@ class _Inside:
             await self._flush()
             if self._protocol.state is not State.OPEN:
                 return
-            data = await self._pipe.recv()
-            if not data:
+            piece = next(waiting, b"")
+            if piece:
+                await asyncio.sleep(0)
+            else:
+                waiting = _slices(await self._pipe.recv())
+                piece = next(waiting, b"")
+            if not piece:
                 self._protocol.receive_eof()
                 return
-            self._protocol.receive_data(data)
+            self._protocol.receive_data(piece)
 
     async def close(self) -> None:
         if self._protocol.state is State.OPEN:

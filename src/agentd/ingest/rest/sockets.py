@@ -29,6 +29,7 @@ _SCOPES = ("run", "read")
 _HEAD = struct.Struct(">BQ")
 _NUMBER = {"stdout": 1, "stderr": 2, "pty": 3}
 _AHEAD = 1 << 20  # bytes of stdin that wait for the process
+_EACH = 64  # that a message takes beside its bytes
 ATTACH_QUERY = tuple(
     Parameter(name, int, 0, help=f"the cursor of the first byte of {name} wanted")
     for name in STREAMS
@@ -182,7 +183,7 @@ class _Stdin:
         self._task = asyncio.create_task(self._write())
 
     async def put(self, data: bytes, *, eof: bool) -> None:
-        await self._pieces.put((data, eof), len(data))
+        await self._pieces.put((data, eof), len(data) + _EACH)
 
     def stop(self) -> None:
         """Stop; a thread goes on with what it is writing already."""
