@@ -49,6 +49,13 @@ class _Wanted(typing.NamedTuple):
             return True
         return self.several and isinstance(value, Iterable) and not isinstance(value, _ONE)
 
+    def fix(self, value: object) -> str:
+        """Say how a text is written that stands for several; "" where that is not it."""
+        if not self.several or not isinstance(value, str):
+            return ""
+        is_of_texts = self.words == _SEVERAL[Sequence]  # what takes any iterable wants bytes
+        return f"write it as [{value!r}]" if is_of_texts else "encode it"
+
 
 def _checked(method: FunctionType) -> Callable[..., Any]:
     names = method.__code__.co_varnames[1 : method.__code__.co_argcount]
@@ -60,12 +67,7 @@ def _checked(method: FunctionType) -> Callable[..., Any]:
             wanted.update(_wanted(method))
         for name, value in (*zip(names, args, strict=False), *options.items()):
             if name in wanted and not wanted[name].takes(value):
-                fix = (
-                    f"write it as [{value!r}]"
-                    if wanted[name].several and isinstance(value, str)
-                    else ""
-                )
-                raise arguments.wrong(name, value, wanted[name].words, fix)
+                raise arguments.wrong(name, value, wanted[name].words, wanted[name].fix(value))
         return method(self, *args, **options)
 
     return call

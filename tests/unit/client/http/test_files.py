@@ -8,7 +8,7 @@ from agentd.client.files import Files
 from agentd.client.http.connection import Woken
 from agentd.client.http.errors import Unreachable
 from agentd.client.http.files import HttpFiles
-from agentd.model.errors import OperationFailed
+from agentd.model.errors import InvalidInput, OperationFailed
 
 ENTRY = {"name": "a", "type": "file", "size": 3, "mode": 420, "uid": 1, "gid": 2, "mtime": 5.5}
 
@@ -16,6 +16,14 @@ ENTRY = {"name": "a", "type": "file", "size": 3, "mode": 420, "uid": 1, "gid": 2
 @pytest.fixture
 def files(client):
     return Files(HttpFiles(client), "s")
+
+
+def test_a_text_that_a_client_writes_is_to_be_encoded(client):
+    files = HttpFiles(client)
+    for write in (files.write, files.write_tar):
+        with pytest.raises(InvalidInput, match="data is of type str") as caught:
+            write("s", "/a", "text")
+        assert caught.value.remediation == "encode it"
 
 
 def encoded(value):
