@@ -15,9 +15,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
-from agentd.egress.bounded import limit, receive
 from agentd.egress.destinations import Barred, Destinations, Place, resolved
 from agentd.egress.proxies import Proxies
+from agentd.linux.bounded import limit, receive
 
 #: Of one program: so many descriptors are passed at once (SCM_MAX_FD is 253).
 MOST_ENTRANCES = 128

@@ -9,8 +9,8 @@ from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from agentd.egress.bounded import limit, receive
 from agentd.egress.destinations import Place
+from agentd.linux.bounded import limit, receive
 from agentd.model.errors import InvalidInput
 
 _MAX_HEAD = 16 << 10  # bytes of an answer

@@ -6,6 +6,7 @@ import struct
 import time
 from typing import NamedTuple
 
+from agentd.linux.bounded import limit
 from agentd.linux.rights import descriptors
 from agentd.vsock.errors import Violation
 
@@ -105,10 +106,7 @@ def _exactly(sock: socket.socket, size: int, fds: list[int], end: float) -> byte
     Raises TimeoutError where they are not there by ``end``, however slowly they come."""
     data = b""
     while len(data) < size:
-        left = end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        sock.settimeout(left)
+        limit(sock, end)
         part, control, flags, _ = sock.recvmsg(
             size - len(data), socket.CMSG_SPACE(MAX_FDS * 4), socket.MSG_CMSG_CLOEXEC
         )
