@@ -5,6 +5,7 @@ import resource
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -52,12 +53,27 @@ def podman(root: Path) -> Iterator[Podman]:
     if shutil.which("podman", path=_PATH) is None:
         raise Unavailable("podman is not installed")
     # A short name: podman refuses a runroot of more than 50 characters.
-    with tempfile.TemporaryDirectory(prefix="pod-") as name:
+    name = tempfile.mkdtemp(prefix="pod-")
+    try:
         engine = Podman(root, Path(name))
         tried = engine.run((), ["true"])
         if tried.returncode:
             raise Unavailable(f"podman starts no container: {tried.stderr.strip()[-400:]}")
         yield engine
+    finally:
+        _remove(name)
+
+
+def _remove(name: str) -> None:
+    """Removes podman's folder, into which what cleans up behind a container may still write."""
+    end = time.monotonic() + 30
+    while True:
+        try:
+            return shutil.rmtree(name)
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
 
 
 def _runtime() -> str:

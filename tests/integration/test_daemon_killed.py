@@ -259,7 +259,7 @@ from agentd.model.api import ExecBody, SandboxBody
 from agentd.model.principal import Principal
 
 adopt = Sandboxes.adopt
-Sandboxes.adopt = lambda self: time.sleep(1.5) or adopt(self)
+Sandboxes.adopt = lambda self, tell: time.sleep(1.5) or adopt(self, tell)
 daemon = Daemon(
     load(None, {}, [(("daemon", "state"), sys.argv[1])]), lambda event, **fields: None
 )
