@@ -4,8 +4,10 @@ import errno
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -371,3 +373,38 @@ def test_it_ends_with_its_host(inside) -> None:
     finally:
         os.close(pidfd)
     assert inside.ask("talk('8.8.8.8', 1)") == nobody(inside)[0]
+
+
+def test_what_was_a_connections_that_ended_is_not_taken_for_the_next_ones(inside, served) -> None:
+    """Where the next has the number of a descriptor of one that ended as it was accepted."""
+    reset = threading.Event()
+
+    def serve(sock: socket.socket) -> None:
+        if sock.recv(5) == b"first":
+            reset.wait(60)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        else:
+            sock.sendall(b"hello")
+
+    server = served(serve)
+    with relayed() as (keeper, _):
+        admitted = keeper.admit(inside.sockets, table("db.internal:*", db_internal=server.port))
+        address = inside.ask("resolve('db.internal')")[1]
+        inside.ask(f"keep('{address}', 1)")
+        inside.ask("kept[0].sendall(b'first')")
+        eventually(lambda: len(server._threads) == 1)
+        os.kill(keeper.pid, signal.SIGSTOP)  # what happens now it meets at once, in this order
+        try:
+            linger = "kept[0].setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)"
+            inside.ask("globals().update(RESET=struct.pack('ii', 1, 0))")
+            inside.ask(linger)
+            inside.ask("kept[0].close()")
+            inside.ask(f"keep('{address}', 1)")
+            reset.set()
+            server._threads[0].join(60)
+        finally:
+            os.kill(keeper.pid, signal.SIGCONT)
+        inside.ask("kept[1].sendall(b'other')")
+        assert inside.ask("kept[1].recv(5)") == "hello", rows(admitted, 2)
+        admitted.close()

@@ -57,6 +57,8 @@ class EventLoop:
     def __init__(self, fault: Callable[[BaseException], None], mark: Mark | None = None) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, tuple[Handler, int]] = {}
+        # Watched for since events were fetched last: none of those can be theirs.
+        self._fresh: set[int] = set()
         self._timers: list[Later] = []
         self._soon: deque[tuple[Callable[[], None], int]] = deque()
         self._fault = fault
@@ -68,6 +70,7 @@ class EventLoop:
         """Call ``handler`` with the events of ``fd``, which the caller keeps open meanwhile."""
         self._epoll.register(fd, events)
         self._handlers[fd] = handler, self.owner
+        self._fresh.add(fd)
 
     def change(self, fd: int, events: int) -> None:
         self._epoll.modify(fd, events)
@@ -106,10 +109,11 @@ class EventLoop:
     def turn(self) -> None:
         events = self._epoll.poll(self._wait(), _EVENTS)
         self.now = time.monotonic()
+        self._fresh.clear()
         for fd, mask in events:
             found = self._handlers.get(fd)
-            if found is None:
-                continue  # one before it closed this one
+            if found is None or fd in self._fresh:
+                continue  # one before it closed this one, and its number may be another's by now
             handler, owner = found
             self.work_for(owner)
             try:
