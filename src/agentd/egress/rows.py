@@ -18,6 +18,7 @@ from agentd.linux import process
 
 MAX_MESSAGE = 160 << 10  # what a SEQPACKET socket takes with the usual buffers
 FLUSH_SECONDS = 0.05
+_MAX_ROWS = MAX_MESSAGE - 256  # bytes of rows, beside which a message says how many were lost
 _MOST = 4096  # that wait for a host that does not take them
 _MAX_FAULT = 2000  # characters
 CONTROL_FD, MARK_FD = 3, 4
@@ -68,13 +69,11 @@ class RowQueue:
         self,
         control: socket.socket,
         later: Callable[[float, Callable[[], None]], object],
-        batch: int,
         collect: Callable[[], None] = lambda: None,
     ) -> None:
-        """``control`` is the caller's; ``later`` calls back after so many seconds; ``batch`` rows
-        fit into a message; ``collect`` adds what is told only as it is sent."""
-        self._control, self._later = control, later
-        self._batch, self._collect = batch, collect
+        """``control`` is the caller's; ``later`` calls back after so many seconds; ``collect`` adds
+        what is told only as it is sent."""
+        self._control, self._later, self._collect = control, later, collect
         self._rows: deque[Row] = deque()
         self._lost = 0
         self._armed = False
@@ -115,7 +114,7 @@ class RowQueue:
         self._armed = False
         self._collect()
         while self._rows:
-            batch = [self._rows.popleft() for _ in range(min(self._batch, len(self._rows)))]
+            batch = self._batch()
             try:
                 self._send({"rows": batch, "lost": self._lost})
             except BlockingIOError:
@@ -125,6 +124,20 @@ class RowQueue:
             except OSError:
                 return  # the host is gone, as the loop will see
             self._lost = 0
+
+    def _batch(self) -> list[Row]:
+        """Take as many rows as fit into a message: how long one is, hostile ends have a say in."""
+        batch: list[Row] = []
+        size = 0
+        while self._rows:
+            size += len(json.dumps(self._rows[0])) + len(", ")
+            if size > _MAX_ROWS:
+                break
+            batch.append(self._rows.popleft())
+        if not batch:  # no message has this one
+            self._rows.popleft()
+            self._lost += 1
+        return batch
 
     def _send(self, message: Row) -> None:
         self._control.send(json.dumps(message).encode(), socket.MSG_DONTWAIT)

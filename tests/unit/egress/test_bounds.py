@@ -64,7 +64,7 @@ def test_denials_that_differ_are_told_a_few_times_and_then_counted() -> None:
 def test_what_is_to_be_told_at_once_is_kept_where_nobody_takes_it() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        queue = RowQueue(theirs, lambda *_: None, 128)
+        queue = RowQueue(theirs, lambda *_: None)
         told = 0
         while not queue._rows:  # until the host's end is full
             queue.tell_now({"named": told})

@@ -14,7 +14,6 @@ from agentd.egress.rows import Row, RowQueue
 if TYPE_CHECKING:
     from agentd.egress.relay.tenant import Tenant
 
-_BATCH = 128  # in a message
 _MOST_DENIALS = 256  # different ones a sandbox; beyond that they are only counted
 
 
@@ -23,7 +22,7 @@ class Reports:
 
     def __init__(self, loop: EventLoop, control: socket.socket) -> None:
         later = partial(loop.later, owner=0)
-        self._queue = RowQueue(control, later, _BATCH, self._collect)
+        self._queue = RowQueue(control, later, self._collect)
         self._open: dict[int, Callable[[], Row]] = {}
         self._repeats: dict[int, Tenant] = {}
         self.fault, self.sync = self._queue.fault, self._queue.sync

@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from agentd.egress.terminator.connection import ReadConnection
     from agentd.egress.terminator.requests import RequestHead
 
-_BATCH = 32  # in a message: a path may be long
-_MAX_PATH, _MAX_TARGET = 400, 2000
+_MAX_TEXT, _MAX_TARGET = 400, 2000
 
 
 class RequestRecords:
     def __init__(self, control: socket.socket) -> None:
         """``control`` is the caller's."""
-        self._queue = RowQueue(control, _later, _BATCH)
+        self._queue = RowQueue(control, _later)
         self.fault, self.sync = self._queue.fault, self._queue.sync
 
     def request(self, of: "ReadConnection", row: Row) -> None:
         """Tell of a request; ``row`` says what is not the connection's."""
         where = {"sandbox": of.sandbox.id, "n": of.n, "name": of.name, "port": of.port}
-        self._queue.add({**where, **row, "path": str(row["path"])[:_MAX_PATH]})
+        texts = {name: str(row[name])[:_MAX_TEXT] for name in ("path", "reason")}
+        self._queue.add({**where, **row, **texts})
 
     def written(self, sandbox: int, size: int) -> None:
         """Tell how long its cassette is as what is told next is not in it."""

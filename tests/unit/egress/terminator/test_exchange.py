@@ -388,6 +388,30 @@ def _say(end: socket.socket, data: bytes) -> None:
         end.sendall(dialled.FRAME.pack(len(data)) + data)
 
 
+def test_refusals_of_long_paths_at_once_are_told_and_end_nothing(judging: Judging) -> None:
+    """However much there is to tell: a message of it that the host cannot read ends the terminator,
+    and with it what it has of all sandboxes."""
+    count = 12
+    path = "/v2/" + "x" * 16000
+    said = GET.replace("/v1/x", path)
+    with judging.program(Heard(), RULES) as it, judging.program(Heard(), RULES) as other:
+        pid = it.keeper.terminating.pid
+        assert other.ask("begin()") == 0
+        assert it.ask(f"[begin() for _ in range({count})]") == list(range(count))
+        os.kill(pid, signal.SIGSTOP)  # so that it has all of them at once
+        try:
+            it.ask(f"[say(n, {said!r}) for n in range({count})]")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        for n in range(count):
+            assert it.ask(f"rest({n})").startswith("HTTP/1.1 403")
+        eventually(lambda: len(it.requests()) == count)
+        assert all(row["path"] == path[:400] for row in it.requests())
+        other.ask(f"say(0, {GET!r})")
+        assert other.ask("hear(0, 40)").endswith("ok")
+        assert it.keeper.terminating.pid == pid
+
+
 def test_rules_that_change_hold_for_what_is_open(judging: Judging) -> None:
     waits = threading.Semaphore(0)
 
