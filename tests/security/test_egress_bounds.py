@@ -4,6 +4,7 @@ Controls: what one may have under way at once; each test names it."""
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 
 from tests.captured import Captured, Names, eventually, relayed
@@ -71,6 +72,32 @@ def test_a_server_that_does_not_answer_is_asked_for_only_so_many_names() -> None
         assert codes == [dns.SERVFAIL] * 36
         eventually(lambda: len(set(names.asked)) == 64)
         admitted.close()
+
+
+def test_what_one_sandbox_has_looked_up_leaves_others_theirs() -> None:
+    """By: the names that are asked for at one sandbox's doing, for connections that ended, too."""
+    few = "from agentd.egress.relay import resolver; resolver._PATIENCE = (600.0,) * 3; "
+    few += "resolver.MAX_PENDING, resolver.MAX_PENDING_OF_ONE = 60, 20"
+    known = {"evil_example": ["203.0.113.9"], "far_example": ["203.0.113.9"]}
+    with (
+        patient(few),
+        relayed(**known) as (keeper, names),
+        captured() as inside,
+        captured() as other,
+    ):
+        names.ttl = 1
+        admitted = keeper.admit(inside.sockets, compile_table(["*.evil.example:7"]))
+        second = keeper.admit(other.sockets, compile_table(["far.example:7"]))
+        inside.ask("kept.extend(resolve(f'n{at}.evil.example')[1] for at in range(80))")
+        time.sleep(1.5)  # what was answered is known for a second
+        reply = names.reply
+        silent = lambda said: b"" if b"evil" in said.lower() else reply(said)  # noqa: E731
+        names.reply = silent  # type: ignore[method-assign]
+        inside.ask("[attempt(dial, address, 7) is None for address in kept]")
+        eventually(lambda: admitted.connections().totals["allowed"] >= 80)
+        assert other.ask("resolve('far.example')")[0] == dns.NOERROR
+        admitted.close()
+        second.close()
 
 
 def _silent(names: Names, message: bytes) -> bytes:

@@ -7,6 +7,7 @@ random capitals (0x20), all of which the answer must have; what does not fit is 
 import contextlib
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -17,7 +18,9 @@ from agentd.egress.relay.loop import BOTH, IN, EventLoop, Later
 #: Seconds that an answer is held for, and that its lack is.
 MIN_TTL, MAX_TTL, NEGATIVE_TTL = 1, 30, 5
 _MAX_CACHED = 8192
-MAX_PENDING = 512
+#: Names that are asked for at once, and those of one sandbox: it can have connections ask and end,
+#: of which the questions go on.
+MAX_PENDING, MAX_PENDING_OF_ONE = 512, 128
 _MAX_ALIASES = 8
 _MAX_SERVERS = 3  # resolv.conf(5)
 _TRIES = 3  # a server
@@ -49,6 +52,7 @@ class Resolver:
         self._hosts: dict[str, tuple[str, ...]] = {}
         self._cache: dict[tuple[str, int], Resolved] = {}
         self._pending: dict[tuple[str, int], _Exchange] = {}
+        self._of: Counter[int] = Counter()  # how many of them are whose
 
     def configure(self, servers: Sequence[Upstream], hosts: dict[str, tuple[str, ...]]) -> None:
         """Take what resolv.conf and /etc/hosts of the host say, now and from now on."""
@@ -76,16 +80,20 @@ class Resolver:
         if pending is not None:
             pending.waiting.append((done, self.loop.owner))
             return
-        if len(self._pending) >= MAX_PENDING or not self.servers:
+        full = len(self._pending) >= MAX_PENDING or self._of[self.loop.owner] >= MAX_PENDING_OF_ONE
+        if full or not self.servers:
             failed = Resolved(dns.SERVFAIL, (), self.loop.now)
             self.loop.soon(lambda: done(failed))
             return
         exchange = self._pending[key] = _Exchange(self, name, kind, done)
+        self._of[exchange.owner] += 1
         exchange.start()
 
     def finish(self, exchange: "_Exchange", code: int, addresses: Sequence[str], ttl: int) -> None:
         key = exchange.asked, exchange.kind
         self._pending.pop(key, None)
+        self._of[exchange.owner] -= 1
+        self._of += Counter()  # only those that have some
         seconds = max(ttl, MIN_TTL) if addresses else NEGATIVE_TTL
         found = Resolved(code, tuple(addresses), self.loop.now + seconds)
         if code != dns.SERVFAIL:
@@ -102,13 +110,14 @@ class _Exchange:
 
     __slots__ = (
         "_aliases", "_got", "_resolver", "_sent", "_sock", "_tcp", "_timer", "_told", "_tried",
-        "_ttl", "asked", "kind", "name", "waiting",
+        "_ttl", "asked", "kind", "name", "owner", "waiting",
     )  # fmt: skip
 
     def __init__(self, resolver: Resolver, name: str, kind: int, done: Done) -> None:
         self._resolver = resolver
         self.asked, self.name, self.kind = name, name, kind
-        self.waiting = [(done, resolver.loop.owner)]
+        self.owner = resolver.loop.owner
+        self.waiting = [(done, self.owner)]
         self._aliases = 0
         self._tried = 0
         self._ttl = MAX_TTL
