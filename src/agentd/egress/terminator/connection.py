@@ -165,16 +165,12 @@ class ReadConnection:
             kind = ReplayedExchange if self.upstream is None else RequestExchange
             exchange = self.exchange = kind(self, Judged(head, raw, path, rule, began, before))
             return await exchange.run()
-        except RefusedRequest as refused:
-            await self.refuse(refused, method, target)
-            return False
-        except CredentialRefusal as refused:
-            # The rule that allows it is told: no other rule would have it go on.
-            code, status, fix = refused.code, refused.status, refused.remediation
-            told = RefusedRequest(code, refused.message, status=status, rule=rule, fix=fix)
+        except (RefusedRequest, CredentialRefusal) as refused:
+            alarm = isinstance(refused, CredentialRefusal) and refused.alarm
             # A host may answer before it has all of a request.
             silent = self.exchange is not None and self.exchange.answered
-            await self.refuse(told, method, target, alarm=refused.alarm, silent=silent)
+            told = _of_request(refused, rule)
+            await self.refuse(told, method, target, alarm=alarm, silent=silent)
             return False
         finally:
             self.exchange = None
@@ -272,6 +268,14 @@ async def _first(reading: Coroutine[Any, Any, bytes], gone: asyncio.Future[None]
         return task.result() if task.done() else b""
     finally:
         task.cancel()
+
+
+def _of_request(refused: RefusedRequest | CredentialRefusal, rule: str) -> RefusedRequest:
+    """The rule that allows it is told of a secret: no other rule would have it go on."""
+    if isinstance(refused, RefusedRequest):
+        return refused
+    code, status, fix = refused.code, refused.status, refused.remediation
+    return RefusedRequest(code, refused.message, status=status, rule=rule, fix=fix)
 
 
 def _told(error: BaseException) -> str:

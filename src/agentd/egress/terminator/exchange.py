@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from agentd.egress.terminator.connection import ReadConnection
 
 _MAX_AHEAD = 64 << 10  # of the program, while it waits for its answer
-_SWITCHING = 101
+_SWITCHING, _LAST = 101, 200
 _NO_ANSWER = "it had no answer"
 _ENCODINGS = b"accept-encoding"
 HALF_SECONDS = 120.0  # without a word of the host's, where the program has said all it will
@@ -46,7 +46,7 @@ class JudgedExchange:
         #: Whether it is to be recorded, and is not yet.
         self.is_open = False
         self._status = 0
-        self.answered = False  # as far as that something of an answer was sent
+        self.answered = False  # as far as that something of it was sent, behind 100 and the like
         self._down = h11.Connection(h11.SERVER, max_incomplete_event_size=requests.MAX_HEAD)
         self._down.receive_data(judged.raw + of.ahead)
         of.ahead = b""
@@ -66,6 +66,13 @@ class JudgedExchange:
             of.reason = f"the rules were changed: {refused.reason}"
             if self._task is not None:
                 self._task.cancel()
+
+    def _said(self) -> object:
+        """Return what the program said next, an event of h11's. Raises RefusedRequest."""
+        try:
+            return self._down.next_event()
+        except h11.RemoteProtocolError:
+            raise RefusedRequest("bad_request", "the request is no HTTP", status=400) from None
 
     def _record(self, reason: str) -> None:
         of, judged = self._of, self._judged
@@ -119,7 +126,7 @@ class RequestExchange(JudgedExchange):
         except (Over, *BROKEN) as error:
             reason = str(error)
             raise
-        except CredentialRefusal:
+        except (CredentialRefusal, RefusedRequest):
             if not self._draft.has_answer:  # it was answered here, and no host has anything of it
                 self._draft.forget()
                 self._draft = Unrecorded()
@@ -149,7 +156,7 @@ class RequestExchange(JudgedExchange):
     # --- the request ---
 
     async def _send_head(self) -> None:
-        event = self._down.next_event()
+        event = self._said()
         if not isinstance(event, h11.Request):
             raise RefusedRequest("bad_request", "the request is no request", status=400)
         fields = requests.without_offer(event.headers.raw_items())
@@ -163,7 +170,7 @@ class RequestExchange(JudgedExchange):
     async def _send_body(self) -> None:
         look = self._look.body()
         while True:
-            event = self._down.next_event()
+            event = self._said()
             if event is h11.NEED_DATA:
                 data = await self._client.read()
                 self._down.receive_data(data)
@@ -174,6 +181,7 @@ class RequestExchange(JudgedExchange):
                 await self._pass_on(look.feed(bytes(event.data)))
                 await asyncio.sleep(0)  # a piece may have thousands of chunks
             elif isinstance(event, h11.EndOfMessage):
+                requests.check_trailers(event.headers.raw_items())
                 await self._pass_on(look.finish())
                 await self._to_host(self._up.send(_end(event, self._look.body)))
                 break
@@ -282,7 +290,7 @@ class RequestExchange(JudgedExchange):
         data = b"".join(out)
         out.clear()
         if data:
-            self.answered = True
+            self.answered = self.answered or self._status >= _LAST or self._status == _SWITCHING
             await self._client.write(data)
 
     # --- what comes then ---

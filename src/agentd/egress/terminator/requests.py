@@ -5,6 +5,7 @@ was dialled, judged by the sandbox's rules. Pure.
 import json
 import re
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 from agentd.egress import paths
@@ -12,14 +13,18 @@ from agentd.egress.table import EgressTable
 
 MAX_HEAD = 64 << 10
 MAX_FIELDS = 100
+_MOST_MEANT = 16  # requests that one may be, by its line and by fields: each is judged
 END = b"\r\n\r\n"
 _METHOD = re.compile(rb"[A-Z][A-Z-]{0,31}")
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_WORD = re.compile(r"[A-Z-]+")
 _BARE = re.compile(rb"[\r\n\0]")
 # By these some servers take a request for another one than its first line says.
 _OTHER_METHOD = (b"x-http-method-override", b"x-http-method", b"x-method-override")
 _OTHER_TARGET = (b"x-original-url", b"x-rewrite-url")
+# Behind a body they are believed by servers that take what is there for fields.
+_NO_TRAILERS = (*(b"host", b"content-length", b"transfer-encoding"), *_OTHER_METHOD, *_OTHER_TARGET)
 # Java's client and curl's --http2 offer HTTP/2 in the clear with every request.
 _OFFER = b"h2c"
 _OFFERING = (b"upgrade", b"http2-settings")
@@ -78,6 +83,13 @@ def read_head(raw: bytes) -> RequestHead:
     return head
 
 
+def check_trailers(fields: Sequence[tuple[bytes, bytes]]) -> None:
+    """Raises RefusedRequest for what would make another request of one that was judged."""
+    for name, _ in fields:
+        if name.lower().replace(b"_", b"-") in _NO_TRAILERS:
+            raise _bad(f"has the field {name.decode()[:64]} behind its body")
+
+
 def without_offer(fields: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     """Return the fields of a request without its offer to go on in HTTP/2, which nobody could read:
     who takes none answers as ever."""
@@ -102,11 +114,12 @@ def judge(head: RequestHead, name: str, port: int, table: EgressTable) -> tuple[
     if _host(hosts[0]) not in ((name, None), (name, port)):
         shown = hosts[0][:100].decode("latin-1")
         raise RefusedRequest("wrong_host", f"it dialled {name} and asks for {shown}")
-    rule = ""
-    for method in [*_overriding(head, _OTHER_METHOD), head.method]:
-        for target in [*_overriding(head, _OTHER_TARGET), head.target]:
-            rule = _judged(method.upper(), target, name, port, table)
-    return head.target.partition("?")[0], rule
+    methods = dict.fromkeys((head.method, *_methods(head)))
+    targets = dict.fromkeys((head.target, *_overriding(head, _OTHER_TARGET)))
+    if len(methods) * len(targets) > _MOST_MEANT:
+        raise _bad("has too many fields that say what it is")
+    rules = [_judged(*meant, name, port, table) for meant in product(methods, targets)]
+    return head.target.partition("?")[0], rules[0]
 
 
 def _judged(method: str, target: str, name: str, port: int, table: EgressTable) -> str:
@@ -119,6 +132,12 @@ def _judged(method: str, target: str, name: str, port: int, table: EgressTable) 
     if not verdict.allowed:
         raise RefusedRequest("denied", verdict.reason, rule=verdict.rule)
     return verdict.rule
+
+
+def _methods(head: RequestHead) -> list[str]:
+    """What such fields name: of a list some servers take the first, some the last."""
+    said = " ".join(_overriding(head, _OTHER_METHOD)).upper()
+    return [str(word) for word in _WORD.findall(said)]
 
 
 def _overriding(head: RequestHead, names: tuple[bytes, ...]) -> list[str]:

@@ -152,6 +152,12 @@ def test_each_request_of_a_connection_is_judged(judging: Judging) -> None:
         (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\n" + "A: b\r\n" * 101 + "\r\n", "100 fields"),
         (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nA: {'b' * 70000}\r\n\r\n", "65536"),
     ],
+        (
+            f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nX-Method-Override: "
+            + ",".join("GET" + each for each in "ABCDEFGHIJKLMNOP")
+            + "\r\n\r\n",
+            "too many",
+        ),
 )
 def test_what_two_servers_could_take_for_two_things_goes_no_further(
     at_one_host: tuple[JudgedProgram, Heard], said: str, why: str
@@ -195,6 +201,47 @@ def test_what_a_field_makes_of_a_request_is_judged_too(
 
 def test_bodies_stream_both_ways_in_chunks_with_trailers(judging: Judging) -> None:
     seen: list[bytes] = []
+@pytest.mark.parametrize("said", ["DELETE, GET", "GET,DELETE", "delete;x"])
+def test_each_word_of_a_field_that_names_a_method_is_judged(judging: Judging, said: str) -> None:
+    """Of a list some servers take the first, as Express does, and some the last."""
+    host = Heard()
+    fields = f"{HOST}\r\nConnection: close\r\nX-HTTP-Method-Override: {said}"
+    with judging.program(host, (HOST, f"!DELETE {HOST}")) as it:
+        told = it.ask(f"once({GET.replace(HOST, fields)!r})")
+        assert told.startswith("HTTP/1.1 403") and "denied by" in told
+    assert host.heads == []
+
+
+@pytest.mark.parametrize(
+    ("end", "why"),
+    [
+        ("0\r\nX-HTTP-Method-Override: DELETE\r\n\r\n", "behind its body"),
+        ("0\r\nx_original_url: /v2/x\r\n\r\n", "behind its body"),
+        ("0\r\nHost: other.example.com\r\n\r\n", "behind its body"),
+        ("zz\r\n", "no HTTP"),
+    ],
+)
+def test_what_comes_behind_a_head_makes_no_other_request_of_it(
+    judging: Judging, end: str, why: str
+) -> None:
+    heard = b""
+
+    def serve(sock: socket.socket) -> None:
+        nonlocal heard
+        read_head(sock)
+        while (data := sock.recv(65536)) and not heard.endswith(b"\r\n\r\n"):
+            heard += data
+            if heard.endswith(b"\r\n\r\n"):
+                sock.sendall(OK)
+
+    fields = f"{HOST}\r\nConnection: close\r\nTransfer-Encoding: chunked"
+    post = GET.replace(HOST, fields).replace("GET", "POST") + "2\r\nab\r\n" + end
+    with judging.program(serve, RULES) as it:
+        told = it.ask(f"once({post!r})")
+    assert told.startswith("HTTP/1.1 400") and why in told
+    assert not heard.endswith(b"\r\n\r\n")
+
+
 
     def serve(sock: socket.socket) -> None:
         seen.append(read_head(sock))
@@ -240,6 +287,21 @@ def test_what_is_said_before_the_answer_is_passed_on(judging: Judging) -> None:
 
 def test_an_answer_to_head_and_one_without_a_body_end_where_they_do(judging: Judging) -> None:
     answers = [
+def test_what_goes_wrong_behind_a_continue_is_told(judging: Judging) -> None:
+    def serve(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert sock.recv(3) == b"abc"
+        sock.sendall(b"no answer\r\n\r\n")
+        sock.recv(1)
+
+    extra = "\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    post = GET.replace("GET", "POST").replace("\r\n\r\n", extra)
+    with judging.program(serve, RULES) as it:
+        told = it.ask(f"once({post + 'abc'!r})")
+        assert told.startswith("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 502 Bad Gateway"), told
+
+
         b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n",
         b"HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n",
         b"HTTP/1.1 204 No Content\r\n\r\n",
