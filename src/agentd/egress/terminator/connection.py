@@ -71,9 +71,9 @@ class ReadConnection:
         try:
             async with asyncio.timeout(START_SECONDS):
                 await self._begin()
-            for end in (self.client, self.upstream):
+            for end, other in ((self.client, self.upstream), (self.upstream, self.client)):
                 if end is not None:
-                    end.meter = self.meter
+                    end.meter, end.other = self.meter, other
             while await self._serve_one():
                 pass
             await self.linger()

@@ -22,6 +22,7 @@ _RESET = struct.pack("=ii", 1, 0)  # struct linger: on, and no time
 _buffer = bytearray(MOST)  # of one thread, and of whoever reads just now
 #: As the relay has it of connections that are not read.
 IDLE_SECONDS = 3600.0
+_LOOK_SECONDS = 15.0  # between looks at how long nothing was said
 _READ = (BlockingIOError, ssl.SSLWantReadError, SSL.WantReadError)
 _WRITE = (ssl.SSLWantWriteError, SSL.WantWriteError)
 #: What a broken end raises.
@@ -31,7 +32,8 @@ _T = TypeVar("_T")
 
 class ReadEnd:
     """One reader and one writer at a time. ``moved`` counts what was read. No read and no write
-    waits longer than ``patience``, in seconds: TimeoutError."""
+    waits longer than ``patience``, in seconds, while nothing is said at ``other`` either:
+    TimeoutError."""
 
     def __init__(self, sock: socket.socket) -> None:
         """Takes ownership."""
@@ -41,13 +43,20 @@ class ReadEnd:
         #: Is told what was read before anybody has it; raises OSError where that was too much.
         self.meter: Callable[[int], Awaitable[None]] | None = None
         self.patience = IDLE_SECONDS
+        self.other: ReadEnd | None = None
+        self._unread = b""  # by who had no room to move it yet, and was cancelled
         self._broken: Exception | None = None  # behind what was read: the next read raises it
         self._loop = asyncio.get_running_loop()
+        self._at = self._loop.time()  # when something was said, or was waited for anew
+        self._clock: asyncio.TimerHandle | None = None
         self._waiting: dict[str, list[asyncio.Future[None]]] = {"in": [], "out": []}
 
     async def read(self) -> bytes:
         """Return what is there, once something is; b"" at the end. Others have their turn first."""
         await asyncio.sleep(0)
+        if self._unread:
+            data, self._unread = self._unread, b""
+            return data
         if self._broken is not None:
             raise self._broken
         first = await self._until(lambda: self._receive(MOST))
@@ -63,10 +72,17 @@ class ReadEnd:
             size += len(parts[-1])
             if not parts[-1]:
                 break
+        data = b"".join(parts) if len(parts) > 1 else first
+        self._at = self._loop.time()
         if self.meter is not None and size:
-            await self.meter(size)
+            try:
+                await self.meter(size)
+            except asyncio.CancelledError:
+                self.moved += size
+                self._unread = data
+                raise
         self.moved += size
-        return b"".join(parts) if len(parts) > 1 else first
+        return data
 
     def _keep(self, error: Exception) -> None:
         """What ends it comes behind what was read: an answer, of a host that takes no more."""
@@ -100,6 +116,8 @@ class ReadEnd:
         us is the last. Idempotent."""
         self._stop("in")
         self._stop("out")
+        if self._clock is not None:
+            self._clock.cancel()
         with contextlib.suppress(OSError):
             if broken:
                 self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -137,14 +155,31 @@ class ReadEnd:
             add = self._loop.add_reader if way == "in" else self._loop.add_writer
             add(self.sock.fileno(), self._wake, way)
         waiting.append(future)
+        self._at = self._loop.time()
+        if self._clock is None:
+            self._tick()
         try:
-            async with asyncio.timeout(self.patience):
-                await future
+            await future
         finally:
             if future in waiting:  # whoever waited was cancelled
                 waiting.remove(future)
                 if not waiting:
                     self._stop(way)
+
+    def _tick(self) -> None:
+        self._clock = self._loop.call_later(min(self.patience, _LOOK_SECONDS), self._look)
+
+    def _look(self) -> None:
+        """End who waits, where nothing was said for too long."""
+        self._clock = None
+        waiting = [future for some in self._waiting.values() for future in some]
+        at = self._at if self.other is None else max(self._at, self.other._at)
+        if waiting and self._loop.time() - at < self.patience:
+            self._tick()
+            return
+        for future in waiting:
+            if not future.done():
+                future.set_exception(TimeoutError())
 
     def _wake(self, way: str) -> None:
         waiting = self._waiting[way]
