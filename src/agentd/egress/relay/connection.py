@@ -8,6 +8,7 @@ that the program sees it at once. One that is read is the terminator's then (``p
 import errno
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agentd.egress import addresses
@@ -85,7 +86,8 @@ class RelayedConnection:
             self._gate = hello.host if self.port == HTTP_PORT else hello.server_name
             if verdict.read and self.port == HTTP_PORT:
                 self._gate = None  # every request's is looked at
-        self._relay.loop.watch(self._client.fileno(), BOTH, self._client_event)
+        ready = partial(self._guarded, self._client_ready)
+        self._relay.loop.watch(self._client.fileno(), BOTH, ready)
         self._look_up(verdict)
 
     def rules_changed(self) -> None:
@@ -154,7 +156,10 @@ class RelayedConnection:
     def was_read(self, reason: str) -> None:
         """End it, as nobody else has its ends now; ``reason`` is one to break it off for, or ""."""
         self.passed = False
-        self.end(reason, reset=bool(reason))
+        if self._ended:
+            self._relay.ended(self)
+        else:
+            self.end(reason, reset=bool(reason))
 
     def refuse(self, reason: str) -> None:
         """End it as nothing that is allowed."""
@@ -202,17 +207,16 @@ class RelayedConnection:
             self._tenant.questions.forget(self)
         self._tenant.connections.discard(self)
         self._start.cancel()
-        if self.passed:
-            self._relay.passing.forget(self.n)
-            shut(self._client, reset=reset)
-            shut(self._upstream, reset=reset)
+        for sock in (self._client, self._upstream) if self.passed else ():
+            shut(sock, reset=reset)
         self._drop_upstream(reset=reset)
         for flow in (self._up, self._down):
             if flow is not None:
                 flow.close()
         self._relay.loop.drop(self._client.fileno())
         close(self._client, reset=reset)
-        self._relay.ended(self)
+        if not self.passed:  # else who reads it says first what it moved
+            self._relay.ended(self)
 
     # --- dialling ---
 
@@ -238,7 +242,8 @@ class RelayedConnection:
             if upstream is None:
                 continue
             self._upstream, self.address = upstream, address
-            self._relay.loop.watch(upstream.fileno(), BOTH, self._upstream_event)
+            ready = partial(self._guarded, self._upstream_ready)
+            self._relay.loop.watch(upstream.fileno(), BOTH, ready)
             if why == 0:
                 self._connect(said=False)
             elif self._places:
@@ -290,12 +295,6 @@ class RelayedConnection:
             self._start.cancel()
 
     # --- what happens at the two ends ---
-
-    def _client_event(self, mask: int) -> None:
-        self._guarded(self._client_ready, mask)
-
-    def _upstream_event(self, mask: int) -> None:
-        self._guarded(self._upstream_ready, mask)
 
     def _guarded(self, ready: Callable[[int], None], mask: int) -> None:
         try:

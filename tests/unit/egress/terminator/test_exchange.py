@@ -9,6 +9,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.captured import eventually
@@ -150,14 +151,14 @@ def test_each_request_of_a_connection_is_judged(judging: Judging) -> None:
             "websocket",
         ),
         (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\n" + "A: b\r\n" * 101 + "\r\n", "100 fields"),
-        (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nA: {'b' * 70000}\r\n\r\n", "65536"),
-    ],
         (
             f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nX-Method-Override: "
             + ",".join("GET" + each for each in "ABCDEFGHIJKLMNOP")
             + "\r\n\r\n",
             "too many",
         ),
+        (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nA: {'b' * 70000}\r\n\r\n", "65536"),
+    ],
 )
 def test_what_two_servers_could_take_for_two_things_goes_no_further(
     at_one_host: tuple[JudgedProgram, Heard], said: str, why: str
@@ -199,8 +200,6 @@ def test_what_a_field_makes_of_a_request_is_judged_too(
     assert host.heads == []
 
 
-def test_bodies_stream_both_ways_in_chunks_with_trailers(judging: Judging) -> None:
-    seen: list[bytes] = []
 @pytest.mark.parametrize("said", ["DELETE, GET", "GET,DELETE", "delete;x"])
 def test_each_word_of_a_field_that_names_a_method_is_judged(judging: Judging, said: str) -> None:
     """Of a list some servers take the first, as Express does, and some the last."""
@@ -242,6 +241,8 @@ def test_what_comes_behind_a_head_makes_no_other_request_of_it(
     assert not heard.endswith(b"\r\n\r\n")
 
 
+def test_bodies_stream_both_ways_in_chunks_with_trailers(judging: Judging) -> None:
+    seen: list[bytes] = []
 
     def serve(sock: socket.socket) -> None:
         seen.append(read_head(sock))
@@ -285,8 +286,6 @@ def test_what_is_said_before_the_answer_is_passed_on(judging: Judging) -> None:
         assert it.ask("until(0, 'ok')").startswith("HTTP/1.1 103 Early Hints\r\nLink: </a>")
 
 
-def test_an_answer_to_head_and_one_without_a_body_end_where_they_do(judging: Judging) -> None:
-    answers = [
 def test_what_goes_wrong_behind_a_continue_is_told(judging: Judging) -> None:
     def serve(sock: socket.socket) -> None:
         read_head(sock)
@@ -302,6 +301,8 @@ def test_what_goes_wrong_behind_a_continue_is_told(judging: Judging) -> None:
         assert told.startswith("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 502 Bad Gateway"), told
 
 
+def test_an_answer_to_head_and_one_without_a_body_end_where_they_do(judging: Judging) -> None:
+    answers = [
         b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n",
         b"HTTP/1.1 304 Not Modified\r\nContent-Length: 99\r\n\r\n",
         b"HTTP/1.1 204 No Content\r\n\r\n",
@@ -472,6 +473,24 @@ def test_refusals_of_long_paths_at_once_are_told_and_end_nothing(judging: Judgin
         other.ask(f"say(0, {GET!r})")
         assert other.ask("hear(0, 40)").endswith("ok")
         assert it.keeper.terminating.pid == pid
+
+
+def test_what_was_moved_is_told_of_a_connection_that_other_rules_end(judging: Judging) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000
+    with judging.program(Heard(answer), RULES) as it:
+        assert it.admitted is not None
+        it.ask("begin()")
+        it.ask(f"say(0, {GET!r})")
+        assert it.ask(f"len(hear(0, {len(answer)}))") == len(answer)
+        it.admitted.set(it.table("other.example.com"))
+
+        def ended() -> list[dict[str, Any]]:
+            return [row for row in it.rows() if row["ended"] and "method" not in row]
+
+        eventually(ended)
+        (row,) = ended()
+        assert (row["sent"], row["received"]) == (len(GET), len(answer))
+        assert it.admitted.connections().totals["received"] == len(answer)
 
 
 def test_rules_that_change_hold_for_what_is_open(judging: Judging) -> None:
