@@ -21,7 +21,7 @@ from agentd.egress.owed import OwedAnswers
 from agentd.egress.process import RelayProcess, TakeUser, pack
 from agentd.egress.tally import TALLY
 from agentd.egress.terminating import Reading, Terminating
-from agentd.model.errors import SandboxError
+from agentd.model.errors import InvalidInput, SandboxError
 
 _START_SECONDS, _REST_SECONDS, _SYNC_SECONDS = 60.0, 20.0, 2.0
 _LOOK_SECONDS = 5.0  # between looks at resolv.conf and hosts, and at the relay
@@ -88,7 +88,7 @@ class RelayKeeper:
             self._ids += 1
             admitted = Admitted(self, self._ids, sockets, table)
             try:
-                pack({"set": admitted.id, "table": table})
+                pack(_handed(admitted, table))
                 self._begin()
                 self._await_ready()
                 if reading is not None:
@@ -109,11 +109,11 @@ class RelayKeeper:
 
     def set(self, admitted: Admitted, table: Mapping[str, Any]) -> None:
         with self._changed:
-            pack(message := {"set": admitted.id, "table": table})
+            pack(_handed(admitted, table))
             self.of_terminator(admitted, lambda reading: reading.set(admitted.id, table))
             admitted.table = table
             admitted.asked.keep(table)
-            self.tell(message)
+            self.tell({"set": admitted.id, "table": table})
 
     def tell(self, message: Mapping[str, Any]) -> None:
         """Tell the relay, if there is one; the next is told by what is kept here."""
@@ -221,9 +221,11 @@ class RelayKeeper:
         self._send(pack({"servers": names.servers, "hosts": names.hosts}))
 
     def _hand_over(self, admitted: Admitted) -> None:
-        message = {"admit": admitted.id, "table": admitted.table, "names": list(admitted.names)}
-        message["moved"] = admitted.moved
-        self._send(pack(message), admitted.sockets)
+        message = _handed(admitted, admitted.table)
+        data = pack(message)
+        with contextlib.suppress(InvalidInput):  # of too many its programs have to ask anew
+            data = pack({**message, "names": list(admitted.names)})
+        self._send(data, admitted.sockets)
 
     def _send(self, data: bytes, sockets: Sequence[socket.socket] = ()) -> None:
         """Raises SandboxError where it is gone, or takes nothing."""
@@ -341,6 +343,11 @@ class RelayKeeper:
             if "failed" in row:
                 self._note(str(row["failed"]))
             found.hear(self._generation, row)
+
+
+def _handed(admitted: Admitted, table: Mapping[str, Any]) -> dict[str, Any]:
+    """What a relay is told of it: the largest message that has its table."""
+    return {"admit": admitted.id, "table": table, "names": [], "moved": admitted.moved}
 
 
 _shared: RelayKeeper | None = None

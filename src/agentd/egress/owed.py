@@ -27,15 +27,16 @@ class OwedAnswers:
         self._changed.wait_for(lambda: self._answered >= asked or gone(), seconds)
 
     def answered(self, number: int) -> None:
-        self._answered = number
+        """Note one: where it is asked all the time it may owe some all the time."""
+        self._answered, self._since = number, time.monotonic()
 
     def begin(self) -> None:
         """Begin with another process, which owes nothing."""
         self._answered = self._asked
 
     def look(self, seconds: float, kill: Callable[[], None], *, ask: bool = True) -> None:
-        """Call ``kill`` for one that has owed an answer for so many seconds, or ``ask`` anew one
-        that owes none. Raises SandboxError."""
+        """Call ``kill`` for one that owes an answer and gave none for so many seconds, or ``ask``
+        anew one that owes none. Raises SandboxError."""
         if self._answered < self._asked:
             if time.monotonic() - self._since > seconds:
                 kill()

@@ -9,6 +9,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -86,15 +87,19 @@ class RelayProcess:
     def listen(
         self, hear: Callable[[dict[str, Any]], None], look: Callable[[], None], seconds: float
     ) -> str:
-        """Hand what it says to ``hear`` until it is gone, and ``look`` where it says nothing for so
-        many seconds. Return what was wrong with what it said, if anything: that ends no thread of
+        """Hand what it says to ``hear`` until it is gone, and ``look`` every so many seconds,
+        however much it says. Return what was wrong with that, if anything: it ends no thread of
         ours, and whoever says it is to be ended."""
         poll = select.poll()
         poll.register(self.control, select.POLLIN)
+        due = time.monotonic() + seconds
         while True:
             try:
-                if not poll.poll(seconds * 1000):
+                said = poll.poll(max(due - time.monotonic(), 0) * 1000)
+                if time.monotonic() >= due:
                     look()
+                    due = time.monotonic() + seconds
+                if not said:
                     continue
                 data = self.control.recv(MAX_MESSAGE)
                 if not data:

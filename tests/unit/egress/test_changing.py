@@ -1,6 +1,7 @@
 """Other rules for a sandbox that lives: for what it remembers and has open, and for a relay that
 comes later."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -10,7 +11,10 @@ import pytest
 from tests.captured import Captured, Served, echo, eventually, relayed
 from tests.unit.egress.test_relay import table
 
+from agentd.egress import keeper as keepers
 from agentd.egress import process
+from agentd.egress.compile import compile_table
+from agentd.egress.relay import dns
 
 RESET, REFUSED = errno.ECONNRESET, errno.ECONNREFUSED
 
@@ -103,3 +107,41 @@ def test_a_relay_that_was_ended_for_want_of_sandboxes_has_not_died(
         admitted = keeper.admit(inside.sockets, table())
         assert inside.ask("attempt(talk, '8.8.8.8', 1)") in (RESET, REFUSED)
         assert admitted.connections().totals["denied"]
+
+
+def test_other_names_of_the_machine_hold_however_much_there_is_to_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the relay says something all the time, too."""
+    monkeypatch.setattr(keepers, "_LOOK_SECONDS", 1.0)
+    with relayed() as (keeper, names), contextlib.closing(Captured()) as inside:
+        admitted = keeper.admit(inside.sockets, compile_table(["late.example:7"]))
+        assert inside.ask("resolve('late.example')")[0] == dns.NXDOMAIN
+        before = names.read()
+        names.read = lambda: before._replace(hosts={"late.example": ["203.0.113.9"]})  # type: ignore[method-assign]
+        names.changed = lambda: True  # type: ignore[method-assign]
+
+        def known() -> bool:
+            return bool(inside.ask("resolve('late.example')")[0] == dns.NOERROR)
+
+        eventually(lambda: admitted.connections() and known())
+        admitted.close()
+
+
+def test_a_sandbox_of_many_names_ends_no_network_with_its_relay(port: int) -> None:
+    """Where they and its rules have no room in one message to the next relay."""
+    with (
+        relayed() as (keeper, _),
+        contextlib.closing(Captured()) as inside,
+        contextlib.closing(Captured()) as other,
+    ):
+        admitted = keeper.admit(inside.sockets, table("db.internal:*", db_internal=port))
+        second = keeper.admit(other.sockets, table("db.internal:*", db_internal=port))
+        admitted.names |= dict.fromkeys(f"n{n}.{'x' * 200}" for n in range(1000))
+        pid = keeper.pid
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: keeper.pid != pid and keeper._ready)
+        for each in (inside, other):
+            assert each.ask("talk('db.internal', 1, b'hello')") == "hello"
+        admitted.close()
+        second.close()
