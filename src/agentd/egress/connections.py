@@ -1,10 +1,15 @@
-"""What is known of a sandbox's connections: the last of them, and sums of all."""
+"""What is known of a sandbox's connections: the last of them, what was refused before, and sums of
+all."""
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 MOST = 1000
+#: Of what was refused before these, and of alarms: a program that does something more a thousand
+#: times hides neither from who looks at its end.
+MOST_REFUSED = 256
 _MOST_HOSTS = 256
 _MAX_TEXT = 400
 Row = dict[str, Any]
@@ -31,11 +36,13 @@ class ConnectionList(NamedTuple):
 
 
 class ConnectionLog:
-    """Keeps the last ``MOST`` rows. Thread-safe."""
+    """Keeps the last ``MOST`` rows, and ``MOST_REFUSED`` before them. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._rows: OrderedDict[int, tuple[int, Row]] = OrderedDict()
+        self._refused: deque[tuple[int, Row]] = deque(maxlen=MOST_REFUSED)
+        self._alarms: deque[tuple[int, Row]] = deque(maxlen=MOST_REFUSED)
         # Its number here, and as what it counts: allowed, denied, or (None) neither as yet.
         self._by_relay: dict[tuple[int, int], tuple[int, bool | None]] = {}
         self._n = 0
@@ -115,7 +122,9 @@ class ConnectionLog:
 
     def after(self, cursor: int) -> ConnectionList:
         with self._lock:
-            rows = [row for change, row in self._rows.values() if change > cursor]
+            kept = sorted((*self._alarms, *self._refused), key=itemgetter(0))
+            kept += self._rows.values()
+            rows = [row for change, row in kept if change > cursor]
             return ConnectionList(rows, self._changes, dict(self._totals), dict(self._hosts))
 
     def _put(self, n: int, row: Row) -> None:
@@ -123,7 +132,11 @@ class ConnectionLog:
         self._rows.pop(n, None)
         self._rows[n] = (self._changes, row)
         while len(self._rows) > MOST:
-            self._rows.popitem(last=False)
+            _, (change, old) = self._rows.popitem(last=False)
+            if old.get("alarm"):
+                self._alarms.append((change, old))
+            elif old["ended"] and not old["allowed"]:
+                self._refused.append((change, old))
 
     def _count(self, row: Row) -> None:
         self._totals["allowed" if row["allowed"] else "denied"] += 1

@@ -15,7 +15,7 @@ from tests.unit.egress.terminator.test_frames import frame
 from tests.upstream import Upstream
 
 from agentd.client.cli import refused
-from agentd.egress import authority
+from agentd.egress import authority, connections
 from agentd.egress.compile import compile_table
 from agentd.egress.keeper import RelayKeeper
 from agentd.egress.placeholders import placeholder
@@ -169,6 +169,20 @@ def test_elsewhere_it_is_refused_and_told_as_an_alarm(world: World) -> None:
     assert "secret KEY is not for other.example.com" in said
     assert "allow what should be" not in said  # no rule would have it go there
     assert KEY not in str(rows)
+
+
+def test_what_was_refused_is_told_however_much_was_done_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MOST", 5)
+    assert world.ask(HOSTS[1], Authorization=world.standing)[0] == 403
+    assert world.ask(X_Other=world.standing)[0] == 403
+    for _ in range(10):
+        assert world.ask()[0] == 200
+    first, second, *rest = world.rows()
+    assert first.get("alarm") and "KEY is not for" in first["reason"]
+    assert not second["allowed"] and "X-Other" in second["reason"]
+    assert len(rest) <= 5
 
 
 def test_what_cannot_be_looked_at_is_not_passed_on(world: World) -> None:
