@@ -21,9 +21,10 @@ from agentd.model.egress import PUBLIC, THIS_HOST, USUAL_PORTS
 from agentd.model.errors import InvalidInput
 
 _MOST = 8  # addresses of one name that are looked at
-_LOCALHOST = "localhost"
+_LOCALHOST, _LOOPBACK = "localhost", "127.0.0.1"
 # A proxy is told it in a line of its own: nothing else may stand there.
-_NAME = re.compile(r"[a-z0-9._-]+")
+# What is numbers at its end, as 127.1 and 0x7f000001, libraries of C take for an address.
+_NAME = re.compile(r"(?!(.*\.)?([0-9]+|0x[0-9a-f]*)\Z)[a-z0-9._-]+")
 
 
 class Place(NamedTuple):
@@ -104,6 +105,8 @@ class Destinations:
         if not verdict.allowed and _literal(place.host) is None:
             raise _barred(verdict, place)
         known = [place.host] if _literal(place.host) is not None else _of_hosts(place.host)
+        if not known and _is_local(place.host):
+            known = [_LOOPBACK]
         for text in known:
             self._looked_at(text, place, verdict)
 
@@ -141,8 +144,11 @@ class Destinations:
         if place not in self._named:
             return False
         ip = _literal(text)
-        local = place.host == _LOCALHOST or place.host.endswith(f".{_LOCALHOST}")
-        by_itself = local or _literal(place.host) is not None or text in _of_hosts(place.host)
+        by_itself = (
+            _is_local(place.host)
+            or _literal(place.host) is not None
+            or text in _of_hosts(place.host)
+        )
         return by_itself or (ip is not None and not ip.is_loopback)
 
 
@@ -163,6 +169,10 @@ def _line(place: Place) -> dict[str, Any]:
 
 def _allowing(text: str, ports: Iterable[int], *, private: bool) -> dict[str, Any]:
     return {"allow": True, "ports": list(ports), "text": text, "private": private}
+
+
+def _is_local(host: str) -> bool:
+    return host == _LOCALHOST or host.endswith(f".{_LOCALHOST}")  # RFC 6761
 
 
 def _plain(host: str) -> str:

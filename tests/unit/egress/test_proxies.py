@@ -46,8 +46,25 @@ def test_no_proxy_is_for_these(none: str, places: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", ["10.0.0.1 HTTP/1.1\r\nX", "a b.example", "\ufffd.example", "a:1.example"]
+    "host",
+    [
+        *("10.0.0.1 HTTP/1.1\r\nX", "a b.example", "\ufffd.example", "a:1.example"),
+        # Which a proxy's library may take for addresses of loopback.
+        *("127.1", "2130706433", "0x7f000001", "0177.0.0.1", "127.0.0.0x1", "0x7F.1"),
+    ],
 )
 def test_what_is_no_name_is_passed_on_to_no_proxy(host: str) -> None:
     with pytest.raises(Barred, match="is no name"):
         Destinations([]).check_passed_on(Place(host, 443))
+
+
+@pytest.mark.parametrize("host", ["localhost", "api.localhost", "API.LocalHost."])
+def test_no_proxy_is_asked_for_its_own_machine(host: str) -> None:
+    with pytest.raises(Barred, match="is this machine itself"):
+        Destinations([]).check_passed_on(Place(host, 443))
+    Destinations([Place(host, 443)]).check_passed_on(Place(host, 443))
+
+
+@pytest.mark.parametrize("host", ["registry.example", "1.example", "0x7f.a", "a.0xg", "x0x1"])
+def test_a_name_with_numbers_in_it_is_one(host: str) -> None:
+    Destinations([]).check_passed_on(Place(host, 443))
