@@ -1,6 +1,7 @@
 """uvicorn's protocols, with bounds on what a client may send, and how slowly."""
 
 import asyncio
+from collections.abc import Generator
 from typing import Any, Literal, NoReturn, cast
 
 import httptools
@@ -9,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame
+from websockets.streams import StreamReader
 
 from agentd.ingest.web.errors import Busy, HeadersTooLarge, RequestTimeout
 from agentd.ingest.web.limits import WebLimits
@@ -20,6 +22,7 @@ from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.gatekeeper import Gatekeeper
 
 _FRAGMENTS = 4096  # of one message
+_FRAMES = 64  # of a client that are parsed in one turn of the loop
 _PONGS = 1 << 20  # bytes that wait for a client who pings and does not read
 
 
@@ -242,6 +245,19 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.close()
 
 
+class _Frames(StreamReader):
+    """Gives the parser so many frames: one may have six bytes, and what came at once 40,000."""
+
+    left = _FRAMES
+
+    def at_eof(self) -> Generator[None, None, bool]:
+        """The parser asks this before each frame."""
+        while not self.left:
+            yield
+        self.left -= 1
+        return (yield from super().at_eof())
+
+
 class WsConnection(WebSocketsSansIOProtocol):
     def __init__(
         self,
@@ -256,6 +272,33 @@ class WsConnection(WebSocketsSansIOProtocol):
         self._shared = state
         self.curr_msg_data_type: Literal["text", "bytes"] = "bytes"
         self._stalling = _Stalling()
+        self.conn.reader = self._came = _Frames()
+        self.conn.parser = self.conn.parse()  # the one that it began with has the other reader
+        next(self.conn.parser)
+        self._turn: asyncio.Handle | None = None  # in which the rest is parsed
+
+    def data_received(self, data: bytes) -> None:
+        self._came.left = _FRAMES
+        super().data_received(data)
+        self._go_on()
+
+    async def receive(self) -> Any:
+        message = await super().receive()
+        self._go_on()
+        return message
+
+    def _go_on(self) -> None:
+        """Parse the rest of what came once what was parsed is taken, and others had a turn."""
+        if self._came.left or not self._came.buffer or self.read_paused or self._turn is not None:
+            return
+        self.transport.pause_reading()
+        self._turn = self.loop.call_soon(self._parse_more)
+
+    def _parse_more(self) -> None:
+        self._turn = None
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
+            self.data_received(b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -265,6 +308,7 @@ class WsConnection(WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.http.response.body" and self.close_sent:
             self.handshake_complete = True  # else uvicorn complains of a refusal
+        self._go_on()  # closing, it waits for nobody who takes messages
 
     def send_receive_event_to_app(self) -> None:
         if self.curr_msg_data_type == "text":
