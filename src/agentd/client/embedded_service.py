@@ -116,9 +116,8 @@ class _Sandboxes(_Noun):
         return self._here.view(id)
 
     def kill(self, id: str) -> None:
-        handle = self._here.handle(id)
-        self._here.handles.pop(id, None)
-        self._here.pipeline.end(handle)
+        self._here.pipeline.end(self._here.handle(id))
+        self._here.handles.pop(id, None)  # not before: what could not be ended is ended again
 
     def keep(self, id: str, path: str | os.PathLike[str] | None) -> "Snapshot":
         manager, where = self._here.pipeline.manager, None if path is None else os.fspath(path)

@@ -72,6 +72,8 @@ _TABLE: dict[tuple[State, LifecycleEvent], Step] = {
     (State.READY, LifecycleEvent.SNAPSHOT): Step(State.SNAPSHOTTING, (Do.CAPTURE,)),
     (State.SNAPSHOTTING, LifecycleEvent.SNAPSHOT_OVER): Step(State.READY),
     (State.ENDING, LifecycleEvent.WALL_GONE): Step(State.ENDED, (Do.FORGET,)),
+    # Who ends it holds it until it has ended, so what was found ending could not be: once more.
+    (State.ENDING, LifecycleEvent.DESTROY): _END,
     # Nothing was built yet: there is nothing to kill.
     (State.CREATED, LifecycleEvent.DESTROY): Step(State.ENDED, (Do.FORGET,)),
 }
@@ -102,8 +104,9 @@ def advance(state: State, event: LifecycleEvent) -> Step:
     """Returns the next state, and what to do to get there, in order.
 
     Ending is idempotent, and cuts short whatever goes on: what comes late to a sandbox that is
-    ending or has ended changes nothing. For an event that makes no sense in ``state``
-    raises Conflict where the sandbox is ready, paused or being copied, else SandboxError.
+    ending or has ended changes nothing, but that one whose end failed can be ended again. For an
+    event that makes no sense in ``state`` raises Conflict where the sandbox is ready, paused or
+    being copied, else SandboxError.
     """
     step = _TABLE.get((state, event))
     if step is not None:

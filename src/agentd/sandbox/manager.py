@@ -294,7 +294,7 @@ class Manager:
         try:
             with handle.lock:
                 self._feed(handle, event)
-        except AgentdError as error:
+        except (AgentdError, OSError) as error:
             if reason is None:
                 raise
             reason.add_note(f"and the sandbox could not be freed: {error}")
@@ -314,7 +314,7 @@ class Manager:
         self, handle: SandboxHandle, instruction: Do, folder: str = "", forks: bool = False
     ) -> LifecycleEvent | None:
         if instruction is Do.LAUNCH:
-            handle._wall = launch(handle)
+            self._keep_wall(handle, launch(handle))
             return LifecycleEvent.WALL_UP
         if instruction is Do.CONNECT:
             handle._guest = self._connect(handle.wall)
@@ -349,6 +349,15 @@ class Manager:
             return None
         handle.able(PAUSE, "resume").resume()
         return None
+
+    def _keep_wall(self, handle: SandboxHandle, wall: Wall) -> None:
+        """Nobody holds the lock while it is built: it may have been ended, and had no wall then."""
+        with handle.lock:
+            starts = handle.state is State.STARTING
+            if starts:
+                handle._wall = wall
+        if not starts:
+            self._kill(wall)
 
     def _kill(self, wall: Wall) -> None:
         """Kill it: nothing runs behind it when this returns; what it held may last a moment."""

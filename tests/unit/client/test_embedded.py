@@ -5,7 +5,8 @@ import pytest
 
 from agentd.client import embedded
 from agentd.client.embedded_service import EmbeddedService
-from agentd.model.errors import InvalidInput
+from agentd.model.api import SandboxBody
+from agentd.model.errors import InvalidInput, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.sandbox import backends
 from agentd.sandbox.backends.linux import nursery
@@ -51,6 +52,28 @@ def test_an_unknown_backend_is_refused_when_it_is_used():
     with pytest.raises(InvalidInput, match="unknown backend 'nope'"):
         manager.backend("nope")
     manager.close()
+
+
+def test_what_could_not_be_ended_is_ended_by_the_next_who_asks(monkeypatch):
+    pipeline = embedded.new()
+    service = EmbeddedService(pipeline)
+    made = service.sandboxes.create(SandboxBody(isolation="none"))
+    wall = service.handle(made.id).wall
+
+    def hold_on():
+        raise SandboxError("it holds on")
+
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(wall, "kill", hold_on)
+            with pytest.raises(SandboxError, match="it holds on"):
+                service.sandboxes.kill(made.id)
+        assert [view.state for view in service.sandboxes.list()] == ["ending"]
+        service.sandboxes.kill(made.id)
+        assert not wall.alive()
+        assert (service.sandboxes.list(), pipeline.manager.sandboxes()) == ((), ())
+    finally:
+        pipeline.manager.close()
 
 
 def test_the_principal_is_the_kernels_word():

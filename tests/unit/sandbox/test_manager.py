@@ -1,3 +1,4 @@
+import errno
 import os
 from types import SimpleNamespace
 
@@ -104,6 +105,23 @@ def test_an_agent_that_does_not_answer_costs_its_wall(backend):
     assert manager.sandboxes() == ()
 
 
+def test_what_failed_is_told_where_its_wall_cannot_be_freed_either(backend, monkeypatch):
+    def connect(wall):
+        raise BackendLost("gone")
+
+    def hold_on(wall):
+        raise OSError(errno.EIO, "it holds on")
+
+    manager = Manager(lambda name: backend, connect)
+    with monkeypatch.context() as patch:
+        patch.setattr(Wall, "kill", hold_on)
+        with pytest.raises(BackendLost, match="gone") as caught:
+            manager.create(SandboxSpec())
+    assert "it holds on" in caught.value.__notes__[0]
+    manager.close()
+    assert (backend.walls[0].killed, manager.sandboxes()) == (1, ())
+
+
 def test_closing_ends_the_sandboxes_before_their_backend(manager, backend):
     for _ in range(3):
         manager.create(SandboxSpec())
@@ -125,6 +143,23 @@ def test_one_that_cannot_be_ended_keeps_no_other_from_its_end(manager, backend):
         manager.close()
     assert [wall.killed for wall in backend.walls] == [1, 1, 1]
     assert backend.closed == 1
+
+
+def test_what_is_ended_while_it_is_built_leaves_no_wall(manager, backend, monkeypatch):
+    build = backend.launch
+
+    def launch(plan):
+        wall = build(plan)
+        (handle,) = manager.sandboxes()
+        manager.destroy(handle)
+        return wall
+
+    monkeypatch.setattr(backend, "launch", launch)
+    with pytest.raises(SandboxError, match="a sandbox that is ended"):
+        manager.create(SandboxSpec())
+    assert [wall.killed for wall in backend.walls] == [1]
+    assert manager.sandboxes() == ()
+    manager.close()
 
 
 def test_a_forked_copy_ends_nothing(manager, backend, monkeypatch):
