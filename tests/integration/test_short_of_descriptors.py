@@ -2,6 +2,8 @@
 says so, and can be made again afterwards."""
 
 import contextlib
+import errno
+import gc
 import json
 import os
 import resource
@@ -13,8 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from agentd.model.errors import AgentdError
+from agentd.client import embedded
+from agentd.client.embedded_service import EmbeddedService
+from agentd.model.api import SandboxBody
+from agentd.model.errors import AgentdError, SandboxError
 from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.sandbox.backends import process
+from agentd.sandbox.backends.linux import base
+from agentd.sandbox.backends.linux.nursery import Nursery
+from agentd.sandbox.backends.process import HostBackend
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.supervisor import client, remote
 
@@ -169,3 +178,94 @@ def test_a_command_line_without_them_says_what_it_lacks() -> None:
         ran = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
         assert ran.stdout == "there\n" or "internal error" not in ran.stderr, (many, ran.stderr)
         assert ran.stdout == "there\n" or "open files" in ran.stderr, (many, ran.stderr)
+
+
+@pytest.fixture
+def service() -> Iterator[EmbeddedService]:
+    pipeline = embedded.new()
+    yield EmbeddedService(pipeline)
+    pipeline.manager.close()
+
+
+def test_what_fails_last_closes_no_descriptor_that_is_anothers_by_then(
+    service: EmbeddedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder beneath a workspace is opened anew, and that was the last of a wall's making."""
+    opened = os.open
+
+    def short(path: str, flags: int, *args: object, **options: object) -> int:
+        if path == "." and flags == base._FOLDER:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, flags, *args, **options)  # type: ignore[arg-type]
+
+    body = SandboxBody(isolation="namespace", workspace=f"{tmp_path}:cow")
+    service.sandboxes.kill(service.sandboxes.create(body).id)  # with it came what all have
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", short)
+        with pytest.raises(SandboxError, match="could not be built") as caught:
+            service.sandboxes.create(body)
+    assert "ulimit -n" in caught.value.remediation
+    others = [os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC) for _ in range(64)]
+    del caught
+    gc.collect()
+    for fd in others:
+        os.close(fd)
+    service.sandboxes.kill(service.sandboxes.create(body).id)
+
+
+def test_a_clone_made_ahead_is_freed_where_nothing_comes_of_it(
+    service: EmbeddedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = SandboxBody(isolation="namespace")
+    take, taken = Nursery.take_spare, []
+
+    def spare(self: Nursery, *args: object) -> object:
+        found = take(self, *args)  # type: ignore[arg-type]
+        taken.append(found)
+        return found
+
+    monkeypatch.setattr(Nursery, "take_spare", spare)
+
+    def is_ahead() -> bool:
+        service.sandboxes.kill(service.sandboxes.create(body).id)
+        return taken[-1] is not None
+
+    until(is_ahead)
+    backend = service.pipeline.manager.backend("linux")
+
+    def short(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def is_lost() -> bool:
+        """With one that was made ahead."""
+        with monkeypatch.context() as patch:
+            patch.setattr(backend, "_request", short)
+            with pytest.raises(SandboxError, match="could not be built"):
+                service.sandboxes.create(body)
+        if taken[-1] is None:
+            service.sandboxes.kill(service.sandboxes.create(body).id)
+        return taken[-1] is not None
+
+    until(is_lost)
+    lost = [each for each in taken if each is not None and each.listener.fileno() >= 0]
+    assert not lost
+
+
+def test_a_process_that_is_confined_and_not_told_of_is_ended(
+    service: EmbeddedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, monitors = process.start_python, []
+
+    def started(*args: object) -> int:
+        monitors.append(start(*args))  # type: ignore[arg-type]
+        return monitors[-1]
+
+    def short(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(process, "start_python", started)
+    monkeypatch.setattr(HostBackend, "_enforcement", short)
+    with pytest.raises(SandboxError, match="could not be built"):
+        service.sandboxes.create(SandboxBody(isolation="none"))
+    with pytest.raises(ChildProcessError):
+        os.waitpid(monitors[0], os.WNOHANG)

@@ -117,6 +117,7 @@ class HostBackend:
             with explained(group, plan.limits):
                 let_in(listener, group)
                 controls = await_ready(listener).controls
+            enforcement = self._enforcement(plan, controls, group, detail)
             pidfd = os.pidfd_open(pid)
             undo.pop_all()
         return ProcessWall(
@@ -124,7 +125,7 @@ class HostBackend:
             pidfd=pidfd,
             listener=listener,
             group=group,
-            enforcement=self._enforcement(plan, controls, group, detail),
+            enforcement=enforcement,
             workspace=workspace,
             without_group=detail,
             block=block,

@@ -28,7 +28,7 @@ from agentd.sandbox.backends.linux import (
     shared_layer,
     subid_range,
 )
-from agentd.sandbox.backends.linux.base import NamespaceBackend, furnish
+from agentd.sandbox.backends.linux.base import NamespaceBackend, beneath, furnish
 from agentd.sandbox.backends.linux.born import (
     Ask,
     Born,
@@ -38,6 +38,7 @@ from agentd.sandbox.backends.linux.born import (
     release,
     room,
     scratch,
+    take_spare,
     uncounted,
 )
 from agentd.sandbox.backends.linux.cow import OverlayWall
@@ -110,7 +111,7 @@ class LinuxBackend(NamespaceBackend):
                 undo.callback(shared.close)
             special = kept is not None or self._without
             kind = None if special else preparing.kind_of(plan, lent, root)
-            spare = None if kind is None else nursery.take_spare(kind)
+            spare = None if kind is None else take_spare(nursery, kind, undo)
             entered = root if spare is None else None  # a spare is in its root already
             request = self._request(plan, lent, entered, forked=shared is not None)
             ask = functools.partial(self._pass_request, nursery, request, lent, entered, shared)
@@ -231,6 +232,7 @@ class LinuxBackend(NamespaceBackend):
         undo: contextlib.ExitStack,
     ) -> LinuxWall:
         pid = process.pidfd_of_fdinfo(born.fds[0])
+        source = beneath(plan, lent, undo)
         with explained(born.group, plan.limits):
             controls, sockets, disk = await_ready(born.listener)
         if plan.cow and not disk:  # its changes could neither be listed nor applied
@@ -259,7 +261,7 @@ class LinuxBackend(NamespaceBackend):
             block=born.block,
             workdir=plan.workdir,
         )
-        return furnish(wall, disk_of(disk, born, plan, lent, nursery), network, root, lent)
+        return furnish(wall, disk_of(disk, born, plan, lent, nursery), network, root, source)
 
     def _request(
         self, plan: LinuxPlan, lent: list[Loan], root: LinuxImageRoot | None, *, forked: bool

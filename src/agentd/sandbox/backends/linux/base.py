@@ -1,5 +1,6 @@
 """What the backends have in common whose walls are namespaces of this kernel's."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 
@@ -52,18 +53,31 @@ class NamespaceBackend:
         raise NotImplementedError
 
 
+def beneath(plan: LinuxPlan, lent: Sequence[Loan], undo: contextlib.ExitStack) -> int | None:
+    """Open the host's folder beneath a copy-on-write workspace, None without one. ``lent`` is what
+    is mounted, the workspace first.
+
+    Before there is a wall, as all that may fail: a wall closes what ``undo`` closes, too, and by
+    then the number may be another's.
+    """
+    if not plan.cow:
+        return None
+    source = os.open(".", _FOLDER, dir_fd=lent[0].source)
+    undo.callback(os.close, source)
+    return source
+
+
 def furnish(
     wall: LinuxWall,
     disk: SandboxDisk | None,
     network: SandboxNetwork | None,
     root: LinuxImageRoot | None,
-    lent: Sequence[Loan],
+    source: int | None,
 ) -> LinuxWall:
-    """Give a new wall what it owns from then on. ``lent`` is what is mounted in it, the workspace
-    first."""
+    """Give a new wall what it owns from then on. ``source`` is of ``beneath``."""
     wall.attach_disk(disk)
     wall.attach_network(network)
     images.attach(root, wall)
-    if isinstance(wall, OverlayWall):
-        wall.attach_source(os.open(".", _FOLDER, dir_fd=lent[0].source))
+    if source is not None and isinstance(wall, OverlayWall):
+        wall.attach_source(source)
     return wall

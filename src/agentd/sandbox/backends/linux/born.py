@@ -16,7 +16,7 @@ from agentd.sandbox.backends.linux.loans import Loan
 from agentd.sandbox.backends.linux.nursery import Nursery
 from agentd.sandbox.backends.linux.plan import LinuxPlan
 from agentd.sandbox.backends.linux.shared_layer import FileIds, SharedLayer, Taken
-from agentd.sandbox.backends.linux.spares import Spare
+from agentd.sandbox.backends.linux.spares import Spare, SpareKind
 
 
 class Born(NamedTuple):
@@ -36,6 +36,15 @@ class Born(NamedTuple):
 Ask = Callable[[socket.socket, Block | None], None]
 
 
+def take_spare(nursery: Nursery, kind: SpareKind, undo: contextlib.ExitStack) -> Spare | None:
+    """Takes the clone that was made ahead, if there is one; ``undo`` frees it."""
+    spare = nursery.take_spare(kind)
+    if spare is not None:
+        undo.callback(release, spare.block)
+        undo.callback(spare.close)
+    return spare
+
+
 def from_spare(
     spare: Spare,
     nursery: Nursery,
@@ -45,8 +54,6 @@ def from_spare(
     undo: contextlib.ExitStack,
 ) -> Born:
     """Makes a sandbox out of the clone that was made ahead."""
-    undo.callback(release, spare.block)
-    undo.callback(spare.close)
     try:
         ask(spare.listener, spare.block)
         group, detail = let_into_group(plan, spare.listener, nursery, undo)

@@ -23,7 +23,7 @@ from agentd.sandbox.backends.child import Ended, await_ready, send
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import image as images
 from agentd.sandbox.backends.linux import loans, report, shared_layer
-from agentd.sandbox.backends.linux.base import NamespaceBackend, furnish
+from agentd.sandbox.backends.linux.base import NamespaceBackend, beneath, furnish
 from agentd.sandbox.backends.linux.born import room
 from agentd.sandbox.backends.linux.cow import OverlayWall
 from agentd.sandbox.backends.linux.disk import Coming, SandboxDisk
@@ -261,6 +261,7 @@ class ContainerBackend(NamespaceBackend):
         lent: Lent,
         undo: contextlib.ExitStack,
     ) -> LinuxWall:
+        disk, source = _disk(plan, born, lent, undo), beneath(plan, lent.loans, undo)
         with explained(born.group, plan.limits):
             controls = await_ready(born.listener, _READY_SECONDS).controls
         runtime = f"{called[0].name} {self._version(called[1])}"
@@ -276,7 +277,7 @@ class ContainerBackend(NamespaceBackend):
             block=born.block,
             workdir=plan.workdir,
         )
-        return furnish(wall, _disk(plan, born, lent), network, lent.image, lent.loans)
+        return furnish(wall, disk, network, lent.image, source)
 
     # --- what differs ---
 
@@ -374,13 +375,16 @@ def _fill(answers: socket.socket, launcher: Launcher, fill: Callable[[int], None
         os.close(disk)
 
 
-def _disk(plan: LinuxPlan, born: Contained, lent: Lent) -> SandboxDisk:
+def _disk(plan: LinuxPlan, born: Contained, lent: Lent, undo: contextlib.ExitStack) -> SandboxDisk:
+    """Its descriptors are freed by ``undo`` where there comes no wall to own it."""
     wanted = room(plan, lent.loans)
     if lent.shared is not None or not born.namespaces:
         return SandboxDisk(born.disk, wanted, lent.shared, held=tuple(born.namespaces))
     ids = FileIds(plan.uid, identity.SIZE if plan.uid == 0 else 1)
-    sees = (*born.namespaces, os.dup(born.pidfd))
-    return SandboxDisk(born.disk, wanted, coming=Coming(sees, born.launcher, ids))
+    seer = os.dup(born.pidfd)
+    undo.callback(os.close, seer)
+    coming = Coming((*born.namespaces, seer), born.launcher, ids)
+    return SandboxDisk(born.disk, wanted, coming=coming)
 
 
 def _kill(pidfd: int) -> None:
