@@ -23,6 +23,7 @@ from tests.unit.egress.terminator.world import (
     judging as made_judging,
 )
 
+from agentd.egress import terminating
 from agentd.linux import dialled
 
 ERRORS = (errno.ECONNRESET, errno.EPIPE, 8)  # 8: TLS ended without a word, ssl.SSL_ERROR_EOF
@@ -491,6 +492,22 @@ def test_what_was_moved_is_told_of_a_connection_that_other_rules_end(judging: Ju
         (row,) = ended()
         assert (row["sent"], row["received"]) == (len(GET), len(answer))
         assert it.admitted.connections().totals["received"] == len(answer)
+
+
+def test_no_path_and_rules_hold_up_who_reads_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many of them there are: what takes long ends it, with what it has of all."""
+    monkeypatch.setattr(terminating, "_HANG_SECONDS", 2.0)
+    monkeypatch.setattr(terminating, "_LOOK_SECONDS", 1.0)
+    rules = [HOST, *(f"!GET {HOST}/**{'a**' * 7}b{n:03}" for n in range(255))]
+    path = "/" + "a" * 8000 + ";x/./" + "a" * 7900
+    fields = f"{HOST}\r\nConnection: close"
+    with made_judging(tmp_path) as own, own.program(Heard(), rules) as it:
+        pid = it.keeper.terminating.pid
+        told = it.ask(f"once({GET.replace('/v1/x', path).replace(HOST, fields)!r})")
+        assert it.keeper.terminating.pid == pid
+        assert str(told).startswith("HTTP/1.1 200 OK")
 
 
 def test_rules_that_change_hold_for_what_is_open(judging: Judging) -> None:
