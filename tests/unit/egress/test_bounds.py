@@ -78,18 +78,26 @@ def test_what_is_to_be_told_at_once_is_kept_where_nobody_takes_it() -> None:
     assert len(found[-1]["fault"]) == 2000
 
 
-def test_where_nobody_reads_nothing_is_passed_and_says_so() -> None:
+def test_where_nobody_reads_what_is_passed_waits_and_can_be_taken_back() -> None:
     loop = EventLoop(lambda _: None)
     passing = Passing(loop)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connection: Any = SimpleNamespace(n=1, name="a", port=1, tenant=SimpleNamespace(budget=None))
+
+    def connection(n: int) -> Any:
+        return SimpleNamespace(n=n, name="a", port=1, tenant=SimpleNamespace(budget=None))
+
     with ours:
         ends = ours.fileno(), ours.fileno()
-        assert passing.take(connection, 1, ends) == "what reads its requests is not there now"
+        why = passing.take(connection(1), 1, ends)
+        assert why == "what reads its requests is not there now"
         passing.link(theirs)
-        while not (why := passing.take(connection, 1, ends)):  # until its end is full
-            pass
-        assert why == "what reads its requests has too much to do"
-        passing.forget(1)
+        n = 0
+        while not passing._waiting:  # until its end is full
+            n += 1
+            assert passing.take(connection(n), 1, ends) == ""
+        assert passing.take_back(n) and not passing._waiting
+        assert not passing.take_back(1)  # it is who reads it that ends it
+        for each in range(1, n):
+            passing.forget(each)
         passing._unlink()
     loop._epoll.close()

@@ -207,6 +207,7 @@ class RelayedConnection:
             self._tenant.questions.forget(self)
         self._tenant.connections.discard(self)
         self._start.cancel()
+        self.passed = self.passed and not self._relay.passing.take_back(self.n)
         for sock in (self._client, self._upstream) if self.passed else ():
             shut(sock, reset=reset)
         self._drop_upstream(reset=reset)
@@ -393,7 +394,7 @@ class RelayedConnection:
         ends = [sock.fileno() for sock in (self._client, self._upstream) if sock is not None]
         for fd in ends:
             self._relay.loop.forget(fd)
+        self.passed = True
         if why := self._relay.passing.take(self, self._tenant.id, ends):
+            self.passed = False
             self.refuse(why)
-        else:
-            self.passed = True

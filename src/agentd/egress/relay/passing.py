@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from agentd.egress.relay.budget import UNTOLD
-from agentd.egress.relay.loop import IN, EventLoop
+from agentd.egress.relay.loop import IN, OUT, EventLoop
 
 if TYPE_CHECKING:
     from agentd.egress.relay.connection import RelayedConnection
@@ -25,44 +25,75 @@ class Passing:
         self._loop = loop
         self._link: socket.socket | None = None
         self._passed: dict[int, RelayedConnection] = {}
+        # Of these the ones that the terminator has not taken yet: one sandbox may begin hundreds.
+        self._waiting: dict[int, tuple[int, Sequence[int]]] = {}
+        self._full = False
 
     def link(self, sock: socket.socket) -> None:
         """Take ``sock``, the way to the terminator of now. What another has ends."""
         self._unlink()
         sock.setblocking(False)
         self._link = sock
-        self._loop.watch(sock.fileno(), IN, self._hear)
+        self._loop.watch(sock.fileno(), IN, self._ready)
 
     def take(self, connection: "RelayedConnection", sandbox: int, ends: Sequence[int]) -> str:
-        """Pass the program's end and the host's, if there is one, as descriptors; return why it
-        cannot be, or "".
+        """Pass the program's end and the host's, if there is one, as descriptors, once the
+        terminator has room for them; return why it cannot be, or "".
 
         Where it can ``connection.was_read`` is called once they were closed there.
         """
         if self._link is None:
             return NONE
-        message: dict[str, object] = {"n": connection.n, "sandbox": sandbox}
-        message |= {"name": connection.name, "port": connection.port}
-        if (budget := connection.tenant.budget) is not None:
-            message["room"] = budget.left
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))]
-        try:
-            self._link.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return "what reads its requests has too much to do"
-        except OSError:
-            self._unlink()
-            return NONE
         self._passed[connection.n] = connection
+        self._waiting[connection.n] = sandbox, ends
+        self._flush(self._link)
         return ""
+
+    def take_back(self, n: int) -> bool:
+        """Pass one no more, whose descriptors are to be closed; False where it was passed."""
+        if self._waiting.pop(n, None) is None:
+            return False
+        self.forget(n)
+        return True
 
     def forget(self, n: int) -> None:
         self._passed.pop(n, None)
 
-    def _hear(self, _mask: int) -> None:
+    def _flush(self, link: socket.socket) -> None:
+        while self._waiting:
+            n, (sandbox, ends) = next(iter(self._waiting.items()))
+            connection = self._passed[n]
+            message: dict[str, object] = {"n": n, "sandbox": sandbox}
+            message |= {"name": connection.name, "port": connection.port}
+            if (budget := connection.tenant.budget) is not None:
+                message["room"] = budget.left
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))]
+            try:
+                link.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._await_room(link, full=True)
+                return
+            except OSError:
+                self._unlink()
+                return
+            del self._waiting[n]
+        self._await_room(link, full=False)
+
+    def _await_room(self, link: socket.socket, *, full: bool) -> None:
+        if full != self._full:
+            self._full = full
+            self._loop.change(link.fileno(), IN | OUT if full else IN)
+
+    def _ready(self, mask: int) -> None:
         assert self._link is not None  # noqa: S101  (for the type checker)
+        if mask & OUT:
+            self._flush(self._link)
+        if mask & ~OUT and self._link is not None:
+            self._hear(self._link)
+
+    def _hear(self, link: socket.socket) -> None:
         try:
-            data = self._link.recv(_MAX_MESSAGE)
+            data = link.recv(_MAX_MESSAGE)
         except BlockingIOError:
             return
         except OSError:
@@ -89,6 +120,8 @@ class Passing:
             return
         self._loop.forget(link.fileno())
         link.close()
+        self._waiting.clear()
+        self._full = False
         passed, self._passed = self._passed, {}
         for connection in passed.values():
             connection.was_read("what read its requests is gone")

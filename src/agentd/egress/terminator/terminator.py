@@ -24,6 +24,7 @@ from agentd.egress.terminator.replaying import CassettePlayer
 
 _MAX_LINK_MESSAGE = 4096
 _ENDS = 2
+_TURNS = 32  # connections, then those that are there have theirs
 
 
 class ReadSandbox:
@@ -233,23 +234,30 @@ class RelayLink:
         self._loop.remove_writer(self._sock.fileno())
 
     def _hear(self) -> None:
+        for _ in range(_TURNS):
+            if not self._take():
+                return
+
+    def _take(self) -> bool:
+        """Take one connection over; False where there is none, or no more."""
         try:
             data, fds, flags, _ = socket.recv_fds(
                 self._sock, _MAX_LINK_MESSAGE, _ENDS, socket.MSG_DONTWAIT
             )
         except BlockingIOError:
-            return
+            return False
         except OSError:
             data, fds, flags = b"", [], 0
         ends = [socket.socket(fileno=fd) for fd in fds]
         if not data:
             self._close()
-            return
+            return False
         if flags & socket.MSG_CTRUNC:  # no descriptor is left
             for sock in ends:
                 sock.close()
             ends = []
         self._terminator.connect(self, json.loads(data), ends)
+        return True
 
     def _close(self) -> None:
         self._loop.remove_reader(self._sock.fileno())

@@ -510,6 +510,29 @@ def test_no_path_and_rules_hold_up_who_reads_for_all(
         assert str(told).startswith("HTTP/1.1 200 OK")
 
 
+def test_who_begins_hundreds_of_connections_has_no_others_refused(judging: Judging) -> None:
+    """Though who reads them does not come to it for a while."""
+    count = 350
+    host = Heard()
+    with (
+        judging.program(host, RULES, plain=True) as it,
+        judging.program(host, RULES, plain=True) as other,
+    ):
+        pid = it.keeper.terminating.pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            assert it.ask(f"len([begin(port=80) for _ in range({count})])") == count
+            eventually(lambda: len(it.served._threads) >= count)
+            assert other.ask("begin(port=80)") == 0
+            eventually(lambda: other.served._threads)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        other.ask(f"say(0, {GET!r})")
+        assert str(other.ask("hear(0, 40)")).endswith("ok")
+        it.ask(f"say({count - 1}, {GET!r})")
+        assert str(it.ask(f"hear({count - 1}, 40)")).endswith("ok")
+
+
 def test_rules_that_change_hold_for_what_is_open(judging: Judging) -> None:
     waits = threading.Semaphore(0)
 
