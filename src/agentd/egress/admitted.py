@@ -4,6 +4,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from agentd.egress import cassettes
 from agentd.egress.asked import AskedPlaces
 from agentd.egress.connections import ConnectionList, ConnectionLog
 from agentd.model.cassette import RecordedExchange
@@ -71,7 +72,7 @@ class Admitted:
         """Let other rules hold from now on; connections that they do not allow end. When it returns
         the relay has them, unless it does not say so in time. Raises SandboxError, InvalidInput."""
         self._keeper.set(self, table)
-        self._keeper.sync()
+        self._keeper.sync(self)
 
     def give_secrets(self, secrets: Sequence[Any]) -> None:
         """Put these into its requests: those of ``terminator.credentials.pack_secrets``."""
@@ -82,9 +83,11 @@ class Admitted:
         Refused where none is recorded."""
         self._written, self._going_on = None, {}  # where there is none to tell, all is in it
         self._keeper.of_terminator(self, lambda term: term.ask_what_goes_on(self.id))
-        self._keeper.sync()
+        self._keeper.sync(self)
         told = self._written, tuple(self._going_on.values())
-        return self._keeper.of_terminator(self, lambda term: term.recorded(self.id, *told))
+        # Without the lock, for which all sandboxes wait: there may be 64 MiB of it.
+        with self._keeper.of_terminator(self, lambda term: term.recording(self.id)) as file:
+            return cassettes.recorded(file, *told)
 
     def count_for(self, owner: str) -> None:
         """Count its cassettes among what this owner's may take together."""
@@ -97,7 +100,7 @@ class Admitted:
     def connections(self, after: int = 0) -> ConnectionList:
         """Return what changed after the ``cursor`` of an earlier answer, and sums of all: what has
         been done by now, unless the relay does not say so in time."""
-        self._keeper.sync()
+        self._keeper.sync(self)
         return self.log.after(after)
 
     def close(self) -> None:

@@ -128,11 +128,12 @@ class RelayKeeper:
                 raise SandboxError("the sandbox has no network any more")
             return ask(self.terminating)
 
-    def sync(self) -> None:
-        """Wait until the relay has told what was done until now, or is gone; not for long."""
+    def sync(self, admitted: Admitted) -> None:
+        """Wait until it is told what the sandbox has done until now, by a relay and a terminator
+        that are not gone; not for long."""
         with self._changed:
             with contextlib.suppress(SandboxError):
-                self.terminating.sync()
+                self.terminating.sync(admitted.id)
             generation = self._generation
             if self._ready:
                 with contextlib.suppress(SandboxError):

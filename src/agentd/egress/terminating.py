@@ -24,7 +24,6 @@ from agentd.egress.deaths import DeathCount
 from agentd.egress.owed import OwedAnswers
 from agentd.egress.process import RelayProcess, TakeUser, pack
 from agentd.egress.terminator.recording import MAX_OF_ONE, MAX_TOGETHER
-from agentd.model.cassette import RecordedExchange
 from agentd.model.egress import RECORD
 from agentd.model.errors import Refused, SandboxError
 
@@ -107,7 +106,7 @@ class Terminating:
             self._recordings[id_] = cassettes.blank()
         try:
             self._tell_all(id_)
-            self.sync()
+            self.sync(id_)
         except SandboxError:  # it died just now, and the next is told all
             self._await_ready()
 
@@ -118,7 +117,7 @@ class Terminating:
         self._read[id_] = self._read[id_][0], table
         with contextlib.suppress(SandboxError):
             self._send({"set": id_, "table": table})
-            self.sync()
+            self.sync(id_)
 
     def give(self, id_: int, secrets: Sequence[Any]) -> None:
         """Have these secrets put into its requests from now on: those of ``pack_secrets``. Raises
@@ -132,7 +131,7 @@ class Terminating:
         self._read[id_] = msgspec.structs.replace(reading, secrets=tuple(secrets)), table
         with contextlib.suppress(SandboxError):  # the next is told
             self._tell(id_)
-            self.sync()
+            self.sync(id_)
 
     def ask_what_goes_on(self, id_: int) -> None:
         """Let it tell, before the next ``sync``, what it has asked that is not recorded yet."""
@@ -143,10 +142,12 @@ class Terminating:
         with contextlib.suppress(SandboxError):  # nothing goes on without it
             self._send({"going_on": id_})
 
-    def recorded(self, id_: int, size: int | None, going_on: Sequence[RecordedExchange]) -> bytes:
-        """Return the cassette of what it asked, of its first ``size`` bytes or all, with
-        ``going_on`` at its end."""
-        return cassettes.recorded(self._recordings[id_], size, going_on)
+    def recording(self, id_: int) -> io.FileIO:
+        """Return a copy, the caller's, of the file of what it asked. Raises SandboxError."""
+        try:
+            return io.FileIO(os.dup(self._recordings[id_].fileno()))
+        except OSError as error:
+            raise SandboxError("the cassette cannot be read now", cause=str(error)) from error
 
     def count_for(self, id_: int, owner: str) -> None:
         """Count what it records, and is played from now on, among what this owner may take."""
@@ -177,7 +178,7 @@ class Terminating:
             before.close()
         with contextlib.suppress(SandboxError):  # the next is told
             self._tell_replayed(id_)
-            self.sync()
+            self.sync(id_)
 
     def release(self, id_: int) -> None:
         for files in (self._recordings, self._replayed):
@@ -189,9 +190,10 @@ class Terminating:
             with contextlib.suppress(SandboxError):
                 self._send({"release": id_})
 
-    def sync(self) -> None:
-        """Wait until it has told what was done until now, or is gone; not for long."""
-        if self._ready:
+    def sync(self, id_: int) -> None:
+        """Wait until it has told what the sandbox has done until now, if it reads anything of that,
+        or is gone; not for long."""
+        if self._ready and id_ in self._read:
             process = self._process
             self._owed.wait(_SYNC_SECONDS, lambda: self._process is not process or not self._ready)
 

@@ -1,6 +1,8 @@
 """Exchanges that take long: for want of words, and for want of room to move them."""
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 import time
@@ -8,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.captured import Captured
 from tests.unit.egress.terminator.world import HOST, Judging, judging, read_head
 
-from agentd.egress import terminating
+from agentd.egress import cassettes, terminating
+from agentd.egress.compile import compile_table
 
 SHORT = (
     "from agentd.egress.terminator import ends, exchange; "
@@ -92,3 +96,39 @@ def test_what_is_said_while_an_answer_is_held_up_by_its_rate_is_not_lost(tmp_pat
         time.sleep(1)  # it has come as far as to be held up
         it.ask(f"say(0, {GET + 'X-Long: ' + 'x' * 4000 + END * 2!r})")
         assert it.ask(f"len(hear(0, {2 * len(answer)}))") == 2 * len(answer)
+
+
+def test_what_is_read_of_one_sandbox_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads requests may have much to do, and a cassette take long to be looked at."""
+    monkeypatch.setattr(terminating, "_SYNC_SECONDS", 600.0)
+    looked_at, go_on = threading.Event(), threading.Event()
+
+    def slowly(*_: object) -> bytes:
+        looked_at.set()
+        go_on.wait(300)
+        return b""
+
+    monkeypatch.setattr(cassettes, "recorded", slowly)
+    with (
+        judging(tmp_path) as own,
+        own.program(lambda _: None, ["record", f"{HOST}:443"]) as it,
+        contextlib.closing(Captured()) as other,
+    ):
+        assert it.admitted is not None
+        unread = it.keeper.admit(other.sockets, compile_table(["far.example:7"]))
+        recorded = threading.Thread(target=it.admitted.recorded, daemon=True)
+        recorded.start()
+        assert looked_at.wait(60)
+        os.kill(it.keeper.terminating.pid, signal.SIGSTOP)
+        told = threading.Thread(target=unread.connections, daemon=True)
+        try:
+            told.start()
+            told.join(60)
+            assert not told.is_alive()
+        finally:
+            os.kill(it.keeper.terminating.pid, signal.SIGCONT)
+            go_on.set()
+            recorded.join(60)
+            unread.close()
