@@ -1,5 +1,7 @@
 """What is read out of an attack's words: a script that was cut short proves nothing."""
 
+import subprocess
+import sys
 import time
 
 import pytest
@@ -11,6 +13,7 @@ from agentd.model.result import Result, SandboxInfo, Timing, Usage
 from agentd.selftest.attack import REFUSALS, AttackOutcome, by, refused, said_only, shown
 from agentd.selftest.attacks import ATTACKS, agent, limits
 from agentd.selftest.planted import Planted
+from agentd.selftest.prelude import source
 from agentd.selftest.report import Verdict
 
 NOTHING: Planted = None  # type: ignore[assignment]  # these judges look at words alone
@@ -151,6 +154,28 @@ def test_forged_answers_that_were_believed_are_told() -> None:
 def test_processors_are_stopped_at_their_limit(took: str, verdict: Verdict) -> None:
     judge = _named("run on more processors").judge
     assert judge(seen({"took": took, "end": "reached"}))[0] is verdict
+
+
+# A child runs for 5 ms of each 100, and after each half of one others run for 0.7.
+BUSY = """
+import os, time
+parent, calls = os.getpid(), []
+def monotonic():
+    calls.append(0)
+    if os.getpid() == parent:
+        return 2.0 * (len(calls) - 1)
+    period, step = divmod(len(calls), 500)
+    return period * 0.1 + step * 1e-5 + step // 50 * 7e-4
+time.monotonic = monotonic
+"""
+
+
+def test_what_others_run_on_a_busy_machine_is_not_counted() -> None:
+    attack = _named("run on more processors")
+    script = BUSY + source(attack.script)
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, check=True)
+    said = dict(line.split("=", 1) for line in done.stdout.decode().splitlines())
+    assert attack.judge(seen(said)) == (Verdict.STOPPED, "ran on 0.10 processors of 0.1")
 
 
 @pytest.mark.parametrize("apart", [0.0, 1.0, -1.0, 30.0])

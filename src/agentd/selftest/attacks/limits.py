@@ -16,6 +16,7 @@ CPUS = 0.1
 _SPINNING = 2
 # A quota is for each tenth of a second, and may be used in the first and the last as a whole.
 _MOST_CPUS = 0.16
+_STEP = 0.0001  # seconds: more of them at once is what others ran
 _OVER = 1.2  # times the limit, at most
 # The children end by themselves, and are ended by their parent before that.
 _FORK = f"""
@@ -81,14 +82,15 @@ except OSError as error:
 said("took", len(kept))
 """
 # What a process ran is told by the clock, of which it misses what it did not run: kernels in user
-# space and machines may count its time as they like.
+# space and machines may count its time as they like. Others interrupt it for parts of a
+# millisecond, on a machine that is busy at every turn; a step of its own takes some microseconds.
 _SPIN = f"""
 import time
 def spin(until):
     ran, last = 0.0, time.monotonic()
     while last < until:
         now = time.monotonic()
-        ran += now - last if now - last < 0.001 else 0
+        ran += now - last if now - last < {_STEP} else 0
         last = now
     return ran
 began = time.monotonic()
