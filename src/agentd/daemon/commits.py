@@ -34,7 +34,7 @@ def commit(manager: Manager, handle: SandboxHandle, name: str) -> ImageView:
         with store.work() as work:
             image = _committed(manager, handle, name, store, work)
     except OSError as error:
-        raise explained(error, store) from error
+        raise explained(error, store, "made") from error
     return ImageView(image.name, image.digest, len(image.manifest.layers), image.size)
 
 

@@ -73,7 +73,7 @@ def write(manifest: SnapshotManifest, folder: str, path: str) -> None:
             whole = OciImage(manifest.id, digest, "", 0.0, size, state.chain, made, config)
             push.archive(whole, path, store, work)
     except OSError as error:
-        raise explained(error, store) from error
+        raise explained(error, store, "exported") from error
 
 
 def pieces(export: Callable[[str], None]) -> Iterator[bytes]:

@@ -229,7 +229,8 @@ def _words(source: ImageSource) -> tuple[str, ...]:
     return ("--remove-signatures", "--dest-oci-accept-uncompressed-layers")
 
 
-def explained(error: OSError, store: OciStore) -> ImageError:
+def explained(error: OSError, store: OciStore, done: str = "pulled") -> ImageError:
+    """Return what an error of the system means, where the image was to be ``done``."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(store.folder).free
         return ImageError(
@@ -238,6 +239,6 @@ def explained(error: OSError, store: OciStore) -> ImageError:
             remediation="free some: agentd image prune; or set XDG_CACHE_HOME to a larger disk",
         )
     return ImageError(
-        f"the image cannot be pulled: {error.filename or 'a file'}: {error.strerror}",
+        f"the image cannot be {done}: {error.filename or 'a file'}: {error.strerror or error}",
         remediation=f"see that you may read it, and write in {store.folder}",
     )

@@ -73,7 +73,7 @@ def push(
     except OSError as error:
         if wanted.transport != "docker":
             raise unwritten(wanted.place, error) from error
-        raise explained(error, store) from error
+        raise explained(error, store, "pushed") from error
     return image
 
 

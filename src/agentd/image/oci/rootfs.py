@@ -17,6 +17,7 @@ from agentd.image.oci.values import (
     OciManifest,
     RootFs,
     RunConfig,
+    check_kept,
     encode,
 )
 from agentd.model.errors import InvalidInput
@@ -72,6 +73,7 @@ class _Hashing:
         self._files += 1
         self._bounds.check_files(self._files)
         self._bounds.check_path(inside)
+        check_kept(inside)
 
     def reading(self, size: int) -> None:
         self._bounds.check_size(self.size + size)

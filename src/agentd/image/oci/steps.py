@@ -16,7 +16,7 @@ from agentd.linux.replacing import replacing
 
 FOLDER = "steps"
 MOST = 2000
-FORMAT = 1
+FORMAT = 2
 _SUFFIX = ".json"
 
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from agentd.image.model import Corrupt
+from agentd.image.model import Corrupt, ImageError
 from agentd.model import typed
 
 T = TypeVar("T")
@@ -22,6 +22,8 @@ CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 #: How a layer may be packed -> whether umoci unpacks it as it is.
 PACKED = {LAYER: True, f"{LAYER}+gzip": True, f"{LAYER}+zstd": False}
+#: What names of files in a layer begin with that say what is gone.
+WHITEOUT = ".wh."
 REF_NAME = "org.opencontainers.image.ref.name"
 MAX_JSON = 4 << 20
 MAX_LAYERS = 500
@@ -115,6 +117,34 @@ def check_digest(digest: str) -> str:
     if not _DIGEST.fullmatch(digest):
         raise Corrupt(f"{digest[:100]!r} is no sha256 digest")
     return digest.removeprefix("sha256:")
+
+
+def check_kept(path: str) -> None:
+    """Check what a file is called that is to be in a layer. Raises ImageError."""
+    if os.path.basename(path).startswith(WHITEOUT):
+        raise ImageError(
+            f"{path!r} cannot be in an image: layers mean by {WHITEOUT} what is gone",
+            remediation="give it another name",
+        )
+
+
+def check_layers(count: int) -> None:
+    """Check how many layers an image of ours gets. Raises ImageError."""
+    if count > MAX_LAYERS:
+        raise ImageError(
+            f"the image would have {count} layers, over {MAX_LAYERS}",
+            remediation="let one step do what several do, or begin anew: FROM scratch, and "
+            "COPY --from=IMAGE / /",
+        )
+
+
+def check_told(data: bytes) -> None:
+    """Check what an image of ours says of itself. Raises ImageError."""
+    if len(data) > MAX_JSON:
+        raise ImageError(
+            f"what the image says of itself is longer than {MAX_JSON} bytes",
+            remediation="let it have less in ENV, LABEL, EXPOSE and VOLUME, or fewer steps",
+        )
 
 
 def digest_of(data: bytes) -> str:

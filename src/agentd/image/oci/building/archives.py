@@ -91,6 +91,8 @@ def _check(archive: tarfile.TarFile, member: tarfile.TarInfo, count: int) -> Non
         raise NoArchive(f"it has over {_MAX_GLOBAL} records of all files")
     if member.name.count("/") > BOUNDS.depth:
         raise NoArchive(f"it has folders more than {BOUNDS.depth} deep in each other")
+    if "\0" in member.name + member.linkname:
+        raise NoArchive(f"{member.name[:100]!r} has a NUL byte in its name, or in what it links to")
     numbers = all(0 <= number <= _MOST_ID for number in (member.uid, member.gid))
     if not numbers or member.size < 0 or not math.isfinite(member.mtime):
         raise NoArchive(f"{member.name[:100]!r} has a size, time or owner that none can have")

@@ -8,15 +8,17 @@ from typing import Any
 import msgspec
 
 from agentd.image.model import Corrupt, NotFound
-from agentd.image.oci import layout
+from agentd.image.oci import layout, reuse
 from agentd.image.oci.building.stages import BuildStages
 from agentd.image.oci.building.state import NEVER, BuiltLayer, StageState
 from agentd.image.oci.rootfs import architecture
 from agentd.image.oci.roots import ROOT
+from agentd.image.oci.steps import BuiltStep
 from agentd.image.oci.store import OciStore
 from agentd.image.oci.unpacking import unpack
 from agentd.image.oci.values import (
     CONFIG,
+    LAYER,
     MANIFEST,
     Descriptor,
     OciConfig,
@@ -186,6 +188,16 @@ def take_blob(digest: str, store: OciStore, work: WorkFolder) -> str:
             os.link(store.blob_path(digest), path)
         except FileNotFoundError:
             raise Corrupt(f"the blob {digest} is gone") from None
+    return path
+
+
+def take_built(step: BuiltStep, store: OciStore, work: WorkFolder) -> str:
+    """Return the path of the layer that a step became, hashed, which is ``work``'s from now on.
+    Raises Corrupt where it is gone or damaged: the step is done anew."""
+    path = os.path.join(work.blobs, check_digest(step.digest))
+    blob = Descriptor(LAYER, step.digest, step.size)
+    if not os.path.lexists(path) and not reuse.link(store, blob, path):
+        raise Corrupt(f"the blob {step.digest} is gone or damaged")
     return path
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from agentd.image.model import Corrupt, Progress
 from agentd.image.oci.building import copying
-from agentd.image.oci.building.bases import Bases, state_of, take_blob
+from agentd.image.oci.building.bases import Bases, state_of, take_built
 from agentd.image.oci.building.command import command_of
 from agentd.image.oci.building.copying import Copy, Inline
 from agentd.image.oci.building.errors import BuildFailed, DockerfileError
@@ -29,7 +29,7 @@ from agentd.image.oci.building.syntax import Instructed, split
 from agentd.image.oci.building.view import LayerIndex, RootView
 from agentd.image.oci.steps import FORMAT, BuiltStep
 from agentd.image.oci.store import OciStore
-from agentd.image.oci.values import LAYER, Descriptor, OciImage, check_digest
+from agentd.image.oci.values import LAYER, Descriptor, OciImage, check_digest, check_layers
 from agentd.image.oci.work import WorkFolder
 from agentd.model.errors import AgentdError
 
@@ -71,19 +71,27 @@ class ImageBuild:
         self._indexes: dict[str, LayerIndex] = {}
         self._given = dict(options.args)
         self.steps = self.cached = 0
+        self._counted: set[int] = set()
         self._total = self._nested = 0
 
     def run(self, target: BuildStage) -> StageState:
         """Build it. Raises DockerfileError, BuildFailed, ImageError."""
         needed = sorted(self._stages.needed(target))
-        self._total = sum(len(self._stages.all[n].instructions) + 1 for n in needed)
+        for number in needed:
+            self._count(self._stages.all[number])
         for number in needed:  # what it needs is done by then, but for what a variable names
             self._stage(self._stages.all[number])
         return self._stage(target)
 
+    def _count(self, stage: BuildStage) -> None:
+        if stage.number not in self._counted:
+            self._counted.add(stage.number)
+            self._total += len(stage.instructions) + 1
+
     def _stage(self, stage: BuildStage) -> StageState:
         if stage.number in self._done:
             return self._done[stage.number]
+        self._count(stage)
         self._nested += 1
         if self._nested > _MAX_NESTED:
             what = f"over {_MAX_NESTED} stages lie one in another, by variables of --from"
@@ -113,7 +121,12 @@ class ImageBuild:
             return StageState(self._stages, {}, self._given)
         with self._explained(line, f"FROM {name}"):
             image = self._bases.image(name)
-            return state_of(image, self._stages, self._given, self._store, self._work)
+            state = state_of(image, self._stages, self._given, self._store, self._work)
+        if triggers := state.config.pop("OnBuild", None):
+            what = f"FROM {name}: its ONBUILD is not understood: {'; '.join(triggers)}"
+            fix = f"write that into this Dockerfile, upon FROM scratch and COPY --from={name} / /"
+            raise self._stages.file.wrong(line, what, fix)
+        return state
 
     def _step(self, stage: BuildStage, state: StageState, instruction: Instructed) -> None:
         word = instruction.word
@@ -214,6 +227,8 @@ class ImageBuild:
                 source = self._files(name, origin, instruction.line, stack)
             if words:
                 found = copying.look(source, words, unpacks=word == "ADD")
+                if not found and not inline:
+                    raise Unusable(f"nothing in the {source.what} fits {' '.join(words)}")
                 copy = copy._replace(named=found)
             keys.append(self._key(word, state, copy.digest()))
             if self._cached(state, instruction, keys):
@@ -267,20 +282,22 @@ class ImageBuild:
                 root = stack.enter_context(self._bases.root(origin))
             else:
                 root = stack.enter_context(self._store.lease(origin)).path
-            source = FileSource(root, f"files of {name}")
+            source = FileSource(root, f"files of {name}", owned=True)
         stack.callback(source.close)
         return source
 
     def _workdir(self, state: StageState, instruction: Instructed) -> None:
         path = state.absolute(state.expanded(instruction, instruction.text)).rstrip("/") or "/"
         state.config["WorkingDir"] = path
-        key = self._key("WORKDIR", state, path)
+        user = str(state.config.get("User") or "")
+        key = self._key("WORKDIR", state, (path, user))
         if self._cached(state, instruction, [key]):
             return
         self._told(instruction.line, instruction.shown)
         with self._view(state) as view, self._new_layer() as layer:
             if path != "/":
-                copying.write(Copy(f"{path}/"), None, view, layer)
+                owner = copying.known(user, view)
+                copying.write(Copy(f"{path}/", chown=owner), None, view, layer)
             self._add(state, instruction, [key], layer)
 
     # --- layers ---
@@ -323,10 +340,8 @@ class ImageBuild:
         path = ""
         if step.digest:
             try:
-                path = take_blob(step.digest, self._store, self._work)
+                path = take_built(step, self._store, self._work)
             except Corrupt:
-                return False
-            if os.stat(path).st_size != step.size:
                 return False
         self._told(instruction.line, f"CACHED {instruction.shown}")
         self.cached += 1
@@ -356,6 +371,8 @@ class ImageBuild:
         if not step.digest:
             state.remember(instruction)
             return
+        with self._explained(instruction.line, instruction.word):
+            check_layers(len(state.layers) + 1)
         blob = Descriptor(LAYER, step.digest, step.size)
         state.layers.append(BuiltLayer(blob, step.digest, path, plain=True))
         state.remember(instruction, utc(step.created))

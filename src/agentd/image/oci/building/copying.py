@@ -1,5 +1,6 @@
 """COPY and ADD: what they name, and the layer that it becomes."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -53,7 +54,7 @@ class Copy(NamedTuple):
         """Return the digest of all that the layer depends on, beside the root it is for; times are
         left out, as another checkout has others."""
         told = [
-            [(i.path, i.kind, i.mode, i.size, i.content) for i in each.items] + [each.name]
+            [(i.path, i.kind, i.mode, i.size, i.content, i.owner) for i in each.items] + [each.name]
             for each in self.named
         ]
         inline = [(each.name, each.data) for each in self.inline]
@@ -71,7 +72,8 @@ def _plain(value: object) -> object:
 
 
 def look(source: FileSource, words: Sequence[str], *, unpacks: bool) -> tuple[NamedFiles, ...]:
-    """Return what a COPY's words mean; an ADD's with ``unpacks``. Raises Unusable, BadPattern."""
+    """Return what a COPY's words mean, an ADD's with ``unpacks``: nothing is what a pattern may
+    mean. Raises Unusable, BadPattern."""
     found = []
     for word in words:
         for path in source.matches(word):
@@ -136,7 +138,7 @@ class _Writing:
             if item.kind == stat.S_IFDIR:
                 path = self._view.resolve(path)
                 if not self._is_folder(path):
-                    self._folder(path, self._mode(item), item.modified)
+                    self._folder(path, self._mode(item), item.modified, self._whose(item))
             elif item.kind == stat.S_IFREG:
                 self._file(item, path)
             else:
@@ -144,7 +146,7 @@ class _Writing:
                 self._check_plain(path)
                 mode = 0o777 if item.kind == stat.S_IFLNK else self._mode(item)
                 self._layer.add(
-                    path, item.kind, mode, self._owner, item.modified, target=item.content
+                    path, item.kind, mode, self._whose(item), item.modified, target=item.content
                 )
                 self._made[path] = item.kind
 
@@ -157,7 +159,7 @@ class _Writing:
             if os.fstat(fd).st_size != item.size:
                 raise Changed(f"{item.source} was changed while it was copied")
             found = self._layer.add_file(
-                path, self._mode(item), self._owner, item.modified, item.size, data
+                path, self._mode(item), self._whose(item), item.modified, item.size, data
             )
         if found != item.content:
             raise Changed(f"{item.source} was changed while it was copied")
@@ -218,6 +220,9 @@ class _Writing:
     def _mode(self, item: Item) -> int:
         return item.mode if self._copy.chmod is None else self._copy.chmod
 
+    def _whose(self, item: Item) -> Owner:
+        return self._owner if self._copy.chown else item.owner
+
     def _behind(self, path: str) -> str:
         """Behind links of the root, but for those that this very layer has."""
         return path if path in self._made else self._view.resolve(path)
@@ -238,12 +243,12 @@ class _Writing:
     def _folders(self, path: str) -> None:
         for each in [*_parents(path), path]:
             if not self._is_folder(each):
-                self._folder(each, 0o755, self._time)
+                self._folder(each, 0o755, self._time, self._owner)
 
-    def _folder(self, path: str, mode: int, when: int) -> None:
+    def _folder(self, path: str, mode: int, when: int, owner: Owner) -> None:
         self._above(path)
         self._check_plain(path, folder=True)
-        self._layer.add(path, stat.S_IFDIR, mode, self._owner, when)
+        self._layer.add(path, stat.S_IFDIR, mode, owner, when)
         self._made[path] = stat.S_IFDIR
 
     def _above(self, path: str) -> None:
@@ -289,6 +294,14 @@ def owner_of(text: str, view: RootView) -> Owner:
     if max(uid, gid) > _MOST_ID:
         raise Unusable(f"--chown={text}: a number is too large")
     return uid, gid
+
+
+def known(user: str, view: RootView) -> str:
+    """Return a USER[:GROUP] that the root knows; empty, which is root, for another."""
+    with contextlib.suppress(Unusable):
+        owner_of(user, view)
+        return user
+    return ""
 
 
 def _line(text: str, name: str, least: int) -> list[str] | None:

@@ -12,9 +12,10 @@ from typing import BinaryIO
 
 from agentd.image.model import ImageError
 from agentd.image.oci.bounds import BOUNDS
+from agentd.image.oci.values import WHITEOUT, check_kept
 from agentd.model.units import readable_size
 
-_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
+_OPAQUE = ".wh..wh..opq"
 MAX_ENTRIES = 1 << 21
 _LATEST = 8**11 - 1  # what a header holds: in the year 2242
 _KINDS = {
@@ -118,7 +119,7 @@ class LayerWriter:
     def whiteout(self, path: str) -> None:
         """Hide what the layers below have there."""
         above, _, name = path.rpartition("/")
-        self._special(f"{above}/{_WHITEOUT}{name}" if above else f"{_WHITEOUT}{name}")
+        self._special(f"{above}/{WHITEOUT}{name}" if above else f"{WHITEOUT}{name}")
 
     def opaque(self, path: str) -> None:
         """Hide what the layers below have in a folder."""
@@ -135,11 +136,7 @@ class LayerWriter:
         modified: int,
         attributes: dict[str, bytes] | None,
     ) -> tarfile.TarInfo:
-        if os.path.basename(path).startswith(_WHITEOUT):
-            raise ImageError(
-                f"{path!r} cannot be in an image: layers mean by {_WHITEOUT} what is gone",
-                remediation="give it another name",
-            )
+        check_kept(path)
         info = tarfile.TarInfo(path)
         info.mode, (info.uid, info.gid) = mode, owner
         info.mtime = min(max(modified, 0), _LATEST if self._most is None else self._most)

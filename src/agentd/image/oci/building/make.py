@@ -21,7 +21,16 @@ from agentd.image.oci.building.state import PROXIES, StageState
 from agentd.image.oci.pull import SECONDS, explained, pull
 from agentd.image.oci.source import check_name
 from agentd.image.oci.store import OciStore
-from agentd.image.oci.values import CONFIG, MANIFEST, OciConfig, OciImage, OciManifest, config_of
+from agentd.image.oci.values import (
+    CONFIG,
+    MANIFEST,
+    OciConfig,
+    OciImage,
+    OciManifest,
+    check_layers,
+    check_told,
+    config_of,
+)
 from agentd.image.oci.work import WorkFolder
 from agentd.model.egress import RESTRICTED, cassette, network
 from agentd.model.errors import InvalidInput
@@ -78,7 +87,7 @@ def make(
                 wanted, name, stages, target, context, runner, (progress, output), store, work
             )
     except OSError as error:
-        raise explained(error, store) from error
+        raise explained(error, store, "built") from error
     finally:
         context.close()
 
@@ -119,6 +128,7 @@ def publish(
 ) -> None:
     """Put a finished stage into the store under ``name``. Raises ImageError, OSError."""
     digest, _, checked = described(state, work)
+    store.mend(state.chain)
     with store.roots.making(state.chain) as ours:
         if ours:
             work.unpacked = bases.keep(state)
@@ -128,7 +138,9 @@ def publish(
 def described(state: StageState, work: WorkFolder) -> tuple[str, OciManifest, OciConfig]:
     """Return the digest of its manifest, which is written to ``work`` with its configuration; and
     both. Raises ImageError, OSError."""
+    check_layers(len(state.layers))
     told = msgspec.json.encode(whole_config(state), order="sorted")
+    check_told(told)
     config = layout.put(told, CONFIG, work.blobs)
     manifest = OciManifest(config, tuple(layer.blob for layer in state.layers))
     digest = layout.put(msgspec.json.encode(manifest), MANIFEST, work.blobs).digest

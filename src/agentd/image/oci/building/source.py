@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from agentd.image.oci.bounds import BOUNDS
 from agentd.image.oci.building.ignore import Ignored, fitting
+from agentd.image.oci.owners import ATTRIBUTE, owner_of
 from agentd.linux.paths import open_inside
 from agentd.model.errors import InvalidInput
 from agentd.model.units import readable_size
@@ -34,7 +35,8 @@ class Unusable(ValueError):
 
 class Item(NamedTuple):
     """A file to be copied. ``path`` is below what was named, "" for that itself; ``content`` is
-    the SHA-256 of a plain file's data in hex, and of a link it is what it says."""
+    the SHA-256 of a plain file's data in hex, and of a link it is what it says; ``owner`` is a
+    user and a group."""
 
     path: str
     kind: int  # as stat.S_IFMT has it: S_IFDIR, S_IFREG, S_IFLNK or S_IFIFO
@@ -43,14 +45,18 @@ class Item(NamedTuple):
     modified: int  # in whole seconds
     content: str
     source: str  # its path in the source
+    owner: tuple[int, int]
 
 
 class FileSource:
-    """``what`` is what an error calls it."""
+    """``what`` is what an error calls it; of one that is ``owned``, an unpacked root, files are
+    whose they are in the image, and else root's."""
 
-    def __init__(self, folder: str, what: str, ignored: Ignored | None = None) -> None:
+    def __init__(
+        self, folder: str, what: str, ignored: Ignored | None = None, *, owned: bool = False
+    ) -> None:
         """Raises InvalidInput where it is no directory."""
-        self._what, self._ignored = what, ignored or Ignored()
+        self.what, self._ignored, self._owned = what, ignored or Ignored(), owned
         self._count = self._bytes = 0
         try:
             self._root = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -64,11 +70,11 @@ class FileSource:
         os.close(self._root)
 
     def matches(self, pattern: str) -> list[str]:
-        """Return the paths that a COPY's word means, sorted; itself where it has no ``*``, ``?``,
-        ``[``. Raises Unusable, BadPattern."""
+        """Return the paths that a COPY's word means, sorted, which may be none; itself where it has
+        no ``*``, ``?``, ``[``. Raises Unusable, BadPattern."""
         parts = [part for part in pattern.split("/") if part not in ("", ".")]
         if ".." in parts:
-            raise Unusable(f"{pattern} leads out of the {self._what}")
+            raise Unusable(f"{pattern} leads out of the {self.what}")
         found = [""]
         for part in parts:
             if not _MAGIC & set(part):
@@ -79,10 +85,7 @@ class FileSource:
                 _below(path, name) for path in found for name in self._names(path) if fits(name)
             ]
         magic = bool(_MAGIC & set(pattern))
-        found = sorted(path for path in found if not magic or not self._is_hidden(path))
-        if not found:
-            raise Unusable(f"nothing in the {self._what} fits {pattern}")
-        return found
+        return sorted(path for path in found if not magic or not self._is_hidden(path))
 
     def items(self, path: str) -> Iterator[Item]:
         """Yield it and all in it, each folder before what is in it, by name. Raises Unusable."""
@@ -92,9 +95,12 @@ class FileSource:
             path = self._place(fd, path)
             self._check_seen(path, folder=stat.S_ISDIR(info.st_mode))
             if stat.S_ISDIR(info.st_mode):
-                inner = open_inside(self._root, path or ".", os.O_RDONLY | os.O_DIRECTORY)
                 try:
-                    yield self._item("", info, "", path)
+                    inner = open_inside(self._root, path or ".", os.O_RDONLY | os.O_DIRECTORY)
+                except OSError as error:
+                    raise Unusable(f"{path} cannot be read: {error.strerror}") from error
+                try:
+                    yield self._item("", info, "", path, inner)
                     yield from self._folder(inner, "", path, 1)
                 finally:
                     os.close(inner)
@@ -105,7 +111,7 @@ class FileSource:
             os.close(fd)
         with self.opened(path) as file:
             self._count_bytes(os.fstat(file))
-            yield self._item("", os.fstat(file), _digest(file), path)
+            yield self._item("", os.fstat(file), _digest(file), path, file)
 
     @contextlib.contextmanager
     def opened(self, path: str) -> Iterator[int]:
@@ -146,7 +152,7 @@ class FileSource:
         except OSError as error:
             raise Unusable(f"{place} cannot be read: {error.strerror}") from error
         try:
-            told = self._item(path, os.fstat(inner), "", place)
+            told = self._item(path, os.fstat(inner), "", place, inner)
             below = self._folder(inner, path, place, depth + 1)
             if left_out:  # it is made for what of it is taken all the same
                 first = next(below, None)
@@ -176,24 +182,34 @@ class FileSource:
             self._count_bytes(told)
             if not stat.S_ISREG(told.st_mode):
                 raise Unusable(f"{place} was replaced while it was read")
-            return self._item(path, told, _digest(file), place)
+            return self._item(path, told, _digest(file), place, file)
         finally:
             os.close(file)
 
-    def _item(self, path: str, info: os.stat_result, content: str, place: str) -> Item:
+    def _item(
+        self, path: str, info: os.stat_result, content: str, place: str, fd: int = -1
+    ) -> Item:
         self._count += 1
         if self._count > MAX_FILES:
-            raise Unusable(f"the {self._what} has over {MAX_FILES:,} files")
+            raise Unusable(f"the {self.what} has over {MAX_FILES:,} files")
         kind, mode = stat.S_IFMT(info.st_mode), stat.S_IMODE(info.st_mode)
         size = info.st_size if kind == stat.S_IFREG else 0
-        return Item(path, kind, mode, size, int(info.st_mtime), content, place)
+        return Item(path, kind, mode, size, int(info.st_mtime), content, place, self._owner(fd))
+
+    def _owner(self, fd: int) -> tuple[int, int]:
+        """Whose a file or folder was; that of a link or a FIFO is not known in a flat root."""
+        if fd < 0 or not self._owned:
+            return 0, 0
+        with contextlib.suppress(OSError):
+            return owner_of(os.getxattr(fd, ATTRIBUTE)) or (0, 0)
+        return 0, 0
 
     def _count_bytes(self, info: os.stat_result) -> None:
         """Before they are read, holes of sparse files among them."""
         self._bytes += info.st_size
         if self._bytes > BOUNDS.unpacked:
             most = readable_size(BOUNDS.unpacked)
-            raise Unusable(f"more than {most} of the {self._what} is copied")
+            raise Unusable(f"more than {most} of the {self.what} is copied")
 
     def _opened(self, path: str) -> int:
         try:
@@ -201,7 +217,7 @@ class FileSource:
         except OSError as error:
             if error.errno == errno.ENOSYS:
                 raise
-            raise Unusable(f"{path} is not in the {self._what}{self._link(path)}") from error
+            raise Unusable(f"{path} is not in the {self.what}{self._link(path)}") from error
 
     def _link(self, path: str) -> str:
         with contextlib.suppress(OSError):
@@ -236,7 +252,7 @@ class FileSource:
 
     def _check_seen(self, path: str, *, folder: bool) -> None:
         if self._is_left_out(path) and not (folder and self._ignored.again):
-            raise Unusable(f"{path} is left out of the {self._what} by .dockerignore")
+            raise Unusable(f"{path} is left out of the {self.what} by .dockerignore")
 
     def _is_hidden(self, path: str) -> bool:
         """Whether it is left out, or what it is a link to."""

@@ -31,9 +31,7 @@ class BuildStages(NamedTuple):
         for stage in reversed(self.all):
             if stage.name and stage.name == name.lower():
                 return stage
-        if name.isascii() and name.isdigit() and int(name) < len(self.all):
-            return self.all[int(name)]
-        return None
+        return next((stage for stage in self.all if str(stage.number) == name), None)
 
     def earlier(self, stage: BuildStage, name: str) -> BuildStage | None:
         """Return the stage that a --from means; only one before it counts."""

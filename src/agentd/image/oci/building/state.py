@@ -16,6 +16,8 @@ NEVER = "1970-01-01T00:00:00Z"
 _MAX_PAIRS = 1 << 20
 _MAX_PORTS = 1 << 16
 _SHELL = ["/bin/sh", "-c"]
+# What commands have where the image says nothing, so that one can be put in front.
+_USUAL = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 _PORT = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?(?:/(tcp|udp|sctp))?")
 #: Arguments that a RUN sees without an ARG, and that do not count for the cache.
 PROXIES = frozenset(
@@ -69,7 +71,7 @@ class StageState:
         again = StageState(self.around, self.whole, given)
         again.config = dict(self.config)  # what an instruction changes in it, it makes anew
         again.history, again.layers = list(self.history), list(self.layers)
-        again.created = self.created
+        again.created, again.args = self.created, dict(self.args)
         return again
 
     @property
@@ -94,7 +96,7 @@ class StageState:
         return str(self.config.get("WorkingDir") or "/")
 
     def lookup(self, name: str) -> str | None:
-        return self.env.get(name, self.args.get(name))
+        return self.env.get(name, self.args.get(name, _USUAL.get(name)))
 
     def arguments(self) -> dict[str, str]:
         """Return what a RUN has in its environment beside ENV, proxies left out."""
@@ -199,7 +201,7 @@ class StageState:
         ports = dict(self.config.get("ExposedPorts") or {})
         asked = 0
         for word in split(self.expanded(instruction, instruction.text), self.file.escape):
-            found = _PORT.fullmatch(word)
+            found = _PORT.fullmatch(word.lower())
             last = int(found[2] or found[1]) if found else 0
             if found is None or not int(found[1]) <= last < 1 << 16:
                 raise self.wrong(
@@ -240,12 +242,12 @@ class StageState:
         """``a=b c="d e"``, or the old ``a b c``, which is one."""
         words = split(instruction.text, self.file.escape)
         if "=" not in words[0]:
-            name, _, rest = instruction.text.partition(" ")
-            if not rest.strip():
+            name, *rest = instruction.text.split(None, 1)
+            if not rest:
                 raise self.wrong(
                     instruction, f"{instruction.word} {name[:80]} has no value", "write NAME=VALUE"
                 )
-            pairs = [(name, rest.strip())]
+            pairs = [(name, rest[0])]
         else:
             pairs = [(name, value) for name, _, value in (word.partition("=") for word in words)]
         found = {}
