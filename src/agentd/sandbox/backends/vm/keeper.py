@@ -38,7 +38,6 @@ from agentd.guest.zygote.messages import receive, refuse, send
 from agentd.linux import abi, privileges, process, seccomp
 from agentd.linux.clone import Cloner
 from agentd.linux.kernel import KERNEL
-from agentd.linux.rights import close_all
 from agentd.linux.title import set_title
 from agentd.sandbox.backends.vm import children, folders
 from agentd.sandbox.backends.vm.confine import Cell
@@ -177,8 +176,6 @@ class KeeperServer:
             if request.get("op") == "start":
                 self._vms.pop(children.integer(request["vm"]), None)
             refuse(self._control, number, error)
-        finally:
-            close_all(answer[1])
 
     def _perform(
         self, request: dict[str, object], fds: list[int]
@@ -245,12 +242,13 @@ class KeeperServer:
         return self._watched(vm, child)
 
     def _watched(self, vm: _Vm, child: children.Child) -> tuple[dict[str, object], list[int]]:
-        """The answer about a new process, whose end is looked for from now on."""
-        pidfd = os.dup(child.pidfd)  # the other is the host's
+        """The answer about a new process, whose end is looked for from now on. The descriptor that
+        is sent stays ours: another may not be had, and nobody would see its end."""
+        pidfd = child.pidfd
         self._selector.register(
             pidfd, selectors.EVENT_READ, lambda: self._ended(vm, child.pid, pidfd)
         )
-        return {"ok": True, "controls": child.controls}, [child.pidfd]
+        return {"ok": True, "controls": child.controls}, [pidfd]
 
     def _ended(self, vm: _Vm, pid: int, pidfd: int) -> None:
         """A process has: reap it, and end what makes no sense without it."""

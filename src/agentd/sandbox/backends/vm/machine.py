@@ -160,14 +160,16 @@ class MachineWall(ABC, Generic[P]):
             if self._gone:
                 return
             self._gone = True
-            self._process.end()
-            if self._network is not None:
-                self._network.close()
-            for lease in self._leases:
-                lease.close()
-            if self._group is not None:
-                with contextlib.suppress(OSError):  # reaped by name later
-                    self._group.remove()
+            # The last comes first; and all of it, whatever one of them raises.
+            with contextlib.ExitStack() as rest:
+                if self._group is not None:  # one that is not empty yet is reaped by name later
+                    rest.enter_context(contextlib.suppress(OSError))
+                    rest.callback(self._group.remove)
+                for lease in self._leases:
+                    rest.callback(lease.close)
+                if self._network is not None:
+                    rest.callback(self._network.close)
+                rest.callback(self._process.end)
 
     def snapshot(self, folder: str) -> None:
         """Stop what runs in the guest before, and let it go on after: a copy must not run it
