@@ -6,7 +6,7 @@ import json
 import os
 
 from agentd.guest import wire
-from agentd.guest.history import DetachedCommand, History, is_named
+from agentd.guest.history import DetachedCommand, History, beginning, is_named
 from agentd.guest.operation import Channel, ChannelOperation, Quiet, RequestError, get_bool, get_int
 from agentd.guest.output import STDERR, STDOUT
 from agentd.guest.process import ExitInfo, GuestProcess
@@ -77,7 +77,7 @@ class CommandOperations:
         entries += [describe(record.process, record.info) for record in detached]
         most = MAX_LISTED // max(1, len(entries))
         for entry in entries:
-            entry["argv"] = _beginning(_strings(entry["argv"], "argv"), most)
+            entry["argv"] = beginning(_strings(entry["argv"], "argv"), most)
         if len(json.dumps(entries)) > wire.MAX_PAYLOAD - _AROUND_LIST:
             raise RequestError("the tags of the commands take over 1 MiB", errno.EFBIG)
         channel.finish("result", processes=entries)
@@ -263,18 +263,6 @@ def describe(process: GuestProcess, info: ExitInfo | None) -> dict[str, object]:
         "stdout_bytes": totals.get(STDOUT, 0),
         "stderr_bytes": totals.get(STDERR, 0),
     }
-
-
-def _beginning(argv: list[str], most: int) -> list[str]:
-    """As much of a command as takes so many bytes of JSON."""
-    kept: list[str] = []
-    for word in argv:
-        size = len(json.dumps(word)) + 1
-        if size > most:  # a character takes twelve bytes at most, two escapes
-            return [*kept, f"{word[: most // 12]}..."]
-        most -= size
-        kept.append(word)
-    return kept
 
 
 def _passed(names: object, fds: list[int]) -> dict[str, int]:

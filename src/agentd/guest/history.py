@@ -1,6 +1,7 @@
 """Detached commands: their output in rings, their end kept for a late attach."""
 
 import errno
+import json
 from collections.abc import Callable
 
 from agentd.guest.operation import RequestError
@@ -9,6 +10,8 @@ from agentd.guest.process import ExitInfo, GuestProcess
 
 MAX_RUNNING = 64
 MAX_EXITED = 256
+# JSON bytes of the arguments that each of those keeps: so many exited ones hold little.
+KEPT_ARGV = 4 << 10
 # Rings of exited commands in all; over it the oldest are forgotten first.
 MAX_EXITED_BYTES = 32 << 20
 
@@ -16,6 +19,18 @@ MAX_EXITED_BYTES = 32 << 20
 def is_named(process: GuestProcess, pid: object, tag: object) -> bool:
     """Returns whether it is the command of that pid, else of that tag."""
     return process.pid == pid if pid is not None else tag is not None and process.tag == tag
+
+
+def beginning(argv: list[str], most: int) -> list[str]:
+    """Returns as much of a command as takes so many bytes of JSON."""
+    kept: list[str] = []
+    for word in argv:
+        size = len(json.dumps(word)) + 1
+        if size > most:  # a character takes twelve bytes at most, two escapes
+            return [*kept, f"{word[: most // 12]}..."]
+        most -= size
+        kept.append(word)
+    return kept
 
 
 class DetachedCommand:
@@ -39,6 +54,7 @@ class DetachedCommand:
 
     def on_exit(self, info: ExitInfo) -> None:
         self.info = info
+        self.process.argv = beginning(self.process.argv, KEPT_ARGV)
         if self.forget is not None:
             self.forget()
         self._tell()

@@ -118,9 +118,13 @@ class Processes:
             lambda: first_grown(before, self.limit_hits()),
         )
         self._running[pid] = process
-        if report >= 0:
-            process.watch_start(report, lambda error: self._spawner.explain(error, request))
-        self._attach(process, stdio, on_output, process.once_started(window or _always))
+        try:
+            if report >= 0:
+                process.watch_start(report, lambda error: self._spawner.explain(error, request))
+            self._attach(process, stdio, on_output, process.once_started(window or _always))
+        except OSError as error:  # what watches it cannot be had: it would run unseen
+            self._give_up(process, stdio)
+            raise SpawnError("request", error.errno or 0) from None
         return process
 
     def reap(self) -> None:
@@ -182,6 +186,15 @@ class Processes:
                 on_over=process.overflow,
                 on_end=process.pump_ended,
             )
+
+    def _give_up(self, process: GuestProcess, stdio: Stdio) -> None:
+        """End one that was not attached as a whole, with the descriptors that are not its own."""
+        for number in process.pumps:
+            del stdio.pumped[number]
+        if process.stdin is not None:
+            stdio.feed = -1
+        process.abandon()
+        stdio.close_ours()
 
     def _open_null(self) -> int:
         if self._null < 0:

@@ -304,11 +304,10 @@ class GuestMachine:
             "authority": self.authority,
         }
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        fd = os.open(_STATE_FILE, flags, 0o600)
-        try:
-            os.write(fd, json.dumps(state).encode())
-        finally:
-            os.close(fd)
+        new = f"{_STATE_FILE}.new"
+        with open(os.open(new, flags, 0o600), "wb") as file:
+            file.write(json.dumps(state).encode())
+        os.rename(new, _STATE_FILE)  # an agent that is ended meanwhile leaves the one before
 
     # --- operations ---
 
@@ -322,7 +321,9 @@ class GuestMachine:
 
     def defaults(self, request: dict[str, object]) -> dict[str, object]:
         """Returns an exec request with what the sandbox's user has by default."""
-        user = request.get("user", self.user)
+        user = request.get("user")
+        if user is None:  # left out, or said to be: the agent itself is root
+            user = self.user
         cwd = request.get("cwd")
         filled = {**request, "user": user}
         if cwd is None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -184,3 +185,34 @@ def test_a_clone_into_what_is_no_group_fails(tmp_path: Path) -> None:
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     finally:
         os.close(fd)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> vm.GuestMachine:
+    monkeypatch.setattr(vm, "STATE", str(tmp_path))
+    monkeypatch.setattr(vm, "_STATE_FILE", str(tmp_path / "state.json"))
+    processes = SimpleNamespace(spawn_in=lambda wrap, group=-1: None)
+    agent = SimpleNamespace(processes=processes, loop=None, extend=lambda *_, **__: None)
+    return vm.GuestMachine(agent)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("more", [{}, {"user": None}])
+def test_a_command_of_nobody_in_particular_is_the_sandboxes_users(
+    machine: vm.GuestMachine, more: dict[str, object]
+) -> None:
+    """The agent is root, and whom it becomes is what the request says."""
+    filled = machine.defaults({"argv": ["id"], **more})
+    assert filled["user"] == vm.USER
+    assert filled["env"]["LOGNAME"] == "sandbox"  # type: ignore[index]
+    assert machine.defaults({"argv": ["id"], "user": 0})["user"] == 0
+
+
+def test_what_is_not_written_down_leaves_what_was(machine: vm.GuestMachine, tmp_path: Path) -> None:
+    """An agent that is started again does not begin without its limits and its user."""
+    machine.env = {"A": "b"}
+    machine._save()
+    kept = (tmp_path / "state.json").read_bytes()
+    machine.env = {"A": object()}  # type: ignore[dict-item]
+    with pytest.raises(TypeError):
+        machine._save()
+    assert (tmp_path / "state.json").read_bytes() == kept
