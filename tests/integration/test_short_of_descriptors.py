@@ -21,7 +21,7 @@ from agentd.model.api import SandboxBody
 from agentd.model.errors import AgentdError, SandboxError
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.backends import process
-from agentd.sandbox.backends.linux import base
+from agentd.sandbox.backends.linux import base, restoring
 from agentd.sandbox.backends.linux.nursery import Nursery
 from agentd.sandbox.backends.process import HostBackend
 from agentd.sandbox.manager import Manager
@@ -269,3 +269,25 @@ def test_a_process_that_is_confined_and_not_told_of_is_ended(
         service.sandboxes.create(SandboxBody(isolation="none"))
     with pytest.raises(ChildProcessError):
         os.waitpid(monitors[0], os.WNOHANG)
+
+
+def test_a_snapshot_is_not_to_blame_where_no_descriptor_is_left(
+    service: EmbeddedService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = service.sandboxes.create(SandboxBody(isolation="namespace"))
+    service.files.write(made.id, "/workspace/kept", b"kept")
+    service.sandboxes.keep(made.id, tmp_path / "kept")
+    opened = os.open
+
+    def short(path: str, flags: int, *args: object, **options: object) -> int:
+        if flags == restoring._NEW:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, flags, *args, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", short)
+        with pytest.raises(SandboxError, match="could not be put back") as caught:
+            service.sandboxes.create(SandboxBody(snapshot=str(tmp_path / "kept")))
+    assert "ulimit -n" in caught.value.remediation
+    assert "delete" not in caught.value.remediation
+    assert service.sandboxes.create(SandboxBody(snapshot=str(tmp_path / "kept")))

@@ -12,6 +12,7 @@ import threading
 from agentd.image import cache
 from agentd.linux import locks
 from agentd.model.errors import SandboxError
+from agentd.model.system import scarce
 
 _PREFIX = "p-"
 _LOCK = "lock"
@@ -36,7 +37,8 @@ class Shelf:
                 raise SandboxError(
                     "there is no place for snapshots",
                     cause=str(error),
-                    remediation="set XDG_CACHE_HOME to a directory of yours with room",
+                    remediation=scarce(error)
+                    or "set XDG_CACHE_HOME to a directory of yours with room",
                 ) from error
 
     def new_folder(self) -> str:

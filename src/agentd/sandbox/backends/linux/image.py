@@ -10,6 +10,7 @@ from agentd.image.oci.store import OciStore
 from agentd.linux import idmap, mounts
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
+from agentd.model.system import scarce
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.image_root import ImageRoot, moved, opened
@@ -97,12 +98,20 @@ class LinuxImageRoot(ImageRoot):
             finally:
                 os.close(userns)
         except OSError as error:
-            kind = mounts.filesystem(self._root)
             raise SandboxError(
                 f"the image {self.image.name} cannot be mounted from {self.lease.path}",
-                cause=f"{error.strerror}, on {kind}",
-                remediation="keep images on ext4, xfs, btrfs or tmpfs: set XDG_CACHE_HOME",
+                cause=f"{error.strerror}, on {_kind(self._root)}",
+                remediation=scarce(error)
+                or "keep images on ext4, xfs, btrfs or tmpfs: set XDG_CACHE_HOME",
             ) from error
+
+
+def _kind(root: int) -> str:
+    """Names the file system of an image; where no descriptor is left nobody can tell."""
+    try:
+        return mounts.filesystem(root)
+    except OSError:
+        return "a file system that cannot be told now"
 
 
 def of_spec(

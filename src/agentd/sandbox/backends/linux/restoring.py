@@ -6,6 +6,7 @@ owners are the new sandbox's own, and its disk limit holds.
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import BinaryIO
 from agentd.guest.zygote.reserve import MAX_FILES
 from agentd.linux.kernel import KERNEL
 from agentd.model.errors import SandboxError
+from agentd.model.system import scarce
 from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import kept, lower
@@ -22,6 +24,7 @@ from agentd.sandbox.backends.linux.reserving import Reserve
 
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DAMAGED = "take it again and delete this one"
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -43,13 +46,16 @@ def restore(folder: str, disk: int, first: int | None, room: Reserve | None = No
             )
             with _acting(first):
                 restorer.all(entries)
-    except (OSError, DamagedFiles) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
-        raise SandboxError(
-            "the files of the snapshot could not be put back",
-            cause=said or str(error),
-            remediation="take it again and delete this one",
-        ) from error
+    except OSError as error:
+        short = "" if error.errno == errno.ENOSPC else scarce(error)  # of the sandbox's own disk
+        raise _unrestored(error.strerror or str(error), short or _DAMAGED) from error
+    except DamagedFiles as error:
+        raise _unrestored(str(error), _DAMAGED) from error
+
+
+def _unrestored(why: str, fix: str) -> SandboxError:
+    what = "the files of the snapshot could not be put back"
+    return SandboxError(what, cause=why, remediation=fix)
 
 
 class _Folder:

@@ -13,6 +13,7 @@ from agentd.linux import abi, idmap
 from agentd.linux.kernel import KERNEL
 from agentd.linux.rights import close_all
 from agentd.model.errors import SandboxError
+from agentd.model.system import scarce
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.layers import LayerMaker
@@ -136,7 +137,9 @@ def of_fork(folder: str) -> SharedLayer | None:
             try:
                 return _offered[name].duplicate()
             except OSError as error:
-                raise SandboxError("no fork can be made", cause=error.strerror or "") from error
+                raise SandboxError(
+                    "no fork can be made", cause=error.strerror or "", remediation=scarce(error)
+                ) from error
     raise SandboxError(
         "the sandbox that is forked has ended",
         remediation="fork one that lives, or restore from a snapshot",
