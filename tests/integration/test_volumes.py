@@ -1,6 +1,7 @@
 """Named volumes: what outlives a sandbox, who has it, who may not, and who may be killed."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -15,8 +16,12 @@ from tests.conftest import OrdinaryUser
 from tests.security.daemons import Daemon, fixture, running, until
 
 from agentd import AgentdError, Client, Conflict, InvalidInput, NotFound, Sandbox
+from agentd.client import embedded
 from agentd.client.cli import place
 from agentd.client.cli.main import main
+from agentd.client.embedded_service import EmbeddedService
+from agentd.linux import paths
+from agentd.model.errors import SandboxError
 
 daemon = fixture()
 
@@ -362,6 +367,25 @@ def test_in_use_it_stays_until_the_last_has_ended_however_that_ends(own: Path) -
     assert json.loads(said("volume", "ls", "--embedded", "--json"))[0]["sandboxes"] == []
     said("run", "--embedded", "--volume", "v:/data", "--", "true")  # removes that one's cgroup, too
     said("volume", "rm", "--embedded", "v")
+
+
+def test_what_is_told_not_to_be_made_is_not_there(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name could not be made safe from a loss of power, as no descriptor was left for that."""
+    service = EmbeddedService(embedded.new())
+
+    def short(path: str) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(paths, "sync", short)
+        with pytest.raises(SandboxError, match="volume v cannot be made"):
+            service.volumes.create("v")
+    assert service.volumes.list() == ()
+    service.volumes.create("v")
+    service.volumes.delete("v")
+    service.pipeline.manager.close()
 
 
 # Each mkdir, rename, unlink and rmdir is a place to be killed at; the hook comes before each.

@@ -334,8 +334,13 @@ class VolumeStore:
                 os.makedirs(self._home(about.principal), 0o700, exist_ok=True)
                 record()
                 os.unlink(os.path.join(made, _BUSY))
-                os.rename(made, self._path(about.principal, about.name))
-                paths.sync(self._home(about.principal))
+                place = self._path(about.principal, about.name)
+                os.rename(made, place)
+                try:
+                    paths.sync(self._home(about.principal))
+                except OSError:  # who hears that it was not made finds none
+                    os.rename(place, made)
+                    raise
             os.close(busy)
         except BaseException:
             with contextlib.suppress(OSError):  # whoever sweeps next does it

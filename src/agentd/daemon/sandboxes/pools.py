@@ -96,9 +96,10 @@ class Pools:
             if self._closed:
                 return
             config = self._config()
-            self._images = images(config)
+            meant = images(config)
             self._plain.reshape(shelves(config, self._gate))
             before, self._of = self._of, self._reshaped(config)
+            self._images = meant  # not before: what failed is tried again
             for name, one in before.items():
                 if self._of.get(name) is not one:
                     one.close()
@@ -122,14 +123,17 @@ class Pools:
 
     def _reshaped(self, config: "Config") -> dict[str, _TemplatePool]:
         of: dict[str, _TemplatePool] = {}
-        for template in config.template:
-            if not template.max:
-                continue
-            kept = self._of.get(template.name)
-            if kept is None or kept.template != template:  # what it starts may be another now
-                kept = _TemplatePool(template, self._create_of, self._manager.destroy)
-            kept.pool.reshape(self._shelf(template, config))
-            of[str(template.name)] = kept
+        with contextlib.ExitStack() as undo:
+            for template in config.template:
+                if not template.max:
+                    continue
+                kept = self._of.get(template.name)
+                if kept is None or kept.template != template:  # what it starts may be another now
+                    kept = _TemplatePool(template, self._create_of, self._manager.destroy)
+                    undo.callback(kept.close)
+                kept.pool.reshape(self._shelf(template, config))
+                of[str(template.name)] = kept
+            undo.pop_all()
         return of
 
     def _shelf(self, template: "TemplateSettings", config: "Config") -> list[ShelfSpec]:
