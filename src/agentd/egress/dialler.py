@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from agentd.egress.destinations import Barred, Destinations, Place, resolved
 from agentd.egress.proxies import Proxies
+from agentd.linux import rights
 from agentd.linux.bounded import limit, receive
 
 #: Of one program: so many descriptors are passed at once (SCM_MAX_FD is 253).
@@ -93,7 +94,7 @@ class Dialler:
     def _serve(self, control: socket.socket) -> None:
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             stack.enter_context(self._held(control))
-            numbers, fds, _, _ = socket.recv_fds(control, MOST_ENTRANCES, MOST_ENTRANCES)
+            numbers, fds, _ = rights.receive(control, MOST_ENTRANCES, MOST_ENTRANCES)
             found = {fd: stack.enter_context(socket.socket(fileno=fd)) for fd in fds}
             if len(fds) != len(numbers):
                 raise OSError("no descriptor is left")  # closed, they refuse whoever dials

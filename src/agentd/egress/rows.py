@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from agentd.egress.mark import Mark, map_mark
-from agentd.linux import process
+from agentd.linux import process, rights
 
 MAX_MESSAGE = 160 << 10  # what a SEQPACKET socket takes with the usual buffers
 FLUSH_SECONDS = 0.05
@@ -32,7 +32,7 @@ def receive(control: socket.socket, fds: int) -> tuple[dict[str, Any], list[int]
     """Return what the host says, the descriptors that came along, ``fds`` at most, and whether that
     is all of it; None where it says nothing now. Once the host's end is closed the process ends."""
     try:
-        data, found, flags, _ = socket.recv_fds(control, MAX_MESSAGE, fds, socket.MSG_DONTWAIT)
+        data, found, flags = rights.receive(control, MAX_MESSAGE, fds, socket.MSG_DONTWAIT)
     except BlockingIOError:
         return None
     except OSError:

@@ -18,7 +18,7 @@ from typing import NoReturn
 from agentd.guest.init import say
 from agentd.guest.loop import READ, Loop
 from agentd.guest.vm_streams import Front, dial_host
-from agentd.linux import anyip, process
+from agentd.linux import anyip, process, rights
 from agentd.linux.title import set_title
 
 RESOLVER = f"nameserver {anyip.NAMESERVER}\n"
@@ -79,7 +79,7 @@ def _orphan(run: Callable[[], NoReturn]) -> int:
             theirs.close()
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
-        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+        _, fds, _ = rights.receive(ours, 1, 1)
     if not fds:
         raise OSError(errno.EAGAIN, "no process can be made")
     return fds[0]

@@ -16,12 +16,14 @@ def send(sock: socket.socket, data: bytes, fds: Sequence[int] = (), flags: int =
     return sock.sendmsg([data], beside, flags)
 
 
-def receive(sock: socket.socket, size: int, most: int) -> tuple[bytes, list[int], int]:
+def receive(
+    sock: socket.socket, size: int, most: int, flags: int = 0
+) -> tuple[bytes, list[int], int]:
     """Return at most ``size`` bytes, the descriptors beside them, and the message's flags: with
     MSG_CTRUNC there were more than ``most``, or than this process may hold. Raises OSError."""
     space = socket.CMSG_SPACE(most * 4)
-    data, control, flags, _ = sock.recvmsg(size, space, socket.MSG_CMSG_CLOEXEC)
-    return data, descriptors(control), flags
+    data, control, told, _ = sock.recvmsg(size, space, flags | socket.MSG_CMSG_CLOEXEC)
+    return data, descriptors(control), told
 
 
 def descriptors(control: Iterable[tuple[int, int, bytes]]) -> list[int]:

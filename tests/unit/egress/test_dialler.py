@@ -308,3 +308,24 @@ def test_a_proxy_that_answers_a_byte_at_a_time_is_given_up(
         finally:
             found.close()
             thread.join()
+
+
+def test_no_program_that_is_started_has_the_socket_of_a_namespace(
+    served: tuple[Dialler, int], far: int
+) -> None:
+    with connected(served[1]) as sock:
+        assert asked(sock, of_name(b"localhost", far))[:2] == b"\5\0"  # it has come by then
+        listeners = [fd for fd in map(int, os.listdir("/proc/self/fd")) if _port(fd) == served[1]]
+        assert len(listeners) > 1
+        assert not [fd for fd in listeners if os.get_inheritable(fd)]
+
+
+def _port(fd: int) -> int:
+    """Where it listens; 0 for what does not."""
+    with contextlib.suppress(OSError):
+        if os.readlink(f"/proc/self/fd/{fd}").startswith("socket:"):
+            with socket.socket(fileno=os.dup(fd)) as sock:
+                listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if listens and sock.family == socket.AF_INET:
+                    return int(sock.getsockname()[1])
+    return 0

@@ -21,6 +21,7 @@ from agentd.egress.terminator.metering import ConnectionMeter, TrafficPace
 from agentd.egress.terminator.recording import CassetteRoom, CassetteWriter
 from agentd.egress.terminator.records import RequestRecords
 from agentd.egress.terminator.replaying import CassettePlayer
+from agentd.linux import rights
 
 _MAX_LINK_MESSAGE = 4096
 _ENDS = 2
@@ -241,7 +242,7 @@ class RelayLink:
     def _take(self) -> bool:
         """Take one connection over; False where there is none, or no more."""
         try:
-            data, fds, flags, _ = socket.recv_fds(
+            data, fds, flags = rights.receive(
                 self._sock, _MAX_LINK_MESSAGE, _ENDS, socket.MSG_DONTWAIT
             )
         except BlockingIOError:
