@@ -15,6 +15,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import resource
 import sqlite3
 import time
@@ -70,16 +71,18 @@ _LIMITS = {
     "TRIGGER_DEPTH": 0,
     "WORKER_THREADS": 0,
 }
-# A part of what SQLite says -> a code, and a fix.
+# What SQLite says, from its beginning: a name of the caller's may stand in it further on, as in
+# "no such column: locked". -> a code, and a fix.
 _ERRORS = (
     ("file is not a database", "not_a_database", "it is encrypted, or something else"),
-    ("may not be modified", "not_allowed", "it can only read"),
-    ("malformed", "corrupt", "recover it with the sqlite3 program"),
-    ("locked", "busy", "a writer holds it: ask again"),
-    ("busy", "busy", "a writer holds it: ask again"),
-    ("too big", "too_large", f"a value has at most {MAX_LENGTH} bytes"),
-    ("readonly database", "needs_recovery", "a writer was interrupted: open it for writing once"),
+    (r"table \S+ may not be modified", "not_allowed", "it can only read"),
+    ("database disk image is malformed", "corrupt", "recover it with the sqlite3 program"),
+    ("malformed database schema", "corrupt", "recover it with the sqlite3 program"),
+    ("database( table| schema)? is locked", "busy", "a writer holds it: ask again"),
+    ("string or blob too big", "too_large", f"a value has at most {MAX_LENGTH} bytes"),
+    ("attempt to write a readonly", "needs_recovery", "a writer was interrupted: write to it once"),
     ("disk I/O error", "io_error", "it may be damaged"),
+    ("You can only execute one", "many_statements", "ask one at a time"),
 )
 
 
@@ -166,6 +169,8 @@ def _text(raw: bytes) -> str | bytes:
 
 
 def _rows(connection: sqlite3.Connection, ask: dict[str, Any]) -> dict[str, Any]:
+    if "\0" in ask["sql"]:
+        raise Failed("sql_error", "the SQL holds a NUL", "leave it out, or give it as a parameter")
     try:
         cursor = connection.execute(ask["sql"], _bound(ask["parameters"]))
     except OverflowError:
@@ -217,16 +222,14 @@ def _failed(error: Exception, guard: Guard, uri: str) -> Failed:
         return Failed("timeout", "the query took too long", "raise timeout_ms, or ask for less")
     if guard.denied:
         return Failed("not_allowed", f"a query may not use {guard.denied}", "it can only read")
-    if "unable to open" in text and uri.endswith("#wal"):
+    if text.startswith("unable to open") and uri.endswith("#wal"):
         return Failed(
             "wal_read_only",
             "it has a write-ahead log, and is where the sandbox cannot write",
             "checkpoint it (PRAGMA journal_mode=DELETE), or copy it with its -wal file",
         )
-    if "one statement" in text:
-        return Failed("many_statements", "the SQL holds several statements", "ask one at a time")
-    for part, code, fix in _ERRORS:
-        if part in text:
+    for words, code, fix in _ERRORS:
+        if re.match(words, text):
             return Failed(code, text, fix)
     is_binding = isinstance(error, (sqlite3.ProgrammingError, sqlite3.InterfaceError))
     return Failed("bad_parameter" if is_binding else "sql_error", text)

@@ -136,6 +136,12 @@ def test_full_text_json_windows_and_plans(db: Any) -> None:
         (";", "not_a_query"),
         ("select 1; select 2", "many_statements"),
         ("select 1; drop table t", "many_statements"),
+        ("select 1 \0", "sql_error"),
+        # The caller's own words in what SQLite says choose no code.
+        ("select busy from t", "sql_error"),
+        ("select * from locked", "sql_error"),
+        ("select json('{')", "sql_error"),
+        ("select [malformed too big one statement] from t", "sql_error"),
     ],
 )
 def test_what_is_no_query(db: Any, sql: str, expected: str) -> None:
