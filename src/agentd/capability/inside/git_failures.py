@@ -17,12 +17,12 @@ _FAILURES = (
         "only public repositories can be cloned; check the URL",
     ),
     (r"returned error: 404|repository .* not found", "no_repository", "check the URL"),
-    (r"certificate|SSL|TLS|gnutls", "tls", "give ca_pem if the server has a CA of its own"),
     (
         "[Cc]ould not resolve|[Cc]ould ?n.t connect|Failed to connect|timed out|unreachable",
         "unreachable",
         "check the host, and whether the sandbox's network reaches it",
     ),
+    (r"certificate|SSL|TLS|gnutls", "tls", "give ca_pem if the server has a CA of its own"),
     (
         r"dumb http|not valid: is this a git repository",
         "no_repository",
@@ -48,10 +48,12 @@ _FAILURES = (
 def failed(code: int, stderr: str) -> Failed:
     if code in (-signal.SIGXFSZ, 128 + signal.SIGXFSZ):
         return Failed("too_large", "a file of it is over max_bytes", "raise that, or clone less")
+    # "remote:" lines are the server's text: it must not choose the code.
     lines = [line for line in stderr.splitlines() if line.startswith(("fatal:", "error:"))]
     said = (lines or stderr.splitlines() or [f"git ended with {code}"])[0]
+    # Nor does what the caller's URL says.
+    searched = re.sub(r"https://[^'\s]*", "", "\n".join(lines))
     for pattern, name, fix in _FAILURES:
-        # "remote:" lines are the server's text: it must not choose the code.
-        if re.search(pattern, "\n".join(lines)):
+        if re.search(pattern, searched):
             return Failed(name, said, fix)
     return Failed("git_failed", said)

@@ -153,7 +153,8 @@ def test_what_a_server_refuses(online: Any, server: GitServer, status: int, code
 
 
 def test_a_server_that_is_not_there(online: Any, server: GitServer) -> None:
-    assert fails(online, server, "", url="https://127.0.0.1:1/a.git").code == "unreachable"
+    for name in ("a.git", "OpenSSL/certificate.git"):
+        assert fails(online, server, "", url=f"https://127.0.0.1:1/{name}").code == "unreachable"
 
 
 @pytest.mark.parametrize(
