@@ -30,12 +30,15 @@ class Bounded(io.BufferedReader):
 
 
 def zip_members(file: Bounded, max_ratio: int) -> Iterator[Member]:
+    size = file.seek(0, io.SEEK_END)
     try:
         archive = zipfile.ZipFile(file)
     except _DAMAGED as error:
         raise Failed("corrupt", f"the zip is damaged: {error}") from None
     with archive:
         infos = archive.infolist()
+        if any(info.header_offset > size for info in infos):
+            raise Failed("corrupt", "the zip is damaged: a member begins behind its end")
         _check_overlap(infos)
         for info in infos:
             body = _Body(archive, info)

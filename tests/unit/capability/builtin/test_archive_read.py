@@ -356,6 +356,21 @@ def test_zip_members_that_share_their_data(box: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("offset", [1 << 40, (1 << 63) - 1, (1 << 64) - 1])
+def test_a_zip_member_that_begins_nowhere(box: Any, offset: int) -> None:
+    """By the field for archives of over 4 GiB."""
+    made = zip_of({"a": b"x"}, zipfile.ZIP_STORED)
+    at, end = made.index(b"PK\x01\x02"), made.index(b"PK\x05\x06")
+    directory, tail = bytearray(made[at : at + 46]), bytearray(made[end:])
+    field = struct.pack("<HHQ", 1, 8, offset)
+    struct.pack_into("<H", directory, 30, len(field))
+    struct.pack_into("<L", directory, 42, (1 << 32) - 1)
+    struct.pack_into("<L", tail, 12, 47 + len(field))
+    data = made[:at] + directory + b"a" + field + tail
+    assert fails(box, bytes(data)).code == "corrupt"
+    assert fails(box, bytes(data), op="read", member="a").code == "corrupt"
+
+
 def test_a_zip_directory_that_is_too_large(box: Any) -> None:
     names = ("a" * 3990 + str(n) for n in range(2200))
     assert fails(box, zip_of(dict.fromkeys(names, b""))).code == "bomb"
