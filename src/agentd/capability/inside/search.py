@@ -168,4 +168,6 @@ def failed(code: str, message: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    json.dump(searched(json.load(sys.stdin)), sys.stdout)
+    answer = json.dumps(searched(json.load(sys.stdin.buffer)), ensure_ascii=False)
+    # Not escaped: what one character of a line takes is bounded by that, and with it the answer.
+    sys.stdout.buffer.write(answer.encode())

@@ -93,6 +93,15 @@ def test_all_text_together_is_bounded(box: Any) -> None:
 
 
 @HOST
+def test_text_that_json_would_escape_is_bounded_all_the_same(box: Any) -> None:
+    for name in ("a", "b"):
+        box.put(name, ("hit" + "\U0001f600" * 497 + "\n") * 4300)
+    value = box.call(NAME, pattern="hit", max_matches=10_000)
+    assert value["truncated"] and len(value["matches"]) > 8000
+    assert value["matches"][0]["text"] == "hit" + "\U0001f600" * 497
+
+
+@HOST
 def test_what_is_binary_large_or_closed_is_skipped_and_counted(box: Any) -> None:
     box.put("binary", b"hit\0")
     box.put("text", b"hit \xff\n")
