@@ -155,6 +155,39 @@ def test_a_compressed_body_is_undone(serve: Serve, name: str, packed: bytes) -> 
     assert (got.body, got.decoded, got.truncated) == (b"text" * 1000, True, False)
 
 
+@pytest.mark.parametrize("extra", [0, 1, 100, 258])
+def test_the_last_of_a_compressed_body_is_not_kept_back(serve: Serve, extra: int) -> None:
+    """All of it is taken in before all of it is out, where that is a little over 64 KiB."""
+    data = bytes((64 << 10) + extra)
+    server = serve(says(deflate(data, -15), headers=["Content-Encoding: deflate"]))
+    got = fetcher().fetch(FetchRequest(url=server.url()))
+    assert (len(got.body), got.truncated) == (len(data), False)
+
+
+def test_every_member_of_a_gzip_body_is_undone(serve: Serve) -> None:
+    packed = gzip.compress(b"one ") + gzip.compress(b"") + gzip.compress(b"two") + bytes(9)
+    server = serve(says(packed, headers=["Content-Encoding: gzip"]))
+    assert fetcher().fetch(FetchRequest(url=server.url())).body == b"one two"
+    many = serve(says(gzip.compress(b"") * 2000, headers=["Content-Encoding: gzip"]))
+    assert code(FetchRequest(url=many.url())) == "bad_response"
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [
+        ("gzip", gzip.compress(b"text" * 1000)),
+        ("deflate", deflate(b"text" * 1000, 15)),
+        ("deflate", deflate(b"text" * 1000, -15)),
+    ],
+    ids=["gzip", "zlib", "deflate"],
+)
+def test_a_compressed_body_that_is_cut_short_is_told(
+    serve: Serve, name: str, packed: bytes
+) -> None:
+    server = serve(says(packed[:-3], headers=[f"Content-Encoding: {name}"]))
+    assert code(FetchRequest(url=server.url())) == "bad_response"
+
+
 @pytest.mark.parametrize("name", ["br", "gzip, gzip", "zstd"])
 def test_another_encoding_is_left_as_it_came(serve: Serve, name: str) -> None:
     server = serve(says(b"\x01\x02", headers=[f"Content-Encoding: {name}"]))
