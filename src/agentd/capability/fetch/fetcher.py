@@ -169,7 +169,9 @@ def _is_redirect(exchange: "HttpExchange") -> bool:
 
 def _next(hop: _Hop, status: int, location: str) -> _Hop:
     """Follow a redirect as browsers do it. Raises CallFailed."""
-    target = urls.join(hop.url, location)
+    # Bytes that are no ASCII stand for themselves, as browsers have it: most are UTF-8.
+    escaped = "".join(c if c.isascii() else f"%{ord(c):02X}" for c in location)
+    target = urls.join(hop.url, escaped)
     if hop.url.scheme == "https" and target.scheme == "http":
         raise CallFailed(
             "redirect_refused",

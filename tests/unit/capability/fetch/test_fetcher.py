@@ -121,6 +121,18 @@ def test_credentials_go_along_within_an_origin(serve: Serve) -> None:
     assert [b"s3cret" in request for request in server.requests] == [True, True]
 
 
+def test_a_redirect_in_bytes_that_are_no_ascii_is_followed_as_it_is(serve: Serve) -> None:
+    def answer(server: Server, connected: object, request: bytes) -> None:
+        (redirects("/\u4e2d\xad?q=\xe9") if len(server.requests) == 1 else says(b"there"))(
+            server, connected, request
+        )
+
+    server = serve(answer)
+    got = fetcher().fetch(FetchRequest(url=server.url()))
+    assert (got.body, got.url) == (b"there", server.url("/%E4%B8%AD%C2%AD?q=%C3%A9"))
+    assert server.requests[1].startswith(b"GET /%E4%B8%AD%C2%AD?q=%C3%A9 ")
+
+
 def test_cookies_are_not_kept(serve: Serve) -> None:
     server = serve(says(headers=["Set-Cookie: a=1"]))
     fetch = fetcher()
