@@ -21,6 +21,7 @@ from agentd.auth.keyfiles import MAX_BYTES, key_id, read_public
 from agentd.auth.signing import Signer
 from agentd.model import typed
 from agentd.model.principal import ORDINARY, SCOPES
+from agentd.model.system import scarce
 
 MAX_SIGNERS = 1000
 POLL_SECONDS = 1.0
@@ -145,6 +146,8 @@ def _load_all(place: int, names: set[str]) -> tuple[dict[str, Signer], tuple[str
         try:
             signer = _signer(place, name.removesuffix(".pem"), names)
         except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and scarce(error):
+                raise  # no matter of the file's: all of it is read again
             problems.append(f"{name}: {_words(error)}")
             continue
         if signer.key_id in found:

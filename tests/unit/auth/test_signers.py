@@ -1,3 +1,4 @@
+import errno
 import os
 import stat
 from pathlib import Path
@@ -335,3 +336,21 @@ def test_what_cannot_sign_is_told(tmp_path):
         load_private(str(path))
     path.chmod(0o400)
     assert load_private(str(path))
+
+
+def test_who_could_not_be_read_for_want_of_a_descriptor_is_read_again(folder, monkeypatch):
+    alice, bob = add(folder, "alice"), add(folder, "bob")
+    clock = Clock()
+    real = os.open
+
+    def opened(path, *of, **more):
+        if path == "bob.pem":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, *of, **more)
+
+    with monkeypatch.context() as short:
+        short.setattr(module.os, "open", opened)
+        found = Signers(str(folder), clock)
+        assert found.find(bob) is None and "Too many open files" in found.problems[0]
+    clock.now += POLL_SECONDS
+    assert found.find(alice) and found.find(bob) and found.problems == ()
