@@ -37,16 +37,14 @@ class KernelFailed(Exception):
         self.code = code
 
 
-class RunningKernel:
-    """A kernel that runs, by the process that listens on its socket."""
+class Process:
+    """A kernel's process, which can be interrupted and ended."""
 
-    def __init__(self, connection: socket.socket, pid: int, pidfd: int) -> None:
-        self.connection = connection
+    def __init__(self, pid: int, pidfd: int) -> None:
         self.pid = pid
         self.pidfd = pidfd
 
     def close(self) -> None:
-        self.connection.close()
         os.close(self.pidfd)
 
     def signal(self, number: int) -> None:
@@ -67,8 +65,21 @@ class RunningKernel:
         return bool(poll.poll(max(0, seconds) * 1000))
 
 
+class RunningKernel(Process):
+    """One that is spoken with: the process that listens on its context's socket."""
+
+    def __init__(self, connection: socket.socket, pid: int, pidfd: int) -> None:
+        super().__init__(pid, pidfd)
+        self.connection = connection
+
+    def close(self) -> None:
+        self.connection.close()
+        super().close()
+
+
 class Context:
-    """Its files: ``NAME.sock``, and ``NAME.lock``, held by who runs code in it."""
+    """Its files: ``NAME.sock``, and ``NAME.lock``, held by who runs code in it; that has the number
+    of its process."""
 
     def __init__(self, name: str, deadline: float) -> None:
         self.folder = _folder()
@@ -102,17 +113,10 @@ class Context:
             connection.connect(self.path)
             found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
             pid = struct.unpack("3i", found)[0]
-            pidfd = os.pidfd_open(pid)
-            try:
-                # A child of a dead kernel may still hold its socket; its number may be another's.
-                with open(f"/proc/{pid}/cmdline", "rb") as file:
-                    if self.path.encode() in file.read(1 << 20).split(b"\0"):
-                        return RunningKernel(connection, pid, pidfd)
-                connection.close()
-            except BaseException:
-                os.close(pidfd)
-                raise
-            os.close(pidfd)
+            pidfd = self._opened(pid)
+            if pidfd is not None:
+                return RunningKernel(connection, pid, pidfd)
+            connection.close()
         except (FileNotFoundError, ConnectionError, ProcessLookupError):
             connection.close()
         except OSError as error:
@@ -122,9 +126,37 @@ class Context:
             ) from None
         return None
 
+    def process(self) -> "Process | None":
+        """The same without a connection, which is not taken while code runs: those of everybody who
+        only looked would wait there, until there is room for nobody who wants to end it."""
+        number = os.pread(self._lock, 32, 0).strip()
+        if not number.isdigit():
+            return self.find()
+        pid = int(number)
+        try:
+            pidfd = self._opened(pid)
+        except OSError:
+            return None
+        return None if pidfd is None else Process(pid, pidfd)
+
+    def _opened(self, pid: int) -> "int | None":
+        """A pidfd of it, if it is this context's kernel: a child of a dead one may still hold its
+        socket, and its number may be another's. Raises OSError."""
+        pidfd = os.pidfd_open(pid)
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                if self.path.encode() in file.read(1 << 20).split(b"\0"):
+                    return pidfd
+        except BaseException:
+            os.close(pidfd)
+            raise
+        os.close(pidfd)
+        return None
+
     def start(self, sources: "list[list[str]]") -> RunningKernel:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
+        os.ftruncate(self._lock, 0)
         if (
             len([name for name in os.listdir(self.folder) if name.endswith(".sock")])
             >= MAX_CONTEXTS
@@ -141,6 +173,8 @@ class Context:
             setsid=True,
         )
         os.close(null)
+        with contextlib.suppress(OSError):  # no room: it is found by its socket
+            os.pwrite(self._lock, b"%-20d" % pid, 0)
         while time.monotonic() < self.deadline:
             found = self.find()
             if found is not None:
@@ -157,7 +191,7 @@ class Context:
         alive = 0
         for name in _names(self.folder):
             other = Context(name, 0)
-            found = other.find()
+            found = other.process()
             if found is not None:
                 found.close()
                 alive += 1
@@ -263,7 +297,7 @@ def _hello(
 
 def interrupt(asked: "dict[str, Any]", context: Context) -> "dict[str, Any]":
     """Interrupt what runs; where nobody has the lock nothing runs."""
-    kernel = None if context.try_lock() else context.find()
+    kernel = None if context.try_lock() else context.process()
     if kernel is not None:
         kernel.signal(signal.SIGINT)
         kernel.close()
@@ -279,7 +313,7 @@ def list_all(asked: "dict[str, Any]", context: Context) -> "dict[str, Any]":
     for name in _names(context.folder):
         other = Context(name, 0)
         busy = not other.try_lock()
-        kernel = other.find()
+        kernel = other.process()
         if kernel is not None:
             found.append({"context": name, "pid": kernel.pid, "busy": busy})
             kernel.close()
@@ -288,7 +322,7 @@ def list_all(asked: "dict[str, Any]", context: Context) -> "dict[str, Any]":
 
 
 def _end(context: Context) -> bool:
-    kernel = context.find()
+    kernel = context.process()
     if kernel is None:
         return False
     kernel.kill()
@@ -313,7 +347,7 @@ def _folder() -> str:
 
 
 def main() -> "NoReturn":
-    asked = json.load(sys.stdin)
+    asked = json.load(sys.stdin.buffer)
     operations = {"run": run, "interrupt": interrupt, "reset": reset, "list": list_all}
     answer: dict[str, Any]
     try:

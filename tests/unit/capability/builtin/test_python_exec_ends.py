@@ -111,6 +111,33 @@ def test_an_interrupt_in_between_does_nothing(run: Run, box: Any) -> None:
     assert run("os.getpid()")["result"]["text/plain"] == str(pid)
 
 
+# Of a kernel whose code runs none of them is taken: its queue is full.
+_LOOKS = """\
+import glob, socket
+(place,) = glob.glob("/tmp/.agentd-python-*/default.sock")
+for _ in range(1000):
+    with socket.socket(socket.AF_UNIX) as looking:
+        looking.setblocking(False)
+        try:
+            looking.connect(place)
+        except BlockingIOError:
+            break
+"""
+
+
+def test_code_is_interrupted_and_reset_however_many_have_looked_at_it(run: Run, box: Any) -> None:
+    box.put("looks.py", _LOOKS)
+    for op, ended in (("interrupt", "interrupted"), ("reset", "error")):
+        thread, got = in_background(run, "while True: pass", timeout_ms=600_000)
+        until(lambda: is_busy(box))
+        box.sh("python3 looks.py")
+        assert is_busy(box)
+        until(lambda op=op, thread=thread: bool(box.call(NAME, op=op)) and not thread.is_alive())  # type: ignore[misc]
+        thread.join()
+        assert got[0]["status"] == ended
+    assert run("1")["result"] == {"text/plain": "1"}
+
+
 def test_another_caller_resets(run: Run, box: Any) -> None:
     thread, got = in_background(run, "while True: pass", timeout_ms=30000)
     until(lambda: is_busy(box))
