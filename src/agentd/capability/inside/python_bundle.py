@@ -5,7 +5,8 @@ import json
 from typing import Any
 
 MAX_TEXT = 256 << 10  # characters of a repr
-MAX_BUNDLE = 4 << 20  # characters of all of its forms together
+# Bytes of all of its forms together, as JSON: half of a frame. A character may be twelve of them.
+MAX_BUNDLE = 8 << 20
 _METHODS = {
     "text/html": "_repr_html_",
     "text/markdown": "_repr_markdown_",
@@ -41,9 +42,10 @@ def bounded(forms: "dict[Any, Any]") -> "dict[str, str]":
     room = MAX_BUNDLE
     for kind in sorted(forms, key=lambda kind: kind != "text/plain"):
         text = _text(str(kind), forms[kind])
-        if text is not None and len(text) <= room and len(found) < 16:
+        size = 0 if text is None else len(json.dumps(text))
+        if text is not None and size <= room and len(found) < 16:
             found[str(kind)[:100]] = text
-            room -= len(text)
+            room -= size
     return found
 
 

@@ -190,6 +190,19 @@ Rich()"""
     assert set(run("Rich")["result"]) == {"text/plain"}
 
 
+def test_a_form_of_too_many_bytes_is_left_out_and_the_state_stays(run: Run) -> None:
+    """Bytes and not characters: one may be written with twelve."""
+    code = (
+        "class Wide:\n  def __repr__(self): return 'wide'\n"
+        "  def _repr_html_(self): return '\u4e2d' * 3_000_000\nx = 5\n"
+    )
+    value = run(code + "Wide()")
+    assert (value["status"], value["reset"], value["error"]) == ("ok", False, None)
+    assert value["result"] == {"text/plain": "wide"}
+    assert run("display(Wide())")["displays"] == [{"text/plain": "wide"}]
+    assert shown(run("x")) == "5"
+
+
 def test_values_are_displayed_in_between(box: Any) -> None:
     heard: list[tuple[str, bytes]] = []
     code = "for n in range(2): display(n)\nNone"
