@@ -44,12 +44,16 @@ class FsList:
         asked = call.parameters
         top, limit = fs.place(inside, asked["path"]), asked["limit"]
         walk = _Walk(inside, limit, fs.CallDeadline(call.timeout))
-        level = [(top, "")]
+        level: list[_Directory] = [(top, {})]
         for _ in range(asked["depth"]):
             level = walk.level(level)
             if walk.full:
                 break
         return Outcome({"entries": walk.entries, "truncated": walk.full})
+
+
+# Where it is, and the entry that shows it; none of the one that was asked for.
+_Directory = tuple[str, dict[str, Any]]
 
 
 class _Walk:
@@ -63,19 +67,20 @@ class _Walk:
         self._limit = limit
         self._deadline = deadline
 
-    def level(self, directories: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Adds what is in them; the directories in them, each as (absolute, relative)."""
-        below: list[tuple[str, str]] = []
-        for full, name in directories:
+    def level(self, directories: list[_Directory]) -> list[_Directory]:
+        """Add what is in them; return the directories in them."""
+        below: list[_Directory] = []
+        for full, entry in directories:
             self._deadline.check()
-            below += self._add(full, name)
+            below += self._add(full, entry)
             if self.full:
                 break
         return below
 
-    def _add(self, full: str, name: str) -> list[tuple[str, str]]:
-        below: list[tuple[str, str]] = []
-        for entry in self._listed(full, name):
+    def _add(self, full: str, directory: dict[str, Any]) -> list[_Directory]:
+        below: list[_Directory] = []
+        name = directory.get("path", "")
+        for entry in self._listed(full, directory):
             if len(self.entries) >= self._limit:
                 self.full = True
                 break
@@ -86,25 +91,19 @@ class _Walk:
                 break
             self.entries.append(shown)
             if entry.type == "dir":
-                below.append((f"{full.rstrip('/')}/{entry.name}", shown["path"]))
+                below.append((f"{full.rstrip('/')}/{entry.name}", shown))
         return below
 
-    def _listed(self, full: str, name: str) -> list[Any]:
+    def _listed(self, full: str, directory: dict[str, Any]) -> list[Any]:
         try:
             with fs.refusals():
                 return sorted(self._inside.files.list(full), key=lambda entry: str(entry.name))
         except CallFailed as error:
-            if not name:
+            if not directory:
                 raise
-            self._mark(name, error.code)
+            # One further down that cannot be listed, or has gone, is no end of it all.
+            directory["error"] = error.code
             return []
-
-    def _mark(self, name: str, code: str) -> None:
-        """A directory further down that cannot be listed, or has gone, is no end of it all."""
-        for entry in reversed(self.entries):
-            if entry["path"] == name:
-                entry["error"] = code
-                return
 
 
 def _shown(entry: Any, path: str) -> dict[str, Any]:

@@ -52,3 +52,14 @@ def test_names_that_are_no_text(box: Any) -> None:
         "mkdir \"$(printf 'a\\377b')\"; (cd a* && touch plain); touch \"$(printf 'new\\nline')\""
     )
     assert paths(box.call(NAME, depth=3)) == ["a\ufffdb", "new\nline", "a\ufffdb/plain"]
+
+
+@pytest.mark.parametrize("backend", ["linux"], indirect=True)
+def test_of_two_that_look_alike_the_closed_one_is_marked(make_box: Any) -> None:
+    """Names that are no UTF-8, each shown with U+FFFD."""
+    box = make_box(user="sandbox")
+    box.sh("a=$(printf '\\376') b=$(printf '\\377'); mkdir $a $b; touch $b/f; chmod 0 $a")
+    value = box.call(NAME, depth=2)
+    assert [(e["path"], e.get("error")) for e in value["entries"]] == [
+        ("\ufffd", "forbidden"), ("\ufffd", None), ("\ufffd/f", None)
+    ]  # fmt: skip
