@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 
 from agentd.capability.fetch.deadline import Deadline
 from agentd.model.capability import CallFailed
+from agentd.model.errors import Unavailable
+from agentd.model.system import scarce
 
 MAX_LOOKUPS = 32  # at once; a name server that does not answer holds each for half a minute
 MAX_ADDRESSES = 64
+_NOT_NOW = "no name can be looked up now"
 
 Resolver = Callable[[str], Sequence[str]]
 _slots = threading.BoundedSemaphore(MAX_LOOKUPS)
@@ -29,13 +32,16 @@ def resolve(resolver: Resolver, host: str, deadline: Deadline) -> tuple[str, ...
     worker = threading.Thread(target=_look_up, args=(resolver, host, answers), daemon=True)
     try:
         worker.start()
-    except RuntimeError:  # no more threads
+    except RuntimeError as error:
         _slots.release()
-        raise
+        fix = "raise the limit of tasks, or ask again when less runs"
+        raise Unavailable(_NOT_NOW, cause=str(error), remediation=fix) from None
     try:
         answer = answers.get(timeout=deadline.left())
     except queue.Empty:
         raise deadline.passed() from None
+    if isinstance(answer, OSError) and (fix := scarce(answer)):
+        raise Unavailable(_NOT_NOW, cause=answer.strerror or "", remediation=fix)
     if isinstance(answer, Exception) or not answer or len(answer) > MAX_ADDRESSES:
         raise CallFailed(
             "resolve_failed",

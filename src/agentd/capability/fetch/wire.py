@@ -12,6 +12,8 @@ import httpcore
 from agentd.capability.fetch.address import Network, is_named
 from agentd.capability.fetch.deadline import Deadline
 from agentd.model.capability import CallFailed
+from agentd.model.errors import Unavailable
+from agentd.model.system import scarce
 
 MAX_HEAD = 64 << 10  # bytes of status line and headers, interim responses included
 _READ = 64 << 10
@@ -52,6 +54,10 @@ class Pinned(httpcore.NetworkBackend):
             self.stream = WireStream(connected, self._deadline)
             return self.stream
         self._deadline.left()
+        if problem is not None and (fix := scarce(problem)):
+            raise Unavailable(
+                "no connection can be made now", cause=problem.strerror or "", remediation=fix
+            )
         raise CallFailed(
             "connect_failed",
             f"{host} port {port} cannot be reached",

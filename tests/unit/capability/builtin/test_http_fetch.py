@@ -1,7 +1,9 @@
 import base64
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from tests.unit.capability.fetch.servers import Answer, Server, fetcher, says
@@ -9,8 +11,9 @@ from tests.unit.capability.fetch.servers import Answer, Server, fetcher, says
 from agentd.capability import schema
 from agentd.capability.builtin.http_fetch import CAPABILITY, HttpFetch
 from agentd.capability.call import CallContext, perform
+from agentd.capability.fetch import lookup, wire
 from agentd.model.capability import CallFailed, Example
-from agentd.model.errors import InvalidInput
+from agentd.model.errors import InvalidInput, Unavailable
 
 
 class NoInside:
@@ -109,3 +112,18 @@ def test_the_largest_answer_fits_its_bound() -> None:
     with closing(Server(says(b"\x01" * (8 << 20)))) as server:
         value = call(HttpFetch(fetcher()), {"url": server.url(), "max_bytes": 8 << 20})
     assert len(value["body"]) == 8 << 20
+
+
+def test_what_this_machine_is_short_of_is_not_the_hosts_fault(
+    one: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*of: object, **more: object) -> NoReturn:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    for place, url in ((wire, one.url()), (lookup, "http://name.test/")):
+        with monkeypatch.context() as short:
+            short.setattr(place.socket, "socket" if place is wire else "getaddrinfo", refused)
+            with pytest.raises(Unavailable) as caught:
+                call(HttpFetch(fetcher(resolver=lookup.system)), {"url": url})
+        assert "ulimit" in caught.value.remediation
+    assert call(HttpFetch(fetcher()), {"url": one.url()})["body"] == "hello"
