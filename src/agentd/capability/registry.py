@@ -4,6 +4,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
+from itertools import islice
 from typing import Any, Protocol
 
 import msgspec
@@ -12,6 +13,7 @@ from agentd.capability import schema
 from agentd.capability.port import Capability
 from agentd.model.capability import About
 from agentd.model.errors import AgentdError, InvalidInput, NotFound, Unavailable
+from agentd.model.system import os_errors_as, scarce
 
 ENTRY_POINTS = "agentd.capabilities"
 MAX_THIRD_PARTIES = 500
@@ -114,11 +116,11 @@ class Registry:
     def _third_parties(self) -> dict[str, list[str]]:
         with self._lock:
             if self._points is None:
-                self._points = {}
-                for count, point in enumerate(self._find()):
-                    if count >= MAX_THIRD_PARTIES:
-                        break
-                    self._points.setdefault(point.name, []).append(point.value)
+                found: dict[str, list[str]] = {}
+                with os_errors_as(Unavailable, "other packages' capabilities cannot be found now"):
+                    for point in islice(self._find(), MAX_THIRD_PARTIES):
+                        found.setdefault(point.name, []).append(point.value)
+                self._points = found
             return self._points
 
 
@@ -132,7 +134,10 @@ def check_name(name: str) -> None:
 
 
 def _checked(name: str, where: str) -> Capability | AgentdError:
-    """Return its object, or what is wrong with it: whatever it raises, the others stay."""
+    """Return its object, or what is wrong with it: whatever it raises, the others stay.
+
+    Raises Unavailable where the machine is short of something.
+    """
     try:
         check_name(name)
         capability: Capability = _attribute(where)
@@ -143,6 +148,13 @@ def _checked(name: str, where: str) -> Capability | AgentdError:
             raise ValueError(f"it calls itself {about.name!r}")
         schema.check_schema(about)
     except Exception as error:
+        if isinstance(error, OSError) and (fix := scarce(error)):
+            # Not kept: it is the machine's matter, and nothing is wrong with the capability.
+            raise Unavailable(
+                f"capability {name} cannot be loaded now",
+                cause=error.strerror or "",
+                remediation=fix,
+            ) from error
         text = str(error) if isinstance(error, AgentdError) else f"{type(error).__name__}: {error}"
         return Unavailable(
             f"capability {name} cannot be used",

@@ -1,12 +1,20 @@
+import subprocess
 import sys
 import threading
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from agentd.capability.registry import BUILTIN, MAX_THIRD_PARTIES, Registry, check_name
+from agentd.capability.registry import (
+    BUILTIN,
+    ENTRY_POINTS,
+    MAX_THIRD_PARTIES,
+    Registry,
+    check_name,
+)
 from agentd.model.capability import About, Outcome
 from agentd.model.errors import InvalidInput, NotFound, Unavailable
 
@@ -153,3 +161,27 @@ def test_many_threads_have_one_object(module: ModuleType) -> None:
     for thread in threads:
         thread.join()
     assert len(seen) == 8 and len(set(map(id, seen))) == 1
+
+
+def test_what_could_not_be_opened_for_want_of_descriptors_is_there_later() -> None:
+    code = """
+import resource
+from agentd.capability import registry
+from agentd.model.errors import Unavailable
+of_none = registry.Registry(points=list)
+usual = registry.Registry()
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+for short in (lambda: of_none.get("fs.edit.v1"), usual.names):
+    try:
+        short()
+    except (Unavailable, OSError) as error:
+        print(type(error).__name__)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+print(of_none.get("fs.edit.v1").about.name)
+print(sum(len(points) for points in usual._third_parties().values()) == COUNT)
+"""
+    count = len(tuple(entry_points(group=ENTRY_POINTS)))
+    argv = [sys.executable, "-c", code.replace("COUNT", str(count))]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["Unavailable", "Unavailable", "fs.edit.v1", "True"], done.stderr
