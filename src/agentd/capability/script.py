@@ -26,6 +26,7 @@ MAX_OUTPUT = 32 << 20
 MAX_VALUES = 1 << 20  # of an answer: arrays, objects and what is in them
 # One argument of execve(2) is at most 128 KiB (MAX_ARG_STRLEN).
 MAX_SOURCE = 100 << 10
+RAISE_TIMEOUT = "raise timeout_ms, or the sandbox's timeout where that is less; or {}"
 _MAX_TEXT = 500
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
@@ -87,7 +88,7 @@ def run(
         output_limit=max_output,
     )
     result = inside.execute(request, stdin, emit)
-    answer = _answer(result, decoder, timeout)
+    answer = _answer(result, decoder)
     if said is not None:
         said(result.stderr)
     return answer
@@ -102,9 +103,9 @@ def source(name: str) -> str:
     return text
 
 
-def _answer(result: Result, decoder: "msgspec.json.Decoder[T]", timeout: float) -> T:
+def _answer(result: Result, decoder: "msgspec.json.Decoder[T]") -> T:
     if result.cause.code is not CauseCode.EXITED or result.exit_code != 0:
-        raise _failure(result, timeout)
+        raise _failure(result)
     if typed.has_more_values(result.stdout, MAX_VALUES):
         raise CallFailed(
             "too_large",
@@ -126,7 +127,7 @@ def _answer(result: Result, decoder: "msgspec.json.Decoder[T]", timeout: float) 
     raise CallFailed(code, safe(error.message), remediation=safe(error.remediation))
 
 
-def _failure(result: Result, timeout: float) -> CallFailed | BackendLost:
+def _failure(result: Result) -> CallFailed | BackendLost:
     cause = result.cause
     if cause.infrastructure:
         return BackendLost(cause.message, remediation=cause.remediation)
@@ -135,8 +136,9 @@ def _failure(result: Result, timeout: float) -> CallFailed | BackendLost:
     if cause.code is CauseCode.TIMEOUT:
         return CallFailed(
             "timeout",
-            f"it took longer than {timeout:g} s and was ended",
-            remediation="raise timeout_ms, or ask for less",
+            # The sandbox's own time, or the policy's, may be less than what was asked for.
+            f"it {cause.message} and was ended",
+            remediation=RAISE_TIMEOUT.format("ask for less"),
         )
     last = result.stderr[-2000:].decode(errors="replace").strip().rpartition("\n")[2]
     return CallFailed(

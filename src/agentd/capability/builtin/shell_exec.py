@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from agentd.capability import script
 from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
 from agentd.capability.shape import array, choice, mapping, parameters, string
@@ -101,7 +102,7 @@ def _told(end: Result) -> Result:
     """Return it with the fix in the words of this capability's parameters."""
     if end.cause.code is not CauseCode.TIMEOUT:
         return end
-    fix = "raise timeout_ms, or make the command finish sooner"
+    fix = script.RAISE_TIMEOUT.format("make the command finish sooner")
     cause = msgspec.structs.replace(end.cause, remediation=fix)
     return msgspec.structs.replace(end, cause=cause)
 

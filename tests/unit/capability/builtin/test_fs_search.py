@@ -26,6 +26,20 @@ def test_a_pattern_that_takes_for_ever_is_ended(box: Any) -> None:
     assert "(a+)+" not in box.sh("ps -e -o args= || true").text
 
 
+@pytest.mark.parametrize("backend", ["linux"], indirect=True)
+def test_the_time_that_is_told_is_that_which_was_over(make_box: Any) -> None:
+    """The sandbox's own, which was less than the capability's 30 s."""
+    box = make_box(timeout=1)
+    box.put("f", "a" * 40 + "!\n")
+    with pytest.raises(CallFailed) as caught:
+        box.call(NAME, pattern="(a+)+$", regex=True)
+    assert (caught.value.code, caught.value.message) == (
+        "timeout",
+        "it ran longer than 1 s and was ended",
+    )
+    assert "the sandbox's timeout" in caught.value.remediation
+
+
 def test_in_the_order_of_names_with_what_is_around(box: Any) -> None:
     box.sh("mkdir -p b/c; printf '1\\nhit\\n3\\n4\\n' | tee a b/c/x > b/y; cp a z")
     value = box.call(NAME, pattern="hit", context=1)
