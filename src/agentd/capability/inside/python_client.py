@@ -37,7 +37,7 @@ class KernelFailed(Exception):
         self.code = code
 
 
-class Process:
+class KernelProcess:
     """A kernel's process, which can be interrupted and ended."""
 
     def __init__(self, pid: int, pidfd: int) -> None:
@@ -65,7 +65,7 @@ class Process:
         return bool(poll.poll(max(0, seconds) * 1000))
 
 
-class RunningKernel(Process):
+class RunningKernel(KernelProcess):
     """One that is spoken with: the process that listens on its context's socket."""
 
     def __init__(self, connection: socket.socket, pid: int, pidfd: int) -> None:
@@ -126,7 +126,7 @@ class Context:
             ) from None
         return None
 
-    def process(self) -> "Process | None":
+    def process(self) -> "KernelProcess | None":
         """The same without a connection, which is not taken while code runs: those of everybody who
         only looked would wait there, until there is room for nobody who wants to end it."""
         number = os.pread(self._lock, 32, 0).strip()
@@ -137,7 +137,7 @@ class Context:
             pidfd = self._opened(pid)
         except OSError:
             return None
-        return None if pidfd is None else Process(pid, pidfd)
+        return None if pidfd is None else KernelProcess(pid, pidfd)
 
     def _opened(self, pid: int) -> "int | None":
         """A pidfd of it, if it is this context's kernel: a child of a dead one may still hold its
