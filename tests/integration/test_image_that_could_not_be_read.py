@@ -1,4 +1,5 @@
-"""An image of ours that nobody could read again: it is not made, and nothing stays of it."""
+"""An image of ours that nobody could read again: it is not made, and nothing stays of it. One that
+is damaged hides no other."""
 
 import pytest
 from tests.integration.test_image_build import Builds, builds, on_base
@@ -35,3 +36,12 @@ def test_that_says_more_of_itself_than_is_read(builds: Builds) -> None:
     assert "what the image says of itself is longer than 4194304 bytes" in done.stderr
     assert builds.told("ls") == []
     builds.build("FROM scratch\nENV A=b\n")
+
+
+def test_whose_name_is_damaged_hides_no_other_from_its_digest(on_base: Builds) -> None:
+    digest = on_base.told("inspect", "base")["digest"]
+    (on_base.cache / "agentd/oci/names/another.json").write_text("{")
+    assert on_base.told("inspect", digest)["name"] == "base"
+    with Sandbox.create(image=digest) as box:
+        box.run("true", check=True)
+    on_base.build(f"FROM base@{digest}\nENV A=b\n")

@@ -92,7 +92,7 @@ class OciStore:
         known = self.names()
         meant = [each for each in (name, f"{name}:latest") if each in known]
         if not meant and name.startswith("sha256:"):
-            meant = [each for each in known if self.digest(each) == name]
+            meant = [each for each in known if self._means(each, name)]
         if meant:
             return meant[0]
         raise NotFound(
@@ -234,6 +234,12 @@ class OciStore:
         if named.format != FORMAT or named.name != name:
             raise _damaged(name, "its name was written by another version, or changed")
         return named
+
+    def _means(self, name: str, digest: str) -> bool:
+        """False for a name that is damaged, or removed just now: another may mean it."""
+        with contextlib.suppress(Corrupt):
+            return self._named(name).digest == digest
+        return False
 
     def _name_path(self, name: str) -> str:
         return os.path.join(self._names, quote(name, safe="") + _SUFFIX)
