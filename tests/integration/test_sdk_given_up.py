@@ -3,7 +3,9 @@ asyncio as without, and of a daemon as of this process."""
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from tests.security.daemons import Daemon, running, until
 
 from agentd import (
     AgentdError,
+    AsyncClient,
     AsyncSandbox,
     CallFailed,
     Client,
@@ -19,6 +22,7 @@ from agentd import (
     SandboxError,
     TooLarge,
 )
+from agentd.model.api import ExecBody
 
 _POLICY = """
 default decision := {"allow": true}
@@ -26,6 +30,14 @@ default decision := {"allow": true}
 decision := {"allow": true, "obligations": {"approve": true}} if {
 	some word in input.parameters.args
 	contains(word, "ghost")
+}
+
+decision := {"allow": true, "obligations": {"approve": true}} if {
+	contains(input.parameters.path, "ghost")
+}
+
+decision := {"allow": true, "obligations": {"approve": true}} if {
+	input.capability.name == "sandbox.port.v1"
 }
 """
 _COMMAND = "echo ghost > /workspace/ran"
@@ -83,6 +95,88 @@ def test_what_is_cancelled_while_it_waits_for_an_approval_is_withdrawn(
             assert not await sandbox.files.exists("/workspace/ran")
 
     asyncio.run(give_up())
+
+
+_GHOST = "/workspace/ghost"
+_OF_FILES: dict[str, Callable[[AsyncSandbox], Any]] = {
+    "write": lambda s: s.files.write(_GHOST, b"x"),
+    "write much": lambda s: s.files.write(_GHOST, b"x" * (16 << 20)),
+    "write pieces": lambda s: s.files.write(_GHOST, (b"x" * (1 << 20) for _ in range(16))),
+    "read": lambda s: s.files.read(_GHOST),
+    "stat": lambda s: s.files.stat(_GHOST),
+    "mkdir": lambda s: s.files.mkdir(_GHOST),
+    "remove": lambda s: s.files.remove(_GHOST),
+    "read_iter": lambda s: anext(s.files.read_iter(_GHOST)),
+    "watch": lambda s: anext(s.files.watch(_GHOST)),
+    "port": lambda s: s.ports.open(8080),
+}
+
+
+@pytest.mark.parametrize("by", ["unix", "tcp"])
+def test_files_and_ports_that_are_given_up_are_withdrawn_too(
+    daemon: Daemon, tcp: str, by: str
+) -> None:
+    where = {"url": daemon.url}
+    if by == "tcp":
+        where = {"url": tcp, "api_key": daemon.key("alice")}
+
+    async def give_up() -> None:
+        async with await AsyncSandbox.create(**where) as sandbox:
+            for name, begin in _OF_FILES.items():
+                task = asyncio.ensure_future(begin(sandbox))
+                await asyncio.to_thread(until, lambda: "pending" in _states(daemon))
+                task.cancel()
+                await asyncio.wait({task}, timeout=30)
+                try:
+                    assert task.cancelled(), f"{name} goes on"
+                    # A daemon that reads no more of an upload does not see that its client goes.
+                    if name not in ("write much", "write pieces"):
+                        await asyncio.to_thread(until, lambda: "pending" not in _states(daemon), 30)
+                finally:
+                    _withdraw_all(daemon)
+            assert (await sandbox.run("ls -A")).text == ""
+
+    asyncio.run(give_up())
+
+
+def _withdraw_all(daemon: Daemon) -> None:
+    for view in daemon.ask("GET", "/v1/approvals").json:
+        daemon.ask("POST", f"/v1/approvals/{view['id']}/withdraw")
+
+
+def test_what_a_client_is_asked_no_more_is_withdrawn(daemon: Daemon) -> None:
+    box = daemon.sandbox()
+
+    async def give_up() -> None:
+        async with AsyncClient(daemon.url) as client:
+            task = asyncio.ensure_future(client.commands.exec(box, ExecBody(cmd=_COMMAND)))
+            await asyncio.to_thread(until, lambda: "pending" in _states(daemon))
+            task.cancel()
+            await asyncio.wait({task}, timeout=30)
+            assert task.cancelled()
+            await asyncio.to_thread(until, lambda: "pending" not in _states(daemon), 30)
+
+    try:
+        asyncio.run(give_up())
+    finally:
+        _withdraw_all(daemon)  # what the end of a loop would wait for
+
+
+def test_a_client_needs_no_thread_of_the_loop(daemon: Daemon) -> None:
+    let_go = threading.Event()
+
+    async def ask() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        held = loop.run_in_executor(None, let_go.wait, 60)
+        try:
+            async with AsyncClient(daemon.url) as client:
+                assert await asyncio.wait_for(client.machine.version(), 20)
+        finally:
+            let_go.set()
+            await held
+
+    asyncio.run(ask())
 
 
 def test_what_is_cancelled_as_it_runs_is_killed_as_before(daemon: Daemon) -> None:

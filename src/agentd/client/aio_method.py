@@ -7,6 +7,7 @@ from operator import methodcaller
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, cast
 
 from agentd.client.aio_thread import Threads, Wake
+from agentd.client.cut import Cut
 
 P = ParamSpec("P")
 B = TypeVar("B")
@@ -26,7 +27,7 @@ class AioOnThreads(Generic[B]):
         self._threads, self._blocking = threads, blocking
 
     async def _call(self, work: Callable[[B], R]) -> R:
-        return await self._threads.call(functools.partial(work, self._blocking))
+        return await self._threads.call(functools.partial(work, self._blocking), cut=Cut())
 
 
 def aio(
@@ -47,21 +48,22 @@ def aio_each(
     """Make an asynchronous generator of a blocking object's method that gives pieces, by ``work``
     where that is given: another of its methods, which does the same.
 
-    Cancelling the wait for a piece ends it: at once where the method takes a descriptor, ``wake``.
+    Cancelling the wait for a piece ends it: at once where the method takes a descriptor, ``wake``,
+    and has begun.
     """
     name = (work or method).__name__
 
     async def each(
         self: AioOnThreads[Any], /, *args: P.args, **kwargs: P.kwargs
     ) -> AsyncGenerator[R, None]:
-        bound, wake = getattr(self._blocking, name), Wake()
+        bound, wake, cut = getattr(self._blocking, name), Wake(), Cut()
         try:
             more = {"wake": wake.fd} if "wake" in signature(bound).parameters else {}
             begin = functools.partial(bound, *args, **{**more, **kwargs})
-            pieces = await self._threads.call(begin, wake)
+            pieces = await self._threads.call(begin, wake, cut)
             try:
                 step = functools.partial(next, pieces, _OVER)
-                while (piece := await self._threads.call(step, wake)) is not _OVER:
+                while (piece := await self._threads.call(step, wake, cut)) is not _OVER:
                     yield cast("R", piece)
             finally:
                 close = getattr(pieces, "close", None)

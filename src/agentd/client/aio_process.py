@@ -118,7 +118,7 @@ class AsyncProcess:
         if not self._closed:
             self._closed = True
             if self._process is not None:
-                await self._threads.call(self._process.close)
+                await self._threads.call(self._process.close, ends=True)
             self._wake.close()
 
     async def aclose(self) -> None:
@@ -155,12 +155,12 @@ class AsyncProcess:
         return self._process
 
     async def _call(self, work: Callable[[Process], T]) -> T:
-        return await self._guarded(partial(work, await self._begun()))
+        return await self._guarded(partial(work, await self._begun()), ends=True)
 
-    async def _guarded(self, call: Callable[[], T]) -> T:
+    async def _guarded(self, call: Callable[[], T], *, ends: bool = False) -> T:
         """On cancellation the thread is woken and done before the command is killed."""
         try:
-            return await self._threads.call(call, self._wake)
+            return await self._threads.call(call, self._wake, ends=ends)
         except asyncio.CancelledError:
             await self.close()
             raise

@@ -1,23 +1,17 @@
 """The SDK's client of a daemon for asyncio, made of the contract's own methods."""
 
-import asyncio
-from collections.abc import Callable
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from agentd.client.aio_method import AioOnThreads, aio, aio_each
 from agentd.client.aio_thread import Threads
+from agentd.client.http.connection import MAX_OPEN
 from agentd.client.service import Client
 from agentd.model import service
 
-R = TypeVar("R")
-
 
 class _Noun(AioOnThreads[Any]):
-    """Makes requests on threads: a task that is cancelled stops waiting, and the request is still
-    answered. What gives pieces comes on the client's own threads."""
-
-    async def _call(self, work: Callable[[Any], R]) -> R:
-        return await asyncio.to_thread(work, self._blocking)
+    """Makes requests on the client's own threads: none of the loop's, which its end waits for. One
+    that is given up by a task that is cancelled may have been done or not."""
 
 
 class AsyncSandboxes(_Noun):
@@ -144,7 +138,7 @@ class AsyncClient:
 
     def __init__(self, url: str | None = None, *, api_key: str | None = None) -> None:
         self._client = Client(url, api_key=api_key)
-        self._threads = Threads("agentd-client")
+        self._threads = Threads("agentd-client", MAX_OPEN)
         self.sandboxes = AsyncSandboxes(self._threads, self._client.sandboxes)
         self.commands = AsyncCommands(self._threads, self._client.commands)
         self.files = AsyncSandboxFiles(self._threads, self._client.files)

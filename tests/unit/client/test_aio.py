@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -272,6 +273,39 @@ def test_cancelling_a_watch_frees_its_thread(backend, tmp_path):
         return (await sandbox.ping())["unix_ns"]
 
     assert go(test)
+
+
+def test_what_waits_for_a_thread_is_given_up_and_what_ends_a_command_waits_for_none(backend):
+    async def test(sandbox):
+        started = [await sandbox.start("exec sleep 600") for _ in range(MAX_THREADS)]
+        waiting = [asyncio.create_task(process.wait()) for process in started]
+        await asyncio.sleep(0)
+        asked = asyncio.create_task(sandbox.files.mkdir(f"{backend.workspace}/asked"))
+        await asyncio.wait({asked}, timeout=0.1)
+        asked.cancel()
+        ended = asyncio.create_task(started[0].kill())
+        try:
+            await asyncio.wait({asked, ended}, timeout=20)
+            assert asked.cancelled() and ended.done()
+            assert (await waiting[0]).cause.code is CauseCode.CANCELLED
+            assert not os.path.exists(f"{backend.workspace}/asked")
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait({*waiting, ended})
+
+    go(test)
+
+
+def test_a_stream_that_is_forgotten_leaves_nothing_open(backend):
+    async def test(sandbox):
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(8):
+            sandbox.stream("true")
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    go(test)
 
 
 def test_limits_and_a_misspelt_option(backend):

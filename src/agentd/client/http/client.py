@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from agentd._version import __version__
-from agentd.client import arguments
+from agentd.client import arguments, cut
 from agentd.client.http.address import Address
 from agentd.client.http.connection import Connection, Pool
 from agentd.client.http.errors import Unreachable, from_answer
@@ -35,6 +35,7 @@ class How(TypedDict, total=False):
     query: Query
     once: bool
     safe: bool
+    ends: bool
     wake: int
     on_wake: Callable[[], bool] | None
 
@@ -63,14 +64,16 @@ class HttpClient:
         query: Query = (),
         once: bool = False,
         safe: bool = False,
+        ends: bool = False,
         wake: int = -1,
         on_wake: Callable[[], bool] | None = None,
     ) -> T | None:
         """Ask, and return the answer as ``into``, or None.
 
         ``once``: the daemon does it at most once, however often it is sent. ``safe``: to do it
-        twice does no harm. Either is sent again after a lost connection. Once ``wake`` is readable
-        ``on_wake`` is called, now and then until it is True or the answer comes.
+        twice does no harm. Either is sent again after a lost connection. ``ends``: it ends
+        something, and waits for no other. Once ``wake`` is readable ``on_wake`` is called, now and
+        then until it is True or the answer comes.
         Raises what the daemon says, or Unreachable.
         """
         headers = {"Content-Type": "application/json"} if body is not None else {}
@@ -80,7 +83,9 @@ class HttpClient:
 
         def attempt(fresh: bool) -> bytes:
             waker = None if on_wake is None else (wake, on_wake)
-            with self._exchange(method, path, query, data, headers, fresh, waker=waker) as response:
+            with self._exchange(
+                method, path, query, data, headers, fresh, waker=waker, ends=ends
+            ) as response:
                 return response.read()
 
         answer = self.trying(safe or once or method in _SAFE, attempt)
@@ -147,6 +152,7 @@ class HttpClient:
         for delay in (0.0, *(DELAYS if safe else ())):
             if delay:  # even a sleep of 0 gives the processor away
                 time.sleep(delay)
+            cut.of_this_thread().check()
             try:
                 return attempt(lost is not None)
             except Unreachable as error:
@@ -191,23 +197,25 @@ class HttpClient:
         fresh: bool,
         wake: int = -1,
         waker: tuple[int, Callable[[], bool]] | None = None,
+        ends: bool = False,
     ) -> "Iterator[http.client.HTTPResponse]":
         """``wake`` is for the answer's body, ``waker`` for all of it."""
-        connection, done = self.pool.take(fresh=fresh), False
+        connection, done = self.pool.take(fresh=fresh, ends=ends), False
         response: http.client.HTTPResponse | None = None
         try:
-            if waker is not None:
-                connection.wake_by(*waker)
-            response = self._answer(connection, method, path + encoded(query), body, headers)
-            if response.status >= 400:
-                error = from_answer(response.status, response.headers, response.read(_MAX_ERROR))
+            with cut.of_this_thread().holding(connection):
+                if waker is not None:
+                    connection.wake_by(*waker)
+                response = self._answer(connection, method, path + encoded(query), body, headers)
+                if response.status >= 400:
+                    found = response.read(_MAX_ERROR)
+                    done = response.isclosed()
+                    raise from_answer(response.status, response.headers, found)
+                if waker is None:
+                    connection.wake_by(wake)
+                yield response
+                # What was not read to its end cannot be used again.
                 done = response.isclosed()
-                raise error
-            if waker is None:
-                connection.wake_by(wake)
-            yield response
-            # What was not read to its end cannot be used again.
-            done = response.isclosed()
         finally:
             if response is not None:
                 response.close()  # one that ends with its connection is the socket's last owner

@@ -5,6 +5,7 @@ import os
 import select
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -99,10 +100,13 @@ class RemoteCommand(Stepped):
         self._closed = False
         self._socket: WebSocket | None = None
         self._nudge = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        # Also of one that is forgotten, as ``start`` of what goes on by itself often is.
+        self._free = weakref.finalize(self, os.close, self._nudge)
+        self._free.atexit = False
         try:
             self._attach(first=True)
         except BaseException:
-            os.close(self._nudge)
+            self._free()
             raise
 
     @property
@@ -184,9 +188,8 @@ class RemoteCommand(Stepped):
         with self._lock:
             self._closed = True
             self._drop()
-            if self._nudge >= 0:
-                os.close(self._nudge)
-                self._nudge = -1
+            self._free()
+            self._nudge = -1
 
     def close(self) -> None:
         """Free it; a command that has not ended is killed."""
@@ -196,7 +199,7 @@ class RemoteCommand(Stepped):
             # By a request of its own: whether a message arrives before the close nobody can say.
             body = {"signal": _SIGKILL}
             with suppress(AgentdError):
-                self._client.call("POST", f"{self._path}/signal", body)
+                self._client.call("POST", f"{self._path}/signal", body, ends=True)
         self.detach()
 
     # --- one round ---

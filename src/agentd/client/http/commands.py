@@ -85,7 +85,7 @@ class HttpCommands(HttpNoun):
 
     def signal(self, sandbox: str, process: str, signal: int = 15, target: str = "group") -> None:
         body = SignalBody(signal=signal, target=target)
-        self._requests.call("POST", f"{process_path(sandbox, process)}/signal", body)
+        self._requests.call("POST", f"{process_path(sandbox, process)}/signal", body, ends=True)
 
     def resize(self, sandbox: str, process: str, rows: int, cols: int) -> None:
         body = Pty(rows=rows, cols=cols)

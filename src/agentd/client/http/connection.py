@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from agentd.client import cut
 from agentd.client.http.address import Address
 from agentd.client.http.errors import Unreachable
 from agentd.model.errors import Full, InvalidInput
@@ -142,6 +143,14 @@ class Connection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = self._dialled = dial(self._address, self._context)
+        cut.of_this_thread().check()
+
+    def cut(self) -> None:
+        """End it, both ways, for who waits to send or for an answer; from any thread."""
+        if self._dialled is not None:
+            with contextlib.suppress(OSError):
+                # Not TLS's own, which would take its state away from under that thread.
+                socket.socket.shutdown(self._dialled, socket.SHUT_RDWR)
 
     def request(self, *args: Any, **options: Any) -> None:
         self._corked, self._held = [], 0
@@ -193,12 +202,13 @@ class Pool:
         self._open = 0
         self._owner = os.getpid()
 
-    def take(self, *, fresh: bool = False) -> Connection:
-        """Take one, to be given back. Raises Full when too many are taken for too long."""
+    def take(self, *, fresh: bool = False, ends: bool = False) -> Connection:
+        """Take one, to be given back. Raises Full when too many are taken for too long, unless it
+        is for what ``ends`` something: there is room for that, or nobody could make any."""
         deadline, context = time.monotonic() + MAX_WAIT, self.context()
         with self._condition:
             self._check_owner()
-            while self._open >= MAX_OPEN:
+            while self._open >= MAX_OPEN and not ends:
                 if not self._condition.wait(deadline - time.monotonic()):
                     raise Full(
                         f"{MAX_OPEN} requests to {self.address} are under way",

@@ -101,7 +101,7 @@ class HttpSandboxes(HttpNoun):
         return self._change(id, "resume")
 
     def kill(self, id: str) -> None:
-        self._requests.call("DELETE", sandbox_path(id))
+        self._requests.call("DELETE", sandbox_path(id), ends=True)
 
     def snapshot(self, id: str) -> SnapshotView:
         path = f"{sandbox_path(id)}/snapshot"

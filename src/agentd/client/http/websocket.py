@@ -1,12 +1,15 @@
 """A WebSocket to a daemon: messages in and out without waiting; the caller polls it."""
 
 import http.client
+import os
 import ssl
+import weakref
 from typing import Any
 
+from agentd.client import cut
 from agentd.client.http import frames
 from agentd.client.http.client import HttpClient, Query, encoded
-from agentd.client.http.connection import Connection
+from agentd.client.http.connection import Connection, Pool
 from agentd.client.http.errors import from_answer
 from agentd.client.http.frames import BINARY, CLOSE, PING, PONG, TEXT, Frames, Message
 
@@ -20,15 +23,18 @@ class WebSocket:
 
     def __init__(self, client: HttpClient, path: str, query: Query) -> None:
         """Raises what the daemon says where it will not, Unreachable and OSError."""
-        self._client = client
         self._frames = Frames()
-        self._connection = client.pool.take()
+        connection = client.pool.take()
+        # Also where it is forgotten: what nobody gives back no other request has.
+        self._free = weakref.finalize(self, _free, client.pool, connection, os.getpid())
+        self._free.atexit = False
         try:
-            first = _shake(self._connection, client.headers(), path + encoded(query))
+            with cut.of_this_thread().holding(connection):
+                first = _shake(connection, client.headers(), path + encoded(query))
         except BaseException:
-            client.pool.give_back(self._connection, reusable=False)
+            self._free()
             raise
-        self._sock: Any = self._connection.sock
+        self._sock: Any = connection.sock
         self._sock.setblocking(False)
         self._outgoing = bytearray()
         self._ready = self._frames.feed(first)
@@ -97,7 +103,7 @@ class WebSocket:
         except OSError:
             pass
         finally:
-            self._client.pool.give_back(self._connection, reusable=False)
+            self._free()
 
     def _read(self) -> bytes:
         data = bytearray()
@@ -121,6 +127,14 @@ class WebSocket:
             reason = message.data[2:].decode(errors="replace")
             self._ended = ConnectionResetError(f"the daemon closed it: {code} {reason}".strip())
         return message.kind in (TEXT, BINARY, PONG)
+
+
+def _free(pool: Pool, connection: Connection, owner: int) -> None:
+    """A forked copy is none of the pool's, whose lock the parent's threads may hold for ever."""
+    if os.getpid() == owner:
+        pool.give_back(connection, reusable=False)
+    else:
+        connection.close()
 
 
 def _shake(connection: Connection, headers: dict[str, str], target: str) -> bytes:

@@ -404,9 +404,10 @@ def test_close_kills_what_runs(daemon, sockets, attach):
     sockets.visits = [say()]
     running = attach()
     asked = []
-    running._client.call = lambda *args: asked.append(args)
+    running._client.call = lambda *args, **how: asked.append((*args, how))
     running.close()
     running.close()
-    assert asked == [("POST", "/v1/sandboxes/s/processes/p/signal", {"signal": 9})]
+    path = "/v1/sandboxes/s/processes/p/signal"
+    assert asked == [("POST", path, {"signal": 9}, {"ends": True})]
     with pytest.raises(SandboxError, match="was let go"):
         running.step()
