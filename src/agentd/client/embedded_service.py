@@ -64,7 +64,8 @@ class _Noun:
 
 
 class _Sandboxes(_Noun):
-    def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
+    def create(self, body: SandboxBody = _AS_USUAL, *, cancel: int = -1) -> SandboxView:
+        """Nothing is waited for here, and what is made is not given up."""
         refuse_daemons(body)
         pipeline, who = self._here.pipeline, self._here.who
         if body.snapshot is None:

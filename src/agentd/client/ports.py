@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 from agentd.model import service
 
 if TYPE_CHECKING:
+    from agentd.model.api import SandboxBody, SandboxView
     from agentd.model.result import Result
     from agentd.model.running import RunningCommand
     from agentd.model.spec import ExecRequest
@@ -54,6 +55,10 @@ class Snapshot(Protocol):
 
 
 class Sandboxes(service.Sandboxes, Protocol):
+    def create(self, body: "SandboxBody" = ..., *, cancel: int = -1) -> "SandboxView":
+        """Make one. The descriptor ``cancel`` readable gives it up where it takes long: what a
+        daemon still makes then ends with its lease."""
+
     def keep(self, id: str, path: str | os.PathLike[str] | None) -> Snapshot:
         """Take a snapshot, and give it as an object. Raises InvalidInput for a ``path`` where a
         daemon keeps it, and as ``snapshot`` does."""

@@ -46,9 +46,14 @@ def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interr
         if options.detach:
             from agentd.client.http import wire
 
-            view = service.commands.start(options.id, wire.exec_body(request, wait=False))
+            with interrupts.allowed():
+                view = service.commands.start(options.id, wire.exec_body(request, wait=False))
             return remote.tell(options, view, view.id)
-        with service.commands.begin(options.id, request, capture=options.json) as running:
+        with interrupts.heeded():
+            begun = service.commands.begin(
+                options.id, request, capture=options.json, cancel=interrupts.ended
+            )
+        with begun as running:
             follow = Follow(
                 running,
                 interrupts,

@@ -23,17 +23,19 @@ class Interrupts:
     """Raises Interrupted inside ``allowed`` blocks; elsewhere a signal waits for the next one.
 
     So no signal can cut a sandbox's set-up or its clean-up in half. ``wake`` becomes readable when
-    the terminal's size has changed, or a stop was asked for.
+    the terminal's size has changed, or a stop was asked for; ``ended`` when an ending signal has
+    come, for what is asked of a daemon, which may wait for somebody.
     """
 
     def __init__(self) -> None:
         self.pending: int | None = None
         self._allowed = False
         self._old: dict[int, Any] = {}
-        self.wake = self._wake_end = -1
+        self.wake = self._wake_end = self.ended = -1
 
     def __enter__(self) -> "Interrupts":
         self.wake, self._wake_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         for number in _ENDING:
             # An ignored signal stays ignored, as under nohup.
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -44,8 +46,8 @@ class Interrupts:
     def __exit__(self, *exc: object) -> None:
         for number, old in self._old.items():
             signal.signal(number, old)
-        os.close(self.wake)
-        os.close(self._wake_end)
+        for fd in (self.wake, self._wake_end, self.ended):
+            os.close(fd)
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
@@ -55,6 +57,15 @@ class Interrupts:
             yield
         finally:
             self._allowed = False
+
+    @contextmanager
+    def heeded(self) -> Iterator[None]:
+        """Raise Interrupted for what is given up in the block since ``ended`` is readable."""
+        try:
+            yield
+        except Exception:
+            self.check()
+            raise
 
     def check(self) -> None:
         """Raise Interrupted if an ending signal has come: a place where it may."""
@@ -77,6 +88,7 @@ class Interrupts:
 
     def _on_end(self, number: int, frame: FrameType | None) -> None:
         first, self.pending = self.pending is None, self.pending or number
+        os.eventfd_write(self.ended, 1)
         if self._allowed and first:
             raise Interrupted(number)
 

@@ -121,8 +121,8 @@ def _create(
     with interrupts.allowed():
         pass  # what came while we were busy ends us before anything is made
     try:
-        with place.making(where, "run", options, interrupts.check):
-            return service.sandboxes.create(body)
+        with place.making(where, "run", options, interrupts.check), interrupts.heeded():
+            return service.sandboxes.create(body, cancel=interrupts.ended)
     except Refused as error:
         if where is not None and (options.workspace or options.mounts):
             error.remediation += "; or use --embedded, to mount with your own rights"
@@ -150,7 +150,11 @@ def _execute(
     if view.deadline is not None:
         lease = max(view.deadline - view.created, 1.0)
         ticks[lambda: service.sandboxes.renew(view.id, lease)] = lease / 3
-    with service.commands.begin(view.id, asked, capture=options.json) as running:
+    with interrupts.heeded():
+        begun = service.commands.begin(
+            view.id, asked, capture=options.json, cancel=interrupts.ended
+        )
+    with begun as running:
         Follow(
             running,
             interrupts,

@@ -13,7 +13,7 @@ from agentd.client.http import client as clients
 from agentd.client.http import wire
 from agentd.client.http.client import segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
-from agentd.client.http.connection import Woken
+from agentd.client.http.connection import soon_or_never
 from agentd.client.http.errors import Unreachable, from_event
 from agentd.client.http.noun import HttpNoun
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody, SignalBody
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agentd.client.http.output import HttpOutput
 
 T = TypeVar("T")
-_BEGINS_SECONDS = 1.0  # within which a command has begun that waits for nobody
+_PIECE = 256 << 10
 # Stdin up to this size goes in the request; larger ones are streamed.
 MAX_INLINE = 8 << 20
 
@@ -178,15 +178,10 @@ class HttpCommands(HttpNoun):
     ) -> T:
         """Have it begun. Once ``cancel`` is readable it is killed, by its ``tag``; one that has not
         begun a second later, as it waits for an approval, is left: then nobody approves it."""
-        given_up: list[float] = []
+        is_left = soon_or_never()
 
         def give_up() -> bool:
-            if tag is None or self._killed(sandbox, tag):
-                return True
-            given_up.append(time.monotonic())
-            if given_up[-1] - given_up[0] > _BEGINS_SECONDS:
-                raise Woken
-            return False
+            return tag is None or self._killed(sandbox, tag) or is_left()
 
         path = f"{sandbox_path(sandbox)}/exec"
         on_wake = None if cancel < 0 else give_up

@@ -23,12 +23,27 @@ MAX_WAIT = 60.0  # seconds for one of those
 # A request up to this size leaves in one write; no answer waits for a second one.
 _CORK = 256 << 10
 _WAKE_AGAIN_MS = 50
+_SOON_SECONDS = 1.0  # in which a command has begun, or a sandbox is made, that waits for nobody
 # A peer that is gone without a word is noticed within two minutes, tcp(7).
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
 
 
 class Woken(Exception):
     """The descriptor ``wake`` became readable before the next byte came."""
+
+
+def soon_or_never() -> Callable[[], bool]:
+    """Return what leaves an answer that has not come a second after it was given up: what takes
+    longer waits for somebody. It raises Woken."""
+    given_up: list[float] = []
+
+    def is_left() -> bool:
+        given_up.append(time.monotonic())
+        if given_up[-1] - given_up[0] > _SOON_SECONDS:
+            raise Woken
+        return False
+
+    return is_left
 
 
 class _Wakes:

@@ -11,6 +11,7 @@ from agentd.client.http import client as clients
 from agentd.client.http.address import Address
 from agentd.client.http.client import HttpClient, segment
 from agentd.client.http.commands import HttpCommands, sandbox_path
+from agentd.client.http.connection import soon_or_never
 from agentd.client.http.files import HttpFiles, pieces
 from agentd.client.http.network import HttpNetwork
 from agentd.client.http.noun import HttpNoun
@@ -52,11 +53,17 @@ _LABELS = 'write them as {"job": "7"}'
 
 
 class HttpSandboxes(HttpNoun):
-    def create(self, body: SandboxBody = _AS_USUAL) -> SandboxView:
+    def create(self, body: SandboxBody = _AS_USUAL, *, cancel: int = -1) -> SandboxView:
         # Who waits by a unix socket needs no key, for that breaks with the daemon alone; without
         # one the daemon gives up the turn of a client that has gone.
         once = body.wait is None or not self._requests.address.path
-        return self._requests.call("POST", "/v1/sandboxes", body, into=SandboxView, once=once)
+        return self._requests.call(
+            *("POST", "/v1/sandboxes", body),
+            into=SandboxView,
+            once=once,
+            wake=cancel,
+            on_wake=None if cancel < 0 else soon_or_never(),
+        )
 
     def get_or_create(self, name: str, body: SandboxBody = _AS_USUAL) -> SandboxView:
         path = f"/v1/sandboxes/{segment(name)}"
