@@ -255,10 +255,13 @@ class HttpClient:
                 cause="the daemon could not go on with it: the sandbox may have ended",
                 remediation="look whether it is there, and ask again; the daemon's log says more",
             )
+        fix = "it may have been done or not: look before you do it again"
+        if self.address.tls and not self.address.cert:
+            fix += "; a daemon that wants a client's certificate (AGENTD_CERT) breaks all without"
         return Unreachable(
             f"the connection to {self.address} broke",
             cause=str(error) or type(error).__name__,
-            remediation="it may have been done or not: look before you do it again",
+            remediation=fix,
         )
 
 

@@ -90,13 +90,22 @@ def dial(address: Address, context: ssl.SSLContext | None = None) -> socket.sock
         plain = _Socket(found.family, found.type, found.proto, fileno=found.detach())
         return _tuned(plain, address, context)
     except (OSError, ssl.SSLError) as error:
-        fix = "start one with agentd serve, or correct the address"
+        fix = _way_out(error)
         if address.path and isinstance(error, PermissionError):
             fix = "start one of your own with agentd serve, or have its operator let you reach "
             fix += "the socket: group and mode of its [[listen]]"
         raise Unreachable(
             f"no daemon answers at {address}", cause=error.strerror or str(error), remediation=fix
         ) from error
+
+
+def _way_out(error: OSError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        fix = "name the file of the certificates that vouch for it in AGENTD_CA; or correct the "
+        return f"{fix}address: its name must be one that its certificate has"
+    if isinstance(error, ssl.SSLError):
+        return "write http:// where it has no TLS; or correct the address"
+    return "start one with agentd serve, or correct the address"
 
 
 def _connected(plain: socket.socket, address: Address) -> socket.socket:

@@ -23,6 +23,7 @@ from tests.unit.ingest.harness import Running, read_all, sse
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import unix_connect
 
+from agentd import Client, Unreachable
 from agentd.ingest.web import listeners
 from agentd.ingest.web.limits import WebLimits
 from agentd.model.errors import Conflict, InvalidInput
@@ -237,6 +238,31 @@ def test_tls_and_client_certificates(tmp_path: Path) -> None:
             rude.sendall(b"GET / HTTP/1.1\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
                 assert b"HTTP" not in rude.recv(1 << 16)
+
+
+def test_a_client_is_told_what_names_the_certificates_that_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    server = listeners.tls_context(*authority.issue("server"), client_ca=authority.ca)
+    plain = listeners.tls_context(*authority.issue("server2"))
+    more = [
+        *listeners.tcp("127.0.0.1", 0, tls=server),
+        *listeners.tcp("127.0.0.1", 0, tls=plain),
+    ]
+    mutual, one_way = (found.socket.getsockname()[1] for found in more)
+
+    def refused(port: int) -> Unreachable:
+        url = f"https://localhost:{port}"
+        with Client(url) as client, pytest.raises(Unreachable) as caught:
+            client.capabilities.call("fs.list.v1", {"path": "."}, emit=lambda kind, data: None)
+        return caught.value
+
+    with Running(tmp_path, more=more):
+        unknown = refused(one_way)
+        assert "certificate verify failed" in unknown.cause and "AGENTD_CA" in unknown.remediation
+        monkeypatch.setenv("AGENTD_CA", authority.ca)
+        assert "AGENTD_CERT" in refused(mutual).remediation
 
 
 def test_files_that_are_no_certificates(tmp_path: Path) -> None:
