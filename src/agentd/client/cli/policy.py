@@ -218,15 +218,27 @@ def _learn(options: argparse.Namespace, command: list[str]) -> int:
 
 
 def _run(command: list[str], env: dict[str, str]) -> int:
-    """Return its exit code. Ctrl-C is for the command: a daemon ends by it, and is learned from.
+    """Return its exit code. Ctrl-C and SIGTERM are for the command: a daemon ends by them, and is
+    learned from.
 
     Raises InvalidInput where it cannot be run.
     """
-    # A handler and not SIG_IGN, which the command would inherit.
-    before = signal.signal(signal.SIGINT, lambda *_: None)
+    began: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in began:
+            process.send_signal(number)
+
+    # Handlers and not SIG_IGN, which the command would inherit. It gets Ctrl-C as we do.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on),
+    }
     try:
         # What it prints is not what this command answers with --json.
-        return subprocess.run(command, env=env, check=False, stdout=sys.stderr).returncode
+        with subprocess.Popen(command, env=env, stdout=sys.stderr) as process:
+            began.append(process)
+            return process.wait()
     except OSError as error:
         raise InvalidInput(
             f"cannot run {command[0]!r}",
@@ -235,7 +247,8 @@ def _run(command: list[str], env: dict[str, str]) -> int:
             "a script without #! goes behind its interpreter: sh FILE",
         ) from error
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _set(limits: Any) -> dict[str, float]:

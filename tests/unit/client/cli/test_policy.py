@@ -128,15 +128,20 @@ def test_learn_writes_what_a_command_did(tmp_path, capfd):
     assert cli.main(["test", out]) == 0
 
 
-def test_learning_goes_on_after_the_interrupt_that_ends_the_command(tmp_path, capfd):
-    """As of a daemon: Ctrl-C is sent to both."""
+@pytest.mark.parametrize("ends", ["both, as Ctrl-C", "SIGTERM to us"])
+def test_learning_goes_on_after_the_signal_that_ends_the_command(tmp_path, capfd, ends):
+    """As of a daemon: Ctrl-C is sent to both, SIGTERM to us alone."""
     script = (
         RECORD
-        + """
+        + f"""
 import signal
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
-    os.kill(os.getppid(), signal.SIGINT)
-    os.kill(os.getpid(), signal.SIGINT)
+    if {ends!r} == "SIGTERM to us":
+        os.kill(os.getppid(), signal.SIGTERM)
+    else:
+        os.kill(os.getppid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
     signal.pause()
 except KeyboardInterrupt:
     raise SystemExit(7)
