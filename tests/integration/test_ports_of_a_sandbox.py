@@ -60,6 +60,15 @@ while True:
     kept[-1].sendall(b"bye")
     kept[-1].shutdown(socket.SHUT_WR)
 """
+# Says more than anybody hears, and reads nothing.
+FLOOD = """
+import socket
+server = socket.create_server(("127.0.0.1", 7003))
+print("up", flush=True)
+client, _ = server.accept()
+while True:
+    client.sendall(b"x" * 65536)
+"""
 MANY = os.urandom(3 << 20)
 
 
@@ -268,6 +277,29 @@ def test_a_client_that_has_gone_is_not_kept_by_a_server_that_reads_nothing(
                 client.sendall(MANY[: 16 << 10])
                 time.sleep(0.02)
         until(hears)
+
+
+def test_two_of_whom_neither_hears_the_other_are_not_looked_at_all_the_time(
+    where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[object] = []
+    wait = forward_module._Carrier._wait
+    monkeypatch.setattr(
+        forward_module._Carrier, "_wait", lambda *of: (looks.append(of), wait(*of))[1]
+    )
+    with Sandbox.create(**where) as sandbox, contextlib.ExitStack() as stack:
+        server = stack.enter_context(sandbox.start(["python3", "-uc", FLOOD]))
+        next(iter(server))
+        forward = stack.enter_context(sandbox.ports.forward(7003))
+        client = stack.enter_context(socket.create_connection(forward.address, 3))
+        with pytest.raises(TimeoutError):
+            while True:
+                client.sendall(b"y" * 65536)
+        looks.clear()
+        time.sleep(1)
+        assert len(looks) < 500
+        client.settimeout(WAIT)
+        assert client.recv(3) == b"xxx"
 
 
 def test_where_nothing_listens_the_connection_ends(where: dict[str, Any]) -> None:

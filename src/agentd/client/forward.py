@@ -184,9 +184,13 @@ class _Carrier(threading.Thread):
         gone = said_all and self._has_closed()
         if shown or not gone:
             poller.register(self._client, shown)
-        if wants or self._up:  # room for what is unsent arrives as something to read, too
+        # Room for what is unsent arrives as something to read, too. What there is to read already,
+        # while the client takes nothing, would tell of room for ever: then it is looked for.
+        stuck = bool(self._up and self._down)
+        if wants or (self._up and not stuck):
             poller.register(port.fileno(), select.POLLIN)
-        found = dict(poller.poll(_LAST_SECONDS * 1000 if gone else None))
+        wait = _LAST_SECONDS if gone else _RETRY_SECONDS if stuck else None
+        found = dict(poller.poll(None if wait is None else wait * 1000))
         if gone and not found:
             return False
         breaks = select.POLLERR | (0 if said_all else select.POLLHUP)
