@@ -164,6 +164,10 @@ def test_the_command_line_says_what_a_journal_has_not_kept() -> None:
         gone = 9_000_000 - len(done.stdout)
         assert 9_000_000 - (4 << 20) <= gone < 9_000_000
         assert done.stderr.decode() == f"agentd logs: {gone} bytes of stdout are gone\n"
+        only = daemon.cli("logs", "--stream", "stdout", box, process)
+        assert (only.stdout, only.stderr) == (done.stdout, done.stderr)
+        other = daemon.cli("logs", "--stream", "stderr", box, process)
+        assert (other.stdout, other.stderr) == (b"", b"")
         done = daemon.cli("attach", box, process, "--all")
         assert len(done.stdout) == 9_000_000 - gone
         assert b"output is missing: its oldest is not kept" in done.stderr

@@ -265,11 +265,10 @@ def _read(pieces: Iterable[bytes], source: str) -> Iterator[bytes]:
         raise _unreadable(source, error) from None
 
 
-def _unreadable(source: str, error: OSError) -> OperationFailed:
-    return OperationFailed(
+def _unreadable(source: str, error: OSError) -> InvalidInput:
+    return InvalidInput(
         f"{source} cannot be read",
         cause=error.strerror or str(error),
-        errno=error.errno or 0,
         remediation="copy what you may read",
     )
 

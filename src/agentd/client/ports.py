@@ -81,8 +81,11 @@ class Commands(service.Commands, Protocol):
         """Start one; ``capture`` keeps its output for the Result, and ``cancel`` readable gives up
         a start that waits."""
 
-    def attach(self, sandbox: str, process: str, cursors: Mapping[str, int]) -> "RunningCommand":
-        """Take up one that runs, its output from the cursors on. Raises NotFound."""
+    def attach(
+        self, sandbox: str, process: str, cursors: Mapping[str, int], *, capture: bool = False
+    ) -> "RunningCommand":
+        """Take up one that runs, its output from the cursors on; ``capture`` as of ``begin``.
+        Raises NotFound."""
 
 
 class Files(service.Files, Protocol):

@@ -31,14 +31,14 @@ def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
 
     with remote.service(options) as service:
         commands = service.commands
-        process = options.process or only(commands.list(options.id), running=True)
-        view = commands.get(options.id, process)
-        tty = "pty" in view.output and os.isatty(0)
-        running = commands.attach(options.id, view.id, {} if options.all else view.output)
+        with interrupts.allowed():
+            process = options.process or only(commands.list(options.id), running=True)
+            view = commands.get(options.id, process)
+        tty = "pty" in view.output and os.isatty(0) and not options.json
+        cursors = {} if options.all else view.output
+        running = commands.attach(options.id, view.id, cursors, capture=options.json)
         try:
-            follow = Follow(
-                running, interrupts, stdin=options.stdin, tty=tty, leaves=True, silent=options.json
-            )
+            follow = Follow(running, interrupts, stdin=options.stdin, tty=tty, leaves=True)
             if not follow.run():
                 return 0
             result = running.finish()

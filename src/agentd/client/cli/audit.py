@@ -136,7 +136,7 @@ def _tail(options: argparse.Namespace, source: "Source") -> int:
         headings = ("SEQ", "TIME", "KIND", "PRINCIPAL", "SANDBOX", "REQUEST", "ABOUT")
         table.show(headings, [_row(decode(line)) for line in found])
     if options.follow:
-        _follow(options, source, decode(found[-1]).seq + 1 if found else 1)
+        _follow(options, source, decode((found or source.tail(1))[-1]).seq + 1)
     return 0
 
 
@@ -293,8 +293,10 @@ def _export(options: argparse.Namespace, source: "Source") -> int:
         os_errors_as(InvalidInput, f"cannot write {options.out}", fix),
         open(options.out, "xb", opener=_private) as file,
     ):
-        file.writelines(lines)
-    return 0
+        count = 0
+        for line in lines:
+            count += file.write(line) > 0
+    return remote.tell(options, {"out": options.out, "records": count})
 
 
 def _private(path: str, flags: int) -> int:

@@ -52,7 +52,8 @@ def main(words: list[str]) -> int:
         )
     if copied.skipped:
         print(f"agentd cp: left out: {remote.safe(copied.skipped)}", file=sys.stderr)
-    return remote.tell(options, {"bytes": copied.bytes})
+    left_out = {"skipped": copied.skipped} if copied.skipped else {}
+    return remote.tell(options, {"bytes": copied.bytes, **left_out})
 
 
 def _place(text: str) -> _Inside | None:

@@ -30,7 +30,6 @@ class Follow:
         *,
         stdin: bool = False,
         tty: bool = False,
-        silent: bool = False,
         leaves: bool = False,
         stand_still: Callable[[], None] | None = None,
         ticks: Mapping[Callable[[], object], float] | None = None,
@@ -39,7 +38,6 @@ class Follow:
         self._interrupts = interrupts
         self._feeding = stdin or tty
         self._tty = tty
-        self._silent = silent
         self._leaves = leaves and tty
         self._stand_still = stand_still
         self._ticks = ticks or {}
@@ -74,8 +72,7 @@ class Follow:
             self._put_off(tick)
         for chunks, ready in drive(self._running, self._waiting, self._until_tick):
             for name, data in chunks:
-                if not self._silent:
-                    write_all(1 if name == "stdout" else 2, self._passed(name, data))
+                write_all(1 if name == "stdout" else 2, self._passed(name, data))
             if self._interrupts.wake in ready:
                 self._woken()
             if 0 in ready:

@@ -44,7 +44,8 @@ def _whole(events: Iterator[tuple[str, object]]) -> Iterator[tuple[str, object]]
 def _write(name: str, value: object, options: argparse.Namespace) -> None:
     from agentd.client.cli import output
 
-    if options.stream not in (None, name):
+    about = value["stream"] if name == "lost" and isinstance(value, dict) else name
+    if options.stream not in (None, about):
         return
     if options.json:
         _write_json(name, value)

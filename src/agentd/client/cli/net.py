@@ -190,6 +190,7 @@ def _cassette(options: argparse.Namespace) -> int:
             output.write_all(1, service.network.cassette(options.id))
         else:
             service.network.play(options.id, cassettes.read(options.put))
+            remote.tell(options, {"sandbox": options.id, "put": options.put})
     return 0
 
 

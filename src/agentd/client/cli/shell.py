@@ -5,6 +5,7 @@ import os
 
 from agentd.client.cli import remote
 from agentd.client.cli.exec import command_options, execute
+from agentd.client.cli.parser import Parser
 
 _EXAMPLES = """\
   agentd shell sbx-abcdefghijkl
@@ -27,7 +28,12 @@ def main(words: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = remote.parser("shell", "Open a shell in a sandbox.", _EXAMPLES)
+    parser = Parser(
+        prog="agentd shell",
+        description="Open a shell in a sandbox.",
+        epilog=f"examples:\n{_EXAMPLES}",
+    )
+    parser.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     command_options(parser)
     parser.add_argument("--shell", metavar="PROGRAM", help="default: bash, or sh")
     parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)

@@ -67,6 +67,7 @@ def _sign(options: argparse.Namespace) -> int:
         sys.stdout.flush()
     else:
         _write(options.out, signed)
+        remote.tell(options, {"out": options.out})
     return 0
 
 

@@ -33,6 +33,7 @@ def call(
     headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
     data = as_json(sent)
     path = "/v1/call/stream"
+    own: OSError | None = None  # what the caller's function failed with: no connection of ours
     with client.open("POST", path, body=data, headers=headers, wake=cancel) as response:
         for event in events(response):
             if event.name == "result":
@@ -40,8 +41,14 @@ def call(
             if event.name == "error":
                 raise _error(client, event.data)
             piece = _piece(client, event.data)
-            if emit is not None:
-                emit(event.name, piece)
+            try:
+                if emit is not None:
+                    emit(event.name, piece)
+            except OSError as error:
+                own = error
+                break
+    if own is not None:
+        raise own
     raise BackendLost(
         "the call was left before its end",
         cause="the daemon ended, or whoever called gave up",

@@ -1,9 +1,9 @@
 """The commands of a daemon's sandboxes: asked for by id, or driven from here over a WebSocket."""
 
-import time
+import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -136,7 +136,9 @@ class HttpCommands(HttpNoun):
                 self.signal(sandbox, view.id, 9)
             raise
 
-    def attach(self, sandbox: str, process: str, cursors: Mapping[str, int]) -> RemoteCommand:
+    def attach(
+        self, sandbox: str, process: str, cursors: Mapping[str, int], *, capture: bool = False
+    ) -> RemoteCommand:
         view = self.get(sandbox, process)
         return RemoteCommand(
             self._requests,
@@ -145,18 +147,39 @@ class HttpCommands(HttpNoun):
             pid=view.pid,
             stdin=True,
             pty="pty" in view.output,
+            capture=capture,
             cursors=cursors,
         )
 
     def events(
         self, sandbox: str, process: str, *, follow: bool = True
     ) -> Iterator[tuple[str, object]]:
-        """Yield ("stdout" | "stderr" | "pty", bytes), ("lost", dict), last ("exit", view)."""
+        """Yield ("stdout" | "stderr" | "pty", bytes), ("lost", dict), last ("exit", view). To
+        ``follow`` it goes on where the connection ends before the command."""
+        if follow:
+            return self._followed(sandbox, process)
+        return self._until_now(sandbox, process)
+
+    def _followed(self, sandbox: str, process: str) -> Iterator[tuple[str, object]]:
+        told = threading.Event()
+        with closing(self.follow(sandbox, process, {}, told.set)) as output:
+            while told.wait():
+                told.clear()
+                while found := output.read(_PIECE):
+                    for event in found:
+                        if event.kind == "exit":
+                            yield "exit", event.result or {}
+                            return
+                        end = event.offset + event.length
+                        lost = {"stream": event.stream, "from": event.offset, "to": end}
+                        yield ("lost", lost) if event.kind == "lost" else (event.stream, event.data)
+
+    def _until_now(self, sandbox: str, process: str) -> Iterator[tuple[str, object]]:
         from agentd.client.http.sse import events
 
         path = f"{process_path(sandbox, process)}/output"
         headers = {"Accept": "text/event-stream"}
-        query = {"follow": follow}
+        query = {"follow": False}
         with self._requests.open("GET", path, query=query, headers=headers) as response:
             for event in events(response):
                 if event.name in STREAMS:
