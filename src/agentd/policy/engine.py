@@ -76,10 +76,13 @@ class PolicyEngine:
     def digest(self) -> str:
         return self._now.built.digest
 
-    def use(self, built: Built) -> None:
-        """Use it from now on. Raises AgentdError, and keeps what it had, if it cannot be loaded."""
+    def load(self, built: Built) -> None:
+        """Have a worker load it. Raises AgentdError where it cannot be."""
         with self._pool.borrow(WAIT) as process:
             self._load(process, built)
+
+    def use(self, built: Built) -> None:
+        """Use what can be loaded from now on."""
         self._now = _InForce(built)
 
     def decide(self, asked: Asked) -> Decision:

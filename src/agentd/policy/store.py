@@ -1,11 +1,13 @@
 """The policy in force: a bundle by its path or name, which can be loaded anew while it decides."""
 
 import threading
+from collections.abc import Callable
 
 from agentd.model.errors import Refused
 from agentd.policy import source
 from agentd.policy.build import Built, Cache
 from agentd.policy.engine import SECONDS, PolicyEngine
+from agentd.policy.process import NoAnswer, WorkerLost, WorkerSlow
 
 
 class PinMismatch(Refused):
@@ -32,10 +34,11 @@ class PolicyStore(PolicyEngine):
         self._lock = threading.Lock()
         self._cache = Cache(cache)
         try:
-            built = self._built()
+            found = self._read()
+            built = self._cache.get(found) or self._cache.put(found)
             super().__init__(built, workers=workers, seconds=seconds, remember=remember)
             try:
-                self.use(built)
+                self._use(found, built)
             except BaseException:
                 super().close()
                 raise
@@ -43,17 +46,24 @@ class PolicyStore(PolicyEngine):
             self._cache.close()
             raise
 
-    def reload(self, where: str | None = None, sha256: str | None = None) -> str:
-        """Takes what lies there now, or at ``where`` with that pin; its digest.
+    def reload(
+        self,
+        where: str | None = None,
+        sha256: str | None = None,
+        agree: Callable[[str], object] = str,
+    ) -> str:
+        """Takes what lies there now, or at ``where`` with that pin, once ``agree`` returns of its
+        digest; that digest.
 
-        Raises what the constructor does, and then goes on with what it had.
+        Raises what the constructor and ``agree`` do, and then goes on with what it had.
         """
         with self._lock:
             had = self._where, self._sha256
             if where is not None:
                 self._where, self._sha256 = where, sha256
             try:
-                self.use(self._built())
+                found = self._read()
+                self._use(found, self._cache.get(found) or self._cache.put(found), agree)
             except BaseException:
                 self._where, self._sha256 = had
                 raise
@@ -64,10 +74,24 @@ class PolicyStore(PolicyEngine):
         super().close()
         self._cache.close()
 
-    def _built(self) -> Built:
+    def _read(self) -> source.BundleSource:
         found = source.read(self._where)
         check_pin(found, self._sha256)
-        return self._cache.get(found) or self._cache.put(found)
+        return found
+
+    def _use(
+        self, found: source.BundleSource, built: Built, agree: Callable[[str], object] = str
+    ) -> None:
+        """What was kept and cannot be loaded, torn by a full disk say, is compiled anew."""
+        try:
+            self.load(built)
+        except WorkerSlow:
+            raise
+        except (NoAnswer, WorkerLost):
+            built = self._cache.put(found)
+            self.load(built)
+        agree(built.digest)
+        self.use(built)
 
 
 def check_pin(found: source.BundleSource, sha256: str | None) -> None:
