@@ -191,6 +191,26 @@ def test_without_a_pin_a_reload_is_taken_and_written_down() -> None:
         daemon.process.send_signal(signal.SIGHUP)
         record = daemon.until_recorded(kind="policy_changed")
         assert record.fields["after"] == after != record.fields["before"]
+        until(lambda: b"the configuration is taken over" in daemon.log)
+        assert daemon.call("fs.list.v1", {"path": "/"}).code == "policy_denied"
+
+
+def test_one_that_cannot_be_written_down_is_not_taken() -> None:
+    with running(policy=ALLOW) as daemon:
+        assert daemon.call("fs.list.v1", {"path": "/"}).status == 200
+        bundle(daemon.folder, DENY)
+        (log,) = Path(daemon.audit).glob("audit-*.jsonl")
+        away = log.rename(daemon.folder / "away")
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        until(lambda: b"the configuration is not taken over" in daemon.log)
+        away.rename(log)
+        until(lambda: daemon.call("fs.list.v1", {"path": "/"}).code != "audit_error")
+        assert daemon.call("fs.list.v1", {"path": "/"}).status == 200
+        assert daemon.records(kind="policy_changed") == []
+        daemon.process.send_signal(signal.SIGHUP)
+        until(lambda: b"the configuration is taken over" in daemon.log)
+        assert len(daemon.records(kind="policy_changed")) == 1
         assert daemon.call("fs.list.v1", {"path": "/"}).code == "policy_denied"
 
 

@@ -27,9 +27,11 @@ def rules() -> str:
 
 def reload(daemon: Daemon, rules: str) -> None:
     after = source.read(bundle(daemon.folder, rules)).digest
+    taken = daemon.log.count(b"the configuration is taken over")
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGHUP)
     until(lambda: after in [r.fields["after"] for r in daemon.records(kind="policy_changed")])
+    until(lambda: daemon.log.count(b"the configuration is taken over") > taken)
 
 
 def test_a_snapshot_is_refused_by_its_id_through_each_door() -> None:

@@ -113,19 +113,28 @@ class AdmissionControl:
         self.log.append(_event(kind, principal, "", fields))
 
     def reload(self, policy: schema.PolicySettings) -> None:
-        """Let another policy hold. Raises BundleError, PinMismatch; then the old one holds."""
-        before = self.policy.digest if self.policy is not None else "none"
+        """Let another policy hold, once that is written down. Raises BundleError, PinMismatch,
+        AuditError; then the old one holds."""
         old = self.policy
-        if policy.bundle is None or old is None:
-            self.policy = self._opened(policy)
-        else:
-            old.reload(policy.bundle, policy.sha256)
-        after = self.policy.digest if self.policy is not None else "none"
-        if after != before:
-            about = {"before": before, "after": after}
-            self.log.submit(_event(Kind.POLICY_CHANGED, "", "", about))
-        if self.policy is None and old is not None:
+        if old is not None and policy.bundle is not None:
+            old.reload(policy.bundle, policy.sha256, self._note_change)
+            return
+        new = self._opened(policy)
+        try:
+            self._note_change("none" if new is None else new.digest)
+        except BaseException:
+            if new is not None:
+                new.close()
+            raise
+        self.policy = new
+        if old is not None:
             old.close()
+
+    def _note_change(self, after: str) -> None:
+        """Write down that another policy is to hold. Raises AuditError."""
+        before = "none" if self.policy is None else self.policy.digest
+        if after != before:
+            self.record(Kind.POLICY_CHANGED, "", before=before, after=after)
 
     def denied(self, principal: str, sandbox: str, **fields: object) -> None:
         """Write down what a scope refused. Raises AuditError."""
