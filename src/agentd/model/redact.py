@@ -84,10 +84,11 @@ class Redactor:
             return value
         if isinstance(value, int | float):
             return self._number(value)
-        if depth > 0 and isinstance(value, Mapping):
-            return self.fields(value, depth - 1)
-        if depth > 0 and isinstance(value, list | tuple | set | frozenset):
-            return self._items(list(value), depth)
+        # Deeper ones are not written as a text, in which no name would hide a value.
+        if isinstance(value, Mapping):
+            return self.fields(value, depth - 1) if depth else f"... {len(value)} members"
+        if isinstance(value, list | tuple | set | frozenset):
+            return self._items(list(value), depth) if depth else f"... {len(value)} items"
         if isinstance(value, bytes | bytearray | memoryview):
             return f"{len(value)} bytes"  # output or a file of somebody's, never a word of ours
         return self.text(str(value))

@@ -346,6 +346,16 @@ def test_a_torn_end_is_moved_aside_and_recorded(directory: str) -> None:
     assert verify(directory, place).ok
 
 
+def test_a_secret_is_hidden_by_its_name_however_deep_it_lies(directory: str) -> None:
+    fields: dict[str, object] = {"password": "hunter2", "of": ["alice"]}
+    for _ in range(6):
+        fields = {"more": fields, "list": [fields]}
+    log = AuditLog(directory)
+    log.append(Event(kind=Kind.START, fields=fields))
+    log.close()
+    assert b"hunter2" not in newest(directory).read_bytes()
+
+
 def test_a_file_with_no_whole_record_follows_on_the_one_before(directory: str) -> None:
     log = AuditLog(directory, keep=Keep(file_bytes=300))
     for _ in range(3):
