@@ -82,7 +82,9 @@ class Chain:
             size = self._find_end(found, accept) if found else 0
             if not accept:
                 continuity.check(self._directory, found, self._last, known)
-            owed = self._cut_off(size) if self._size < size else []
+            if self._size < size:
+                files.cut(self._file, self._fd, self._size, size)
+            owed = self._cuts() if found else []
             if accept:
                 owed += self._accept(known)
                 found = files.ls(self._directory)
@@ -209,10 +211,14 @@ class Chain:
             self._last = last.seq, last.hash
         return size
 
-    def _cut_off(self, size: int) -> list[Event]:
-        side = files.cut(self._file, self._fd, self._size, size)
-        about = {"file": self._file.name, "offset": self._size, "bytes": size - self._size}
-        return [Event(kind=Kind.CUT, fields={**about, "moved_to": side})]
+    def _cuts(self) -> list[Event]:
+        """Return the records owed for what was cut off the end: now, or by one who died, or had no
+        room, before that was written down: then nothing stands behind the place yet."""
+        about = {"file": self._file.name, "offset": self._size}
+        return [
+            Event(kind=Kind.CUT, fields={**about, "bytes": size, "moved_to": side})
+            for side, size in files.torn(self._file, self._size)
+        ]
 
     def _accept(self, known: Mark | None) -> list[Event]:
         """Return the records owed for all that is gone; the chain goes on behind that, in a new

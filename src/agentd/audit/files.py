@@ -147,12 +147,18 @@ def find_hash(found: list[LogFile], seq: int) -> bytes | None:
     return None
 
 
-def cut(file: LogFile, fd: int, end: int, size: int) -> str:
-    """Move what lies behind ``end`` into a file beside it; its name. Raises OSError."""
-    side = _set_aside(file.path, end, fd, size)
+def cut(file: LogFile, fd: int, end: int, size: int) -> None:
+    """Move what lies behind ``end`` into a file beside it. Raises OSError."""
+    _set_aside(file.path, end, fd, size)
     os.ftruncate(fd, end)
     os.fsync(fd)
-    return os.path.basename(side)
+
+
+def torn(file: LogFile, end: int) -> list[tuple[str, int]]:
+    """List what was moved aside from behind ``end``: names and sizes. Raises OSError."""
+    directory, begin = os.path.dirname(file.path), f"{file.name}{_TORN}{end}-"
+    names = sorted(name for name in os.listdir(directory) if name.startswith(begin))
+    return [(name, os.lstat(os.path.join(directory, name)).st_size) for name in names]
 
 
 def remove(file: LogFile) -> None:
@@ -188,7 +194,7 @@ def write_all(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _set_aside(whole: str, end: int, fd: int, size: int) -> str:
+def _set_aside(whole: str, end: int, fd: int, size: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     for number in range(MAX_TORN):
         side = f"{whole}{_TORN}{end}-{number}"
@@ -202,10 +208,12 @@ def _set_aside(whole: str, end: int, fd: int, size: int) -> str:
             write_all(out, data)
             end += len(data)
         os.fsync(out)
+    except BaseException:  # of a full disk: each attempt would leave another
+        os.unlink(side)
+        raise
     finally:
         os.close(out)
     sync_directory(os.path.dirname(whole))
-    return side
 
 
 class Mark(msgspec.Struct, frozen=True):

@@ -356,6 +356,27 @@ def test_a_secret_is_hidden_by_its_name_however_deep_it_lies(directory: str) -> 
     assert b"hunter2" not in newest(directory).read_bytes()
 
 
+@pytest.mark.parametrize("room", [5, 100], ids=["not aside", "aside, and no record"])
+def test_what_a_full_disk_left_of_a_cut_is_told_once_there_is_room(
+    directory: str, room: int
+) -> None:
+    log = AuditLog(directory)
+    place = log.append(START)
+    log.close()
+    with newest(directory).open("ab") as out:
+        out.write(b'{"seq":3,"prev":"torn')
+    for _ in range(3):
+        with full_disk(room), pytest.raises(AuditError):
+            AuditLog(directory)
+    AuditLog(directory).close()
+    cut, opened = list(records(directory))[2:]
+    assert (cut.kind, cut.fields["bytes"], opened.kind) == ("cut", 21, "opened")
+    (side,) = Path(directory).glob("*.torn-*")
+    assert side.name == cut.fields["moved_to"] and verify(directory, place).ok
+    AuditLog(directory).close()
+    assert [record.kind for record in records(directory)].count("cut") == 1
+
+
 def test_a_file_with_no_whole_record_follows_on_the_one_before(directory: str) -> None:
     log = AuditLog(directory, keep=Keep(file_bytes=300))
     for _ in range(3):

@@ -142,3 +142,14 @@ def test_a_loss_is_accepted_where_a_log_was_and_nothing_is_made_elsewhere(log, c
     AuditLog(log).close()
     assert cli.main(["accept-loss", "--dir", log]) == 0
     assert "nothing that was written is missing" in capsys.readouterr().out
+
+
+def test_what_it_cuts_off_a_log_that_lost_nothing_is_written_down(log, capsys, tmp_path):
+    file = next((tmp_path / "state/audit").glob("audit-*"))
+    with file.open("ab") as out:
+        out.write(b'{"seq":7,"prev":"torn')
+    assert cli.main(["accept-loss", "--dir", log]) == 0
+    assert "nothing that was written is missing" in capsys.readouterr().out
+    AuditLog(log).close()
+    assert cli.main(["verify", "--dir", log]) == 0
+    assert "record 7: cut: " in capsys.readouterr().out
