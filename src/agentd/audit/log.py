@@ -110,7 +110,10 @@ class AuditLog:
             raise self._not_taken(why) from None
 
     def look(self) -> str:
-        """Return whether all that was written is still there: what is wrong, or ""."""
+        """Return whether all that was written is still there: what is wrong, or "". Look after the
+        sinks, too."""
+        for feeder in self._feeders:
+            feeder.look()
         with self._commits.alone() as alone:  # whoever writes looks, too
             if alone and (self._stale or not self._chain.is_there()):
                 with contextlib.suppress(OSError, AuditError):

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from agentd.audit.sinks.port import AuditSink, Unsent
+from agentd.audit.sinks.port import AuditSink, Rejected, Unsent
 from agentd.model.audit import Event, Kind
 
 MAX_RECORDS = 16_384
@@ -14,6 +14,7 @@ MAX_BATCH = 256
 FIRST_PAUSE = 0.1  # seconds; doubled with each failure
 LAST_PAUSE = 30.0
 NOTE_SECONDS = 60.0  # between records of what was dropped, while it goes on
+_STANDS_STILL = "it takes too few, or none"
 
 
 class Feeder:
@@ -60,6 +61,11 @@ class Feeder:
                 self._bytes += len(line)
             self._guard.notify()
 
+    def look(self) -> None:
+        """Tell of what was dropped by a sink that takes nothing at all, and so cannot."""
+        if self.dropped > self._noted:
+            self._tell(always=False)
+
     def close(self, seconds: float) -> None:
         """Drop and count what is not sent by then."""
         with self._guard:
@@ -85,21 +91,29 @@ class Feeder:
     def _feed(self) -> None:
         pause = FIRST_PAUSE
         while batch := self._next():
+            refused, sent = 0, len(batch)
             try:
-                refused, sent = self._sink.send(batch), len(batch)
-                pause = FIRST_PAUSE
+                self._sink.send(batch)
+            except Rejected as error:
+                refused, self._reason = error.count, str(error)
             except Unsent as error:
-                refused, sent, self._reason = 0, error.sent, str(error)
+                sent, self._reason = error.sent, str(error)
             except OSError as error:
-                refused, sent, self._reason = 0, 0, error.strerror or str(error)
+                sent, self._reason = 0, error.strerror or str(error)
             except Exception as error:  # a sink of somebody's: it ends its batch, not the thread
-                refused, sent, self._reason = len(batch), len(batch), repr(error)
+                refused, self._reason = len(batch), repr(error)
             self._take(sent, refused)
-            self._tell(always=sent == len(batch))
-            if sent < len(batch):
-                if not self._sleep(pause):
-                    return
-                pause = min(2 * pause, LAST_PAUSE)
+            # A record of what was refused is for the sink, too, and may be refused as well.
+            works = sent == len(batch) and not refused
+            self._tell(always=works)
+            if works:
+                self._reason = ""
+            if sent == len(batch):
+                pause = FIRST_PAUSE
+                continue
+            if not self._sleep(pause):
+                return
+            pause = min(2 * pause, LAST_PAUSE)
 
     def _next(self) -> list[bytes]:
         """Blocks until there is something; empty at the end."""
@@ -127,7 +141,7 @@ class Feeder:
                 return
             self._noted += count
             self._note_at = now + NOTE_SECONDS
-        about = {"unsent": count, "sink": self.name, "reason": self._reason}
+        about = {"unsent": count, "sink": self.name, "reason": self._reason or _STANDS_STILL}
         self._note(Event(kind=Kind.LOSS, fields=about))
 
     def _sleep(self, seconds: float) -> bool:

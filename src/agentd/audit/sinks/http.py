@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote, urlsplit
 import msgspec
 
 from agentd.audit.record import decode
-from agentd.audit.sinks.port import Unsent
+from agentd.audit.sinks.port import Rejected, Unsent
 
 if TYPE_CHECKING:
     import httpcore
@@ -33,7 +33,7 @@ class HttpSink:
         self._headers = {**(headers or {}), "content-type": self.content_type}
         self._pool: httpcore.ConnectionPool | None = None
 
-    def send(self, lines: Sequence[bytes]) -> int:
+    def send(self, lines: Sequence[bytes]) -> None:
         import httpcore
 
         if self._pool is None:
@@ -47,7 +47,7 @@ class HttpSink:
                 content=self.body(lines),
                 extensions={"timeout": dict.fromkeys(_WAITS, _SECONDS)},
             ) as answer:
-                return self._judge(answer, len(lines))
+                self._judge(answer, len(lines))
         except (
             httpcore.NetworkError,
             httpcore.ProtocolError,
@@ -69,17 +69,19 @@ class HttpSink:
         """Return how many of a batch that was taken were not."""
         return 0
 
-    def _judge(self, answer: "httpcore.Response", count: int) -> int:
+    def _judge(self, answer: "httpcore.Response", count: int) -> None:
+        """Raises Unsent, Rejected."""
         if answer.status in _AGAIN or answer.status >= 500:
             raise Unsent(f"status {answer.status}")
         if not 200 <= answer.status < 300:
-            return count
+            raise Rejected(f"status {answer.status}", count)
         body = b""
         for piece in answer.iter_stream():
             body += piece
             if len(body) > _MAX_ANSWER:
-                return 0
-        return min(count, self.refused(body))
+                return
+        if refused := min(count, self.refused(body)):
+            raise Rejected(f"its answer says that it has rejected {refused}", refused)
 
 
 class OtlpSink(HttpSink):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from agentd.audit.record import decode
-from agentd.audit.sinks.port import Unsent
+from agentd.audit.sinks.port import Rejected, Unsent
 from agentd.model.errors import InvalidInput
 
 _SECONDS = 10.0
@@ -22,11 +22,10 @@ class StdoutSink:
     def __init__(self, fd: int = 1) -> None:
         self._fd = fd
 
-    def send(self, lines: Sequence[bytes]) -> int:
+    def send(self, lines: Sequence[bytes]) -> None:
         view = memoryview(b"".join(lines))
         while view:
             view = view[os.write(self._fd, view) :]
-        return 0
 
 
 class SyslogSink:
@@ -42,7 +41,7 @@ class SyslogSink:
         self._name = _word(socket.gethostname())
         self._socket: socket.socket | None = None
 
-    def send(self, lines: Sequence[bytes]) -> int:
+    def send(self, lines: Sequence[bytes]) -> None:
         refused = 0
         for sent, line in enumerate(lines):
             message = self._message(line)
@@ -54,7 +53,8 @@ class SyslogSink:
             except OSError as error:
                 self.close()
                 raise Unsent(error.strerror or str(error), sent) from error
-        return refused
+        if refused:
+            raise Rejected(f"it is longer than {_MAX_DATAGRAM} bytes", refused)
 
     def close(self) -> None:
         if self._socket is not None:

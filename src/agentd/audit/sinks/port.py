@@ -12,11 +12,20 @@ class Unsent(Exception):
         self.sent = sent
 
 
+class Rejected(Exception):
+    """The other side will never take ``count`` records of the batch; the others went through."""
+
+    def __init__(self, reason: str, count: int) -> None:
+        super().__init__(reason)
+        self.count = count
+
+
 class AuditSink(Protocol):
     """Used by one thread."""
 
-    def send(self, lines: Sequence[bytes]) -> int:
-        """Records, as lines of the log; how many of them the other side will never take.
+    def send(self, lines: Sequence[bytes]) -> None:
+        """Take records, as lines of the log.
 
-        Bounded in time: 10 s or so. Raises Unsent; OSError is understood as that, none sent.
+        Bounded in time: 10 s or so. Raises Rejected, and Unsent; OSError is understood as that,
+        none sent.
         """

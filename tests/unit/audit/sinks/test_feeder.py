@@ -5,7 +5,7 @@ from pathlib import Path
 from agentd.audit.log import AuditLog
 from agentd.audit.read import records
 from agentd.audit.sinks.feeder import Feeder
-from agentd.audit.sinks.port import Unsent
+from agentd.audit.sinks.port import Rejected, Unsent
 from agentd.model.audit import Event, Kind
 
 
@@ -20,7 +20,7 @@ class Sink:
         self.reached = threading.Event()
         self.closed = False
 
-    def send(self, lines: Sequence[bytes]) -> int:
+    def send(self, lines: Sequence[bytes]) -> None:
         self.reached.set()
         self.gate.wait(30)
         if self.failures:
@@ -28,7 +28,8 @@ class Sink:
             self.lines += lines[: self.sent]
             raise Unsent("away", self.sent)
         self.lines += lines
-        return self.refuses
+        if self.refuses:
+            raise Rejected("too large", self.refuses)
 
     def close(self) -> None:
         self.closed = True
@@ -93,11 +94,11 @@ def test_a_sink_that_is_away_at_the_end_costs_what_it_has_not_taken() -> None:
 
 def test_a_sink_that_breaks_loses_its_batch_and_goes_on() -> None:
     class Broken(Sink):
-        def send(self, lines: Sequence[bytes]) -> int:
+        def send(self, lines: Sequence[bytes]) -> None:
             if not self.lines:
                 self.lines.append(b"")
                 raise ValueError("a bug")
-            return super().send(lines)
+            super().send(lines)
 
     sink, notes = Broken(), list[Event]()
     told = threading.Event()

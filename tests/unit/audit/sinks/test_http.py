@@ -8,7 +8,7 @@ import pytest
 
 from agentd.audit.record import GENESIS, entry, seal
 from agentd.audit.sinks.http import HttpSink, OtlpSink
-from agentd.audit.sinks.port import Unsent
+from agentd.audit.sinks.port import Rejected, Unsent
 from agentd.model.audit import Event, Kind
 
 LINE = seal(1, GENESIS, entry(Event(kind=Kind.START, principal="uid:1"), 1.000002).body)[0]
@@ -54,7 +54,7 @@ def server() -> Iterator[Server]:
 def test_a_batch_is_one_post_of_json_lines(server: Server) -> None:
     server.answers = [(204, b"")]
     sink = HttpSink(server.url + "/in", {"authorization": "Bearer x"})
-    assert sink.send([LINE, LINE]) == 0
+    sink.send([LINE, LINE])
     sink.close()
     (path, headers, body) = server.requests[0]
     assert path == "/in" and body == LINE * 2 and headers["authorization"] == "Bearer x"
@@ -64,7 +64,7 @@ def test_a_batch_is_one_post_of_json_lines(server: Server) -> None:
 def test_user_and_password_of_the_address_go_as_a_header(server: Server) -> None:
     server.answers = [(204, b"")]
     sink = HttpSink(server.url.replace("//", "//me:s%3Ae%40@") + "/in")
-    assert sink.send([LINE]) == 0
+    sink.send([LINE])
     sink.close()
     (path, headers, _) = server.requests[0]
     assert path == "/in" and headers["authorization"] == "Basic bWU6czplQA=="
@@ -96,7 +96,9 @@ def test_what_will_never_pass_is_dropped_and_no_redirect_is_followed(
 ) -> None:
     server.answers = [(status, b"")]
     sink = HttpSink(server.url)
-    assert sink.send([LINE, LINE]) == 2
+    with pytest.raises(Rejected) as caught:
+        sink.send([LINE, LINE])
+    assert caught.value.count == 2
     sink.close()
 
 
@@ -113,15 +115,17 @@ def test_the_environment_does_not_choose_a_proxy(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     server.answers = [(200, b"")]
     sink = HttpSink(server.url)
-    assert sink.send([LINE]) == 0
+    sink.send([LINE])
     sink.close()
 
 
 def test_otlp_logs(server: Server) -> None:
     server.answers = [(200, b'{"partialSuccess":{"rejectedLogRecords":"1"}}'), (200, b"{}")]
     sink = OtlpSink(server.url + "/", resource={"host.name": "here"})
-    assert sink.send([LINE, LINE]) == 1
-    assert sink.send([LINE]) == 0
+    with pytest.raises(Rejected) as caught:
+        sink.send([LINE, LINE])
+    assert caught.value.count == 1
+    sink.send([LINE])
     sink.close()
     (path, headers, body) = server.requests[1]
     assert path == "/v1/logs" and headers["content-type"] == "application/json"
@@ -148,5 +152,5 @@ def _values(attributes: list[dict[str, Any]]) -> dict[str, str]:
 def test_any_answer_to_otlp_will_do(server: Server, answer: bytes) -> None:
     server.answers = [(200, answer)]
     sink = OtlpSink(server.url)
-    assert sink.send([LINE]) == 0
+    sink.send([LINE])
     sink.close()

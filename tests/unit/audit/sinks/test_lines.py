@@ -8,7 +8,7 @@ import pytest
 
 from agentd.audit.record import GENESIS, entry, seal
 from agentd.audit.sinks.lines import StdoutSink, SyslogSink
-from agentd.audit.sinks.port import Unsent
+from agentd.audit.sinks.port import Rejected, Unsent
 from agentd.model.audit import Event, Kind
 from agentd.model.errors import InvalidInput
 
@@ -20,7 +20,7 @@ FORM = re.compile(
 
 def test_lines_go_to_a_descriptor_as_they_are() -> None:
     read_end, write_end = os.pipe()
-    assert StdoutSink(write_end).send([LINE, LINE]) == 0
+    StdoutSink(write_end).send([LINE, LINE])
     assert os.read(read_end, 9999) == LINE * 2
     os.close(read_end)
     os.close(write_end)
@@ -31,7 +31,7 @@ def test_syslog_over_a_unix_socket(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
         server.bind(path)
         sink = SyslogSink(path)
-        assert sink.send([LINE]) == 0
+        sink.send([LINE])
         match = FORM.fullmatch(server.recv(9999))
         assert match is not None and match[1] + b"\n" == LINE
         sink.close()
@@ -42,7 +42,9 @@ def test_syslog_over_udp_drops_what_no_datagram_holds() -> None:
         server.bind(("127.0.0.1", 0))
         sink = SyslogSink(f"udp:127.0.0.1:{server.getsockname()[1]}")
         huge = LINE.replace(b"b\\nc", b"b" * 66_000)
-        assert sink.send([huge, LINE]) == 1
+        with pytest.raises(Rejected) as caught:
+            sink.send([huge, LINE])
+        assert caught.value.count == 1
         assert FORM.fullmatch(server.recv(9999))
         sink.close()
 
@@ -61,7 +63,7 @@ def test_syslog_over_tcp_counts_octets_and_says_how_many_went_through() -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         sink = SyslogSink(f"tcp:127.0.0.1:{server.getsockname()[1]}")
-        assert sink.send([LINE, LINE]) == 0
+        sink.send([LINE, LINE])
         thread.join()
         assert all(FORM.fullmatch(message) for message in got) and len(got) == 2
         sink.close()
