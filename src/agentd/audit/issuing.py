@@ -7,6 +7,7 @@ done when it was killed, it does when it is started again.
 
 import contextlib
 import threading
+from itertools import takewhile
 from queue import Empty, SimpleQueue
 
 from agentd.audit import reissue
@@ -16,6 +17,7 @@ from agentd.audit.receipt import ReceiptFacts, issue
 from agentd.audit.receipts import ReceiptStore
 
 DELAY_SECONDS = 0.02
+RETRY_SECONDS = 1.0  # after one that could not be kept: of a full disk, say
 MAX_WAITING = 1024  # more are issued at once
 
 
@@ -28,8 +30,15 @@ class AtOnce:
 
     def keep(self, facts: ReceiptFacts) -> None:
         """Keep a receipt. One that cannot be kept can be issued again from its record: no error."""
-        with contextlib.suppress(AuditError):
+        self._put(facts)
+
+    def _put(self, facts: ReceiptFacts) -> bool:
+        """Return False where there may be room for it later."""
+        try:
             self._receipts.put(facts.execution.request, issue(facts, self._key))
+        except AuditError as error:
+            return not isinstance(error.__cause__, OSError)
+        return True
 
     def get(self, id_: str) -> bytes | None:
         """Raises AuditError."""
@@ -66,9 +75,10 @@ class Behind(AtOnce):
     def get(self, id_: str) -> bytes | None:
         with self._guard:
             facts = self._waiting.get(id_)
-        if facts is not None:
-            super().keep(facts)  # maybe twice: it is the same each time
-        return super().get(id_)
+        if facts is None:
+            return super().get(id_)
+        self._put(facts)  # maybe twice: it is the same each time
+        return issue(facts, self._key)
 
     def close(self) -> None:
         """Idempotent."""
@@ -86,20 +96,21 @@ class Behind(AtOnce):
         except Exception as error:  # so it does then; those of now are issued all the same
             about = type(error), error, error.__traceback__, threading.current_thread()
             threading.excepthook(threading.ExceptHookArgs(about))
-        goes_on = True
+        goes_on, all_kept = True, True
         while goes_on and (goes_on := self._wake.get()):
             with contextlib.suppress(Empty):
-                goes_on = self._wake.get(timeout=DELAY_SECONDS)
-            self._issue_waiting()
+                goes_on = self._wake.get(timeout=DELAY_SECONDS if all_kept else RETRY_SECONDS)
+            all_kept = self._issue_waiting()
         self._issue_waiting()  # those that came beside the end
 
-    def _issue_waiting(self) -> None:
+    def _issue_waiting(self) -> bool:
+        """Return whether all were kept; those that were not wait for the next time."""
         with self._guard:
             waiting = list(self._waiting.values())
-        for facts in waiting:
-            super().keep(facts)
+        kept = list(takewhile(self._put, waiting))
         with self._guard:  # not before: whoever asks finds it here or there
-            for facts in waiting:
+            for facts in kept:
                 self._waiting.pop(facts.execution.request, None)
             if self._waiting:
                 self._wake.put(True)
+        return len(kept) == len(waiting)
