@@ -20,3 +20,25 @@ def test_a_command_that_goes_on_after_a_restart_counts_until_it_ends() -> None:
         process = f"{path}/processes/{first}"
         until(lambda: daemon.ask("GET", process, key=alice).json["state"] == "ended")
         until(lambda: daemon.ask("POST", f"{path}/exec", {"cmd": "true"}, key=alice).status == 200)
+
+
+def test_what_a_quota_has_no_room_for_is_one_denial_by_each_way() -> None:
+    with running("[quotas.principals.alice]\nsandboxes = 1\nconcurrency = 1\n") as daemon:
+        alice = daemon.key("alice")
+        box = daemon.sandbox(alice)
+        path = f"/v1/sandboxes/{box}"
+        refused = {
+            "create": daemon.ask("POST", "/v1/sandboxes", {}, key=alice),
+            "call": daemon.call("shell.exec.v1", {"command": "true"}, key=alice),
+        }
+        waits = {"cmd": "sleep 600", "wait": False}
+        assert daemon.ask("POST", f"{path}/exec", waits, key=alice).status < 300
+        refused["exec"] = daemon.ask("POST", f"{path}/exec", {"cmd": "true"}, key=alice)
+        for answer in refused.values():
+            assert (answer.status, answer.code) == (429, "quota_exceeded"), answer.body
+        requests = {way: answer.headers["x-request-id"] for way, answer in refused.items()}
+        daemon.until_recorded(kind="denial", request=requests["exec"])
+        for way, request in requests.items():
+            (denial,) = daemon.records(kind="denial", request=request)
+            assert denial.fields["code"] == "quota_exceeded", way
+            assert denial.sandbox == (box if way == "exec" else ""), way

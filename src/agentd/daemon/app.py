@@ -48,7 +48,7 @@ from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.api import Stats
 from agentd.model.audit import Kind
-from agentd.model.errors import AgentdError, Forbidden, InvalidInput
+from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
 from agentd.model.events import EventKind
 from agentd.model.principal import Principal
 from agentd.sandbox import guard
@@ -83,7 +83,7 @@ class Daemon:
         self.links = Links()
         self._closing = threading.Event()
         self._up, self._began = False, time.time()
-        self.observer, self.ends = Observer(counts, log, self.forbidden), Ends()
+        self.observer, self.ends = Observer(counts, log, self.denied), Ends()
         state = str(config.daemon.state)
         socket_path = os.path.join(state, "supervisor.sock")
         if len(socket_path) > _MAX_PATH:
@@ -191,10 +191,12 @@ class Daemon:
         self.config = config
         self.pool.reshape()
 
-    def forbidden(self, op: str, who: str, sandbox: str, error: Forbidden) -> None:
-        """Write down what a principal's scopes do not let it do: no policy was asked about it."""
+    def denied(self, op: str, who: str, sandbox: str, error: Refused) -> None:
+        """Write down what a principal's scopes or quotas do not let it do: no policy has refused
+        it."""
+        code = {} if isinstance(error, Forbidden) else {"code": error.code}
         with contextlib.suppress(AuditError):
-            self.control.denied(who, sandbox, op=op, reasons=[str(error)])
+            self.control.denied(who, sandbox, op=op, reasons=[str(error)], **code)
 
     def end_waiting(self) -> None:
         """Tell those who wait for an approval or for room: they would wait for nothing."""

@@ -89,8 +89,11 @@ class Unauthenticated(AgentdError):
 
 
 class Refused(AgentdError):
+    """``is_recorded``: the audit log has a denial that tells of it."""
+
     code = "refused"
     infrastructure = False
+    is_recorded = False
 
 
 class Unsupported(Refused):

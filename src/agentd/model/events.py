@@ -21,7 +21,7 @@ class EventKind(StrEnum):
     RESUMED = "resumed"
     PROCESS = "process"  # "started" or "ended"
     APPROVAL = "approval"  # "pending", then "approved", "denied", "expired" or "withdrawn"
-    DECISION = "decision"  # "denied" or "undecided": what a policy or a scope refused
+    DECISION = "decision"  # "denied" or "undecided": what a policy, a scope or a quota refused
 
 
 class EventView(msgspec.Struct, frozen=True):

@@ -160,6 +160,7 @@ class Admission:
         self._ended = True  # nothing has begun
         fields = {"reasons": [str(error)], "code": error.code}
         self._records.write(Kind.DENIAL, self.act, fields)
+        error.is_recorded = True
 
     def _end(self, execution: "Execution") -> str:
         if self._ended:

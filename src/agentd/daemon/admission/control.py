@@ -137,7 +137,7 @@ class AdmissionControl:
             self.record(Kind.POLICY_CHANGED, "", before=before, after=after)
 
     def denied(self, principal: str, sandbox: str, **fields: object) -> None:
-        """Write down what a scope refused. Raises AuditError."""
+        """Write down what a scope or a quota refused. Raises AuditError."""
         self.denials.write(_event(Kind.DENIAL, principal, sandbox, fields))
 
     def before(self) -> Before:

@@ -16,7 +16,7 @@ from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.records import Ran, Records, decision_fields
 from agentd.model.audit import Kind
 from agentd.model.decision import Asked, Decision, Obligations
-from agentd.model.errors import AgentdError, PolicyDenied, Undecided
+from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided
 from agentd.model.principal import ORDINARY, Principal
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
@@ -219,6 +219,8 @@ class Gate:
         except AgentdError as error:
             fields = {"reasons": [str(error)], "approval": error.code}
             self._records.write(Kind.DENIAL, act, fields)
+            if isinstance(error, Refused):
+                error.is_recorded = True
             raise
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from agentd.daemon.observe import meter, trace
 from agentd.model import context
-from agentd.model.errors import AgentdError, Forbidden
+from agentd.model.errors import AgentdError, Forbidden, QuotaExceeded, Refused
 
 if TYPE_CHECKING:
     from agentd.daemon.observe.log import Log
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 Piece = TypeVar("Piece")
-Refusal = Callable[[str, str, str, Forbidden], None]
+Refusal = Callable[[str, str, str, Refused], None]
 _OURS = frozenset(
     ("internal", "sandbox_error", "backend_lost", "guest_error", "store_error", "store_busy")
 )
@@ -28,12 +28,13 @@ class Observer:
         self,
         counts: meter.Meter = meter.NONE,
         log: "Log | None" = None,
-        forbidden: Refusal | None = None,
+        denied: Refusal | None = None,
     ) -> None:
-        """``forbidden(op, principal, sandbox, error)`` is told what somebody we know may not do."""
+        """``denied(op, principal, sandbox, error)`` is told what somebody we know may not do, or
+        has no room for, where no record tells of it yet."""
         self._meter = counts
         self._log = log
-        self._forbidden = forbidden
+        self._denied = denied
 
     def over(
         self, op: str, who: str, sandbox: str, begun: float, error: BaseException | None
@@ -43,8 +44,10 @@ class Observer:
         status, words = "ok", ""
         if isinstance(error, AgentdError):
             status, words = error.code, str(error)
-            if isinstance(error, Forbidden) and self._forbidden is not None:
-                self._forbidden(op, who, sandbox, error)
+            # A quota's without a name is of one who asks too often, and was not let in.
+            kinds = Forbidden | QuotaExceeded if who else Forbidden
+            if isinstance(error, kinds) and not error.is_recorded and self._denied is not None:
+                self._denied(op, who, sandbox, error)
         elif isinstance(error, GeneratorExit):
             status = "cancelled"
         elif error is not None:

@@ -102,7 +102,7 @@ def test_an_error_is_told_by_its_code(error: Exception, code: str, level: str) -
 
 def test_who_may_not_do_it_is_told_to_whoever_writes_denials_down() -> None:
     told: list[tuple[str, ...]] = []
-    commands = Commands(Observer(forbidden=lambda *about: told.append(tuple(map(str, about)))))
+    commands = Commands(Observer(denied=lambda *about: told.append(tuple(map(str, about)))))
     for error in (NotFound("there is none"), Forbidden("ann lacks the scope 'run'")):
         commands.answer = error
         with pytest.raises(type(error)):
