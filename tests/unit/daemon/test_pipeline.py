@@ -89,7 +89,7 @@ class Admission:
 
     request_id = "req-1"
 
-    def end(self, result, outputs):
+    def end(self, result, outputs, input_digest=""):
         self._ends.append(result)
         return "rcp-1"
 

@@ -118,12 +118,12 @@ class Admission:
             act = msgspec.structs.replace(self.act, name=MISUSE if alarm else acts.CONNECT)
             self._records.write(Kind.DENIAL, act, {"reasons": [reason]})
 
-    def end(self, result: "Result", outputs: records.Digests) -> str:
+    def end(self, result: "Result", outputs: records.Digests, input_digest: str = "") -> str:
         """Write the END of a command, or of a call that a command did; return the receipt's id.
 
         Raises AuditError where it cannot be written down.
         """
-        return self._end(records.of_result(self, result, outputs))
+        return self._end(records.of_result(self, result, outputs, input_digest))
 
     def done(self, outputs: records.Digests = records.NO_OUTPUTS, input_digest: str = "") -> str:
         """Write the END of what no command did; return the receipt's id. Raises AuditError."""

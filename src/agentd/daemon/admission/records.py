@@ -3,7 +3,9 @@
 Both tell of its execution, made here of the act, the decision and the outcome.
 """
 
+import contextlib
 import time
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from hashlib import sha256
@@ -172,8 +174,12 @@ Digests = Mapping[str, str]
 NO_OUTPUTS: Digests = {}
 
 
-def of_result(admission: "Admission", result: Result, outputs: Digests) -> Execution:
-    """Return the execution of a command, or of a call that a command did."""
+def of_result(
+    admission: "Admission", result: Result, outputs: Digests, input_digest: str = ""
+) -> Execution:
+    """Return the execution of a command, or of a call that a command did. ``input_digest`` is of
+    what it was given to read beside the act's parameters."""
+    read = {"input_digest": input_digest} if input_digest else {}
     return _execution(
         admission,
         outputs,
@@ -185,6 +191,7 @@ def of_result(admission: "Admission", result: Result, outputs: Digests) -> Execu
         backend=result.sandbox.backend,
         level=result.sandbox.level,
         sandbox=result.sandbox.id,
+        **read,
     )
 
 
@@ -251,9 +258,9 @@ def _execution(admission: "Admission", outputs: Digests, **known: Any) -> Execut
     act, decision = admission.act, admission.decision
     parameters = act.parameters
     named = {"capability": act.name, "parameters": dict(parameters)}
-    stdin = parameters.get("stdin") or parameters.get("content")
-    if isinstance(stdin, str):
-        known.setdefault("input_digest", digest(stdin.encode("utf-8", "surrogatepass")))
+    given = _given(parameters)
+    if given is not None:
+        known.setdefault("input_digest", digest(given))
     return Execution(
         principal=act.who.name,
         request=act.request,
@@ -266,6 +273,18 @@ def _execution(admission: "Admission", outputs: Digests, **known: Any) -> Execut
         ended=time.time(),
         **({"usage": Usage()} | known),
     )
+
+
+def _given(parameters: Mapping[str, Any]) -> bytes | None:
+    """Return what a call brings for its command to read, or for a file."""
+    for name, encoding in (("stdin", "stdin_encoding"), ("content", "encoding")):
+        text = parameters.get(name)
+        if text and isinstance(text, str):
+            if parameters.get(encoding) == "base64":
+                with contextlib.suppress(ValueError):  # the capability says so
+                    return b64decode(text, validate=True)
+            return text.encode("utf-8", "surrogatepass")
+    return None
 
 
 def _code_digest(act: Act) -> str:

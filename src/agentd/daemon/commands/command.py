@@ -77,6 +77,10 @@ class Command(Stepped):
         self._driver = 0  # the thread that drives it
         self._input = CommandInput()
         self._digests = Digests() if admission is not None else None
+        # Of all that it is given to read; not of what somebody types, a password say, nor where the
+        # daemon before has given some.
+        is_typed = listed is not None and listed.pty
+        self._read = None if is_typed or begin.place is not None else Digests()
         self._handle = handle
         self._ending = CommandEnding(handle)
         self._known: Result | None = None  # once it has ended, though that is not written down
@@ -146,7 +150,7 @@ class Command(Stepped):
     def feed(self, data: bytes, *, eof: bool = True, done: "Future[None] | None" = None) -> None:
         """Take input, before it is driven; it is given as the command reads, and ``done`` then."""
         self._driver = threading.get_ident()
-        self._input.add(data, eof, done or Future())
+        self._add(data, eof, done or Future())
         try:
             self._input.give(self.running)
         except (BackendLost, GuestError) as error:
@@ -216,7 +220,9 @@ class Command(Stepped):
         if refused:
             admission.unconnected(refused)
         self._digests.take((("stdout", result.stdout), ("stderr", result.stderr)))
-        return msgspec.structs.replace(result, receipt=admission.end(result, self._digests.found()))
+        read = self._read.found().get("stdin", "") if self._read is not None else ""
+        receipt = admission.end(result, self._digests.found(), read)
+        return msgspec.structs.replace(result, receipt=receipt)
 
     def detach(self) -> NoReturn:
         """Refuse: of a command that is not listed nobody else could take hold again."""
@@ -242,7 +248,7 @@ class Command(Stepped):
                 self.running.close_stdin()
         elif data or eof:
             done: Future[None] = Future()
-            self.listed.errands.do(lambda: self._input.add(data, eof, done))
+            self.listed.errands.do(lambda: self._add(data, eof, done))
             done.result()
 
     def close_stdin(self) -> None:
@@ -283,7 +289,16 @@ class Command(Stepped):
     def _is_driven_here(self) -> bool:
         return self._listed is None or self._driver == threading.get_ident()
 
+    def _add(self, data: bytes, eof: bool, done: "Future[None]") -> None:
+        self._note_read(data)
+        self._input.add(data, eof, done)
+
+    def _note_read(self, data: bytes) -> None:
+        if self._digests is not None and self._read is not None:
+            self._read.take([("stdin", data)])
+
     def _write(self, data: bytes) -> None:
+        self._note_read(data)
         try:
             self.running.write(data)
         except BackendLost as error:

@@ -69,7 +69,7 @@ class Listed:
         self.started = time.time() if started is None else started
         self.ended: float | None = None
         self.errands = Errands(self.over)
-        self._pty = pty
+        self.pty = pty
         self._adopted = adopted
 
     def take(self, stream: str, data: bytes) -> None:
@@ -136,7 +136,7 @@ class Listed:
         return Conflict(f"process {self.id} has ended")
 
     def _kept_as(self, stream: str) -> str:
-        return "pty" if self._pty and stream == "stdout" else stream
+        return "pty" if self.pty and stream == "stdout" else stream
 
     def view(self, pid: int | None, result: ResultView | None) -> ProcessView:
         offsets = {name: count for name, count in self.journal.offsets.items() if count}

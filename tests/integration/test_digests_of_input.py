@@ -1,0 +1,57 @@
+"""A receipt has the digest of what was read, or written to a file, in whatever way it was sent."""
+
+import base64
+import json
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from tests.security.daemons import Daemon, running, until
+
+DATA = b"hello\0\xff" * 30_000  # more than is given at once
+TEXT = base64.b64encode(DATA).decode()
+
+
+@pytest.fixture(scope="module")
+def daemon() -> Iterator[Daemon]:
+    with running() as made:
+        yield made
+
+
+def waited(daemon: Daemon, box: str) -> str:
+    asked = {"cmd": "wc -c", "stdin": TEXT, "stdin_encoding": "base64"}
+    return str(daemon.ask("POST", f"/v1/sandboxes/{box}/exec", asked).json["receipt"])
+
+
+def fed(daemon: Daemon, box: str) -> str:
+    asked = {"cmd": "wc -c", "wait": False, "stdin": "hello", "stdin_open": True}
+    process = daemon.ask("POST", f"/v1/sandboxes/{box}/exec", asked).json["id"]
+    path = f"/v1/sandboxes/{box}/processes/{process}"
+    daemon.ask("POST", f"{path}/stdin?eof=true", DATA[5:], Content_Type="application/octet-stream")
+    until(lambda: daemon.ask("GET", path).json["state"] == "ended")
+    return str(daemon.ask("GET", path).json["result"]["receipt"])
+
+
+def called(daemon: Daemon, box: str) -> str:
+    asked = {"command": "wc", "args": ["-c"], "stdin": TEXT, "stdin_encoding": "base64"}
+    return str(daemon.call("shell.exec.v1", asked, sandbox=box).json["receipt"])
+
+
+def written(daemon: Daemon, box: str) -> str:
+    asked = {"path": "a.bin", "content": TEXT, "encoding": "base64"}
+    return str(daemon.call("fs.write.v1", asked, sandbox=box).json["receipt"])
+
+
+def uploaded(daemon: Daemon, box: str) -> str:
+    path = f"/v1/sandboxes/{box}/files?path=/workspace/b.bin"
+    return daemon.ask("PUT", path, DATA).headers["x-request-id"]
+
+
+@pytest.mark.parametrize("way", [waited, fed, called, written, uploaded])
+def test_it_is_of_the_bytes(daemon: Daemon, way: Callable[[Daemon, str], str]) -> None:
+    receipt = way(daemon, daemon.sandbox())
+    found = daemon.ask("GET", f"/v1/receipts/{receipt}")
+    assert found.status == 200, found.body
+    told: Any = json.loads(base64.b64decode(found.json["payload"]))
+    assert told["predicate"]["execution"]["input_digest"] == f"sha256:{sha256(DATA).hexdigest()}"
