@@ -209,9 +209,8 @@ class WorkerPool:
 
     @contextlib.contextmanager
     def borrow(self, seconds: float) -> Iterator[WorkerProcess]:
-        """Waits so long for a free one. One that raises WorkerLost or NoEngine is replaced.
-
-        Raises Full.
+        """Waits so long for a free one. One that was left before it had answered is replaced: its
+        answer would be taken for that to the next question. Raises Full.
         """
         process = self._take(seconds)
         try:
@@ -219,8 +218,12 @@ class WorkerPool:
                 raise Refused("the policy engine is closed")
             process = process or WorkerProcess()
             yield process
-        except (WorkerLost, NoEngine):
-            process = None
+        except NoAnswer:  # that is one
+            raise
+        except BaseException:  # it ended; or an interrupt, say, came in between
+            if process is not None:
+                process.close()
+                process = None
             raise
         finally:
             self._give(process)
