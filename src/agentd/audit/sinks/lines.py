@@ -21,11 +21,34 @@ class StdoutSink:
 
     def __init__(self, fd: int = 1) -> None:
         self._fd = fd
+        self._rest = b""  # of a line that was begun
 
     def send(self, lines: Sequence[bytes]) -> None:
-        view = memoryview(b"".join(lines))
-        while view:
-            view = view[os.write(self._fd, view) :]
+        data, at = memoryview(b"".join((self._rest, *lines))), 0
+        try:
+            while at < len(data):
+                at += os.write(self._fd, data[at:])
+        except OSError as error:
+            raise Unsent(error.strerror or str(error), self._broke_off(lines, at)) from error
+        self._rest = b""
+
+    def _broke_off(self, lines: Sequence[bytes], at: int) -> int:
+        """Return how many lines went through, one that was begun among them: its rest comes first
+        the next time, for all of it again would stand in its midst."""
+        begin = len(self._rest)
+        if at < begin:
+            self._rest = self._rest[at:]
+            return 0
+        self._rest = b""
+        for sent, line in enumerate(lines):
+            end = begin + len(line)
+            if begin < at < end:
+                self._rest = line[at - begin :]
+                return sent + 1
+            if at <= begin:
+                return sent
+            begin = end
+        return len(lines)
 
 
 class SyslogSink:
