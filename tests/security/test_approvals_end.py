@@ -7,6 +7,7 @@ for others go on.
 
 import http.client
 import json
+import resource
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -185,3 +186,26 @@ def test_with_its_sandbox_ends_what_waits_for_approval(daemon: Daemon, name: str
     late = daemon.ask("POST", f"/v1/approvals/{asked}/decide", {"allow": True}, key=boss)
     assert (late.status, late.code) == (409, "conflict")
     assert late.json["cause"] == "its sandbox has ended"
+
+
+def test_a_request_ends_with_its_sandbox_also_where_that_cannot_be_noted() -> None:
+    with running(policy=POLICY) as daemon:
+        box = daemon.sandbox()
+        asked = {"cmd": ["echo", "ghost"]}
+        waits = Later(lambda: daemon.ask("POST", f"/v1/sandboxes/{box}/exec", asked))
+        until(lambda: bool(daemon.ask("GET", "/v1/approvals").json))
+        assert daemon.process is not None
+        pid, of_files = daemon.process.pid, resource.RLIMIT_FSIZE
+        soft, hard = resource.prlimit(pid, of_files)
+        resource.prlimit(pid, of_files, (1, hard))  # its disk is full
+        try:
+            daemon.ask("DELETE", f"/v1/sandboxes/{box}")
+            answer = waits.answer()
+        finally:
+            resource.prlimit(pid, of_files, (soft, hard))
+        assert answer.status >= 400 and answer.code, answer.body
+        until(lambda: daemon.ask("GET", "/readyz").status == 200)
+        (left,) = daemon.ask("GET", "/v1/approvals").json
+        assert left["state"] in ("expired", "withdrawn"), left
+        decided = daemon.ask("POST", f"/v1/approvals/{left['id']}/decide", {"allow": True})
+        assert decided.status in (403, 409), decided.body

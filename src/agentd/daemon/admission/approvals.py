@@ -284,7 +284,7 @@ class Approvals:
             if record is None or record.state != PENDING:
                 return None
             how = (
-                {"state": "expired", "note": _LATE}
+                {"state": "expired", "note": note if state == "expired" else _LATE}
                 if self._is_late(record)  # it was told as expired already
                 else {"state": state, "note": note, "decided_by": by}
             )
@@ -320,13 +320,12 @@ class Approvals:
         )
 
     def _is_late(self, record: ApprovalRecord) -> bool:
-        """Whether it waits and its time is over, by the clock that nobody can set."""
+        """Whether it waits, and its time is over by the clock that nobody can set; or its end could
+        not be noted, and nobody waits for it any more."""
         if record.state != PENDING:
             return False
         parked = self._parked.get(record.id)
-        if parked is None:  # a daemon before this one asked for it
-            return self._clock() >= record.expires
-        return parked.until <= self._monotonic()
+        return parked is None or parked.until <= self._monotonic()
 
 
 def _sandbox(asked: Mapping[str, Any]) -> str:
