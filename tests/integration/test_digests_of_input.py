@@ -1,4 +1,5 @@
-"""A receipt has the digest of what was read, or written to a file, in whatever way it was sent."""
+"""A receipt has the digest of what was read, or written to a file, in whatever way it was sent, and
+of what was asked for."""
 
 import base64
 import json
@@ -48,10 +49,35 @@ def uploaded(daemon: Daemon, box: str) -> str:
     return daemon.ask("PUT", path, DATA).headers["x-request-id"]
 
 
-@pytest.mark.parametrize("way", [waited, fed, called, written, uploaded])
-def test_it_is_of_the_bytes(daemon: Daemon, way: Callable[[Daemon, str], str]) -> None:
-    receipt = way(daemon, daemon.sandbox())
+def execution(daemon: Daemon, receipt: str) -> Any:
     found = daemon.ask("GET", f"/v1/receipts/{receipt}")
     assert found.status == 200, found.body
-    told: Any = json.loads(base64.b64decode(found.json["payload"]))
-    assert told["predicate"]["execution"]["input_digest"] == f"sha256:{sha256(DATA).hexdigest()}"
+    return json.loads(base64.b64decode(found.json["payload"]))["predicate"]["execution"]
+
+
+@pytest.mark.parametrize("way", [waited, fed, called, written, uploaded])
+def test_it_is_of_the_bytes(daemon: Daemon, way: Callable[[Daemon, str], str]) -> None:
+    told = execution(daemon, way(daemon, daemon.sandbox()))
+    assert told["input_digest"] == f"sha256:{sha256(DATA).hexdigest()}"
+
+
+def test_what_is_done_with_a_path_is_a_part_of_what_was_asked(daemon: Daemon) -> None:
+    def done(method: str, path: str, body: object = None) -> str:
+        answer = daemon.ask(method, f"/v1/sandboxes/{box}/files{path}", body)
+        assert answer.status < 300, answer.body
+        told = execution(daemon, answer.headers["x-request-id"])
+        assert told["capability"] == "fs.write.v1"
+        return str(told["request_digest"])
+
+    box = daemon.sandbox()
+    at = "/workspace/it"
+    digests = [
+        done("PUT", f"?path={at}", b""),
+        done("POST", "/move", {"path": at, "to": "/workspace/one"}),
+        done("PUT", f"?path={at}", b"more"),
+        done("POST", "/move", {"path": at, "to": "/workspace/two"}),
+        done("POST", "/mkdir", {"path": at}),
+        done("DELETE", f"?path={at}&recursive=true"),
+    ]
+    assert digests[0] == digests.pop(2)
+    assert len(set(digests)) == len(digests)

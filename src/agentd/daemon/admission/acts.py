@@ -66,7 +66,8 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     ``signer`` is the key that signed the request, ``bundle`` the policy that the caller expects;
     each "" where there is none. ``executes``: its END is on disk before its caller is told.
     ``receipt``: it has one; what has none is not synced. ``lasts``: a loss of power does not undo
-    it, and so its admission is on disk before it is done.
+    it, and so its admission is on disk before it is done. ``how`` is what was asked for and no
+    policy is asked about: what is done with a path.
     """
 
     who: Principal
@@ -81,6 +82,7 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     executes: bool = False
     receipt: bool = True
     lasts: bool = True
+    how: Mapping[str, Any] = {}
 
     @property
     def id(self) -> str:

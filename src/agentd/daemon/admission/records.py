@@ -257,7 +257,7 @@ def digest_of(value: Any) -> str:
 def _execution(admission: "Admission", outputs: Digests, **known: Any) -> Execution:
     act, decision = admission.act, admission.decision
     parameters = act.parameters
-    named = {"capability": act.name, "parameters": dict(parameters)}
+    named = {"capability": act.name, "parameters": dict(parameters), **act.how}
     given = _given(parameters)
     if given is not None:
         known.setdefault("input_digest", digest(given))

@@ -8,6 +8,8 @@ nobody waits for its records; a look (``list``, ``stat``) is over once it is dec
 from collections.abc import Generator, Iterable, Iterator
 from hashlib import sha256
 
+import msgspec
+
 from agentd.daemon.admission import acts
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.sandboxes.live import Live
@@ -66,7 +68,9 @@ class DaemonFiles(Noun):
 
     @observed("mkdir")
     def mkdir(self, sandbox: str, path: str, *, mode: int = 0o755, parents: bool = False) -> None:
-        live, admission = self._open(sandbox, acts.WRITE, "make a directory", path=checked(path))
+        live, admission = self._open(
+            sandbox, acts.WRITE, "make a directory", "mkdir", path=checked(path)
+        )
         with admission:
             admission.begin()
             live.handle.guest.files.mkdir(path, mode=mode, parents=parents)
@@ -76,13 +80,14 @@ class DaemonFiles(Noun):
         live = self._live(scope_of(acts.WRITE), sandbox)
         live.require_running("move a file")
         taken, given = (self._act(live, acts.WRITE, path=checked(at)) for at in (path, to))
+        taken = msgspec.structs.replace(taken, how={"operation": "move", "to": to})
         with self._parts.control.gate.operation(taken, live.handle, (given,)) as admission:
             admission.begin()
             live.handle.guest.files.move(path, to)
 
     @observed("remove")
     def remove(self, sandbox: str, path: str, *, recursive: bool = False) -> None:
-        live, admission = self._open(sandbox, acts.WRITE, "remove a file", path=path)
+        live, admission = self._open(sandbox, acts.WRITE, "remove a file", "remove", path=path)
         with admission:
             admission.begin()
             live.handle.guest.files.remove(path, recursive=recursive)
@@ -110,7 +115,7 @@ class DaemonFiles(Noun):
         whole: bool = False,
         replace: bool = False,
     ) -> None:
-        live, admission = self._open(sandbox, acts.WRITE, "write a tree", path=path)
+        live, admission = self._open(sandbox, acts.WRITE, "write a tree", "tar", path=path)
         content = _Hashed(data)
         with admission:
             admission.begin()

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from agentd.daemon.admission import acts
 from agentd.model import context
 from agentd.policy.scopes import scope_of
@@ -32,18 +34,24 @@ class Noun:
         return sandboxes.get(self._who, id_)
 
     def _open(
-        self, id_: str, name: str, doing: str, **parameters: object
+        self, id_: str, name: str, doing: str, operation: str = "", /, **parameters: object
     ) -> "tuple[Live, Admission]":
-        """Return a sandbox, and what is to be done there in a capability's words, ``name``.
+        """Return a sandbox, and what is to be done there in a capability's words, ``name``, which
+        may stand for more than one ``operation``.
 
         Raises Forbidden, NotFound, Conflict (``doing`` says what for), and what the policy refuses.
         """
         live = self._live(scope_of(name), id_)
         live.require_running(doing)
-        return live, self._judge(live, name, **parameters)
+        return live, self._judge(live, name, operation, **parameters)
 
-    def _judge(self, live: "Live", name: str, **parameters: object) -> "Admission":
-        return self._parts.control.gate.operation(self._act(live, name, **parameters), live.handle)
+    def _judge(
+        self, live: "Live", name: str, operation: str = "", /, **parameters: object
+    ) -> "Admission":
+        act = self._act(live, name, **parameters)
+        if operation:
+            act = msgspec.structs.replace(act, how={"operation": operation})
+        return self._parts.control.gate.operation(act, live.handle)
 
     def _act(self, live: "Live", name: str, **parameters: object) -> "Act":
         return acts.operation(self._who, name, live.handle, live.record.labels, **parameters)

@@ -146,7 +146,7 @@ class DaemonSandboxes(Noun):
     @observed("apply")
     def apply(self, id: str) -> None:
         live = self._live(scope_of(acts.WRITE), id)
-        with self._judge(live, acts.WRITE, path=live.wall.workspace) as admission:
+        with self._judge(live, acts.WRITE, "apply", path=live.wall.workspace) as admission:
             admission.begin()
             live.handle.overlay().apply()
 
