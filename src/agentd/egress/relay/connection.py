@@ -216,8 +216,7 @@ class RelayedConnection:
                 flow.close()
         self._relay.loop.drop(self._client.fileno())
         close(self._client, reset=reset)
-        if not self.passed:  # else who reads it says first what it moved
-            self._relay.ended(self)
+        self._relay.ended(self)
 
     # --- dialling ---
 

@@ -33,6 +33,10 @@ class Reports:
         self._open[n] = row
         self._queue.arm()
 
+    def ending(self, n: int) -> None:
+        """Tell of one no more until it has ended: its row is not whole before."""
+        self._open.pop(n, None)
+
     def ended(self, n: int, row: Row) -> None:
         self._open.pop(n, None)
         self._queue.add(row)

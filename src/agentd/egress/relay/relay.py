@@ -66,6 +66,9 @@ class Relay:
         self.loop.run()
 
     def ended(self, connection: RelayedConnection) -> None:
+        if connection.passed:  # who reads it says first what it moved
+            self.reports.ending(connection.n)
+            return
         self._open -= 1
         self.reports.ended(connection.n, connection.row())
 
