@@ -1,8 +1,12 @@
 """What is read out of an attack's words: a script that was cut short proves nothing."""
 
+import os
+import secrets
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -176,6 +180,35 @@ def test_what_others_run_on_a_busy_machine_is_not_counted() -> None:
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, check=True)
     said = dict(line.split("=", 1) for line in done.stdout.decode().splitlines())
     assert attack.judge(seen(said)) == (Verdict.STOPPED, "ran on 0.10 processors of 0.1")
+
+
+# On a busy machine a program starts late.
+LATE = """
+import os, time
+begin = os.execv
+def late(*words):
+    time.sleep(2)
+    begin(*words)
+os.execv = late
+"""
+
+
+def test_what_is_to_outlive_the_sandbox_runs_when_the_attack_has_ended() -> None:
+    marker = secrets.token_hex(16)
+    script = LATE + source(_named("outlive the sandbox").script)
+    words = [sys.executable, "-I", "-c", script, marker[:16], marker[16:]]
+    subprocess.run(words, stdout=subprocess.DEVNULL, check=True)
+    found = [path for path in Path("/proc").glob("[0-9]*/cmdline") if marker in _text(path)]
+    for path in found:
+        os.kill(int(path.parent.name), signal.SIGKILL)
+    assert len(found) == 1
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 @pytest.mark.parametrize("apart", [0.0, 1.0, -1.0, 30.0])
