@@ -36,6 +36,7 @@ _STREAMS = {1: "stdout", 2: "stderr", 3: "pty"}
 _SIGKILL = 9
 _UNKNOWN = object()  # an end that nobody saw: the daemon was not there
 _EOF = msgspec.json.encode({"op": "eof"})
+_KILL = msgspec.json.encode({"op": "signal", "signal": _SIGKILL})
 
 
 class _Event(msgspec.Struct, rename={"from_": "from"}):
@@ -355,6 +356,9 @@ class RemoteCommand(Stepped):
             else:
                 self._taken = self._given
                 self._asked = 0
+                if self._killed:  # the one that broke may have taken it along
+                    with suppress(OSError):
+                        self._socket.send(TEXT, _KILL)
                 return
         raise Unreachable(
             f"the connection to {self._client.address} broke, and there is no new one",

@@ -399,6 +399,25 @@ def test_an_answer_without_the_right_key_is_none(daemon, client, monkeypatch):
         RemoteCommand(client, "/v1/x", "p")
 
 
+def test_a_kill_that_a_broken_connection_took_along_goes_again(sockets, attach):
+    came = []
+
+    def breaks(socket):
+        came.append(json.loads(socket.recv()))
+        socket.socket.shutdown(2)
+
+    def holds(socket):
+        with suppress(TimeoutError):
+            came.append(json.loads(socket.recv(timeout=20)))
+        say(ended(signal=9, exit_code=None))(socket)
+
+    sockets.visits = [breaks, holds]
+    running = attach()
+    running.kill()
+    assert running.finish().signal == 9
+    assert came == [{"op": "signal", "signal": 9}] * 2
+
+
 def test_close_kills_what_runs(daemon, sockets, attach):
     # The kill is a request of its own: here it finds no such path, and nothing hangs on it.
     sockets.visits = [say()]
