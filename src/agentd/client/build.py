@@ -166,7 +166,7 @@ def parse_env_file(path: str) -> dict[str, str]:
                 f"env file {path!r} has more than {MAX_ENV_FILE} bytes",
                 remediation="leave some out: no program is started with so much",
             )
-        lines = data.decode().splitlines()
+        lines = data.decode().split("\n")  # nothing else ends one: a value may have U+2028 in it
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InvalidInput(

@@ -186,12 +186,13 @@ def test_a_bare_variable_takes_the_callers_value(monkeypatch):
 
 def test_env_file(tmp_path):
     path = tmp_path / "env"
-    path.write_text("# note\n\nA=1\nexport B=two words\nC='quo ted'\nD=\n")
+    path.write_text("# note\n\nA=1\nexport B=two words\nC='quo ted'\nD=\nE=a\u2028b=\x0bc=d\r\n")
     assert build.parse_env_file(str(path)) == {
         "A": "1",
         "B": "two words",
         "C": "quo ted",
         "D": "",
+        "E": "a\u2028b=\x0bc=d",
     }
 
 
