@@ -238,10 +238,14 @@ class HostStream:
         self._watched = wanted
 
     def _ready(self, events: int) -> None:
-        if events & WRITE and self._out:
-            self._flush()
-        if events & READ and not self.closed and not self._paused:
-            self._read()
+        try:
+            if events & WRITE and self._out:
+                self._flush()
+            if events & READ and not self.closed and not self._paused:
+                self._read()
+        except Exception:  # the loop hears it no more: its peer shall not wait for an answer
+            self.abort()
+            raise
 
     def _read(self) -> None:
         try:

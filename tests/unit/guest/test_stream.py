@@ -221,3 +221,28 @@ def test_a_stream_that_is_closed_in_doubt_is_closed(loop: Loop, port: tuple[Port
     loop.after(0.003, there.stream.close)
     loop.run()
     assert user.said == [] and there.stream.closed
+
+
+@pytest.mark.parametrize("said", [b"something", b""])
+def test_a_stream_whose_user_fails_is_closed_and_its_peer_knows(
+    pair: tuple[HostStream, User, socket.socket], monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    """The loop watches no descriptor again whose callback has raised."""
+    stream, user, theirs = pair
+    told: list[Exception] = []
+
+    def fails(*_: object) -> None:
+        user.loop.stop()
+        raise MemoryError
+
+    monkeypatch.setattr(user.loop, "_on_error", told.append)
+    for name in ("on_bytes", "on_eof"):
+        monkeypatch.setattr(user, name, fails)
+    if said:
+        theirs.sendall(said)
+    else:
+        theirs.shutdown(socket.SHUT_WR)
+    user.loop.run()
+    assert [type(error) for error in told] == [MemoryError]
+    assert (stream.closed, user.said) == (True, ["lost"])
+    assert theirs.recv(1) == b""
