@@ -11,7 +11,7 @@ import pytest
 from agentd.daemon.sandboxes.endings import Endings
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.sandbox.finisher import Finisher
-from agentd.sandbox.supervisor import wire
+from agentd.sandbox.supervisor import server, wire
 from agentd.sandbox.supervisor.client import SupervisorLink
 from agentd.sandbox.supervisor.server import Supervisor
 
@@ -133,6 +133,64 @@ def test_a_supervisor_answers_whatever_becomes_of_the_answer(
     link.close()
     serving.join(WAIT)
     supervisor.close()
+
+
+class _Stubborn:
+    """A wall, and the backend of it, that does not let itself be killed the first time."""
+
+    name, workspace, passes_descriptors = "stubborn", "/workspace", False
+
+    def __init__(self) -> None:
+        self.enforcement: dict[str, object] = {}
+        self.asked = 0
+
+    def plan(self, spec: object) -> object:
+        return spec
+
+    def launch(self, plan: object) -> "_Stubborn":
+        return self
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def alive(self) -> bool:
+        return self.asked < 2
+
+    def kill(self) -> None:
+        self.asked += 1
+        if self.asked < 2:
+            raise SandboxError("it holds on")
+
+
+@pytest.mark.parametrize("how", ["its lease", "a daemon"])
+def test_what_could_not_be_killed_is_killed_when_its_lease_ends(
+    pair: Pair, told: list[BaseException | None], monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(server, "_AGAIN_SECONDS", 0.0)
+    wall = _Stubborn()
+    supervisor = Supervisor(load=lambda name: wall)  # type: ignore[arg-type,return-value]
+    threads = [threading.Thread(target=supervisor.serve, args=(pair[1],))]
+    threads.append(threading.Thread(target=supervisor.watch))
+    for thread in threads:
+        thread.start()
+    ended = threading.Semaphore(0)
+    link = SupervisorLink(pair[0], lambda *_: ended.release())
+    lease = 0.0 if how == "its lease" else None
+    link.ask("launch", WAIT, backend="stubborn", id="wall-1", spec={}, lease=lease)
+    if how == "a daemon":
+        wall.asked = -1  # it is asked once more, by who answers the daemon
+        with pytest.raises(SandboxError, match="holds on"):
+            link.ask("kill", WAIT, id="wall-1")
+    else:
+        assert ended.acquire(timeout=WAIT)
+    assert ended.acquire(timeout=WAIT)
+    assert not wall.alive()
+    assert link.ask("hello", WAIT)["sandboxes"] == 0
+    assert "it holds on" in map(str, told)
+    link.close()
+    supervisor.close()
+    for thread in threads:
+        thread.join(WAIT)
 
 
 def test_what_cannot_be_freed_keeps_nothing_after_it(told: list[BaseException | None]) -> None:

@@ -1,5 +1,6 @@
 """What the supervisor holds of one sandbox, and how it describes it to a daemon."""
 
+import math
 import threading
 import time
 
@@ -70,3 +71,14 @@ class HeldWall:
 
 def boottime() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def after(seconds: object) -> float | None:
+    """Return when a lease of so many seconds ends; None for none. Raises ValueError: one that is no
+    number would never end."""
+    if seconds is None:
+        return None
+    left = float(str(seconds))
+    if not math.isfinite(left):
+        raise ValueError(f"a lease of {left} seconds has no end")
+    return boottime() + left

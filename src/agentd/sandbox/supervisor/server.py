@@ -1,7 +1,6 @@
 """The supervisor's work: build walls, hand out streams to them, enforce their leases."""
 
 import contextlib
-import math
 import os
 import socket
 import threading
@@ -23,13 +22,14 @@ from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.ports import Backend, Plan, Wall
 from agentd.sandbox.supervisor import asking, wire
-from agentd.sandbox.supervisor.held import HeldWall, boottime
+from agentd.sandbox.supervisor.held import HeldWall, after, boottime
 from agentd.sandbox.supervisor.wire import Message
 from agentd.sandbox.supervisor.workers import Workers
 from agentd.sandbox.volume_lease import holder
 
 _WORKERS = 64  # of which one caller gets half
 _TICK_SECONDS = 0.5
+_AGAIN_SECONDS = 60.0  # until what could not be killed is killed again
 _PAGE = 16
 # A waiting request holds a worker; who waits longer asks again.
 _WAIT_SECONDS = 5.0
@@ -210,7 +210,7 @@ class Supervisor:
 
     def _launch(self, message: Message) -> Answer:
         name, id_ = str(message["backend"]), str(message["id"])
-        _after(message.get("lease"))  # what is wrong with it is told before anything is built
+        after(message.get("lease"))  # what is wrong with it is told before anything is built
         spec = typed.convert(message["spec"], SandboxSpec)
         backend = self._backend(name)
         plan = backend.plan(spec)
@@ -220,7 +220,7 @@ class Supervisor:
         finally:
             holder.reset(told)
         entry = HeldWall(id_, spec, name, wall)
-        entry.deadline = _after(message.get("lease"))
+        entry.deadline = after(message.get("lease"))
         with self._lock:
             taken = id_ in self._entries or self.closing.is_set()
             if not taken:
@@ -250,7 +250,7 @@ class Supervisor:
             self._submit(message, self._kill, daemon, message, entry)
         except RuntimeError:  # we are ending
             if entry is not None:
-                entry.wall.kill()
+                self._free(entry)
             raise
 
     def _kill(self, daemon: socket.socket, message: Message, entry: HeldWall | None) -> None:
@@ -268,11 +268,11 @@ class Supervisor:
 
         self._answer_with(daemon, message, end)
         if entry is not None:
-            entry.wall.kill()
+            self._free(entry)
 
     def _renew(self, message: Message) -> Answer:
         entry = self._entry(message)
-        entry.deadline = _after(message.get("lease"))
+        entry.deadline = after(message.get("lease"))
         if "env" in message:  # one that was made ahead has its owner's variables only now
             env = typed.convert(message["env"], dict[str, str])
             entry.spec = msgspec.structs.replace(entry.spec, env=env)
@@ -327,9 +327,20 @@ class Supervisor:
             if self._entries.pop(entry.id, None) is None:
                 return
         try:
-            entry.wall.kill()
+            self._free(entry)
         finally:  # the daemon hears of it even where it left something behind
             self._tell({"event": "ended", "id": entry.id, "reason": reason, "why": why})
+
+    def _free(self, entry: HeldWall) -> None:
+        """Kill it. Where that fails and it lives on it is held again, and its lease ends soon."""
+        try:
+            entry.wall.kill()
+        except Exception:
+            if entry.wall.alive():
+                entry.deadline = after(_AGAIN_SECONDS)
+                with self._lock:
+                    self._entries[entry.id] = entry
+            raise
 
     def _ending(self, id_: str) -> Cause | None:
         with self._lock:
@@ -384,13 +395,3 @@ def _first_process(wall: object) -> list[int]:
 
 def _unknown(message: Message) -> Answer:
     raise InvalidInput(f"the supervisor does not know {message.get('op')!r}")
-
-
-def _after(seconds: object) -> float | None:
-    """Raises ValueError: one that is no number would never end."""
-    if seconds is None:
-        return None
-    left = float(str(seconds))
-    if not math.isfinite(left):
-        raise ValueError(f"a lease of {left} seconds has no end")
-    return boottime() + left
