@@ -174,3 +174,19 @@ def _more(daemon: Daemon, stopped: threading.Event) -> None:
 def test_a_file_of_the_callers_that_cannot_be_read_is_wrong_words(daemon: Daemon) -> None:
     done = daemon.cli("cp", "/proc/self/mem", f"{daemon.sandbox()}:/workspace/mem")
     assert done.returncode == 2 and b"/proc/self/mem cannot be read: Input/output" in done.stderr
+
+
+def test_what_a_copy_leaves_out_and_what_is_put_in_is_told_in_json(
+    daemon: Daemon, tmp_path: Path
+) -> None:
+    folder, tape = tmp_path / "folder", tmp_path / "tape.jsonl"
+    folder.mkdir()
+    (folder / "file").write_text("12345")
+    with socket.socket(socket.AF_UNIX) as left_out:
+        left_out.bind(f"{folder}/socket")
+    told = daemon.cli("cp", str(folder), f"{daemon.sandbox()}:/workspace/", "--json").stdout
+    assert json.loads(told) == {"bytes": 5, "skipped": "1 sockets, as folder/socket"}
+    recorded, replays = daemon.sandbox(net=["record"]), daemon.sandbox(net=["replay"])
+    tape.write_bytes(daemon.cli("net", "cassette", recorded).stdout)
+    put = daemon.cli("net", "cassette", replays, "--put", str(tape), "--json")
+    assert json.loads(put.stdout) == {"sandbox": replays, "put": str(tape)}, put.stderr
