@@ -77,6 +77,11 @@ class UrlKeySet:
         self._fetched: float | None = None  # when it last succeeded
         self._tried: float | None = None
         self._error: Exception | None = None
+        self._doubted = False
+
+    def doubt(self) -> None:
+        """Have them fetched before they are gone by again; where that fails they hold as before."""
+        self._tried, self._doubted = None, True
 
     def find(self, kid: str | None) -> list[Jwk]:
         if self._wants_fetch(kid):
@@ -90,7 +95,8 @@ class UrlKeySet:
     def _wants_fetch(self, kid: str | None) -> bool:
         if self._age(self._tried) < REFETCH_SECONDS:
             return False
-        return self._age(self._fetched) > FRESH_SECONDS or not _with_id(self._keys, kid)
+        is_old = self._doubted or self._age(self._fetched) > FRESH_SECONDS
+        return is_old or not _with_id(self._keys, kid)
 
     def _age(self, moment: float | None) -> float:
         return float("inf") if moment is None else self._clock() - moment
@@ -101,7 +107,7 @@ class UrlKeySet:
         except (OSError, ValueError) as error:
             self._error = error
         else:
-            self._fetched, self._error = self._clock(), None
+            self._fetched, self._error, self._doubted = self._clock(), None, False
         finally:
             # Only now: until it is known what came of it, others wait for it.
             self._tried = self._clock()

@@ -1,7 +1,7 @@
 """From the configuration to the chain that authenticates every request."""
 
 from agentd.auth.chain import Anyone, AuthProvider, ProviderChain
-from agentd.auth.jwks import KeySet
+from agentd.auth.jwks import KeySet, UrlKeySet
 from agentd.auth.jwt import Issuer, JwtProvider, key_set
 from agentd.auth.keys import KeyProvider, KeyStore
 from agentd.auth.mtls import CertificateRule, MtlsProvider
@@ -10,14 +10,22 @@ from agentd.daemon.config.schema import Auth, Config, JwtIssuer
 from agentd.model.typed import like
 
 
-def chain(config: Config, store: KeyStore) -> ProviderChain:
-    """Raises InvalidInput, where a package is missing that the configuration needs, too."""
+def chain(
+    config: Config, store: KeyStore, fetched: dict[str, KeySet] | None = None
+) -> ProviderChain:
+    """Put it together. ``fetched``: by their URLs, keys that the chain before had; what this one
+    fetches is added. Raises InvalidInput, where a package is missing that the configuration needs,
+    too."""
     auth = config.auth
     presented: list[AuthProvider] = []
     if auth.keys.enabled:
         presented.append(KeyProvider(store))
     if auth.jwt:
-        presented.append(JwtProvider([(_issuer(i), _keys(i)) for i in auth.jwt]))
+        presented.append(
+            JwtProvider(
+                [(_issuer(i), _keys(i, {} if fetched is None else fetched)) for i in auth.jwt]
+            )
+        )
     ambient: list[AuthProvider] = []
     if auth.certificates:
         ambient.append(MtlsProvider(_certificates(auth)))
@@ -53,5 +61,13 @@ def _issuer(issuer: JwtIssuer) -> Issuer:
     return like(Issuer, issuer, name=str(issuer.name), scopes=scopes, grants=grants)
 
 
-def _keys(issuer: JwtIssuer) -> KeySet:
-    return key_set(issuer.jwks_file, issuer.jwks_url)
+def _keys(issuer: JwtIssuer, fetched: dict[str, KeySet]) -> KeySet:
+    """Return its keys. Those of a URL are had from the chain before, and fetched anew: an issuer
+    that cannot be reached just then lets in whom it did, as without a reload."""
+    made, url = key_set(issuer.jwks_file, issuer.jwks_url), issuer.jwks_url
+    if url is None:
+        return made
+    found = fetched.setdefault(url, made)
+    if found is not made and isinstance(found, UrlKeySet):
+        found.doubt()
+    return found

@@ -1,6 +1,7 @@
 """Who is let in: the chain of the configuration, and how fast they may come."""
 
 import socket
+from typing import TYPE_CHECKING
 
 from agentd.auth.chain import ProviderChain
 from agentd.daemon.app import Daemon
@@ -12,6 +13,9 @@ from agentd.model.credential import Credential
 from agentd.model.principal import Principal
 from agentd.serve import authentication
 
+if TYPE_CHECKING:
+    from agentd.auth.jwks import KeySet
+
 
 class Gatekeeper:
     """``model.gatekeeper.Gatekeeper`` over a daemon, its keys and quotas."""
@@ -22,11 +26,12 @@ class Gatekeeper:
         """Raises InvalidInput for what is configured and cannot be had."""
         self._daemon = daemon
         self._observer = daemon.observer
+        self._fetched: dict[str, KeySet] = {}  # keys of issuers, which outlast a reload
         self._chain = self.chain(config)
 
     def chain(self, config: Config) -> ProviderChain:
         """Return the chain that ``take`` takes. Raises InvalidInput."""
-        return authentication.chain(config, self._daemon.keys)
+        return authentication.chain(config, self._daemon.keys, self._fetched)
 
     def take(self, chain: ProviderChain) -> None:
         """Judge by it from now on."""
