@@ -184,7 +184,7 @@ class Daemon:
         return self.trouble() or self.full() or self.unreachable() or self.control.damage
 
     def reload(self, config: Config) -> None:
-        """Take over what a running daemon can: quotas, leases, limits, signers, templates."""
+        """Take over what a running daemon can, or nothing: then it raises AgentdError."""
         signed = self._signed_requests(config)
         self.control.reload(config.policy)
         self.signed = signed
@@ -337,6 +337,7 @@ class Daemon:
         works = (
             self._supervision.look,
             self.sandboxes.expire,
+            self.sandboxes.rest,
             self._retention.tick,
             self._look_at_log,
             self._disk.look,

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS
@@ -27,6 +28,7 @@ class Pauses:
     _pipeline: "Pipeline"
     _publish: "events.Publish"
     _resting: set[str]  # whose sandboxes somebody looks after that are idle
+    _expiring: set[str]  # and that have no lease any more
 
     def all(self) -> "list[Live]":
         raise NotImplementedError
@@ -51,22 +53,13 @@ class Pauses:
             self._resume(live)
 
     def rest(self) -> None:
-        """Pause, or end, what has been idle for as long as it may. Never blocks: a guest that does
-        not answer holds up a thread of its owner's, and nobody else's sandboxes. One thread calls
-        it."""
-        due: dict[str, list[Live]] = {}
-        for live in self.all():
-            if live.record.principal not in self._resting and _is_due(live):
-                due.setdefault(live.record.principal, []).append(live)
-        for owner, theirs in due.items():
-            args = owner, theirs
-            work = threading.Thread(target=self._rest_all, args=args, name="idle", daemon=True)
-            self._resting.add(owner)
-            try:
-                work.start()
-            except RuntimeError as error:  # no thread is left: it is tried again
-                self._resting.discard(owner)
-                guard.tell(error)
+        """Pause, or end, what has been idle for as long as it may. Never blocks."""
+        _begin_each("idle", filter(_is_due, self.all()), self._rest, self._resting)
+
+    def expire(self) -> None:
+        """End those whose lease is over. Never blocks."""
+        over = (live for live in self.all() if live.left == 0.0)
+        _begin_each("lease", over, self._expire, self._expiring)
 
     def wake_by_use(self, live: "Live") -> None:
         """Let it pause when it is idle, if it is to, and go on with whatever is asked of it then.
@@ -81,25 +74,22 @@ class Pauses:
                 raise
             live.handle.on_use = lambda: self._wake(live)
 
-    def _rest_all(self, owner: str, due: "list[Live]") -> None:
-        try:
-            for live in due:
-                try:
-                    self._rest(live)
-                except Exception as error:  # it goes on, and so do we
-                    live.handle.used = time.monotonic() + _AGAIN_SECONDS
-                    guard.tell(error)
-        finally:
-            self._resting.discard(owner)
-
     def _rest(self, live: "Live") -> None:
         if not _is_due(live):
             return
-        if live.record.on_idle == OnIdle.END:
-            self.end(live, IDLE)
-            return
-        with live.standing:
-            self._pause(live, IDLE, live.record.idle_timeout)
+        try:
+            if live.record.on_idle == OnIdle.END:
+                self.end(live, IDLE)
+                return
+            with live.standing:
+                self._pause(live, IDLE, live.record.idle_timeout)
+        except BaseException:
+            live.handle.used = time.monotonic() + _AGAIN_SECONDS
+            raise
+
+    def _expire(self, live: "Live") -> None:
+        if live.left == 0.0:  # nobody has renewed it meanwhile
+            self.end(live, "lease_expired")
 
     def _wake(self, live: "Live") -> None:
         with live.standing:
@@ -131,6 +121,38 @@ class Pauses:
         tell_agent(live, live.left)
         self._change(live, state=str(live.handle.state), paused_by="")
         self._publish(EventKind.RESUMED, live.record.principal, live.id)
+
+
+def _begin_each(
+    name: str, due: "Iterable[Live]", work: "Callable[[Live], None]", busy: set[str]
+) -> None:
+    """Begin the ``work`` on each, in a thread of its owner's, who has one of that name: a guest
+    that does not answer, or a wall that does not end, holds up nobody else's sandboxes. ``busy``
+    has those who have; one thread calls it."""
+    of: dict[str, list[Live]] = {}
+    for live in due:
+        if live.record.principal not in busy:
+            of.setdefault(live.record.principal, []).append(live)
+    for owner, theirs in of.items():
+        args = owner, theirs, work, busy
+        thread = threading.Thread(target=_do_each, args=args, name=name, daemon=True)
+        busy.add(owner)
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread is left: it is tried again
+            busy.discard(owner)
+            guard.tell(error)
+
+
+def _do_each(owner: str, due: "list[Live]", work: "Callable[[Live], None]", busy: set[str]) -> None:
+    try:
+        for live in due:
+            try:
+                work(live)
+            except Exception as error:  # it goes on, and so do we
+                guard.tell(error)
+    finally:
+        busy.discard(owner)
 
 
 def _is_due(live: "Live") -> bool:

@@ -74,6 +74,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         self._lock = threading.Lock()
         self._relabelling = threading.Lock()
         self._resting: set[str] = set()
+        self._expiring: set[str] = set()
         self._live: dict[str, Live] = {}
         self._by_wall: dict[str, Live] = {}
         self.names = Names()
@@ -284,15 +285,6 @@ class Sandboxes(Changing, Pauses, Adoption):
     def all(self) -> list[Live]:
         with self._lock:
             return list(self._live.values())
-
-    # --- its state ---
-
-    def expire(self) -> None:
-        """End those whose lease is over; pause or end what has been idle."""
-        for live in self.all():
-            if live.left == 0.0:
-                self.end(live, "lease_expired")
-        self.rest()
 
     # --- the record ---
 

@@ -16,7 +16,7 @@ class Idle(Pauses):
     """Sandboxes that have been idle for long. Those of mallory do not answer until ``go``."""
 
     def __init__(self, *owners):
-        self._resting = set()
+        self._resting, self._expiring = set(), set()
         self.go = threading.Event()
         self.ended = []
         self.lives = [self.made(owner) for owner in owners]
@@ -69,3 +69,29 @@ def test_that_no_thread_was_left_once_is_made_up_for(monkeypatch: pytest.MonkeyP
     assert not idle.ended and "new thread" in str(told[0])
     idle.rest()
     until(lambda: idle.ended == [("bob", "idle")])
+
+
+def test_a_wall_that_does_not_end_holds_up_no_other_owners_leases():
+    over = Idle("mallory", "bob")
+    for live in over.lives:
+        live.left = 0.0
+    caller = threading.Thread(target=over.expire, daemon=True)
+    try:
+        caller.start()
+        until(lambda: over.ended == [("bob", "lease_expired")])
+        caller.join(120)
+        assert not caller.is_alive()
+    finally:
+        over.go.set()
+    until(lambda: len(over.ended) == 2)
+
+
+def test_a_lease_that_was_renewed_meanwhile_does_not_end():
+    over = Idle("mallory", "mallory")
+    for live in over.lives:
+        live.left = 0.0
+    over.expire()
+    over.lives[1].left = 60.0
+    over.go.set()
+    until(lambda: not [thread for thread in threading.enumerate() if thread.name == "lease"])
+    assert over.ended == [("mallory", "lease_expired")]
