@@ -64,8 +64,12 @@ class Server:
                 if listener.again is None or "removed" not in why:
                     raise Conflict(why)
                 new = listener.again()
+                try:
+                    await self._serve(new, doors)
+                except BaseException:
+                    new.close()  # with its file, so that the next look finds it missing again
+                    raise
                 self._served[place] = new, doors
-                await self._serve(new, doors)
                 await self._stop(listener)
             except (AgentdError, OSError) as error:
                 troubles.append(f"{why}: {error}" if str(error) != why else why)

@@ -1,7 +1,9 @@
 """Listeners of every kind, who is at their other end, and how it all ends."""
 
+import asyncio
 import contextlib
 import datetime
+import errno
 import http.client
 import json
 import os
@@ -19,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from tests.unit.ingest.fake import until
-from tests.unit.ingest.harness import Running, read_all, sse
+from tests.unit.ingest.harness import Running, UnixConnection, read_all, sse
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import unix_connect
 
@@ -356,3 +358,23 @@ def test_metrics_where_there_are_some(tmp_path: Path) -> None:
         assert running.ask("GET", "/metrics").body == b"agentd_up 1\n"
         paths = json.loads(running.ask("GET", "/openapi.json").body)["paths"]
         assert "/metrics" in paths
+
+
+def test_a_socket_that_cannot_be_served_anew_is_tried_again(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    def look() -> str:
+        asyncio.run_coroutine_threadsafe(running.server.look(), running.loop).result(120)
+        return running.server.trouble
+
+    os.unlink(running.path)
+    with monkeypatch.context() as patched:
+        patched.setattr(running.loop, "create_server", refuse)
+        assert "was removed: [Errno 24] too many open files" in look()
+    assert look() == ""
+    with contextlib.closing(UnixConnection(running.path, timeout=30)) as client:
+        client.request("GET", "/healthz")
+        assert client.getresponse().status == 200
