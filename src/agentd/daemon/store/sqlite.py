@@ -29,6 +29,8 @@ _WRITER = (
     "PRAGMA secure_delete = ON",  # what is forgotten is not left in free pages
 )
 _READER = ("PRAGMA query_only = ON",)
+_HELD = "end the other program that writes to it: fuser -v STATE/store.db"
+_FIXES = {sqlite3.SQLITE_BUSY: _HELD, sqlite3.SQLITE_LOCKED: _HELD}
 LAZY_SECONDS = 1.0  # after which what is not urgent is written by itself
 
 
@@ -280,7 +282,8 @@ def _unusable(path: str, error: sqlite3.Error) -> StoreError:
 
 def _failed(what: str, error: BaseException) -> StoreError:
     is_gone = isinstance(error, FileNotFoundError)  # says itself what to do
-    fix = "" if is_gone else "free space on its disk, or see dmesg"
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    fix = "" if is_gone else _FIXES.get(code, "free space on its disk, or see dmesg")
     reason = StoreError(what, cause=str(error), remediation=fix)
     reason.__cause__ = error
     return reason

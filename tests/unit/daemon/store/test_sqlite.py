@@ -1,5 +1,6 @@
 import contextlib
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -338,3 +339,13 @@ def test_readers_do_not_wait_for_a_writer(store):
 def test_a_reader_cannot_write(store):
     with pytest.raises(StoreError, match="readonly"):
         store._rows("DELETE FROM sandboxes")
+
+
+def test_a_store_that_another_program_writes_to_is_told_as_such(store):
+    with contextlib.closing(sqlite3.connect(store._path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="database is locked") as told:
+            store.write(put(sandbox("sbx-1")))
+        assert "end the other program that writes to it" in told.value.remediation
+        other.execute("ROLLBACK")
+    store.write(put(sandbox("sbx-1")))
