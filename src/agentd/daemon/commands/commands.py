@@ -190,7 +190,7 @@ class Commands:
         adopted = 0
         with self._lock:
             self._unread.add(live.id)
-        for record in self._store.find(ProcessRecord, sandbox=live.id, state=RUNNING):
+        for record in self._recorded(live, RUNNING):
             try:
                 self._take_over(live, record, record.request in ended)
                 adopted += 1
@@ -199,6 +199,12 @@ class Commands:
                 over = msgspec.structs.replace(record, state=ENDED, ended=time.time())
                 self._store.write(partial(Transaction.put, record=over), synced=False)
         return adopted
+
+    def _recorded(self, live: Live, state: str) -> Iterator[ProcessRecord]:
+        after: tuple[str, ...] = ()
+        while page := self._store.find(ProcessRecord, after=after, sandbox=live.id, state=state):
+            yield from page
+            after = (page[-1].id,)
 
     def list_begun(self, live: Live) -> None:
         """List what its template has begun in it before it was anybody's. What cannot be listed
@@ -350,11 +356,7 @@ class Commands:
         """Read once what ended in it under the daemon before."""
         if live.id not in self._unread:
             return
-        newest: deque[ProcessRecord] = deque(maxlen=MAX_KEPT)
-        after: tuple[str, ...] = ()
-        while page := self._store.find(ProcessRecord, after=after, sandbox=live.id, state=ENDED):
-            newest += page
-            after = (page[-1].id,)
+        newest = deque(self._recorded(live, ENDED), MAX_KEPT)
         with self._lock:
             if live.id in self._unread:
                 self._unread.discard(live.id)
