@@ -14,6 +14,7 @@ from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.sandboxes.names import taken
 from agentd.daemon.sandboxes.snapshots import SnapshotOwner
 from agentd.daemon.service.noun import Noun
+from agentd.model import context
 from agentd.model.api import SandboxBody, SandboxView, SnapshotView
 from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, InvalidInput, NotFound
@@ -25,6 +26,7 @@ from agentd.model.units import parse_duration
 from agentd.policy.scopes import scope_of
 
 _AS_USUAL = SandboxBody()
+_CHANGES = 128 << 20  # bytes of the longest list of changes, in its copies
 _BUILD_SECONDS = 60.0  # that somebody else may take to make the sandbox of a name
 
 
@@ -141,7 +143,9 @@ class DaemonSandboxes(Noun):
     def changes(self, id: str) -> tuple[str, ...]:
         live = self._live(scope_of(acts.WRITE), id)  # it tells what ``apply`` would write
         self._judge(live, acts.LIST, path=live.wall.workspace)
-        return tuple(live.handle.overlay().changes())
+        overlay = live.handle.overlay()
+        context.make_room(_CHANGES)  # before they are listed, for each copy is large
+        return tuple(overlay.changes())
 
     @observed("apply")
     def apply(self, id: str) -> None:
