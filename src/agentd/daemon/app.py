@@ -189,7 +189,7 @@ class Daemon:
         self.control.reload(config.policy)
         self.signed = signed
         self.config = config
-        self.pool.reshape()
+        self.pool.want()
 
     def denied(self, op: str, who: str, sandbox: str, error: Refused) -> None:
         """Write down what a principal's scopes or quotas do not let it do: no policy has refused
@@ -205,8 +205,7 @@ class Daemon:
         self.approvals.close()
 
     def close(self) -> None:
-        """Go down. Sandboxes stay with the supervisor until their leases end, or the next daemon
-        goes on with them; idempotent."""
+        """Go down. Sandboxes stay for the next daemon, until their leases end; idempotent."""
         if self._closing.is_set():
             return
         self._closing.set()

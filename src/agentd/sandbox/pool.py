@@ -98,13 +98,13 @@ class SandboxPool:
     def reshape(self, shelves: Sequence[ShelfSpec]) -> None:
         """Has other shelves from now on. What stands ready on one that stays is kept."""
         with self._lock:
+            if shelves and not self._closing and not self._thread.ident:
+                self._thread.start()  # first: where none is left, all is as it was
             before = self._shelves
             self._shelves = {shelf_key(wanted.spec): _Shelf(wanted) for wanted in shelves}
             for key in self._shelves.keys() & before.keys():
                 self._shelves[key].ready = before.pop(key).ready
             going = [one.handle for shelf in before.values() for one in shelf.ready]
-            if self._shelves and not self._closing and not self._thread.ident:
-                self._thread.start()
             self._wanted.notify()
         for handle in going:
             self._end(handle)

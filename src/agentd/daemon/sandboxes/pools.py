@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from agentd.daemon.sandboxes.shelves import images, of_template, shelves
 from agentd.daemon.sandboxes.starting import bring_up, stands
 from agentd.model.errors import AgentdError
+from agentd.sandbox import guard
 from agentd.sandbox.abilities import LEASED
 from agentd.sandbox.pool import SandboxPool, ShelfSpec
 
@@ -64,7 +65,7 @@ class Pools:
         self._plain = SandboxPool((), self._create, manager.destroy)
         self._of: dict[str, _TemplatePool] = {}  # replaced as a whole
         self._lock = threading.Lock()  # held while it is
-        self._images: dict[str, str] = {}
+        self._images: dict[str, str] | None = None  # None: it is not as it is to be
         self._look_at = 0.0
         self._troubles: dict[str, str] = {}  # that were told, by template
         self._closed = False
@@ -95,7 +96,7 @@ class Pools:
         with self._lock:
             if self._closed:
                 return
-            config = self._config()
+            config, self._images = self._config(), None
             meant = images(config)
             self._plain.reshape(shelves(config, self._gate))
             before, self._of = self._of, self._reshaped(config)
@@ -103,6 +104,14 @@ class Pools:
             for name, one in before.items():
                 if self._of.get(name) is not one:
                     one.close()
+
+    def want(self) -> None:
+        """Do as ``reshape``; where that fails, no thread is left, say, it is told and tried again:
+        what was there is still kept ready."""
+        try:
+            self.reshape()
+        except Exception as error:
+            guard.tell(error)
 
     def look(self) -> None:
         """Begin anew with images whose names mean others than before; now and then."""
