@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import threading
 import weakref
@@ -46,6 +47,7 @@ class Work(Generic[T]):
 
     def __init__(self, call: Callable[[], T]) -> None:
         self._call = call
+        self._context = contextvars.copy_context()
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self._loop.create_future()
         self._has_ended = asyncio.Event()
@@ -53,7 +55,7 @@ class Work(Generic[T]):
     def run(self) -> None:
         """Do the work, in the thread."""
         try:
-            settle = partial(self._succeed, self._call())
+            settle = partial(self._succeed, self._context.run(self._call))
         except BaseException as error:
             settle = partial(self._fail, error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits

@@ -24,7 +24,7 @@ class Cut:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._held: set[Cuttable] = set()
-        self._is_set = False
+        self._gone = threading.Event()
 
     def run(self, work: Callable[[], T]) -> T:
         """Do ``work``, whose requests are the caller's. Raises GivenUp."""
@@ -37,20 +37,27 @@ class Cut:
     def set(self) -> None:
         """Idempotent."""
         with self._lock:
-            self._is_set = True
+            self._gone.set()
             for connection in self._held:
                 connection.cut()
 
     def check(self) -> None:
         """Raise GivenUp where the caller has gone."""
-        if self._is_set:
+        if self._gone.is_set():
+            raise GivenUp
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long, or raise GivenUp once the caller has gone."""
+        if self._gone.wait(seconds):
             raise GivenUp
 
     @contextmanager
     def holding(self, connection: Cuttable) -> Iterator[None]:
+        """Have a connection cut in the block. Raises GivenUp."""
         with self._lock:
             self._held.add(connection)
         try:
+            self.check()  # who went before has cut none of these
             yield
         finally:
             with self._lock:

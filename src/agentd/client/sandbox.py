@@ -336,8 +336,12 @@ class Sandbox(SandboxCommands):
                 self._files.save(self._service.network, self.id)
 
     def _end(self) -> None:
-        with suppress(NotFound):  # its lease may have ended it
-            self._service.sandboxes.kill(self.id)
+        try:
+            with suppress(NotFound):  # its lease may have ended it
+                self._service.sandboxes.kill(self.id)
+        except BaseException:
+            self._ended = False  # whoever asks next ends it
+            raise
 
     @property
     def _open(self) -> "Service":

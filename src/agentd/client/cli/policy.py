@@ -224,8 +224,11 @@ def _run(command: list[str], env: dict[str, str]) -> int:
     Raises InvalidInput where it cannot be run.
     """
     began: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []  # signals that came before it had begun
 
     def pass_on(number: int, frame: object) -> None:
+        if not began:
+            early.append(number)
         for process in began:
             process.send_signal(number)
 
@@ -238,6 +241,8 @@ def _run(command: list[str], env: dict[str, str]) -> int:
         # What it prints is not what this command answers with --json.
         with subprocess.Popen(command, env=env, stdout=sys.stderr) as process:
             began.append(process)
+            for number in early:
+                process.send_signal(number)
             return process.wait()
     except OSError as error:
         raise InvalidInput(

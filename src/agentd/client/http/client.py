@@ -4,7 +4,6 @@ import atexit
 import http.client
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack, overload
@@ -151,7 +150,7 @@ class HttpClient:
         lost: Exception | None = None
         for delay in (0.0, *(DELAYS if safe else ())):
             if delay:  # even a sleep of 0 gives the processor away
-                time.sleep(delay)
+                cut.of_this_thread().sleep(delay)
             cut.of_this_thread().check()
             try:
                 return attempt(lost is not None)

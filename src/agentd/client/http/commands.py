@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PIECE = 256 << 10
+_KILL_SECONDS = 10.0  # that a daemon has to take the kill of what is given up
 # Stdin up to this size goes in the request; larger ones are streamed.
 MAX_INLINE = 8 << 20
 
@@ -201,10 +202,10 @@ class HttpCommands(HttpNoun):
     ) -> T:
         """Have it begun. Once ``cancel`` is readable it is killed, by its ``tag``; one that has not
         begun a second later, as it waits for an approval, is left: then nobody approves it."""
-        is_left = soon_or_never()
+        is_left, no_kill = soon_or_never(), soon_or_never(_KILL_SECONDS)
 
         def give_up() -> bool:
-            return tag is None or self._killed(sandbox, tag) or is_left()
+            return tag is None or self._killed(sandbox, tag, cancel, no_kill) or is_left()
 
         path = f"{sandbox_path(sandbox)}/exec"
         on_wake = None if cancel < 0 else give_up
@@ -217,13 +218,16 @@ class HttpCommands(HttpNoun):
         except BaseException:
             # Interrupted: nobody waits for it any more.
             if tag is not None:
-                self._killed(sandbox, tag)
+                self._killed(sandbox, tag, cancel, no_kill)
             raise
 
-    def _killed(self, sandbox: str, tag: str) -> bool:
-        """Kill the command with that tag; False where it has perhaps not begun yet."""
+    def _killed(self, sandbox: str, tag: str, cancel: int, given_up: Callable[[], bool]) -> bool:
+        """Kill the command with that tag; False where it has perhaps not begun yet. ``given_up``
+        is asked while a daemon does not answer, once ``cancel`` is readable."""
+        path, body = f"{process_path(sandbox, tag)}/signal", SignalBody(signal=9)
+        on_wake = None if cancel < 0 else given_up
         try:
-            self.signal(sandbox, tag, 9)
+            self._requests.call("POST", path, body, ends=True, wake=cancel, on_wake=on_wake)
         except (Conflict, Unreachable):
             return True
         except AgentdError:

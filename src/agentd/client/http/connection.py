@@ -32,14 +32,14 @@ class Woken(Exception):
     """The descriptor ``wake`` became readable before the next byte came."""
 
 
-def soon_or_never() -> Callable[[], bool]:
-    """Return what leaves an answer that has not come a second after it was given up: what takes
+def soon_or_never(seconds: float = _SOON_SECONDS) -> Callable[[], bool]:
+    """Return what leaves an answer that has not come so long after it was given up: what takes
     longer waits for somebody. It raises Woken."""
     given_up: list[float] = []
 
     def is_left() -> bool:
         given_up.append(time.monotonic())
-        if given_up[-1] - given_up[0] > _SOON_SECONDS:
+        if given_up[-1] - given_up[0] > seconds:
             raise Woken
         return False
 
@@ -233,7 +233,9 @@ class Pool:
         with self._condition:
             self._check_owner()
             while self._open >= MAX_OPEN and not ends:
-                if not self._condition.wait(deadline - time.monotonic()):
+                cut.of_this_thread().check()
+                left = deadline - time.monotonic()
+                if not self._condition.wait(min(left, _SOON_SECONDS)) and left <= _SOON_SECONDS:
                     raise Full(
                         f"{MAX_OPEN} requests to {self.address} are under way",
                         remediation="wait for some of them, or use another process",

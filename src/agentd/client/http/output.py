@@ -4,14 +4,15 @@ its cursors on where the connection breaks."""
 import http.client
 import os
 import threading
-import time
 from base64 import b64decode
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import msgspec
 
+from agentd.client.cut import Cut, GivenUp
 from agentd.client.http.client import DELAYS, HttpClient
 from agentd.client.http.errors import Unreachable, from_event
 from agentd.client.http.sse import ServerEvent, events
@@ -59,13 +60,15 @@ class HttpOutput:
         self._over = False  # the exit has come
         self._closed = False
         self._changed = threading.Condition()
+        self._cut = Cut()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC)
         try:
             first = self._open()
         except BaseException:
             os.close(self._wake)
             raise
-        self._thread = threading.Thread(target=self._run, args=first, daemon=True)
+        work = partial(self._cut.run, partial(self._run, *first))
+        self._thread = threading.Thread(target=work, daemon=True)
         self._thread.start()
 
     def read(self, limit: int) -> Sequence[OutputEvent]:
@@ -89,6 +92,7 @@ class HttpOutput:
             self._closed = True
             self._changed.notify()
         os.eventfd_write(self._wake, 1)
+        self._cut.set()  # it may wait for another connection, or for what that answers
         if self._thread is not threading.current_thread():  # as it is where ``notify`` closes it
             self._thread.join()
         os.close(self._wake)
@@ -113,8 +117,10 @@ class HttpOutput:
                         f"the connection to {self._client.address} breaks again and again",
                         remediation="the command may still run: follow it later",
                     )
-                time.sleep(DELAYS[fruitless - 1] if fruitless else 0.0)
+                self._cut.sleep(DELAYS[fruitless - 1] if fruitless else 0.0)
                 stack, response = self._open()
+        except GivenUp:
+            return
         except AgentdError as error:
             with self._changed:
                 self._error = error

@@ -5,6 +5,7 @@ import msgspec
 import pytest
 
 from agentd.client.cli.main import main
+from agentd.client.cut import Cut
 from agentd.client.http import address
 from agentd.client.http import client as clients
 from agentd.client.http.client import encoded, segment
@@ -73,7 +74,7 @@ def test_what_may_be_sent_again(daemon, client, drop, method, options, sent):
 
 
 def test_nobody_is_asked_twice_where_nobody_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(clients.time, "sleep", lambda seconds: seconds and pytest.fail("waited"))
+    monkeypatch.setattr(Cut, "sleep", lambda self, seconds: pytest.fail("waited"))
     client = clients.HttpClient(address.parse(f"unix:{tmp_path}/none"))
     with pytest.raises(Unreachable, match="no daemon answers"):
         client.call("GET", "/")
