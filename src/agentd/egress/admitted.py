@@ -86,7 +86,8 @@ class Admitted:
         self._keeper.sync(self)
         told = self._written, tuple(self._going_on.values())
         # Without the lock, for which all sandboxes wait: there may be 64 MiB of it.
-        with self._keeper.of_terminator(self, lambda term: term.recording(self.id)) as file:
+        file = self._keeper.of_terminator(self, lambda term: term.recording(self.id))
+        with file, cassettes.reading:
             return cassettes.recorded(file, *told)
 
     def count_for(self, owner: str) -> None:

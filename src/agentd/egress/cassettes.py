@@ -5,6 +5,7 @@ of which the terminator is given copies. They are freed with their sandbox.
 import contextlib
 import io
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE, fcntl
 from itertools import chain
@@ -25,6 +26,9 @@ from agentd.model.cassette import (
     spans_of,
 )
 from agentd.model.errors import SandboxError
+
+#: One at a time is read: of a large one there are three copies then.
+reading = threading.Lock()
 
 _FOR_ENDS = 256  # bytes of a cassette's first and last line
 _SIZE = F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL

@@ -24,7 +24,7 @@ _MOST = 8  # addresses of one name that are looked at
 _LOCALHOST, _LOOPBACK = "localhost", "127.0.0.1"
 # A proxy is told it in a line of its own: nothing else may stand there.
 # What is numbers at its end, as 127.1 and 0x7f000001, libraries of C take for an address.
-_NAME = re.compile(r"(?!(.*\.)?([0-9]+|0x[0-9a-f]*)\Z)[a-z0-9._-]+")
+_NAME = re.compile(r"(?!(.*\.)?([0-9]+|0x[0-9a-f]*)\Z)[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 
 
 class Place(NamedTuple):

@@ -88,7 +88,7 @@ class RelayKeeper:
             self._ids += 1
             admitted = Admitted(self, self._ids, sockets, table)
             try:
-                pack(_handed(admitted, table))
+                _check_room(admitted, table)
                 self._begin()
                 self._await_ready()
                 if reading is not None:
@@ -109,7 +109,7 @@ class RelayKeeper:
 
     def set(self, admitted: Admitted, table: Mapping[str, Any]) -> None:
         with self._changed:
-            pack(_handed(admitted, table))
+            _check_room(admitted, table)
             self.of_terminator(admitted, lambda reading: reading.set(admitted.id, table))
             admitted.table = table
             admitted.asked.keep(table)
@@ -344,6 +344,11 @@ class RelayKeeper:
             if "failed" in row:
                 self._note(str(row["failed"]))
             found.hear(self._generation, row)
+
+
+def _check_room(admitted: Admitted, table: Mapping[str, Any]) -> None:
+    """Raises InvalidInput where no message has its table, however much it will have moved."""
+    pack({**_handed(admitted, table), "moved": 1 << 63})
 
 
 def _handed(admitted: Admitted, table: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 class OwedAnswers:
     """Each method is called with the lock of ``changed`` held."""
 
-    __slots__ = ("_answered", "_asked", "_changed", "_send", "_since")
+    __slots__ = ("_answered", "_asked", "_changed", "_doubted", "_send", "_since")
 
     def __init__(
         self, changed: threading.Condition, send: Callable[[dict[str, object]], None]
@@ -19,6 +19,7 @@ class OwedAnswers:
         self._changed, self._send = changed, send
         self._asked = self._answered = 0
         self._since = 0.0
+        self._doubted = False
 
     def wait(self, seconds: float, gone: Callable[[], bool]) -> None:
         """Wait until it has told what was done until now, or is ``gone``, so many ``seconds`` at
@@ -28,17 +29,19 @@ class OwedAnswers:
 
     def answered(self, number: int) -> None:
         """Note one: where it is asked all the time it may owe some all the time."""
-        self._answered, self._since = number, time.monotonic()
+        self._answered, self._since, self._doubted = number, time.monotonic(), False
 
     def begin(self) -> None:
         """Begin with another process, which owes nothing."""
-        self._answered = self._asked
+        self._answered, self._doubted = self._asked, False
 
     def look(self, seconds: float, kill: Callable[[], None], *, ask: bool = True) -> None:
-        """Call ``kill`` for one that owes an answer and gave none for so many seconds, or ``ask``
-        anew one that owes none. Raises SandboxError."""
+        """Call ``kill`` for one that owes an answer and gave none for so many seconds, at the
+        second look that finds it so: it may be we who stood still, and what it has said is heard
+        between them. Or ``ask`` anew one that owes none. Raises SandboxError."""
         if self._answered < self._asked:
-            if time.monotonic() - self._since > seconds:
+            was_late, self._doubted = self._doubted, time.monotonic() - self._since > seconds
+            if was_late and self._doubted:
                 kill()
         elif ask:
             self._ask()

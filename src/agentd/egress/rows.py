@@ -18,7 +18,7 @@ from agentd.linux import process, rights
 
 MAX_MESSAGE = 160 << 10  # what a SEQPACKET socket takes with the usual buffers
 FLUSH_SECONDS = 0.05
-_MAX_ROWS = MAX_MESSAGE - 256  # bytes of rows, beside which a message says how many were lost
+_MAX_ROWS = 64 << 10  # bytes of rows in a message, which a socket of the usual size takes
 _MOST = 4096  # that wait for a host that does not take them
 _MAX_FAULT = 2000  # characters
 CONTROL_FD, MARK_FD = 3, 4

@@ -146,7 +146,7 @@ class Terminating:
         """Return a copy, the caller's, of the file of what it asked. Raises SandboxError."""
         try:
             return io.FileIO(os.dup(self._recordings[id_].fileno()))
-        except OSError as error:
+        except (KeyError, OSError) as error:
             raise SandboxError("the cassette cannot be read now", cause=str(error)) from error
 
     def count_for(self, id_: int, owner: str) -> None:

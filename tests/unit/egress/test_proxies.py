@@ -51,6 +51,7 @@ def test_no_proxy_is_for_these(none: str, places: str) -> None:
         *("10.0.0.1 HTTP/1.1\r\nX", "a b.example", "\ufffd.example", "a:1.example"),
         # Which a proxy's library may take for addresses of loopback.
         *("127.1", "2130706433", "0x7f000001", "0177.0.0.1", "127.0.0.0x1", "0x7F.1"),
+        *("localhost..", "127.0.0.1..", "127.1..", "a..b", ".a"),
     ],
 )
 def test_what_is_no_name_is_passed_on_to_no_proxy(host: str) -> None:

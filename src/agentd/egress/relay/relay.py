@@ -78,7 +78,8 @@ class Relay:
         if (heard := rows.receive(self._control, _MAX_SOCKETS)) is None:
             return
         message, fds, whole = heard
-        self.loop.work_for(message.get("admit", message.get("set", message.get("release", 0))))
+        whose = (message[key] for key in ("admit", "set", "release", "answer") if key in message)
+        self.loop.work_for(next(whose, 0))
         if "admit" in message:
             self._admit(message, fds, whole=whole)
         elif "set" in message:

@@ -64,23 +64,26 @@ class Server:
                 if listener.again is None or "removed" not in why:
                     raise Conflict(why)
                 new = listener.again()
+                self._served[place] = new, doors  # before it is waited for: a drain ends it, too
                 try:
                     await self._serve(new, doors)
                 except BaseException:
+                    self._served[place] = listener, doors
                     new.close()  # with its file, so that the next look finds it missing again
                     raise
-                self._served[place] = new, doors
                 await self._stop(listener)
-            except (AgentdError, OSError) as error:
+            except (AgentdError, OSError, ValueError) as error:  # the last: a drain closed it
                 troubles.append(f"{why}: {error}" if str(error) != why else why)
         self.trouble = "; ".join(troubles)
 
     async def _stop(self, listener: Listener) -> None:
         """Stop listening on one socket."""
-        asyncio.get_running_loop().remove_reader(listener.socket)
+        if listener.socket.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(listener.socket)
         for _ in range(3):
             await asyncio.sleep(0)
-        self._servers.pop(listener).close()
+        if server := self._servers.pop(listener, None):
+            server.close()
         listener.close()
 
     async def _serve(self, listener: Listener, doors: Doors) -> None:

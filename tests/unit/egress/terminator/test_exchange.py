@@ -514,8 +514,11 @@ def test_no_path_and_rules_hold_up_who_reads_for_all(
         assert str(told).startswith("HTTP/1.1 200 OK")
 
 
-def test_who_begins_hundreds_of_connections_has_no_others_refused(judging: Judging) -> None:
+def test_who_begins_hundreds_of_connections_has_no_others_refused(
+    judging: Judging, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Though who reads them does not come to it for a while."""
+    monkeypatch.setattr(terminating, "_HANG_SECONDS", 600.0)
     count = 350
     host = Heard()
     with (

@@ -15,6 +15,7 @@ from tests.unit.egress.terminator.world import HOST, Judging, judging, read_head
 
 from agentd.egress import cassettes, terminating
 from agentd.egress.compile import compile_table
+from agentd.testing.patience import SLOWER
 
 SHORT = (
     "from agentd.egress.terminator import ends, exchange; "
@@ -40,7 +41,7 @@ def test_an_answer_lasts_as_long_as_something_comes_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its program says nothing meanwhile."""
-    idle = 4
+    idle = 10 * SLOWER
 
     def serve(sock: socket.socket) -> None:
         read_head(sock)

@@ -3,7 +3,6 @@ decide, at sockets that the sandbox made before anything ran in it."""
 
 import contextlib
 import socket
-import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +35,6 @@ _SHAPES = (
     ],
 )
 _NO_RULES = "it was made with another network than one that is restricted to rules"
-#: One cassette at a time is read: of a large one there are three copies then.
-_reading = threading.Lock()
 _PORTS = {_STREAM: anyip.PORT, _DATAGRAM: anyip.DNS_PORT}
 #: What ``Networked``, ``Asks``, ``HoldsSecrets``, ``HasCassette`` and ``Served`` have in all,
 #: beside ``set_network``.
@@ -103,7 +100,7 @@ class SandboxNetwork:
     def play(self, path: str) -> None:
         """Answer from the cassette at ``path``. Raises InvalidInput for what is none, and for hosts
         that no rule has; Refused where nothing is replayed."""
-        from agentd.egress.cassettes import playable
+        from agentd.egress.cassettes import playable, reading
         from agentd.egress.table import EgressTable
         from agentd.model.cassette import MAX_CASSETTE, check_hosts
 
@@ -112,7 +109,7 @@ class SandboxNetwork:
             raise Refused(
                 "the sandbox replays nothing", remediation="make one whose net begins with replay"
             )
-        with _reading, open(path, "rb") as file:
+        with reading, open(path, "rb") as file:
             data, endpoints = playable(file.read(MAX_CASSETTE + 1))
         check_hosts(endpoints, lambda *to: table.of_name(*to).allowed)
         self._admitted.play(data)
