@@ -61,6 +61,20 @@ def test_it_is_of_the_bytes(daemon: Daemon, way: Callable[[Daemon, str], str]) -
     assert told["input_digest"] == f"sha256:{sha256(DATA).hexdigest()}"
 
 
+def test_what_a_command_does_not_take_is_none_of_what_it_read(daemon: Daemon) -> None:
+    box = daemon.sandbox()
+    asked = {"cmd": "cat; read -r go < /workspace/go", "wait": False, "stdin": "abc"}
+    daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": "mkfifo /workspace/go"})
+    process = daemon.ask("POST", f"/v1/sandboxes/{box}/exec", asked).json["id"]
+    path = f"/v1/sandboxes/{box}/processes/{process}"
+    late = daemon.ask("POST", f"{path}/stdin", b"late", Content_Type="application/octet-stream")
+    assert late.status == 400
+    daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": "echo > /workspace/go"})
+    until(lambda: daemon.ask("GET", path).json["state"] == "ended")
+    told = execution(daemon, daemon.ask("GET", path).json["result"]["receipt"])
+    assert told["input_digest"] == f"sha256:{sha256(b'abc').hexdigest()}"
+
+
 def test_what_is_done_with_a_path_is_a_part_of_what_was_asked(daemon: Daemon) -> None:
     def done(method: str, path: str, body: object = None) -> str:
         answer = daemon.ask(method, f"/v1/sandboxes/{box}/files{path}", body)

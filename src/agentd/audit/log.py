@@ -198,9 +198,10 @@ class AuditLog:
         if not bodies and not self._losses and not self._stale:
             self._sync()
             return []
-        lost = None
+        lost, owed = None, list[Event]()
         try:
-            events = self._reloaded() if self._stale else []
+            owed = self._reloaded() if self._stale else []
+            events = owed[:]
             lost = self._losses.taken()
             events += [lost.event()] if lost else []
             own = [entry(event, self._clock()).body for event in events]
@@ -208,6 +209,7 @@ class AuditLog:
                 return []
             written = self._chain.write([*own, *bodies], synced=synced)
         except BaseException:
+            self._stale = self._stale or bool(owed)  # it is looked for again
             self._losses.put_back(lost)
             self._put_off_sync()
             raise

@@ -49,6 +49,7 @@ class SharedLog:
                 position = self._append(made)
             except OSError as error:
                 self._lost += 1
+                self._chain.close()  # what was owed is looked for again
                 raise AuditError(
                     "the audit log cannot be written",
                     cause=error.strerror or str(error),

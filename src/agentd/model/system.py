@@ -13,7 +13,9 @@ def os_errors_as(kind: type[AgentdError], what: str, fix: str = "") -> Iterator[
     try:
         yield
     except OSError as error:
-        raise kind(what, cause=error.strerror or str(error), remediation=fix) from error
+        raise kind(
+            what, cause=error.strerror or str(error), remediation=fix or scarce(error)
+        ) from error
 
 
 _SCARCE = {

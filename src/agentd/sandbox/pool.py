@@ -99,6 +99,8 @@ class SandboxPool:
         """Has other shelves from now on. What stands ready on one that stays is kept."""
         with self._lock:
             if shelves and not self._closing and not self._thread.ident:
+                # A new one: one that could not be started cannot be started again.
+                self._thread = threading.Thread(target=self._fill, name="pool", daemon=True)
                 self._thread.start()  # first: where none is left, all is as it was
             before = self._shelves
             self._shelves = {shelf_key(wanted.spec): _Shelf(wanted) for wanted in shelves}

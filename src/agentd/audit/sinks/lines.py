@@ -21,34 +21,25 @@ class StdoutSink:
 
     def __init__(self, fd: int = 1) -> None:
         self._fd = fd
-        self._rest = b""  # of a line that was begun
+        self._begun = 0  # bytes of the next line that are there already
 
     def send(self, lines: Sequence[bytes]) -> None:
-        data, at = memoryview(b"".join((self._rest, *lines))), 0
+        data, at = memoryview(b"".join(lines)), self._begun
         try:
             while at < len(data):
                 at += os.write(self._fd, data[at:])
         except OSError as error:
-            raise Unsent(error.strerror or str(error), self._broke_off(lines, at)) from error
-        self._rest = b""
+            raise Unsent(error.strerror or str(error), self._whole(lines, at)) from error
+        self._begun = 0
 
-    def _broke_off(self, lines: Sequence[bytes], at: int) -> int:
-        """Return how many lines went through, one that was begun among them: its rest comes first
-        the next time, for all of it again would stand in its midst."""
-        begin = len(self._rest)
-        if at < begin:
-            self._rest = self._rest[at:]
-            return 0
-        self._rest = b""
-        for sent, line in enumerate(lines):
-            end = begin + len(line)
-            if begin < at < end:
-                self._rest = line[at - begin :]
-                return sent + 1
-            if at <= begin:
-                return sent
-            begin = end
-        return len(lines)
+    def _whole(self, lines: Sequence[bytes], at: int) -> int:
+        """Return how many lines went through; that which was begun goes on the next time."""
+        sent = 0
+        while at >= len(lines[sent]):
+            at -= len(lines[sent])
+            sent += 1
+        self._begun = at
+        return sent
 
 
 class SyslogSink:

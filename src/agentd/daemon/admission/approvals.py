@@ -82,6 +82,7 @@ class Approvals:
         self._lock = threading.Lock()
         self._parked: dict[str, _Parked] = {}
         self._of: Counter[str] = Counter()
+        self._unnoted: set[str] = set()  # whose end the store refused: nobody waits for them
         self._closed = False
         # Their requests went with the daemon that held them.
         for id_ in _pending(store):
@@ -232,6 +233,7 @@ class Approvals:
         """End what is overdue, and forget what ended long ago: how many were forgotten."""
         with self._lock:
             overdue = [i for i, p in self._parked.items() if p.until <= self._monotonic()]
+            overdue += self._unnoted
         for id_ in overdue:
             self._finish(id_, "expired", _LATE)
         gone, before = 0, now - KEPT_SECONDS
@@ -294,19 +296,18 @@ class Approvals:
 
         try:
             made = self._store.write(work)
+        except BaseException:
+            self._unnoted.add(id_)
+            raise
         finally:
             self._unpark(id_)  # its place is free, and whoever waits sees what the store says
+        self._unnoted.discard(id_)
         if made is not None:
             self._tell(made)
 
     def _tell(self, record: ApprovalRecord) -> None:
-        self._publish(
-            EventKind.APPROVAL,
-            record.principal,
-            _sandbox(record.asked),
-            approval=record.id,
-            state=record.state,
-        )
+        whose = record.principal, _sandbox(record.asked)
+        self._publish(EventKind.APPROVAL, *whose, approval=record.id, state=record.state)
 
     def _get(self, id_: str) -> ApprovalRecord:
         record = self._store.get(ApprovalRecord, id_)
@@ -315,17 +316,17 @@ class Approvals:
         return record
 
     def _view(self, record: ApprovalRecord) -> ApprovalView:
-        return like(
-            ApprovalView, record, state="expired" if self._is_late(record) else record.state
-        )
+        state = "expired" if self._is_late(record) else record.state
+        return like(ApprovalView, record, state=state)
 
     def _is_late(self, record: ApprovalRecord) -> bool:
-        """Whether it waits, and its time is over by the clock that nobody can set; or its end could
-        not be noted, and nobody waits for it any more."""
+        """Whether it waits, and its time is over, or its end could not be noted."""
         if record.state != PENDING:
             return False
         parked = self._parked.get(record.id)
-        return parked is None or parked.until <= self._monotonic()
+        # One that is not there may have been decided on since the store was looked at.
+        is_unnoted = record.id in self._unnoted
+        return is_unnoted if parked is None else parked.until <= self._monotonic()
 
 
 def _sandbox(asked: Mapping[str, Any]) -> str:

@@ -150,7 +150,8 @@ class Command(Stepped):
     def feed(self, data: bytes, *, eof: bool = True, done: "Future[None] | None" = None) -> None:
         """Take input, before it is driven; it is given as the command reads, and ``done`` then."""
         self._driver = threading.get_ident()
-        self._add(data, eof, done or Future())
+        self._note_read(data)
+        self._input.add(data, eof, done or Future())
         try:
             self._input.give(self.running)
         except (BackendLost, GuestError) as error:
@@ -248,7 +249,8 @@ class Command(Stepped):
                 self.running.close_stdin()
         elif data or eof:
             done: Future[None] = Future()
-            self.listed.errands.do(lambda: self._add(data, eof, done))
+            done.add_done_callback(lambda given: self._note_given(given, data))
+            self.listed.errands.do(lambda: self._input.add(data, eof, done))
             done.result()
 
     def close_stdin(self) -> None:
@@ -289,18 +291,18 @@ class Command(Stepped):
     def _is_driven_here(self) -> bool:
         return self._listed is None or self._driver == threading.get_ident()
 
-    def _add(self, data: bytes, eof: bool, done: "Future[None]") -> None:
-        self._note_read(data)
-        self._input.add(data, eof, done)
+    def _note_given(self, given: "Future[None]", data: bytes) -> None:
+        if given.exception() is None:
+            self._note_read(data)
 
     def _note_read(self, data: bytes) -> None:
         if self._digests is not None and self._read is not None:
             self._read.take([("stdin", data)])
 
     def _write(self, data: bytes) -> None:
-        self._note_read(data)
         try:
             self.running.write(data)
+            self._note_read(data)
         except BackendLost as error:
             self._ending.lose(error)
 

@@ -157,6 +157,8 @@ def _do_each(owner: str, due: "list[Live]", work: "Callable[[Live], None]", busy
 
 def _is_due(live: "Live") -> bool:
     seconds, handle = live.record.idle_timeout, live.handle
+    if live.ending or live.left == 0.0:
+        return False  # it ends
     return seconds is not None and handle.state is State.READY and handle.is_idle(seconds)
 
 

@@ -118,7 +118,8 @@ class Pools:
         if time.monotonic() < self._look_at:
             return
         self._look_at = time.monotonic() + _LOOK_SECONDS
-        if images(self._config()) != self._images:
+        # Where somebody does so just now, the daemon's timer does not wait for that.
+        if not self._lock.locked() and images(self._config()) != self._images:
             self.reshape()
 
     def close(self) -> None:

@@ -27,7 +27,7 @@ class Idle(Pauses):
             state=State.READY, is_idle=lambda seconds: True, used=time.monotonic()
         )
         record = SimpleNamespace(principal=owner, idle_timeout=1.0, on_idle="end")
-        return SimpleNamespace(handle=handle, record=record)
+        return SimpleNamespace(handle=handle, record=record, ending=False, left=None)
 
     def all(self):
         return [live for live in self.lives if live.handle.state is State.READY]
