@@ -1,6 +1,8 @@
 """An image of ours that nobody could read again: it is not made, and nothing stays of it. One that
 is damaged hides no other."""
 
+import json
+
 import pytest
 from tests.integration.test_image_build import Builds, builds, on_base
 
@@ -45,3 +47,17 @@ def test_whose_name_is_damaged_hides_no_other_from_its_digest(on_base: Builds) -
     with Sandbox.create(image=digest) as box:
         box.run("true", check=True)
     on_base.build(f"FROM base@{digest}\nENV A=b\n")
+
+
+def test_a_root_is_whole_however_many_blocks_its_file_system_counts(on_base: Builds) -> None:
+    """Some count others once all is written: of a large file, one for the list of its parts."""
+    text = "FROM base\nCOPY <<E /a\nb\nE\n"
+    on_base.build(text, name="mine")
+    (chain,) = on_base.told("inspect", "mine")["chain"].split()
+    about = on_base.cache / "agentd/oci/roots" / chain.partition(":")[2] / "root.json"
+    told = json.loads(about.read_text())
+    about.write_text(json.dumps(told | {"bytes": told["bytes"] + 4096}))
+    on_base.run("verify", "mine")
+    with Sandbox.create(image="mine") as box:
+        on_base.build(text, name="mine")
+        box.run("true", check=True)

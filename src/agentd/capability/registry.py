@@ -1,5 +1,6 @@
 """Every capability by its name: ours from one table, imported late; others' by entry point."""
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Mapping
@@ -189,4 +190,7 @@ def _installed() -> Iterable[Point]:
     # Reading every installed package's metadata costs 10 ms and more: never on the common path.
     from importlib.metadata import entry_points
 
+    # Raises where no descriptor is left: then what follows would find nothing, and keep that.
+    with open(os.devnull):
+        pass
     return entry_points(group=ENTRY_POINTS)

@@ -116,7 +116,10 @@ class Agent:
         if self.on_connection is not None:
             self.on_connection(True)
         stream.on_close = partial(self._on_close, stream)
-        stream.start(_Handshake(self, stream))
+        try:
+            stream.start(_Handshake(self, stream))
+        except OSError:  # the kernel has no room to watch it; the next is taken all the same
+            stream.close()
         return len(self._streams) < self._max_connections
 
     def listen_fds(self, sock: socket.socket) -> None:

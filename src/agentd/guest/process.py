@@ -129,8 +129,9 @@ class GuestProcess:
         except BlockingIOError:
             return
         self._close_report()
+        explain, self._explain = self._explain, _explain_nothing  # it holds the whole request
         if error is not None:
-            self._explain(error)
+            explain(error)
             self._on_exit = None
             self._release()
         call, self._after_start = self._after_start, None

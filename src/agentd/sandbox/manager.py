@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.model.errors import AgentdError, Refused, SandboxError
+from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, lifecycle
@@ -294,7 +294,7 @@ class Manager:
         try:
             with handle.lock:
                 self._feed(handle, event)
-        except (AgentdError, OSError) as error:
+        except Exception as error:  # a wall of somebody else's may raise anything
             if reason is None:
                 raise
             reason.add_note(f"and the sandbox could not be freed: {error}")

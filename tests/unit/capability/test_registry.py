@@ -165,7 +165,7 @@ def test_many_threads_have_one_object(module: ModuleType) -> None:
 
 def test_what_could_not_be_opened_for_want_of_descriptors_is_there_later() -> None:
     code = """
-import resource
+import importlib.metadata, resource
 from agentd.capability import registry
 from agentd.model.errors import Unavailable
 of_none = registry.Registry(points=list)

@@ -213,12 +213,12 @@ def test_a_request_that_comes_a_byte_at_a_time_ends_the_device(
     over = threading.Event()
 
     def slowly() -> None:
-        # More than come in the time that a busy machine may keep the device from reading.
         with contextlib.suppress(OSError):
-            vmm.raw(u32(wire.SET_FEATURES, wire.VERSION, wire.MAX_PAYLOAD))
             while not over.wait(0.1):
                 vmm.raw(b"\0")
 
+    # First, or the device finds nothing to do; of more bytes than come while it is kept from it.
+    vmm.raw(u32(wire.SET_FEATURES, wire.VERSION, wire.MAX_PAYLOAD))
     thread = threading.Thread(target=slowly)
     thread.start()
     try:

@@ -7,6 +7,8 @@ import signal
 
 from agentd.capability.inside.common import Failed
 
+# The lines that are the transport's: other ones name files of the repository.
+_CURL = r"(?:unable to access|RPC failed)[^\n]*"
 # Looked for in this order, in what git says in the C locale.
 _FAILURES = (
     (r"transport '.*' not allowed", "not_allowed", "only https is"),
@@ -18,11 +20,15 @@ _FAILURES = (
     ),
     (r"returned error: 404|repository .* not found", "no_repository", "check the URL"),
     (
-        "[Cc]ould not resolve|[Cc]ould ?n.t connect|Failed to connect|timed out|unreachable",
+        _CURL + "([Cc]ould not resolve|[Cc]ould ?n.t connect|Failed to connect|timed out|unreach)",
         "unreachable",
         "check the host, and whether the sandbox's network reaches it",
     ),
-    (r"certificate|SSL|TLS|gnutls", "tls", "give ca_pem if the server has a CA of its own"),
+    (
+        _CURL + "(certificate|SSL|TLS|gnutls)",
+        "tls",
+        "give ca_pem if the server has a CA of its own",
+    ),
     (
         r"dumb http|not valid: is this a git repository",
         "no_repository",

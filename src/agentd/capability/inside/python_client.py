@@ -129,15 +129,12 @@ class Context:
     def process(self) -> "KernelProcess | None":
         """The same without a connection, which is not taken while code runs: those of everybody who
         only looked would wait there, until there is room for nobody who wants to end it."""
-        number = os.pread(self._lock, 32, 0).strip()
-        if not number.isdigit():
-            return self.find()
-        pid = int(number)
-        try:
+        with contextlib.suppress(OSError, ValueError):
+            pid = int(os.pread(self._lock, 32, 0))
             pidfd = self._opened(pid)
-        except OSError:
-            return None
-        return None if pidfd is None else KernelProcess(pid, pidfd)
+            if pidfd is not None:
+                return KernelProcess(pid, pidfd)
+        return self.find()
 
     def _opened(self, pid: int) -> "int | None":
         """A pidfd of it, if it is this context's kernel: a child of a dead one may still hold its

@@ -213,6 +213,7 @@ class ImageBuild:
         copy = Copy(
             target=state.absolute(target),
             inline=tuple(inline),
+            words=len(words) + len(inline),
             chown=state.expanded(instruction, instruction.flags.get("chown", "")),
             chmod=copying.check_mode(state.expanded(instruction, chmod)) if chmod else None,
         )

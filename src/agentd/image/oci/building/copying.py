@@ -47,6 +47,7 @@ class Copy(NamedTuple):
     target: str
     named: tuple[NamedFiles, ...] = ()
     inline: tuple[Inline, ...] = ()
+    words: int = 1  # that say what: of several, some may fit nothing
     chown: str = ""
     chmod: int | None = None
 
@@ -111,7 +112,7 @@ class _Writing:
         target = self._view.resolve(copy.target.strip("/"))
         whole = copy.target.endswith("/") or self._is_folder(target)
         count = len(copy.named) + len(copy.inline)
-        if count > 1 and not whole:
+        if max(count, copy.words) > 1 and not whole:
             raise Unusable(f"several files go to {copy.target}, which is no folder: end it with /")
         if not count:  # of a WORKDIR, which is the folder alone
             self._folders(target)

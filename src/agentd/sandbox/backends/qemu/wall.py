@@ -63,8 +63,10 @@ class QemuWall(MachineWall[QemuProcess]):
         self._on_end = root.lease.close
 
     def kill(self) -> None:
-        super().kill()
-        self._on_end()
+        try:
+            super().kill()
+        finally:
+            self._on_end()
 
     def open_stream(self) -> socket.socket:
         self._check_running()

@@ -162,14 +162,17 @@ class MachineWall(ABC, Generic[P]):
             self._gone = True
             # The last comes first; and all of it, whatever one of them raises.
             with contextlib.ExitStack() as rest:
-                if self._group is not None:  # one that is not empty yet is reaped by name later
-                    rest.enter_context(contextlib.suppress(OSError))
-                    rest.callback(self._group.remove)
+                rest.callback(self._remove_group)
                 for lease in self._leases:
                     rest.callback(lease.close)
                 if self._network is not None:
                     rest.callback(self._network.close)
                 rest.callback(self._process.end)
+
+    def _remove_group(self) -> None:
+        if self._group is not None:
+            with contextlib.suppress(OSError):  # reaped by name later
+                self._group.remove()
 
     def snapshot(self, folder: str) -> None:
         """Stop what runs in the guest before, and let it go on after: a copy must not run it
