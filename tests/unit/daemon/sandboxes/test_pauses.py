@@ -48,6 +48,7 @@ def test_a_guest_that_does_not_answer_holds_up_no_other_owner():
     try:
         idle.rest()
         until(lambda: sorted(idle.ended) == [("bob", "idle"), ("carol", "idle")])
+        until(lambda: "bob" not in idle._resting)
         idle.lives.append(idle.made("bob"))
         idle.rest()
         until(lambda: len(idle.ended) == 3)
