@@ -314,13 +314,13 @@ def test_where_no_relay_is_to_be_had_what_is_dialled_is_refused_at_once(
 ) -> None:
     box = sandbox(backend, net=["example.com"])
     relay = keeper.shared()
-    killed = [0]
+    admitted, killed = list(relay._admitted.values())[-1], [0]
     for _ in range(deaths.MOST):  # then it is not started again
         eventually(lambda: relay.pid not in (0, killed[-1]))
         killed.append(relay.pid)
         os.kill(killed[-1], signal.SIGKILL)
     eventually(lambda: relay.pid == 0)
-    relay.sync()  # what it does of that is done
+    relay.sync(admitted)  # what it does of that is done
     said = box.attack(
         DIAL
         + """
