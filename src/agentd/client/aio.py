@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import contextvars
 import functools
 import threading
 from collections.abc import Callable, Coroutine, Mapping
@@ -166,8 +165,7 @@ async def _all_or_none(make: Callable[[], list[Sandbox]]) -> list[Sandbox]:
     making = _Making(make)
     work = Work(making.run)
     # Not on a thread that the end of the loop, or of the program, waits for: it may take an hour.
-    run = partial(contextvars.copy_context().run, work.run)
-    threading.Thread(target=run, name="agentd-create", daemon=True).start()
+    threading.Thread(target=work.run, name="agentd-create", daemon=True).start()
     try:
         return await work.future
     except asyncio.CancelledError:

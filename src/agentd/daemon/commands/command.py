@@ -80,7 +80,7 @@ class Command(Stepped):
         # Of all that it is given to read; not of what somebody types, a password say, nor where the
         # daemon before has given some.
         is_typed = listed is not None and listed.pty
-        self._read = None if is_typed or begin.place is not None else Digests()
+        self._notes_read = not is_typed and begin.place is None
         self._handle = handle
         self._ending = CommandEnding(handle)
         self._known: Result | None = None  # once it has ended, though that is not written down
@@ -221,8 +221,9 @@ class Command(Stepped):
         if refused:
             admission.unconnected(refused)
         self._digests.take((("stdout", result.stdout), ("stderr", result.stderr)))
-        read = self._read.found().get("stdin", "") if self._read is not None else ""
-        receipt = admission.end(result, self._digests.found(), read)
+        outputs = self._digests.found()
+        read = outputs.pop("stdin", "")
+        receipt = admission.end(result, outputs, read)
         return msgspec.structs.replace(result, receipt=receipt)
 
     def detach(self) -> NoReturn:
@@ -296,8 +297,8 @@ class Command(Stepped):
             self._note_read(data)
 
     def _note_read(self, data: bytes) -> None:
-        if self._digests is not None and self._read is not None:
-            self._read.take([("stdin", data)])
+        if self._digests is not None and self._notes_read:
+            self._digests.take([("stdin", data)])
 
     def _write(self, data: bytes) -> None:
         try:
