@@ -72,6 +72,18 @@ def test_labels_change(daemon: Daemon) -> None:
     assert daemon.ask("PATCH", path, {"labels": {}}, key=daemon.key("dave")).status == 404
 
 
+def test_a_label_that_no_filter_could_name_is_refused(daemon: Daemon) -> None:
+    box = f"/v1/sandboxes/{daemon.sandbox()}"
+    wrong = {"labels": {"a=b": "c"}}
+    for method, path in (("POST", "/v1/sandboxes"), ("PUT", "/v1/sandboxes/n"), ("PATCH", box)):
+        refused = daemon.ask(method, path, wrong)
+        assert (refused.status, refused.code) == (400, "invalid_input"), (method, refused.body)
+        assert "without '='" in refused.json["remediation"]
+    assert daemon.ask("PATCH", box, {"labels": {"a": "b=c"}}).status == 200
+    listed = daemon.ask("GET", "/v1/sandboxes?label=a=b%3Dc").json["sandboxes"]
+    assert [f"/v1/sandboxes/{s['id']}" for s in listed] == [box]
+
+
 def test_changed_labels_are_there_after_a_restart() -> None:
     with running() as daemon:
         path = f"/v1/sandboxes/{daemon.sandbox(labels={'a': '1'})}"
@@ -116,3 +128,16 @@ def test_what_the_wall_cannot_do_is_told_as_that() -> None:
 def test_a_port_on_which_nothing_listens_is_no_fault_of_ours(daemon: Daemon) -> None:
     answer = daemon.ask("GET", f"/v1/sandboxes/{daemon.sandbox()}/ports/9/")
     assert (answer.status, answer.code) == (409, "operation_failed")
+
+
+def test_a_move_to_another_filesystem_is_told_with_both_paths(daemon: Daemon) -> None:
+    path = f"/v1/sandboxes/{daemon.sandbox()}/files"
+    daemon.ask("POST", f"{path}/mkdir", {"path": "/workspace/d"})
+    moved = {"path": "/workspace/d", "to": "/dev/shm/d"}
+    answer = daemon.ask("POST", f"{path}/move", moved)
+    assert (answer.status, answer.code) == (400, "operation_failed"), answer.body
+    assert answer.json["message"].startswith("/workspace/d -> /dev/shm/d: ")
+    assert "mv" in answer.json["remediation"]
+    nowhere = {"path": "/workspace/d", "to": "/workspace/none/d"}
+    answer = daemon.ask("POST", f"{path}/move", nowhere)
+    assert answer.status == 404 and nowhere["to"] in answer.json["message"]

@@ -235,7 +235,12 @@ class GuestFiles:
         self._simple("fs.mkdir", path, mode=mode, parents=parents)
 
     def move(self, path: str, to: str) -> None:
-        self._simple("fs.move", path, to=checked(to))
+        try:
+            self._simple("fs.move", path, named=f"{path} -> {to}", to=checked(to))
+        except OperationFailed as error:
+            if error.errno == errno.EXDEV:
+                error.remediation = "write it there, and remove it here; or run mv, which copies"
+            raise
 
     def remove(self, path: str, recursive: bool = False) -> None:
         self._simple("fs.remove", path, recursive=recursive)
@@ -270,9 +275,9 @@ class GuestFiles:
                     call.ended = True
                     return
 
-    def _simple(self, op: str, path: str, **fields: object) -> _Done:
+    def _simple(self, op: str, path: str, *, named: str = "", **fields: object) -> _Done:
         with self._call({"op": op, "path": checked(path), **fields}) as call:
-            done = self._result(_DONE, _event(call), path)
+            done = self._result(_DONE, _event(call), named or path)
             call.ended = True
             return done
 

@@ -279,10 +279,11 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
         raise InvalidInput(many, remediation="drop some")
     for key, value in labels.items():
         long = len(key) > MAX_LABEL or len(value) > MAX_LABEL
-        if not key or long or not key.isprintable() or "\0" in value:
+        # A filter is KEY=VALUE, and ends its key at the first "=": no other could be named.
+        if not key or long or not key.isprintable() or "=" in key or "\0" in value:
             raise InvalidInput(
                 f"label {key[:64]!r} is not usable",
-                remediation="give printable keys and values without NUL, "
+                remediation="give printable keys without '=' and values without NUL, "
                 f"of at most {MAX_LABEL} characters",
             )
     return dict(labels)

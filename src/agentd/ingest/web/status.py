@@ -67,6 +67,7 @@ ERRNO = {
     errno.ENOTDIR: 400,
     errno.ELOOP: 400,
     errno.ENAMETOOLONG: 400,
+    errno.EXDEV: 400,
     errno.ECONNREFUSED: 409,  # nothing listens there, or not yet
 }
 
