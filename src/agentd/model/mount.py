@@ -7,6 +7,7 @@ from enum import StrEnum
 from os.path import abspath, expanduser, normpath
 
 import msgspec
+from msgspec.structs import astuple
 
 from agentd.model.errors import AgentdError, InvalidInput, SandboxError
 from agentd.model.system import scarce
@@ -47,6 +48,10 @@ class Mount(msgspec.Struct, frozen=True):
 WORKSPACE = "/workspace"
 MAX_MOUNTS = 256  # of a sandbox, volumes and its workspace among them
 MAX_PATH = 4096  # characters, of which PATH_MAX lets no more through
+# Bytes: a target is made below another folder first.
+_MAX_TARGET = 4000
+_MAX_NAME = 255
+_MAX_DEPTH = 256
 VOLUME_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # A mount over one of these, or in it, would replace a part of the wall.
 _RESERVED = (
@@ -111,9 +116,19 @@ def check_volume(name: str) -> str:
 
 
 def check_target(target: str) -> str:
-    if not target.startswith("/") or normpath(target) != target or "\0" in target:
+    # POSIX lets normpath leave two slashes at the start, which to Linux are one.
+    if not target.startswith("/") or plain(target) != target or "\0" in target:
         raise InvalidInput(
-            f"mount target {target!r} is not a plain absolute path", remediation="write it as /data"
+            f"mount target {target[:100]!r} is not a plain absolute path",
+            remediation="write it as /data",
+        )
+    raw = _encoded(target, "target")
+    names = raw.split(b"/")[1:]
+    if len(raw) > _MAX_TARGET or len(names) > _MAX_DEPTH or len(max(names, key=len)) > _MAX_NAME:
+        raise InvalidInput(
+            f"mount target {target[:100]!r}... is too long",
+            remediation=f"name one of at most {_MAX_TARGET} bytes and {_MAX_DEPTH} names, "
+            f"each of {_MAX_NAME} bytes",
         )
     if is_reserved(target):
         raise InvalidInput(
@@ -121,6 +136,11 @@ def check_target(target: str) -> str:
             remediation="choose another, such as /data",
         )
     return target
+
+
+def plain(path: str) -> str:
+    """Return an absolute path as it is written without dots and doubled slashes, wherever."""
+    return normpath(f"/{path.lstrip('/')}")
 
 
 def is_reserved(target: str) -> bool:
@@ -182,7 +202,17 @@ def _host_path(path: str, text: str) -> str:
         raise InvalidInput(
             f"mount {text!r} names no host path", remediation="write it as PATH[:mode]"
         )
-    return abspath(expanduser(path))
+    _encoded(path, "source")
+    return plain(abspath(expanduser(path)))
+
+
+def _encoded(path: str, what: str) -> bytes:
+    try:
+        return os.fsencode(path)
+    except UnicodeEncodeError:
+        raise InvalidInput(
+            f"mount {what} {path[:100]!r} is no path", remediation="name it by its own characters"
+        ) from None
 
 
 def asked_mounts(
@@ -202,6 +232,11 @@ def asked_mounts(
             raise InvalidInput(
                 f"mount {mount!r} is no text and no Mount",
                 remediation="write it as SRC:DST[:ro|rw]",
+            )
+        if isinstance(mount, Mount) and not all(isinstance(of, str) for of in astuple(mount)):
+            raise InvalidInput(
+                f"{mount!r} has a member that is no text",
+                remediation='write it as Mount("/source", "/target", MountMode.RO)',
             )
     volumes = _names(volumes)
     if len(mounts) + len(volumes) + (workspace is not None) > MAX_MOUNTS:

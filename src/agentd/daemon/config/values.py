@@ -12,6 +12,7 @@ from agentd.daemon.config.problem import nearest
 from agentd.ingest import doors
 from agentd.model.egress import PRIVATE, PUBLIC, cassette, check_name, check_own_name, parse_rule
 from agentd.model.errors import InvalidInput
+from agentd.model.mount import plain
 from agentd.model.port import LOCALHOST, PortDomain
 from agentd.model.units import format_size, parse_duration, parse_size
 
@@ -83,7 +84,7 @@ class FilePath(str):
         path = os.path.expanduser(value) if isinstance(value, str) else ""
         if not path.startswith("/") or "\0" in path:
             raise InvalidInput(f"{value!r} is no absolute path", remediation="write it as /a/b")
-        return cls(os.path.normpath(path))
+        return cls(plain(path))
 
 
 SHIPPED_BUNDLES = ("permissive", "strict", "paranoid")

@@ -7,6 +7,7 @@ in the forked child. Standard library only.
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterable, Sequence
 
 from agentd.guest.zygote.root import EMPTY_FOLDER, STAGE, write
@@ -34,7 +35,7 @@ def build(
     kernel.mount("tmpfs", STAGE, "tmpfs", _NOSUID_NODEV, "mode=0755,size=4m,nr_inodes=8k")
     _Copy(_opened(path for path, _ in places), private, kernel).again("/")
     for path, is_dir in places:
-        mount_point(STAGE + path, is_dir)
+        mount_point(STAGE + path, is_dir, shown=path)
     enter_stage(kernel)
     kernel.mount_setattr(abi.AT_FDCWD, "/", 0, set_=abi.MOUNT_ATTR_RDONLY)
 
@@ -47,15 +48,25 @@ def enter_stage(kernel: Kernel) -> None:
     os.chdir("/")
 
 
-def mount_point(target: str, is_dir: bool) -> None:
-    """Make what a mount is put on, where it is not there yet. Raises OSError."""
-    if is_dir:
-        os.makedirs(target, 0o755, exist_ok=True)
-        return
-    os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+def mount_point(target: str, is_dir: bool, *, shown: str = "") -> None:
+    """Make what a mount is put on, where it is not there yet. Raises OSError: ENOTDIR or EISDIR
+    where something else is there, which is named as it is ``shown`` inside."""
+    above = target if is_dir else os.path.dirname(target)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    with contextlib.suppress(FileExistsError):  # in a private root it is there, and read-only
-        os.close(os.open(target, flags, 0o644))
+    try:
+        os.makedirs(above, 0o755, exist_ok=True)
+        if not is_dir:
+            with contextlib.suppress(FileExistsError):  # in a private root it is read-only
+                os.close(os.open(target, flags, 0o644))
+    except (FileExistsError, NotADirectoryError):
+        if not os.path.lexists(target):
+            raise OSError(errno.ENOTDIR, "a file is on its way", shown or target) from None
+    found = os.lstat(target).st_mode
+    if is_dir and not stat.S_ISDIR(found):
+        what = "link" if stat.S_ISLNK(found) else "file"
+        raise OSError(errno.ENOTDIR, f"no folder goes where a {what} is", shown or target)
+    if not is_dir and stat.S_ISDIR(found):
+        raise OSError(errno.EISDIR, "no file goes where a folder is", shown or target)
 
 
 def _resolved(target: str) -> str:

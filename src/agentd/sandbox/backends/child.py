@@ -19,6 +19,8 @@ _MAX_FDS = 8
 _END_POLL = 0.001
 # The kernel's word where it has no memory for a seccomp filter (agentd.linux.seccomp).
 _ENOTSUPP = 524
+# What a mount meets in the root (agentd.guest.zygote.own_root).
+_MISPLACED = (errno.ENOTDIR, errno.EISDIR)
 _MORE_FILTERS = "sysctl -w net.core.bpf_jit_limit=1073741824, or end what loads many filters"
 
 
@@ -117,7 +119,8 @@ class Readiness(NamedTuple):
 def await_ready(listener: socket.socket, seconds: float = 10.0) -> Readiness:
     """Wait for a new sandbox's word that it is confined.
 
-    Read before any untrusted code runs. Raises SandboxError, Ended.
+    Read before any untrusted code runs. Raises SandboxError, Ended, InvalidInput for a mount that
+    finds something else where it goes.
     """
     if not is_ready(listener, seconds):
         raise _silent(f"the sandbox was not ready within {seconds:g} s")
@@ -132,6 +135,12 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> Readiness:
                 "the sandbox could not be built", cause="it ended before it was ready"
             ) from None
     if "error" in answer:
+        if answer.get("errno") in _MISPLACED:
+            raise InvalidInput(
+                "a mount has no place where it was to go",
+                cause=str(answer["error"]),
+                remediation="mount it elsewhere, such as at /data",
+            )
         fix = _MORE_FILTERS if answer.get("errno") == _ENOTSUPP else ""
         raise SandboxError(
             "the sandbox could not be built", cause=str(answer["error"]), remediation=fix
