@@ -191,6 +191,12 @@ def _kind_here(path: str) -> str | None:
         return None
     except NotADirectoryError:
         raise InvalidInput(f"{path}: a file is on the way", remediation="correct it") from None
+    except (OSError, ValueError) as error:  # ValueError of a path with a NUL
+        raise InvalidInput(
+            f"{path!r} cannot be written to",
+            cause=getattr(error, "strerror", None) or str(error),
+            remediation="name a path that there can be, in a folder that you may enter",
+        ) from None
     return "dir" if stat.S_ISDIR(mode) else "file"
 
 

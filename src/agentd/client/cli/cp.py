@@ -28,7 +28,8 @@ TARGET itself, of which nothing remains; a file takes that of the file that is t
 with a mount in it is not replaced.
 
 What is copied out belongs to you, has no set-uid bits, and stays beneath the target: links that
-lead out of the folder, hard links, devices and fifos are refused by name, sockets left out.
+lead out of the folder, devices and fifos are refused by name, sockets left out; a file with
+several names becomes one for each.
 A folder has at most 1,000,000 files, 64 GiB, and 256 folders below each other.
 """
 

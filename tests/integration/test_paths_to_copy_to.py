@@ -1,0 +1,36 @@
+"""What may be named of this machine to copy to, and what becomes of a file's second name."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agentd import InvalidInput, Sandbox
+
+
+@pytest.fixture
+def box() -> Iterator[Sandbox]:
+    with Sandbox.create(embedded=True) as sandbox:
+        sandbox.run("mkdir out; echo x > out/a; ln out/a out/b", check=True)
+        yield sandbox
+
+
+def test_a_path_that_there_cannot_be_is_an_error_of_ours(box: Sandbox, tmp_path: Path) -> None:
+    for source in ("/workspace/out", "/workspace/out/a"):
+        for name, why in (("n" * 256, "File name too long"), ("a\0b", "null")):
+            with pytest.raises(InvalidInput, match="cannot be written to") as told:
+                box.files.download(source, f"{tmp_path}/{name}")
+            assert why in told.value.cause and told.value.remediation
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_of_two_names_becomes_two_as_the_help_says(box: Sandbox, tmp_path: Path) -> None:
+    box.files.download("/workspace/out", f"{tmp_path}/out")
+    assert [(tmp_path / "out" / name).stat().st_nlink for name in "ab"] == [1, 1]
+    assert [(tmp_path / "out" / name).read_text() for name in "ab"] == ["x\n", "x\n"]
+    said = subprocess.run(
+        [sys.executable, "-m", "agentd", "cp", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    assert "a file with several names becomes one for each" in " ".join(said.split())
