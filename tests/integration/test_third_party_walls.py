@@ -128,6 +128,14 @@ BROKEN = {
     "probes": AIR.replace("air", "probes").replace("Air", "Probes").format(level="NAMESPACE")
     + "    def probe(self):\n        raise KeyError('probe')\n",
 }
+# Which end the program that asks them, as if all were well.
+EXITS = {
+    "probing": "    def probe(self):\n        raise SystemExit(0)\n",
+    "planning": "    def plan(self, spec):\n        raise SystemExit(0)\n",
+    "launching": "    def launch(self, plan):\n        raise SystemExit(0)\n",
+    "listing": "    def requirements(self):\n        raise SystemExit(0)\n",
+    "closing": "    def close(self):\n        raise SystemExit(0)\n",
+}
 
 
 @pytest.fixture
@@ -337,3 +345,24 @@ def test_the_wall_of_the_page_works(install: Callable[[str, str], None]) -> None
     assert ran.stdout == "behind it\n", ran
     code, report = selftested("fence")
     assert code == 0 and report["passed"]
+
+
+def test_one_that_ends_whoever_asks_it_passes_for_nothing(
+    install: Callable[[str, str], None],
+) -> None:
+    for name, member in EXITS.items():
+        source = AIR.replace("air", name).replace("Air", name.capitalize())
+        install(name, source.format(level="NAMESPACE") + member)
+    found = {one["name"]: one for one in json.loads(agentd("doctor", "--json").stdout)["backends"]}
+    for name in ("probing", "listing"):
+        assert "SystemExit" in found[name]["blockers"][0]["what"]
+    for name in EXITS.keys() - {"listing"}:
+        for words in (("selftest", "--backend", name), ("run", "--backend", name, "--", "true")):
+            ran = agentd(*words)
+            assert ran.returncode == (1 if words[0] == "selftest" and name != "closing" else 125)
+            assert "SystemExit" in ran.stdout + ran.stderr, ran
+    with running() as daemon:
+        for name in ("probing", "planning", "launching"):
+            refused = daemon.ask("POST", "/v1/sandboxes", {"backend": name})
+            assert refused.status >= 500 and b"SystemExit" in refused.body
+        daemon.sandbox()

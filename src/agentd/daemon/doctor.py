@@ -243,11 +243,11 @@ def _examine(name: str) -> Finding:
             tuple(sorted(backends.abilities(name) - set(getattr(backend, "lacks", ())))),
             backends.fidelity(name),
         )
-    except Exception as error:
+    except backends.ANYTHING as error:
         blocker = backends.broken("examined", error)
         return Finding(name, backend.level.label, (), Availability(False, (blocker,)))
     finally:
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(*backends.ANYTHING):
             backend.close()
 
 
@@ -256,7 +256,7 @@ def _probe(backend: Backend) -> Availability:
         return backend.probe()
     except (AgentdError, OSError) as error:
         return Availability(False, (Blocker(str(error), "see the message; then try again"),))
-    except Exception as error:
+    except backends.ANYTHING as error:
         if backend.name in backends.BUILTIN:
             raise
         return Availability(False, (backends.broken("probed", error),))

@@ -62,8 +62,8 @@ def choose(
             if spec.backend is not None:
                 raise
             blockers.append((backend.name, _as_blocker(refusal)))
-        except Exception as error:
-            # A third party's may raise anything; from afar it is one of ours.
+        except backends.ANYTHING as error:
+            # From afar a third party's is one of ours.
             known = isinstance(error, AgentdError) and type(error) is not SandboxError
             if known or backend.name in backends.BUILTIN:
                 raise
@@ -151,7 +151,7 @@ def _weaker(spec: SandboxSpec, load: Loader, allowed: Collection[str]) -> Backen
         return None
     levels = [one for one in IsolationLevel if IsolationLevel.NONE < one < spec.isolation]
     for backend in _of_levels(levels[::-1], load, allowed, []):
-        with contextlib.suppress(Exception):  # a third party's may raise anything
+        with contextlib.suppress(*backends.ANYTHING):
             if backend.probe().usable:
                 backend.plan(msgspec.structs.replace(spec, isolation=backend.level))
                 return backend
@@ -204,7 +204,7 @@ def _probed(backend: Backend) -> Availability:
     """A third party's may raise anything: then it is not usable, and the next one is tried."""
     try:
         return backend.probe()
-    except Exception as error:
+    except backends.ANYTHING as error:
         if backend.name in backends.BUILTIN:
             raise
         return Availability(False, (backends.broken("probed", error),))

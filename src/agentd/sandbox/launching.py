@@ -1,5 +1,8 @@
 """Has a backend build a sandbox's wall; whatever is in its way is an error of ours."""
 
+import contextlib
+from collections.abc import Iterator
+
 from agentd.model.errors import AgentdError, SandboxError
 from agentd.model.system import scarce
 from agentd.sandbox import backends
@@ -9,6 +12,18 @@ from agentd.sandbox.ports import Backend, Restores, Wall
 from agentd.sandbox.volume_lease import holder
 
 _UNBUILT = "the sandbox could not be built"
+
+
+@contextlib.contextmanager
+def of_others(name: str, what: str) -> Iterator[None]:
+    """Have an error of ours say what a third party's backend raised as it was ``what``."""
+    try:
+        yield
+    except backends.ANYTHING as error:
+        if isinstance(error, AgentdError) or name in backends.BUILTIN:
+            raise
+        why = backends.broken(what, error)
+        raise SandboxError(f"backend {name} {why.what}", remediation=why.fix) from error
 
 
 def launch(handle: SandboxHandle) -> Wall:
@@ -27,7 +42,7 @@ def _launched(handle: SandboxHandle) -> Wall:
     if handle.source is None:
         try:
             return backend.launch(plan)
-        except Exception as error:  # a third party's may raise anything
+        except backends.ANYTHING as error:
             if isinstance(error, AgentdError) or backend.name in backends.BUILTIN:
                 raise
             why = backends.broken("used", error)

@@ -17,7 +17,7 @@ from agentd.sandbox.abilities import BRANCH, ENDS_EARLY, PAUSE, fidelity
 from agentd.sandbox.choose import Choice, choose
 from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.handle import SandboxHandle
-from agentd.sandbox.launching import launch, restorer
+from agentd.sandbox.launching import launch, of_others, restorer
 from agentd.sandbox.lifecycle import Do, LifecycleEvent, State
 from agentd.sandbox.ports import Backend, Wall
 from agentd.transport.guest import Guest
@@ -221,7 +221,7 @@ class Manager:
             made, self._backends = list(self._backends.values()), {}
         with contextlib.ExitStack() as rest:
             for backend in made:
-                rest.callback(backend.close)
+                rest.callback(_close, backend)
 
     def _bring_up(self, handle: SandboxHandle, started: float) -> SandboxHandle:
         self._register(handle)
@@ -329,7 +329,8 @@ class Manager:
             return None
         if instruction is Do.KILL:
             if handle._wall is not None:
-                self._kill(handle._wall)
+                with of_others(handle.backend, "ended"):
+                    self._kill(handle._wall)
             return LifecycleEvent.WALL_GONE
         if instruction is Do.FORGET:
             with self._lock:
@@ -367,6 +368,11 @@ class Manager:
             self._finisher.soon(wall.kill)
         else:
             wall.kill()
+
+
+def _close(backend: Backend) -> None:
+    with of_others(backend.name, "closed"):
+        backend.close()
 
 
 def _capture(handle: SandboxHandle, folder: str, forks: bool) -> None:

@@ -85,7 +85,7 @@ def _behind(yard: "_Yard", suite: Sequence[Attack], told: Told) -> BackendReport
     backend = yard.backend
     try:
         availability = backend.probe()
-    except Exception as error:  # a third party's may raise anything
+    except backends.ANYTHING as error:
         availability = Availability(False, (backends.broken("probed", error),))
     level = backend.level.label
     if not availability.usable:
@@ -121,7 +121,7 @@ def _attack(yard: "_Yard", attack: Attack) -> AttackRow:
         detail = f"refused: {refusal}"
     except (BackendLost, GuestError) as error:
         verdict, detail = Verdict.THROUGH, f"the sandbox broke: {error}"
-    except Exception as error:  # a third party's may raise anything
+    except backends.ANYTHING as error:
         verdict, detail = Verdict.UNDECIDED, str(error) or type(error).__name__
     return AttackRow(attack.name, controls, verdict, detail, (time.monotonic() - started) * 1000)
 

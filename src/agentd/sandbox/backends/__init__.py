@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from agentd.sandbox.ports import Backend
 
 ENTRY_POINTS = "agentd.backends"
+#: What is caught of a third party's, which may raise anything: SystemExit would end us, and as 0
+#: pass for success.
+ANYTHING = (Exception, SystemExit)
 
 
 class Known(NamedTuple):
@@ -73,7 +76,7 @@ def load(name: str) -> "Backend":
         theirs: Backend = _attribute(where)()
         if theirs.name != name or not isinstance(theirs.level, IsolationLevel):
             raise TypeError(f"{where} is no backend of the name {name!r} with a level")
-    except (Exception, SystemExit) as error:  # a third party's module may raise anything
+    except ANYTHING as error:
         blocker = broken("loaded", error)
         raise Unavailable(f"backend {name} {blocker.what}", remediation=blocker.fix) from error
     return theirs

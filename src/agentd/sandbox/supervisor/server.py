@@ -120,7 +120,7 @@ class Supervisor:
             for entry in self._all():
                 try:
                     self._look_at(entry)
-                except Exception as error:  # the leases of the others hold all the same
+                except backends.ANYTHING as error:  # the leases of the others hold all the same
                     guard.tell(error)
             if not self.is_idle:
                 self.idle_since = boottime()
@@ -160,7 +160,7 @@ class Supervisor:
         try:
             value, fds = operation(message)
             reply: Message = {"n": number, "ok": msgspec.to_builtins(value)}
-        except Exception as error:
+        except backends.ANYTHING as error:
             reply = {"n": number, "error": wire.encode_error(error)}
         try:
             if number is not None:

@@ -87,7 +87,7 @@ def from_file(fd: int) -> object:
         return json.loads(file.read())
 
 
-def encode_error(error: Exception) -> Message:
+def encode_error(error: BaseException) -> Message:
     """Returns an error's class and four fields, the nearest that both sides know; one that is not
     ours becomes a SandboxError."""
     if isinstance(error, AgentdError):
