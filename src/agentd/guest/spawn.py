@@ -46,11 +46,11 @@ def inherited_environment() -> dict[bytes, bytes]:
             given = []
             if not sys.flags.utf8_mode:  # it was not the C locale, so that it was left alone
                 return env
-        del env[b"LC_CTYPE"]
-        for entry in given:
-            name, equals, value = entry.partition(b"=")
-            if equals and name == b"LC_CTYPE":
-                env[name] = value
+        values = [entry[len(b"LC_CTYPE=") :] for entry in given if entry.startswith(b"LC_CTYPE=")]
+        if values:
+            env[b"LC_CTYPE"] = values[0]  # in its place: the order is seen
+        else:
+            del env[b"LC_CTYPE"]
     return env
 
 

@@ -114,6 +114,13 @@ def test_a_child_has_the_locale_that_the_agent_was_given(path: str, tmp_path: Pa
             assert f"LC_CTYPE={given}\n".encode() in run(other, "env")["stdout"]
 
 
+def test_it_stands_where_it_stood(tmp_path: Path) -> None:
+    """Without variables of its own a command has the agent's, in their order."""
+    with agent(tmp_path / "agent.sock", LC_CTYPE="C", LAST="1") as other:
+        found = run(other, "env")["stdout"]
+    assert found == b"HOME=/\nPATH=/usr/bin:/bin\nLC_CTYPE=C\nLAST=1\n"
+
+
 @pytest.mark.root
 def test_so_it_has_where_no_proc_says_what_that_was(tmp_path: Path) -> None:
     """As in a chroot."""
