@@ -145,7 +145,10 @@ def encode(request: ExecRequest, stdin: bytes | None) -> bytes:
     }
     if request.timeout is not None:
         fields["timeout_ms"] = math.ceil(request.timeout * 1000)
-    line = msgspec.json.encode(fields) + b"\n"
+    try:
+        line = msgspec.json.encode(fields) + b"\n"
+    except UnicodeEncodeError:
+        raise refuse("arguments, variables or directories that are not UTF-8") from None
     if len(line) > MAX_REQUEST:
         raise InvalidInput(f"request of {len(line)} bytes is over v1's limit of {MAX_REQUEST}")
     return line

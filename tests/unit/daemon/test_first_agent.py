@@ -134,6 +134,17 @@ def test_one_that_never_begins_leaves_its_connection(sandbox: Any, ask: Ask) -> 
     assert ask("echo", "hi").stdout == b"hi\n"
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"argv": "\udcff"}, {"cwd": "/\udcff"}, {"env": {"A": "\udcff"}}, {"env": {"\udcff": ""}}],
+)
+def test_names_that_are_no_text_are_refused_by_name(ask: Ask, fields: dict[str, Any]) -> None:
+    argv = fields.pop("argv", "hi")
+    with pytest.raises(Refused, match="protocol v1, which has no arguments, variables or dir"):
+        ask("echo", argv, **fields)
+    assert ask("echo", "hi").stdout == b"hi\n"
+
+
 @pytest.mark.parametrize("data", [b"\xff", b"cut \xc3"])
 def test_binary_stdin_is_refused_by_name(ask: Ask, data: bytes) -> None:
     with pytest.raises(Refused, match="protocol v1, which has no binary stdin"):
