@@ -121,6 +121,17 @@ def test_its_interpreter_is_not_in_the_environment_of_commands(guest: Guest) -> 
     assert {line.partition("=")[0] for line in lines} <= {"PATH"}, lines
 
 
+def test_it_takes_the_place_of_files_alone(root: Path, cache: Path, tmp_path: Path) -> None:
+    """``root``: what it is made of is at hand."""
+    os.mkfifo(tmp_path / "fifo.tar")
+    (tmp_path / "link.tar").symlink_to("fifo.tar")
+    for name in ("fifo.tar", "link.tar"):
+        command = [*BUNDLE, tmp_path / name]
+        done = subprocess.run(command, env=environment(cache), capture_output=True, check=False)
+        assert done.returncode == 2 and b"it is no file" in done.stdout + done.stderr
+    assert (tmp_path / "fifo.tar").is_fifo() and (tmp_path / "link.tar").is_symlink()
+
+
 def test_the_first_protocol_is_spoken_too(root: Path) -> None:
     request = b'{"command":"/bin/pwd"}\n'
     done = subprocess.run(

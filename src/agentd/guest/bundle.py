@@ -21,12 +21,13 @@ _UNIX = 3
 
 
 def build(out_path: str) -> str:
-    """Write the zipapp, mode 0755, replacing what was there whole; returns its SHA-256 in hex.
+    """Write the zipapp, mode 0755, replacing a file that was there whole, behind links; returns its
+    SHA-256 in hex.
 
     Raises OSError.
     """
     content = pack(sources())
-    with replacing(out_path, 0o755) as file:
+    with replacing(os.path.realpath(out_path), 0o755) as file:
         file.write(content)
     return hashlib.sha256(content).hexdigest()
 

@@ -1,7 +1,9 @@
 """Files that are replaced whole: who reads one sees what it was, or all of what it becomes."""
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -17,7 +19,8 @@ def replacing(
 ) -> Iterator[BinaryIO]:
     """Open a file that takes the place of ``path``, with that mode whatever the umask, once the
     block has ended. Until then it has no name, where the file system can do that, so that nothing
-    of it is left where the block fails or this process is killed. Raises OSError.
+    of it is left where the block fails or this process is killed. Raises OSError, also where it
+    would take the place of a device, a fifo or a socket.
 
     ``alone``: nobody else replaces it now, and what one who was killed left half written goes.
     ``synced``: what it holds is on disk before it takes the place.
@@ -25,6 +28,7 @@ def replacing(
     place, name = os.path.split(os.path.abspath(path))
     folder = os.open(place, _FOLDER)
     try:
+        _keep_special(name, folder)
         fd, partial = _alone(f"{name}.new", folder) if alone else nameless.create(folder)
         try:
             with open(fd, "wb") as file:
@@ -41,6 +45,14 @@ def replacing(
             raise
     finally:
         os.close(folder)
+
+
+def _keep_special(name: str, folder: int) -> None:
+    """Root could put a file in the place of /dev/null, and all programs would read and fill it."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+            raise OSError(errno.EINVAL, "it is no file")
 
 
 def _alone(partial: str, folder: int) -> tuple[int, str]:

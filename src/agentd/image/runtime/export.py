@@ -70,7 +70,7 @@ def _archive(runtime: AgentRuntime, path: str) -> None:
     data = _tar(runtime.folder)
     if path.endswith(_GZIP):
         data = gzip.compress(data, mtime=0)
-    with replacing(path, 0o644) as file:
+    with replacing(os.path.realpath(path), 0o644) as file:
         file.write(data)
 
 

@@ -83,6 +83,23 @@ def test_guest_says_why_it_cannot_write(tmp_path, capsys):
     assert "No such file or directory (give a writable path)" in capsys.readouterr().err
 
 
+def test_guest_writes_behind_links(tmp_path, capsys):
+    (tmp_path / "link").symlink_to("agent.pyz")
+    assert cli.main(["guest", "--out", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink() and os.access(tmp_path / "agent.pyz", os.X_OK)
+
+
+def test_guest_puts_itself_in_the_place_of_no_device(tmp_path, capsys):
+    """Nor of a fifo, which anybody can make: root's /dev/null was gone, and /dev/stdout."""
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    for name in ("fifo", "link"):
+        assert cli.main(["guest", "--out", str(tmp_path / name)]) == 2
+        assert "it is no file (give a writable path)" in capsys.readouterr().err
+    assert (tmp_path / "fifo").is_fifo() and (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "link"]
+
+
 def test_doctor_tells_the_same_to_people_and_programs(monkeypatch, capfdbinary):
     import msgspec
 
