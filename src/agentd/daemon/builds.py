@@ -9,7 +9,7 @@ from agentd.daemon.packages.inside import run
 from agentd.daemon.pipeline import with_own_hosts
 from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.building.running import SCRIPT, Output, RunEnd, RunStep
-from agentd.image.oci.inside import read_small
+from agentd.linux.inside import read_small
 from agentd.model.egress import network
 from agentd.model.limits import Limits
 from agentd.model.spec import ExecRequest, SandboxSpec

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from agentd.guest import vm_scratch
+from agentd.guest.zygote.image_root import etc_at
 from agentd.guest.zygote.own_root import mount_point
 from agentd.guest.zygote.root import write
 from agentd.linux import abi, overlay
@@ -23,7 +24,7 @@ _IMAGE, _TOP, ROOT = f"{_STATE}/image", f"{_STATE}/top", f"{_STATE}/root"
 _FILE_SYSTEM = "erofs"
 _BLOCK = "/sys/block"
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
-_DIRECTORIES = ("/run", "/var", "/tmp", "/etc", vm_scratch.WORKSPACE, vm_scratch.HOME)
+_DIRECTORIES = ("/run", "/var", "/tmp", vm_scratch.WORKSPACE, vm_scratch.HOME)
 # Of the machine: what is mounted in them comes along. The agent's state, which is not in /run then.
 _SHARED = ("/dev", "/proc", "/sys")
 #: Writable places.
@@ -128,10 +129,11 @@ def _on(
 
 
 def _make_places(places: Iterable[tuple[str, bool]]) -> None:
-    for path in (*_DIRECTORIES, *_SHARED, _STATE):
+    etc = etc_at(_IMAGE)
+    for path in (*_DIRECTORIES, *_SHARED, _STATE, etc):
         os.makedirs(_TOP + path, 0o755, exist_ok=True)
     for path in _FILES:
-        write(_TOP + path, b"")
+        write(_TOP + etc + path.removeprefix("/etc"), b"")
     for path, is_dir in places:
         mount_point(_TOP + path, is_dir)
 

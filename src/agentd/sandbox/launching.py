@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from agentd.model.errors import AgentdError, SandboxError
+from agentd.model.errors import AgentdError, OperationFailed, SandboxError
 from agentd.model.system import scarce
 from agentd.sandbox import backends
 from agentd.sandbox.abilities import FORK, incapable
@@ -12,6 +12,8 @@ from agentd.sandbox.ports import Backend, Restores, Wall
 from agentd.sandbox.volume_lease import holder
 
 _UNBUILT = "the sandbox could not be built"
+#: Places of a sandbox's own, which cover what an image has there.
+_OWN = ("/workspace", "/tmp", "/home/sandbox", "/dev/shm")
 
 
 @contextlib.contextmanager
@@ -50,6 +52,18 @@ def _launched(handle: SandboxHandle) -> Wall:
                 _UNBUILT, cause=f"backend {backend.name} {why.what}", remediation=why.fix
             ) from error
     return restorer(backend, "restore").restore(plan, handle.source)
+
+
+def begin(handle: SandboxHandle) -> None:
+    """Make the directory where an image has commands begin, where that is in a place that covers
+    the image: the wall makes those in the image's root. Raises BackendLost, GuestError."""
+    path = getattr(handle.wall, "workdir", None)  # which not every wall has
+    if not isinstance(path, str) or handle._guest is None:
+        return
+    places = (*_OWN, *(mount.target for mount in handle.spec.mounts))
+    if any(path.startswith(f"{place}/") for place in places):
+        with contextlib.suppress(OperationFailed):  # whoever runs a command there is told
+            handle._guest.files.mkdir(path, parents=True)
 
 
 def restorer(backend: Backend, what: str) -> Restores:

@@ -17,7 +17,7 @@ from agentd.sandbox.abilities import BRANCH, ENDS_EARLY, PAUSE, fidelity
 from agentd.sandbox.choose import Choice, choose
 from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.handle import SandboxHandle
-from agentd.sandbox.launching import launch, of_others, restorer
+from agentd.sandbox.launching import begin, launch, of_others, restorer
 from agentd.sandbox.lifecycle import Do, LifecycleEvent, State
 from agentd.sandbox.ports import Backend, Wall
 from agentd.transport.guest import Guest
@@ -318,6 +318,7 @@ class Manager:
             return LifecycleEvent.WALL_UP
         if instruction is Do.CONNECT:
             handle._guest = self._connect(handle.wall)
+            begin(handle)
             return LifecycleEvent.GUEST_READY
         if instruction is Do.DISCONNECT:
             # The kill begins first: an agent that ends need not notice its connections close.

@@ -1,16 +1,15 @@
 """The root of a sandbox that starts of an OCI image: its files, with places for ours on top.
 
 Two layers that nobody writes to: directories of ours that something is mounted on, and the image.
-So a link of the image's is nowhere in the way of a mount, and what the image lacks is there. Runs
-in the forked child. Standard library only.
+So a link of the image's is nowhere in the way of a mount, and what the image lacks is there. But
+for /etc: where that is a link, what it leads to stays to be seen, with files of ours in it. Runs in
+the forked child. Standard library only.
 """
 
 import errno
 import os
-import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 
 from agentd.guest.zygote import cgroup_view
 from agentd.guest.zygote.own_root import Target, enter_stage, mount_point
@@ -22,11 +21,12 @@ from agentd.guest.zygote.root import (
     STAGE,
     write,
 )
-from agentd.linux import abi, overlay
+from agentd.linux import abi, inside, overlay
 from agentd.linux.kernel import KERNEL, Kernel
 
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
-_DIRECTORIES = ("/run", "/var", "/tmp", "/etc", "/workspace", SANDBOX_HOME)
+_SCRATCH = ("/tmp", "/workspace", SANDBOX_HOME)
+_DIRECTORIES = ("/run", "/var", *_SCRATCH)
 # As the shared root has them. Beside these three of ours it has parts of the host's there.
 _SHARED = (
     *("/dev", "/proc", "/sys"),
@@ -36,6 +36,8 @@ _SHARED = (
 SHM = "/dev/shm"
 # Of the shared root, which has them as every sandbox does: names of hosts are the sandbox's own.
 FILES = ("/etc/hosts", "/etc/resolv.conf")
+# What is there of the image's is covered later.
+_COVERED = (*_SCRATCH, "/dev", "/proc", "/sys", "/.agentd")
 
 
 def build(
@@ -63,11 +65,12 @@ def build(
     flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC
     lowers = [kernel.open_tree(abi.AT_FDCWD, below + path, flags) for path in shown]
     shared = [(path, os.path.isdir(path)) for path in _SHARED if os.path.exists(path)]
+    etc = etc_at(below)
     if bare:
-        _make_etc(top, below)
+        _make_like(top, etc, below)
     else:
-        make_folders(top)
-    make_places(top, (*shared, *places), dict(_files()))
+        make_folders(top, etc)
+    make_places(top, (*shared, *places), dict(_files(etc)))
     try:
         if scratch:
             kernel.make_folder(f"{scratch}/r", 0o755)
@@ -85,19 +88,31 @@ def build(
     return lowers
 
 
-def make_folders(top: str) -> None:
+def etc_at(image: str) -> str:
+    """Return where files of ours go: the image's /etc, behind its links, or one of our own."""
+    root = os.open(image, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        found = inside.folder_at(root, "/etc") or "/etc"
+    finally:
+        os.close(root)
+    covered = any(f"{found}/".startswith(f"{path}/") for path in _COVERED)
+    return "/etc" if covered else found.rstrip("/")
+
+
+def make_folders(top: str, etc: str) -> None:
     """Make the directories of ours that every sandbox has."""
-    for path in _DIRECTORIES:
+    for path in (*_DIRECTORIES, etc):
         os.makedirs(top + path, 0o755, exist_ok=True)
 
 
-def _make_etc(top: str, image: str) -> None:
-    """With the mode that the image's has: what is written in it takes the folder along."""
-    os.mkdir(f"{top}/etc", 0o755)
-    with suppress(OSError):
-        found = os.lstat(f"{image}/etc")
-        if stat.S_ISDIR(found.st_mode):
-            os.chmod(f"{top}/etc", stat.S_IMODE(found.st_mode))
+def _make_like(top: str, path: str, image: str) -> None:
+    """With the modes that the image's have: what is written in one takes the folders along."""
+    done = ""
+    for part in path.strip("/").split("/"):
+        done = f"{done}/{part}"
+        os.makedirs(top + done, 0o755, exist_ok=True)
+        if os.path.isdir(image + done) and not os.path.islink(image + done):
+            os.chmod(top + done, os.lstat(image + done).st_mode & 0o7777)
 
 
 def make_places(top: str, places: Iterable[Target], files: Mapping[str, bytes]) -> None:
@@ -108,11 +123,11 @@ def make_places(top: str, places: Iterable[Target], files: Mapping[str, bytes]) 
         mount_point(top + path, is_dir)
 
 
-def _files() -> Iterator[tuple[str, bytes]]:
+def _files(etc: str) -> Iterator[tuple[str, bytes]]:
     for path in FILES:
         if os.path.exists(path):
             with open(path, "rb") as file:
-                yield path, file.read(1 << 20)
+                yield etc + path.removeprefix("/etc"), file.read(1 << 20)
 
 
 def import_nothing() -> None:

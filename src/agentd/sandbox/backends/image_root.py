@@ -6,16 +6,17 @@ Nothing of the image is opened by a name that could lead out of its root.
 import contextlib
 import functools
 import os
+import stat
 from collections.abc import Iterable
 from typing import TypeVar
 
 import msgspec
 
 from agentd.guest.zygote.root import SANDBOX_HOME
-from agentd.image.oci import inside
 from agentd.image.oci.roots import Lease
 from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import OciImage
+from agentd.linux import inside
 from agentd.linux.paths import open_inside
 from agentd.model.errors import AgentdError, Conflict, Refused
 from agentd.model.mount import Mount
@@ -28,6 +29,8 @@ _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # As whom commands of an image run, by its digest, which has that for ever.
 _users: dict[str, str] = {}
 _MOST_USERS = 256
+# What the image has there is not to be seen.
+_COVERED = ("/dev", "/proc", "/sys", "/tmp", "/workspace", SANDBOX_HOME)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -83,9 +86,11 @@ class ImageRoot:
 
     def places(self, mounts: Iterable[Mount], workdir: str | None) -> list[tuple[str, bool]]:
         """Tells where something is mounted, behind the image's links, and whether it is a
-        directory. Raises Refused for links that lead in a circle."""
+        directory. Raises Refused for links that lead in a circle, and for a file where commands
+        are to begin: a directory there would hide it."""
         wanted = [(mount.target, os.path.isdir(mount.source)) for mount in mounts]
         if workdir is not None and not self._is_directory(workdir):
+            self._refuse_file(workdir, [target for target, _ in wanted])
             wanted.append((workdir, True))
         try:
             return [(self._behind_links(path), is_dir) for path, is_dir in wanted]
@@ -126,6 +131,24 @@ class ImageRoot:
             return False
         finally:
             os.close(fd)
+
+    def _refuse_file(self, workdir: str, mounted: Iterable[str]) -> None:
+        covered = {*_COVERED, *mounted}
+        above = [workdir[:end] for end, letter in enumerate(workdir) if letter == "/" and end]
+        for path in (*above, workdir):
+            if path in covered:
+                return
+            try:
+                fd = open_inside(self._root, path, os.O_PATH)
+            except OSError:  # it is not there
+                continue
+            kind = os.fstat(fd).st_mode
+            os.close(fd)
+            if not stat.S_ISDIR(kind):
+                raise Refused(
+                    f"the image {self.image.name} begins in {workdir}, and {path} in it is a file",
+                    remediation="mend WORKDIR of the image, or mount a directory there",
+                )
 
     def _is_directory(self, path: str) -> bool:
         try:

@@ -8,9 +8,9 @@ import stat
 import tarfile
 from collections.abc import Sequence
 
-from agentd.image.oci import inside
 from agentd.image.oci.building.source import Unusable
-from agentd.image.oci.inside import Node
+from agentd.linux import inside
+from agentd.linux.inside import Node
 
 _OPAQUE = ".wh..wh..opq"
 _WHITEOUT = ".wh."

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from agentd.image.oci.building.layer import LayerWriter
-from agentd.image.oci.inside import node_at
 from agentd.image.oci.owners import ATTRIBUTE, owner_of
+from agentd.linux.inside import folder_at, node_at
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.kept import KeptFile
@@ -31,6 +31,7 @@ OF_A_SANDBOX = (
 )
 # Ours in every sandbox, whatever the image has there.
 _OURS = frozenset((b"etc/hosts", b"etc/resolv.conf", b"dev", b"proc", b"sys", b".agentd"))
+_ETC = b"etc/"
 
 
 class Exported(NamedTuple):
@@ -64,6 +65,9 @@ class _Layering:
     ) -> None:
         self._uid, self._root, self._places = exported.uid, root, exported.places
         self._content, self._layer = content, layer
+        etc = os.fsencode(folder_at(root, "/etc") or "/etc")  # an image may have a link there
+        linked = (path.removeprefix(_ETC) for path in _OURS if path.startswith(_ETC))
+        self._ours = _OURS | {(etc + b"/" + name).strip(b"/") for name in linked}
 
     def write(self, entries: BinaryIO) -> None:
         path: list[bytes] = []
@@ -73,7 +77,7 @@ class _Layering:
             path.append(entry.name)
             whole = b"/".join(path)
             inside = self._inside(whole)
-            if inside is None or _is_ours(inside):
+            if inside is None or self._is_ours(inside):
                 if entry.kind == "file":
                     self._content.seek(sum(length for _, length in entry.data), os.SEEK_CUR)
                 top = dict(self._places).get(whole, b"")
@@ -83,6 +87,9 @@ class _Layering:
                 self._entry(os.fsdecode(place[0]), place[1])
             place = None
             self._entry(os.fsdecode(inside), entry)
+
+    def _is_ours(self, path: bytes) -> bool:
+        return path in self._ours or path.split(b"/")[0] in self._ours
 
     def _inside(self, path: bytes) -> bytes | None:
         """Where it is in the root; None for what is not in it."""
@@ -133,10 +140,6 @@ class _Layering:
         """The kind of what the image has there."""
         node = node_at(self._root, path)
         return None if node is None else node.kind
-
-
-def _is_ours(path: bytes) -> bool:
-    return path in _OURS or path.split(b"/")[0] in _OURS
 
 
 class _Data:

@@ -45,9 +45,11 @@ def of_image(
     attach(fd, below)
     ours = [(path, True) for path in _PLACES]
     ours += [(path, paths.is_folder(tree)) for path, tree in trees]
-    image_root.make_folders(top)
+    place = image_root.etc_at(below)
+    image_root.make_folders(top, place)
     files = {path: etc[path] for path in image_root.FILES if path in etc}
     files |= dict.fromkeys(_traps(below), b"")
+    files = {place + path.removeprefix("/etc"): data for path, data in files.items()}
     image_root.make_places(top, (*ours, *_targets(image["places"])), files)
     cgroup_view.make(top)
     _give(top, uid)

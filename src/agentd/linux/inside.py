@@ -1,6 +1,7 @@
 """What lies in a root, as who has it for a root sees it: no name leads out of it."""
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Callable
@@ -53,6 +54,16 @@ def read_small(root: int, path: str) -> str:
             return file.read(MAX_SMALL).decode("utf-8", "replace")
     finally:
         os.close(fd)
+
+
+def folder_at(root: int, path: str) -> str | None:
+    """Return the path of a folder behind the links that lead to it; None where there is none."""
+    try:
+        found = "/" + behind_links(path.strip("/"), functools.partial(node_at, root))
+    except LinkCircle:
+        return None
+    node = node_at(root, found)
+    return found if node is not None and node.kind == stat.S_IFDIR else None
 
 
 def behind_links(path: str, find: Callable[[str], Node | None], *, last: bool = True) -> str:
