@@ -5,6 +5,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from agentd.audit.errors import AuditError
@@ -50,7 +51,6 @@ from agentd.model.api import Stats
 from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
 from agentd.model.events import EventKind
-from agentd.model.principal import Principal
 from agentd.sandbox import guard
 from agentd.sandbox.backends import identity
 from agentd.sandbox.journal.journals import Journals
@@ -129,7 +129,7 @@ class Daemon:
             )
             undo.callback(self.control.close)
             self.pipeline = Pipeline(self.manager, self.control.gate, lambda: rules.of(self.config))
-            self.ledger = Ledger(lambda: self.config.quotas)
+            self.ledger = Ledger(config.quotas)
             self.pool = Pools(lambda: self.config, self.manager, self.control.gate, report)
             undo.callback(self.pool.close)
             self.commands = Commands(
@@ -157,7 +157,8 @@ class Daemon:
             self._retention = self._retained()
             self.signed = self._signed_requests(config)
             self._idempotency = self._remembering(state)
-            self._parts = self._put_together(state)
+            #: ``of(caller)`` is what that one, who has been authenticated, may ask.
+            self.of = partial(DaemonService, self._put_together(state))
             self._adopt()
             self._endings.start(self.sandboxes.lost)
             self._supervision = Supervision(
@@ -170,10 +171,6 @@ class Daemon:
         self._timer = threading.Thread(target=self._keep_time, name="daemon-timer", daemon=True)
         self._timer.start()
         self._up = True
-
-    def of(self, caller: Principal, again: Callable[[], Principal] | None = None) -> DaemonService:
-        """Return what ``caller``, who has been authenticated, may ask; ``again`` does that anew."""
-        return DaemonService(self._parts, caller, again)
 
     def ready(self) -> str:
         """Return why it takes no work, or ""."""
@@ -188,7 +185,7 @@ class Daemon:
         signed = self._signed_requests(config)
         self.control.reload(config.policy)
         self.signed = signed
-        self.config = config
+        self.config, self.ledger.quotas = config, config.quotas
         self.pool.want()
 
     def denied(self, op: str, who: str, sandbox: str, error: Refused) -> None:

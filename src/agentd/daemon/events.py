@@ -40,6 +40,7 @@ class EventFeed:
     def __init__(self) -> None:
         # Ids of another daemon's life are told from ours by it.
         self._life = f"{time.time_ns() // 1_000_000:x}"
+        self._prefix = f"evt-{self._life}-"  # of an id, before its number
         self._lock = threading.Lock()
         self._kept: dict[int, EventView] = {}  # by number, in order
         self._of: dict[str, deque[int]] = {}  # numbers of each principal's
@@ -53,7 +54,7 @@ class EventFeed:
         with self._lock:
             self._last += 1
             self._kept[self._last] = EventView(
-                self._id(self._last), kind, time.time(), principal, sandbox, about
+                f"{self._prefix}{self._last}", kind, time.time(), principal, sandbox, about
             )
             own = self._of.setdefault(principal, deque())
             own.append(self._last)
@@ -88,9 +89,10 @@ class EventFeed:
             page = tuple([self._kept[n] for n in reversed(found[-limit:])])
             # What others did meanwhile is passed over, too: the next page begins behind it.
             more = len(found) > limit
-            following = page[-1].id if more else self._id(self._last)
+            following = page[-1].id if more else f"{self._prefix}{self._last}"
             lost = bool(after) and (not ours or start < self._dropped(who))
-            first = self._id(found[-1] - 1 if found else self._last) if lost else ""
+            before = found[-1] - 1 if found else self._last
+            first = f"{self._prefix}{before}" if lost else ""
             return EventPage(page, following, lost, first)
 
     def listen(self, who: Principal, notify: Notify) -> Callable[[], None]:
@@ -128,9 +130,6 @@ class EventFeed:
         self._gone[owner] = number  # the latest last
         if len(self._gone) > MAX_FORGETFUL:
             self._gone_of_others = self._gone.pop(next(iter(self._gone)))
-
-    def _id(self, number: int) -> str:
-        return f"evt-{self._life}-{number}"
 
     def _place(self, after: str) -> tuple[str, int]:
         """Raises InvalidInput."""

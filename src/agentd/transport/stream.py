@@ -197,7 +197,13 @@ class StreamCommand(Stepped):
                 outgoing = select.POLLOUT if self._outgoing else 0
                 poller.register(connection, select.POLLIN | outgoing)
             if self._pipes is not None:
-                self._pipes.register(poller, self._wants_output(), self._feed.size > 0)
+                # A caller knows the pid before it sees output, though the pipes may be the faster.
+                # The ``started`` of a short command comes with its end. To be woken by its pipes
+                # before that would only keep the agent from a core; ``_all_read`` takes what is in
+                # them.
+                has_begun = self._command.pid is not None
+                wants_output = has_begun and (self._capture or self._queued < MAX_QUEUE)
+                self._pipes.register(poller, wants_output, self._feed.size > 0)
         for fd in extra_fds:
             poller.register(fd, select.POLLIN)
         ready = [fd for fd, _ in poller.poll(milliseconds(due))]
@@ -208,14 +214,6 @@ class StreamCommand(Stepped):
             self.close()
             raise
         return [fd for fd in ready if fd in extra_fds]
-
-    def _wants_output(self) -> bool:
-        """A caller knows the pid before it sees output, though the pipes may be the faster.
-
-        The ``started`` of a short command comes with its end. To be woken by its pipes before that
-        would only keep the agent from a core; ``_all_read`` takes what is in them.
-        """
-        return self._command.pid is not None and (self._capture or self._queued < MAX_QUEUE)
 
     def _serve(self, ready: list[int]) -> None:
         connection, pipes = self._connection, self._pipes

@@ -68,4 +68,4 @@ def records(kept, receipts, key):
 @pytest.fixture
 def gate(records):
     """Makes one that asks this policy."""
-    return lambda policy=None, **options: Gate(lambda: policy, records, **options)
+    return lambda policy=None, **options: Gate(policy, records, **options)

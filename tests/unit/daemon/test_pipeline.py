@@ -87,7 +87,7 @@ class Admission:
     def __init__(self, ends):
         self._ends = ends
 
-    request_id = "req-1"
+    act = SimpleNamespace(request="req-1")
 
     def end(self, result, outputs, input_digest=""):
         self._ends.append(result)

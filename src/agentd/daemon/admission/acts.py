@@ -35,6 +35,7 @@ READ, WRITE, LIST = "fs.read.v1", "fs.write.v1", "fs.list.v1"
 _WRITES = Needs(writes=True)
 # Texts of a request that are longer are seen by policies as a digest, a length and how they begin.
 MAX_TEXT = 16 << 10  # bytes of UTF-8; a path has 4 KiB at most
+_NEVER_CUT = MAX_TEXT // 4  # characters: in UTF-8 one has four bytes at most
 PREFIX = 1 << 10
 _MAX_DEPTH = 64
 
@@ -75,7 +76,7 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Mapping[str, Any]
     place: Place
     needs: Needs = Needs()
-    request: str = ""
+    request: str
     signer: str = ""
     bundle: str = ""
     via: str = ""
@@ -83,10 +84,6 @@ class Act(msgspec.Struct, frozen=True, kw_only=True):
     receipt: bool = True
     lasts: bool = True
     how: Mapping[str, Any] = {}
-
-    @property
-    def id(self) -> str:
-        return self.request or context.current()
 
 
 def command(who: Principal, place: Place, request: ExecRequest) -> Act:
@@ -199,7 +196,7 @@ def asked(act: Act, now: float) -> Asked:
         capability={"name": act.name, "needs": _needs(act.needs)},
         parameters=cut(parameters),
         sandbox=_sandbox(place),
-        request={"id": act.id, "time": int(now), "signer": act.signer, "via": act.via},
+        request={"id": act.request, "time": int(now), "signer": act.signer, "via": act.via},
     )
 
 
@@ -249,13 +246,17 @@ def cut(value: Any, depth: int = _MAX_DEPTH) -> Any:
     padding hides nothing from a rule that looks for something.
     """
     if isinstance(value, str):
-        return value if len(value) * 4 <= MAX_TEXT else _cut_text(value)
+        return value if len(value) <= _NEVER_CUT else _cut_text(value)
     if not depth:
         return value  # too deep for a policy, which will say so
+    # Most are short texts: those are taken without a call for each.
     if isinstance(value, Mapping):
-        return {name: cut(member, depth - 1) for name, member in value.items()}
+        return {
+            name: v if type(v) is str and len(v) <= _NEVER_CUT else cut(v, depth - 1)
+            for name, v in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [cut(member, depth - 1) for member in value]
+        return [v if type(v) is str and len(v) <= _NEVER_CUT else cut(v, depth - 1) for v in value]
     return value
 
 

@@ -62,10 +62,6 @@ class Admission:
         self._busy: SandboxHandle | None = None  # whose operation it is, while that goes on
 
     @property
-    def request_id(self) -> str:
-        return self.act.request
-
-    @property
     def obligations(self) -> "Obligations":
         return self.decision.obligations
 

@@ -87,7 +87,7 @@ class AdmissionControl:
             self.records = Records(self.log, issuer, self.denials.write)
             if isinstance(self.log, Waiting):
                 self._take_over(os.path.join(state, WRITERS), self.log, undo)
-            self.gate = Gate(lambda: self.policy, self.records, approvals, _learn())
+            self.gate = Gate(self.policy, self.records, approvals, _learn())
             self._undo = undo.pop_all()
 
     def note(
@@ -126,7 +126,7 @@ class AdmissionControl:
             if new is not None:
                 new.close()
             raise
-        self.policy = new
+        self.policy = self.gate.policy = new
         if old is not None:
             old.close()
 

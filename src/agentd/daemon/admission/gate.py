@@ -54,13 +54,13 @@ class Gate:
 
     def __init__(
         self,
-        policy: Callable[[], DecidingPolicy | None],
+        policy: DecidingPolicy | None,
         records: Records,
         approvals: Approves | None = None,
         learn: Callable[[Asked], None] | None = None,
     ) -> None:
         """``learn`` is told every question, for a policy that is to be learned from them."""
-        self._policy = policy
+        self.policy = policy  # a reload sets another
         self._records = records
         self._approvals = approvals
         self._learn = learn
@@ -89,7 +89,7 @@ class Gate:
 
     def would(self, act: Act) -> Decision:
         """Decide on an act that nobody asked for; neither counted nor written down."""
-        policy = self._policy()
+        policy = self.policy
         return NO_POLICY if policy is None else policy.decide(asked(act, time.time()))
 
     def reopen(
@@ -182,7 +182,7 @@ class Gate:
         return decision
 
     def _answer(self, act: Act, now: float) -> Decision:
-        policy = self._policy()
+        policy = self.policy
         if act.bundle and (policy is None or policy.digest != act.bundle):
             return _another(act, "" if policy is None else policy.digest)
         if policy is None and self._learn is None:

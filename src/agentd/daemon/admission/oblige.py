@@ -73,8 +73,9 @@ def existing_sandbox(spec: SandboxSpec, level: IsolationLevel, obligations: Obli
             cause=f"the sandbox has {level.label}",
             remediation=f"create one with isolation {obligations.level.label!r}",
         )
-    over = exceeded(spec.limits, obligations.limits, network=spec.net != "none")
-    _check_limits(over, "sandbox")
+    if obligations.limits != _UNBOUNDED:
+        over = exceeded(spec.limits, obligations.limits, network=spec.net != "none")
+        _check_limits(over, "sandbox")
 
 
 def _check_limits(over: "Iterator[Exceeded]", what: str) -> None:
@@ -146,8 +147,6 @@ class Exceeded(NamedTuple):
 def exceeded(held: Limits, most: Limits, *, network: bool) -> Iterator[Exceeded]:
     """Yield each limit of a whole sandbox, its ``network``'s among them or not, that is above
     ``most``. What was not asked for is as usual."""
-    if most == _UNBOUNDED:
-        return
     usual = msgspec.structs.asdict(limits.usual(held))
     for name in _PER_COMMAND if network else (*_PER_COMMAND, *_OF_NETWORK):
         del usual[name]

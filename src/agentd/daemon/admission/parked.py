@@ -61,7 +61,7 @@ class Parked:
     def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
         """Wait until it is approved. Raises ApprovalDenied, ApprovalExpired, ApprovalWithdrawn,
         Full, ..."""
-        asked = self._approvals.ask(_summary(act, decision), act.who, act.id)
+        asked = self._approvals.ask(_summary(act, decision), act.who, act.request)
         gone: ApprovalWithdrawn | None = None
         try:
             self._note(act, Kind.APPROVAL_ASKED, {"approval": asked.id})
@@ -111,7 +111,7 @@ class Parked:
                     return
 
     def _note(self, act: Act, kind: Kind, fields: Mapping[str, Any]) -> None:
-        self._write(kind, fields, act.who.name, act.id, act.place.id, act.name)
+        self._write(kind, fields, act.who.name, act.request, act.place.id, act.name)
 
     def _write(
         self,

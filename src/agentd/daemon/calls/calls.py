@@ -92,7 +92,7 @@ class Calls:
         admission = self._gate.open(act, cancel)
         most = admission.obligations.limits
         call = CallContext.of(
-            about, parameters, request_id=act.id, emit=emit or _nowhere, most=most.timeout
+            about, parameters, request_id=act.request, emit=emit or _nowhere, most=most.timeout
         )
         with ExitStack() as stack:
             with admission.obliging() as obliged, _telling_least(about, obliged):
@@ -256,7 +256,7 @@ def _timing(begun: float, setup: float) -> Timing:
 def _view(admission: Admission, outcome: Outcome, timing: Timing, receipt: str) -> CallView:
     act, where, end = admission.act, admission.where, outcome.end
     return CallView(
-        request_id=act.id,
+        request_id=act.request,
         capability=act.name,
         status="ok" if end is None else end.status,
         value=dict(outcome.value),

@@ -32,7 +32,13 @@ def new_id() -> str:
 
 def request_of(body: ExecBody, stdin: bool) -> ExecRequest:
     """Return the request that a body makes; ``stdin``: it has one. Raises InvalidInput."""
-    _check_tag(body.tag)
+    tag = body.tag
+    # Memory, the store and the feed of events keep it.
+    if tag is not None and (len(tag) > _MAX_TAG or not tag.isprintable()):
+        raise InvalidInput(
+            f"tag {tag[:64]!r} is not usable",
+            remediation=f"give printable text of at most {_MAX_TAG} characters",
+        )
     wanted: options.ExecOptions = {
         "cwd": body.cwd,
         "env": body.env,
@@ -40,15 +46,6 @@ def request_of(body: ExecBody, stdin: bool) -> ExecRequest:
         "limits": body.limits,
     }
     return options.exec_request(body.cmd, stdin=stdin, pty=body.pty, **wanted)
-
-
-def _check_tag(tag: str | None) -> None:
-    """Bound what memory, the store and the feed of events keep. Raises InvalidInput."""
-    if tag is not None and (len(tag) > _MAX_TAG or not tag.isprintable()):
-        raise InvalidInput(
-            f"tag {tag[:64]!r} is not usable",
-            remediation=f"give printable text of at most {_MAX_TAG} characters",
-        )
 
 
 def stdin_of(body: ExecBody) -> bytes:

@@ -65,7 +65,7 @@ class Command(Stepped):
     ) -> None:
         """Begin it. Where that fails ``admission`` is ended, but for one that is not found again:
         its END is written with those of all that were interrupted."""
-        named = admission.request_id if admission is not None else context.current()
+        named = admission.act.request if admission is not None else context.current()
         self.request_id = named or context.new_id()
         self.result: ResultView | None = None  # of one that is listed, once it has ended; bare
         self.usage = Usage()
@@ -134,7 +134,7 @@ class Command(Stepped):
             if self.running.exit is None:
                 self._input.give(self.running)
             # After the end nothing wakes a poll of ``extra_fds`` alone: take what is left.
-            found = self.running.step(timeout, extra_fds if self.exit is None else ())
+            found = self.running.step(timeout, extra_fds if self.running.exit is None else ())
             if self._place is not None:
                 found = [*self._missed(self._place), *found[0]], found[1]
             if self._digests is not None:

@@ -74,14 +74,20 @@ class Commands:
     def exec(self, who: Principal, live: Live, body: ExecBody) -> ResultView:
         """Run one to its end. Its output and its record are written before the answer is given;
         how it ended is on disk, in the audit log."""
-        stdin = stdin_of(body)
-        with self._ledger.command(who.name), self._awaited() as awaited:
-            command = self._begin(who, live, body, detached=False, feeds=bool(stdin))
-            awaited.append(command)
-            if stdin:
-                command.feed(stdin)
-            with context.waiting_client().telling(command.cancel):
-                command.drive(keep=True)
+        stdin, awaited = stdin_of(body), list[Command]()
+        with self._ledger.command(who.name):
+            with self._lock:
+                self._waiting[id(awaited)] = awaited
+            try:
+                command = self._begin(who, live, body, detached=False, feeds=bool(stdin))
+                awaited.append(command)
+                if stdin:
+                    command.feed(stdin)
+                with context.waiting_client().telling(command.cancel):
+                    command.drive(keep=True)
+            finally:
+                with self._lock:
+                    del self._waiting[id(awaited)]
         self._over(who, command)
         # An answer that is recorded itself is written behind this one, and waits for both.
         self._record(who, command, wait=context.recorded() is None)
@@ -172,17 +178,6 @@ class Commands:
             going = [command for one in self._waiting.values() for command in one]
         for command in going:
             command.cancel(SHUT_DOWN)
-
-    @contextlib.contextmanager
-    def _awaited(self) -> Iterator[list[Command]]:
-        one: list[Command] = []
-        with self._lock:
-            self._waiting[id(one)] = one
-        try:
-            yield one
-        finally:
-            with self._lock:
-                del self._waiting[id(one)]
 
     def adopt(self, live: Live, ended: Set[str] = frozenset()) -> int:
         """Go on with what runs in a sandbox that outlived the daemon before: how many. Of the
@@ -390,9 +385,10 @@ class Commands:
             # The next daemon asks nobody for the output of what has ended: it is on disk first.
             listed.journal.flush(fast=True)
         record = listed.record(who.name, command.pid, command.request_id, view)
+        put = partial(Transaction.put, record=record)
         if wait:
-            self._store.write(lambda t: t.put(record), synced=False)
+            self._store.write(put, synced=False)
         else:
-            self._store.submit(lambda t: t.put(record), synced=False, urgent=False)
+            self._store.submit(put, synced=False, urgent=False)
         if view is not None:
             listed.shorten()

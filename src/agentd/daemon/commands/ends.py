@@ -16,7 +16,7 @@ from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxErr
 from agentd.model.packages import with_packages
 from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
 from agentd.model.secret import check_variables
-from agentd.model.spec import ExecRequest, SandboxSpec
+from agentd.model.spec import ExecRequest
 from agentd.model.typed import like
 from agentd.sandbox.abilities import NETWORK, TELLS_END
 from agentd.sandbox.ports import Wall
@@ -134,27 +134,25 @@ class Digests:
 
 
 def completed(request: ExecRequest, handle: "SandboxHandle") -> ExecRequest:
-    """Return what the sandbox says where the request says nothing; idempotent. May raise."""
+    """Return what the sandbox says where the request says nothing; idempotent. Raises InvalidInput
+    for a variable that has the name of a secret, and BackendLost."""
     spec, wall = handle.spec, handle.wall
+    if spec.secrets:
+        check_variables(spec.secrets, request.env)
+    env = {**spec.env, **request.env}
+    places = [mount.target for mount in spec.mounts if mount.packages]
+    if places:  # they come first in a command's own paths, too
+        env = with_packages(env, {}, places[0])
     # Where an image says, which not every wall has.
     begin = getattr(wall, "workdir", None) or wall.workspace
     return msgspec.structs.replace(
         request,
         # The root of a foreign guest is its workspace; an empty path would be none.
         cwd=os.path.join(begin, request.cwd or ".").removesuffix("/.") or "/",
-        env=_environment(spec, request.env),
+        env=env,
         timeout=request.timeout or spec.limits.timeout,
         output_limit=request.output_limit or spec.limits.output,
     )
-
-
-def _environment(spec: SandboxSpec, asked: Mapping[str, str]) -> dict[str, str]:
-    """Packages come first in a command's own paths, too. Raises InvalidInput for a variable that
-    has the name of a secret."""
-    check_variables(spec.secrets, asked)
-    env = {**spec.env, **asked}
-    places = [mount.target for mount in spec.mounts if mount.packages]
-    return with_packages(env, {}, places[0]) if places else env
 
 
 def of_wall(

@@ -84,10 +84,6 @@ class Listed:
         offsets = self.journal.offsets
         return {name: offsets[self._kept_as(name)] for name in ("stdout", "stderr")}
 
-    def keep_begin(self) -> None:
-        """Keep the begin of its output whatever follows; called before it writes."""
-        self.journal.files.keeps_begin = True
-
     def begin_of(self, stream: str, most: int) -> bytes:
         """Read it in the journal, up to the first byte that is lost."""
         return self.journal.begin_of(self._kept_as(stream), most)
@@ -375,7 +371,7 @@ class KeptOutput:
         self._begun = {"stdout": bytearray(), "stderr": bytearray()}
         self._is_all = True
         if listed is not None:
-            listed.keep_begin()
+            listed.journal.files.keeps_begin = True  # whatever follows it
 
     def take(self, stream: str, data: bytes) -> None:
         kept = self._begun[stream]

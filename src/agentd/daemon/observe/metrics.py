@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from agentd.daemon.commands.command import Command
     from agentd.daemon.observe.log import Log
     from agentd.daemon.sandboxes.live import Live
+    from agentd.sandbox.journal.journal import Journal
 
 _QUICK = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _LONG = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5, 1, 5, 30, 120, 600, 3600)
@@ -192,7 +193,7 @@ class _State(Collector):
     def count(self, command: "Command") -> None:
         """Count one that has ended."""
         with self._lock:
-            _add(self._output, self._lost, command)
+            _add(self._output, self._lost, command.listed.journal)
 
     def collect(self) -> Iterator[Metric]:
         yield _gauge("agentd_build_info", {(__version__, platform.python_version()): 1})
@@ -229,7 +230,7 @@ class _State(Collector):
         with self._lock:
             output, lost = Count(self._output), Count(self._lost)
             for command in running:
-                _add(output, lost, command)
+                _add(output, lost, command.listed.journal)
             # One that ends while we look is in neither for a moment; a counter must not go back.
             self._told = output | self._told[0], lost | self._told[1]
             return self._told
@@ -260,8 +261,7 @@ def _of_network(found: Mapping[str, int]) -> Iterator[Metric]:
         yield _count(f"agentd_network_{name}_total", {(): known[key]})
 
 
-def _add(output: "Count[str]", lost: "Count[str]", command: "Command") -> None:
-    journal = command.journal
+def _add(output: "Count[str]", lost: "Count[str]", journal: "Journal") -> None:
     for stream, size in journal.offsets.items():
         output[stream] += size
     for gap in journal.losses:

@@ -66,10 +66,8 @@ class Ledger:
     """Counts what a principal holds, against its quota. Thread-safe; in memory, for sandboxes die
     or are counted anew when the daemon starts again."""
 
-    def __init__(
-        self, quotas: Callable[[], Quotas], clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._quotas = quotas
+    def __init__(self, quotas: Quotas, clock: Callable[[], float] = time.monotonic) -> None:
+        self.quotas = quotas  # a new configuration sets them
         self._clock = clock
         self._lock = threading.Lock()
         self._uses: dict[str, _Use] = {}
@@ -218,7 +216,13 @@ class Ledger:
             use = self._use(name)
             if not force:
                 _check(name, "commands at the same time", use.running + 1, quota.concurrency)
-                self._check_cpu(name, use, quota)
+                now = self._clock()
+                if now - use.cpu_from >= _WINDOW_SECONDS:
+                    use.cpu, use.cpu_from = 0.0, now
+                if quota.cpu_seconds is not None and use.cpu >= quota.cpu_seconds:
+                    wait = use.cpu_from + _WINDOW_SECONDS - now
+                    most = f"{quota.cpu_seconds:g} seconds of CPU time an hour"
+                    raise _exceeded(name, most, wait)
             use.running += 1
         try:
             yield
@@ -230,16 +234,8 @@ class Ledger:
         with self._lock:
             self._use(name).cpu += seconds
 
-    def _check_cpu(self, name: str, use: _Use, quota: Quota) -> None:
-        now = self._clock()
-        if now - use.cpu_from >= _WINDOW_SECONDS:
-            use.cpu, use.cpu_from = 0.0, now
-        if quota.cpu_seconds is not None and use.cpu >= quota.cpu_seconds:
-            wait = use.cpu_from + _WINDOW_SECONDS - now
-            raise _exceeded(name, f"{quota.cpu_seconds:g} seconds of CPU time an hour", wait)
-
     def _quota(self, name: str) -> Quota:
-        quotas = self._quotas()
+        quotas = self.quotas
         return quotas.principals.get(name, quotas.default)
 
     def _use(self, name: str) -> _Use:

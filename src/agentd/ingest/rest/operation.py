@@ -19,7 +19,7 @@ from agentd.ingest.rest import unfit
 from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.respond import answer, as_sent, error_answer
 from agentd.ingest.web.errors import UnsupportedMediaType
-from agentd.ingest.web.rooms import Room
+from agentd.ingest.web.rooms import Room, caller
 from agentd.model import typed
 from agentd.model.answer import Answer
 from agentd.model.api import MkdirBody, MoveBody, Repeat
@@ -196,7 +196,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
             await exchange.body(limit, LARGE)  # raises TooLarge
         service = await exchange.authenticate()
         if self.is_large:
-            exchange.require_room()
+            exchange.web.answers.require_room(caller.get())  # before it is done
         raw = b"" if length == 0 else await exchange.body(limit, LARGE)
         rest = None
         if self.at_once is not None and not raw:

@@ -275,9 +275,10 @@ class Exchange(WebRequest[D]):
             size = len(made.body)
         finally:
             share.resize(size if size > _FREE else 0)
-            self._share = share
-            if self._is_over:  # its client has gone meanwhile
-                self._let_go()
+            if size > _FREE:
+                self._share = share
+                if self._is_over:  # its client has gone meanwhile
+                    self._let_go()
         return made
 
     async def answer(self, answer: Answer) -> None:
@@ -296,11 +297,6 @@ class Exchange(WebRequest[D]):
             await (self.write if is_large else self.end)(answer.body)
         if is_large and not self.head_only:
             await self.end()
-
-    def require_room(self) -> None:
-        """Check, before something is done that may have a large answer. Raises Full where the
-        caller has no room left for answers."""
-        self.web.answers.require_room(caller.get())
 
     async def fail(self, error: AgentdError) -> None:
         """Answer with the error; where the answer has begun, cut it off."""

@@ -51,6 +51,9 @@ class _Stalling:
 
 
 class HttpConnection(HttpToolsProtocol):
+    # There is none at first; uvicorn's type of it leaves that out.
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]
+
     def __init__(self, config: Config, state: ServerShared, doors: Doors, seats: Seats) -> None:
         super().__init__(config, state, {})
         self._doors = doors
@@ -186,15 +189,11 @@ class HttpConnection(HttpToolsProtocol):
         elif self._in_head:
             if now - self._since > limits.head_seconds:
                 self._refuse(RequestTimeout("the request did not come in time"))
-        elif self._cycle() is None and now - self._since > limits.idle:
+        elif self.cycle is None and now - self._since > limits.idle:
             self.transport.close()
 
     def _has_answered(self) -> bool:
-        cycle = self._cycle()
-        return cycle is not None and cycle.response_complete
-
-    def _cycle(self) -> RequestResponseCycle | None:
-        return self.cycle  # uvicorn's type of it leaves out that there is none at first
+        return self.cycle is not None and self.cycle.response_complete
 
     def _refuse_head(self) -> NoReturn:
         # What a callback raises, the parser turns into an HttpParserCallbackError.

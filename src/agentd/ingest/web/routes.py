@@ -65,7 +65,7 @@ class Doors:
                 message = {**message, "headers": [*message["headers"], header]}
             await send(message)
 
-        hosted = self._at_host(host)
+        hosted = self._at_host(host) if self._hosts else None
         always = () if hosted is not None else mount.always
         link.on_lost(gone.set)
         try:

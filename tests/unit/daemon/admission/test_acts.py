@@ -54,8 +54,8 @@ def test_its_parameters_are_some_that_shell_exec_knows():
 def test_the_id_is_the_requests_or_a_new_one_each_time():
     request = ExecRequest(argv=("true",))
     with context.request("req-9"):
-        assert acts.command(ALICE, Place.of(handle_of(), {}), request).id == "req-9"
-    ids = {acts.command(ALICE, Place.of(handle_of(), {}), request).id for _ in range(2)}
+        assert acts.command(ALICE, Place.of(handle_of(), {}), request).request == "req-9"
+    ids = {acts.command(ALICE, Place.of(handle_of(), {}), request).request for _ in range(2)}
     assert len(ids) == 2 and "" not in ids
 
 

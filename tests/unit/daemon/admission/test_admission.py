@@ -45,7 +45,7 @@ def test_what_has_no_end_is_on_disk_before_it_is_done():
         def append(self, event, *, synced=True):
             asked.append(("on disk" if synced else "written", event.kind))
 
-    gate = Gate(lambda: None, Records(Log(), None))
+    gate = Gate(None, Records(Log(), None))
     gate.open(act(executes=True))
     gate.open(act("fs.write.v1"))
     gate.open(act("sandbox.create.v1"), lasting=False)

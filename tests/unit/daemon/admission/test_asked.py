@@ -3,10 +3,9 @@
 import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.daemon.known import ALICE, act, handle_of
+from tests.unit.daemon.known import act, handle_of
 
 from agentd.daemon.admission.acts import Place, asked
-from agentd.model import context
 from agentd.model.capability import Needs
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
@@ -78,11 +77,3 @@ def test_a_variables_value_is_nowhere_in_it(ours, theirs):
 
 def test_an_env_that_is_no_mapping_is_left_as_it_is():
     assert asked(act(parameters={"env": "production"}), NOW).parameters == {"env": "production"}
-
-
-def test_an_act_without_an_id_has_that_of_the_request_at_hand():
-    bare = act(request="")
-    with context.request("req-now"):
-        assert bare.id == "req-now"
-        assert act(request="req-own").id == "req-own"
-    assert bare.who is ALICE

@@ -51,7 +51,7 @@ def test_a_command_gets_the_lower_bounds_and_a_record_of_its_begin(gate, kept):
     assert policy.asked[0].parameters["command"] == "make"
     admitted, begun = kept.records()
     assert (admitted.kind, begun.kind) == ("admission", "start")
-    assert admitted.request == begun.request == ending.request_id
+    assert admitted.request == begun.request == ending.act.request
     assert (begun.sandbox, begun.capability) == ("sbx-1", "shell.exec.v1")
 
 
@@ -60,7 +60,7 @@ def test_the_begin_of_one_that_goes_on_without_us_is_on_disk(gate, kept):
     request = ExecRequest(argv=("make",), tag="prc-1")
     for _ in range(20):
         _, ending = gate().command(ALICE, handle_of(), request, {})
-        found = [r.kind for r in read.records(kept.folder) if r.request == ending.request_id]
+        found = [r.kind for r in read.records(kept.folder) if r.request == ending.act.request]
         assert found == ["admission", "start"]
 
 
@@ -110,7 +110,7 @@ def test_an_operation_is_asked_about_with_its_parameters(gate, kept):
 def test_its_end_has_a_receipt_that_names_the_wall(gate, kept, receipts, key):
     _, ending = gate(allowing()).command(ALICE, handle_of(), MAKE, {})
     ending.fail(None)
-    said = verify(receipts.get(ending.request_id), key.public_pem()).predicate
+    said = verify(receipts.get(ending.act.request), key.public_pem()).predicate
     assert (said.execution.backend, said.execution.level) == ("linux", "namespace")
     assert said.execution.cause.code is CauseCode.CANCELLED
     assert set(said.execution.enforcement) == {"seccomp"}

@@ -44,7 +44,7 @@ class Asking:
     def __init__(self, parked, kept, asked, approvals, **options):
         self.outcome = []
         policy = allowing(approve=True)
-        gate = Gate(lambda: policy, Records(kept.log, None), parked)
+        gate = Gate(policy, Records(kept.log, None), parked)
 
         def work():
             try:

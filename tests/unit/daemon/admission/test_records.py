@@ -26,7 +26,7 @@ def ending(records):
 
 def test_the_receipt_chains_to_the_record_that_was_written_before_it(ending, records, key, kept):
     id_ = ending.end(result(), {"stdout": digest(b"out")})
-    assert id_ == ending.request_id == "req-1"
+    assert id_ == ending.act.request == "req-1"
     said = verify(records.get(id_), key.public_pem())
     assert said.predicate.execution.exit_code == 3
     assert [(s.name, s.digest["sha256"]) for s in said.subject] == [

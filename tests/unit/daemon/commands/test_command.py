@@ -124,7 +124,7 @@ def test_what_is_lost_with_a_sandbox_that_somebody_ends_has_that_cause(why, code
 
     recorded = []
     admission = SimpleNamespace(
-        request_id="req-a",
+        act=SimpleNamespace(request="req-a"),
         unconnected=lambda refused: None,
         end=lambda result, digests, read: recorded.append(str(result.cause.code)),
         fail=lambda error: recorded.append(str(ends.cause_of(error).code)),

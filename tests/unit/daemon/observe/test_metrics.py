@@ -44,8 +44,8 @@ def command(cause: CauseCode = CauseCode.EXITED, out: int = 10, lost: int = 0) -
     losses = [Gap("stdout", 0, lost, "disk_full")] if lost else []
     journal = SimpleNamespace(offsets={"stdout": out, "stderr": 1, "pty": 0}, losses=losses)
     usage = Usage(wall_ms=250.0, cpu_ms=100.0)
-    listed = SimpleNamespace(live=LIVE)
-    return SimpleNamespace(listed=listed, result=result, usage=usage, journal=journal)
+    listed = SimpleNamespace(live=LIVE, journal=journal)
+    return SimpleNamespace(listed=listed, result=result, usage=usage)
 
 
 class Fake:

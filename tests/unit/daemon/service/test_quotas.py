@@ -23,7 +23,7 @@ def clock() -> Clock:
 
 def ledger(clock: Clock, **quota: object) -> Ledger:
     quotas = Quotas(default=Quota(**quota), principals={"free": Quota()})  # type: ignore[arg-type]
-    return Ledger(lambda: quotas, clock)
+    return Ledger(quotas, clock)
 
 
 def test_sandboxes_memory_and_disk_are_counted_together_and_given_back(clock: Clock) -> None:
