@@ -12,9 +12,9 @@ from agentd.client.chunk import Chunk
 from agentd.client.process import Process, not_ended
 from agentd.client.signature import documented_by
 from agentd.client.wording import of_result
-from agentd.model.drive import drive
 from agentd.model.errors import InvalidInput
 from agentd.model.result import Result
+from agentd.model.running import drive
 
 _PIECE = 64 << 10
 T = TypeVar("T")

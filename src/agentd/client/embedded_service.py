@@ -21,10 +21,10 @@ from agentd.model.api import (
     SandboxView,
     VolumeView,
 )
-from agentd.model.drive import execute
 from agentd.model.errors import InvalidInput, NotFound, Refused, Unsupported
 from agentd.model.options import refuse_daemons, require_rules, with_rules
 from agentd.model.principal import local
+from agentd.model.running import execute
 from agentd.model.typed import like
 from agentd.sandbox import abilities, snapshots
 

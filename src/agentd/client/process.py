@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from agentd.client import arguments
 from agentd.client.chunk import Chunk, Chunks
 from agentd.client.wording import of_result
-from agentd.model.drive import drive
 from agentd.model.errors import InvalidInput
 from agentd.model.result import Result
+from agentd.model.running import drive
 
 if TYPE_CHECKING:
     from agentd.model.running import RunningCommand

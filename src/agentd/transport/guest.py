@@ -15,6 +15,7 @@ from agentd.model import typed
 from agentd.model.control import check_signal
 from agentd.model.errors import Full, GuestError, InvalidInput
 from agentd.model.limits import DEFAULTS
+from agentd.model.running import Running, SpawnFailed, StdinNotStreamed
 from agentd.model.spec import ExecLimits, ExecRequest
 from agentd.transport.call import AgentCall
 from agentd.transport.connection import V2Connection, encode_request
@@ -31,7 +32,6 @@ from agentd.transport.files import GuestFiles
 from agentd.transport.own_time import OwnTime
 from agentd.transport.pipes import Pipes
 from agentd.transport.pool import Connections
-from agentd.transport.running import Running, SpawnFailed, StdinNotStreamed
 from agentd.transport.stream import StreamCommand
 from agentd.transport.tunnel import Tunnel
 from agentd.transport.v1 import V1Command, V1Connection, V1Result, check, refuse

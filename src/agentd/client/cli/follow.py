@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from agentd.client.cli.interrupts import Interrupts
 from agentd.client.cli.output import write_all
 from agentd.model.characters import Whole
-from agentd.model.drive import drive
+from agentd.model.running import drive
 
 if TYPE_CHECKING:
     from agentd.model.running import RunningCommand

@@ -21,9 +21,9 @@ from agentd.model import typed
 from agentd.model.api import ErrorView, ProcessView, ResultView
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
-from agentd.model.drive import Stepped
 from agentd.model.errors import AgentdError, Conflict, InvalidInput, SandboxError
 from agentd.model.result import Result
+from agentd.model.running import Stepped
 
 # Output read ahead of the caller, and stdin taken from it ahead of the connection.
 MAX_QUEUE = 1 << 20

@@ -17,10 +17,10 @@ from agentd.client.http.connection import soon_or_never
 from agentd.client.http.errors import Unreachable, from_event
 from agentd.client.http.noun import HttpNoun
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody, SignalBody
-from agentd.model.drive import execute
 from agentd.model.errors import AgentdError, Conflict
 from agentd.model.output import MAX_OUTPUT, STREAMS, too_long
 from agentd.model.result import Result
+from agentd.model.running import execute
 from agentd.model.spec import ExecRequest, Pty
 
 if TYPE_CHECKING:

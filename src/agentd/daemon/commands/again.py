@@ -8,15 +8,15 @@ from collections.abc import Callable, Sequence
 from signal import SIGKILL
 from typing import TYPE_CHECKING
 
-from agentd.model.drive import Stepped
 from agentd.model.errors import AgentdError, BackendLost, Conflict, GuestError
+from agentd.model.running import Stepped
 from agentd.transport.events import Chunk
 
 if TYPE_CHECKING:
     from agentd.model.result import Exit
+    from agentd.model.running import Running
     from agentd.sandbox.handle import SandboxHandle
     from agentd.transport.guest import Guest
-    from agentd.transport.running import Running
     from agentd.transport.stream import StreamCommand
 
 
@@ -58,7 +58,7 @@ def kill_once_it_goes_on(handle: "SandboxHandle", tag: str, later: Callable[[], 
 
 
 class FollowedAgain(Stepped):
-    """Implements ``transport.running.Running``. While its sandbox is paused nothing comes of it,
+    """Implements ``model.running.Running``. While its sandbox is paused nothing comes of it,
     and what is asked of it is a Conflict; with a sandbox that ends meanwhile it ends, too."""
 
     def __init__(self, handle: "SandboxHandle", attach: "Callable[[], StreamCommand]") -> None:

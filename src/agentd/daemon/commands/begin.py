@@ -1,26 +1,28 @@
-"""What a request for a command asks for; and the ways to begin it in a sandbox's agent, or to find
-it again."""
+"""What a request for a command asks for, and what is told of its words; and the ways to begin it in
+a sandbox's agent, or to find it again."""
 
 import contextlib
 import os
 import signal
 import time
 from base64 import b64decode
+from sys import getsizeof
 from typing import TYPE_CHECKING, Protocol
 
 from agentd.model import options
 from agentd.model.api import ExecBody
 from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.running import HasEnded, SpawnFailed, StdinNotStreamed
 from agentd.model.spec import ExecRequest
-from agentd.transport.running import HasEnded, SpawnFailed, StdinNotStreamed
 
 if TYPE_CHECKING:
+    from agentd.model.running import Running
     from agentd.transport.guest import Guest
-    from agentd.transport.running import Running
 
 
 _MAX_STDIN = 64 << 20
 _MAX_TAG = 256
+_SHOWN = 4 << 10  # bytes
 
 
 def new_id() -> str:
@@ -71,6 +73,25 @@ def stdin_of(body: ExecBody) -> bytes:
             remediation="write them to a file in the sandbox",
         )
     return data
+
+
+def size_of_words(body: ExecBody) -> int:
+    """Count the bytes in memory of a command's words and variables, which stay while it runs."""
+    words = (body.cmd,) if isinstance(body.cmd, str) else body.cmd
+    return sum(map(getsizeof, (*words, *body.env, *body.env.values())))
+
+
+def shortened(argv: tuple[str, ...], cut: int = 0) -> tuple[tuple[str, ...], int]:
+    """Return the first 4 KiB of a command's words, and how many bytes of them are left out, ``cut``
+    before among them."""
+    left, kept = _SHOWN, []
+    for word in argv:
+        data = word.encode("utf-8", "surrogatepass")
+        if left > 0:
+            kept.append(word if len(data) <= left else data[:left].decode("utf-8", "ignore"))
+        cut += max(0, len(data) - max(0, left))
+        left -= len(data)
+    return tuple(kept), cut
 
 
 class Begin(Protocol):

@@ -26,20 +26,19 @@ from agentd.daemon.commands.listed import CommandInput, KeptOutput
 from agentd.model import context
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
-from agentd.model.drive import Stepped, drive
 from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
 from agentd.model.result import Exit, Result, Usage
+from agentd.model.running import HasEnded, Stepped, drive
 from agentd.transport.events import Chunk, LostOutput
-from agentd.transport.running import HasEnded
 
 if TYPE_CHECKING:
     from agentd.daemon.admission.admission import Admission
     from agentd.daemon.commands.begin import Begin
     from agentd.daemon.commands.listed import Listed
     from agentd.model.api import ProcessView, ResultView
+    from agentd.model.running import Running
     from agentd.sandbox.journal.journal import Journal
     from agentd.sandbox.manager import SandboxHandle
-    from agentd.transport.running import Running
 
 # Bytes of each stream that an answer holds; all of it is in the journal.
 MAX_ANSWER = 16 << 20

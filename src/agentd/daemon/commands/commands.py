@@ -1,5 +1,4 @@
-"""The commands of a daemon's sandboxes: begun, followed, found again, and after a restart gone on
-with where the sandbox outlived the daemon."""
+"""A daemon's commands: begun, followed, found again, and gone on with by the next daemon."""
 
 import contextlib
 import threading
@@ -13,9 +12,16 @@ import msgspec
 
 from agentd.daemon import events
 from agentd.daemon.admission.gate import Gate
-from agentd.daemon.commands import begun, words
+from agentd.daemon.commands import begun
 from agentd.daemon.commands.again import BeginAgain, kill_once_it_goes_on
-from agentd.daemon.commands.begin import BeginDetached, BeginStreamed, new_id, request_of, stdin_of
+from agentd.daemon.commands.begin import (
+    BeginDetached,
+    BeginStreamed,
+    new_id,
+    request_of,
+    size_of_words,
+    stdin_of,
+)
 from agentd.daemon.commands.command import Command, Emit
 from agentd.daemon.commands.ends import SHUT_DOWN, completed
 from agentd.daemon.commands.listed import ENDED, MAX_KEPT, RUNNING, Listed, Register
@@ -101,7 +107,7 @@ class Commands:
         feeds, fed = bool(unread[0]), Future[None]()
         with contextlib.ExitStack() as undo:
             undo.enter_context(self._ledger.command(who.name))
-            undo.callback(self._given.hold(who.name, max(0, words.size(body) - _FREE)))
+            undo.callback(self._given.hold(who.name, max(0, size_of_words(body) - _FREE)))
             give_back = self._given.hold(who.name, max(0, len(unread[0]) - _FREE))
             undo.callback(give_back)
             fed.add_done_callback(lambda _: give_back())

@@ -23,8 +23,8 @@ from agentd.sandbox.ports import Wall
 from agentd.transport.events import Chunk
 
 if TYPE_CHECKING:
+    from agentd.model.running import Running
     from agentd.sandbox.manager import SandboxHandle
-    from agentd.transport.running import Running
 
 # A wall that dies takes its agent's stream along first; the process itself follows.
 _DEATH_SECONDS = 1.0

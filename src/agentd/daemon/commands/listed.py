@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agentd.daemon import events
+from agentd.daemon.commands.begin import shortened
 from agentd.daemon.commands.ends import INTERRUPTED, CommandLost, ours
-from agentd.daemon.commands.words import shortened
 from agentd.daemon.store.records import ProcessRecord
 from agentd.model import context
 from agentd.model.api import ProcessView, ResultView
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agentd.daemon.commands.command import Command
     from agentd.daemon.commands.past import Past
     from agentd.daemon.sandboxes.live import Live
-    from agentd.transport.running import Running
+    from agentd.model.running import Running
 
 
 _WINDOW = 64 << 10  # bytes of each stream in memory; one that has more has none there

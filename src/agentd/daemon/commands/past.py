@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from agentd.daemon.commands.begin import shortened
 from agentd.daemon.commands.ends import INTERRUPTED, status
 from agentd.daemon.commands.listed import ENDED, bare, lost_bytes
-from agentd.daemon.commands.words import shortened
 from agentd.daemon.store.records import ProcessRecord
 from agentd.model import typed
 from agentd.model.api import ProcessView, ResultView

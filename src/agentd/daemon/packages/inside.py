@@ -7,8 +7,8 @@ from functools import cache
 from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command, Emit
 from agentd.daemon.commands.ends import completed
-from agentd.model.drive import drive
 from agentd.model.result import Result
+from agentd.model.running import drive
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.handle import SandboxHandle
 

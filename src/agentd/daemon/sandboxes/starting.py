@@ -12,10 +12,10 @@ from agentd.daemon.pipeline import NO_VALUES, Pipeline, SecretValues, run
 from agentd.daemon.sandboxes import templates
 from agentd.model import context
 from agentd.model.errors import AgentdError, NotReady
+from agentd.model.running import SpawnFailed
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.model.units import format_duration
 from agentd.sandbox.handle import BegunCommand, SandboxHandle
-from agentd.transport.running import SpawnFailed
 
 if TYPE_CHECKING:
     from agentd.daemon.config.schema import Config, TemplateSettings

@@ -2,7 +2,7 @@
 
 import os
 
-from agentd.model.drive import Stepped, drive, execute
+from agentd.model.running import Stepped, drive, execute
 
 
 class Scripted(Stepped):
