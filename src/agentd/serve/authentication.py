@@ -1,11 +1,10 @@
 """From the configuration to the chain that authenticates every request."""
 
-from agentd.auth.chain import Anyone, AuthProvider, ProviderChain
+from agentd.auth.chain import Anyone, AuthProvider, PeerProvider, PeerRule, ProviderChain, rules_of
 from agentd.auth.jwks import KeySet, UrlKeySet
 from agentd.auth.jwt import Issuer, JwtProvider, key_set
 from agentd.auth.keys import KeyProvider, KeyStore
 from agentd.auth.mtls import CertificateRule, MtlsProvider
-from agentd.auth.peer import PeerProvider, PeerRule, rules_of
 from agentd.daemon.config.schema import Auth, Config, JwtIssuer
 from agentd.model.typed import like
 

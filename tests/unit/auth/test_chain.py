@@ -1,7 +1,6 @@
 import pytest
 
-from agentd.auth.chain import Anyone, ProviderChain
-from agentd.auth.peer import PeerProvider, PeerRule
+from agentd.auth.chain import Anyone, PeerProvider, PeerRule, ProviderChain
 from agentd.model.credential import Credential
 from agentd.model.errors import Unauthenticated
 from agentd.model.principal import Principal

@@ -1,7 +1,6 @@
 import pytest
 
-from agentd.auth import peer
-from agentd.auth.peer import PeerProvider, PeerRule
+from agentd.auth.chain import PeerProvider, PeerRule, rules_of
 from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden
 
@@ -37,4 +36,4 @@ def test_a_sandbox_with_our_own_uid_is_not_us():
 
 
 def test_the_first_rule_for_a_uid_holds():
-    assert peer.rules_of([(1, NAMED), (1, RUN), ("*", RUN)]) == {1: NAMED, "*": RUN}
+    assert rules_of([(1, NAMED), (1, RUN), ("*", RUN)]) == {1: NAMED, "*": RUN}
