@@ -1,5 +1,6 @@
 """Where mounts may go: no spelling leads over the wall's own places; what has no place is told."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,20 @@ def test_what_has_no_place_there_is_told_by_name(
     assert why in refused(backend="linux", mounts=[f"{folder}/{what}:{target}"]).cause
 
 
+def test_what_would_be_in_the_hosts_own_directories_is_the_callers_to_mend(folder: Path) -> None:
+    with Sandbox.create(embedded=True) as sandbox:
+        lines = sandbox.run("cat /proc/self/mountinfo").text.splitlines()
+        mounted = [line.split()[4] for line in lines if line.split()[4].startswith("/etc/")]
+        own = [path for path in mounted if sandbox.run(["test", "-d", path]).ok]
+    if not own:
+        pytest.skip("nothing in /etc of this machine is shown as it is")
+    with running(f"[sandbox]\nmounts = ['{folder}']\nprivate_programs = true\n") as daemon:
+        told = daemon.ask("POST", "/v1/sandboxes", {"mounts": [f"{folder}/file:{own[0]}/new"]})
+        assert told.status == 400, told.body
+        assert "nothing can be mounted in it with sandbox.private_programs" in told.json["cause"]
+        assert told.json["remediation"] == "mount it elsewhere, such as at /data"
+
+
 def test_a_file_takes_the_place_of_a_link(folder: Path) -> None:
     for target in ("/etc/localtime", "/etc/os-release", "/etc/mtab"):
         with Sandbox.create(embedded=True, mounts=[f"{folder}/file:{target}"]) as sandbox:
@@ -89,3 +104,23 @@ def test_names_that_no_file_can_have_are_refused_before_anything_is_made(folder:
 @pytest.mark.parametrize("members", [(5, "/m", "ro"), ("/tmp", 5, "ro"), ("/tmp", "/m", None)])
 def test_a_mount_of_something_else_than_text_is_an_error_of_ours(members: Any) -> None:
     assert "has a member that is no text" in refused(mounts=[Mount(*members)]).message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's sandboxes see such mounts")
+@pytest.mark.parametrize("mode", ["ro", "rw", "cow"])
+def test_that_mounts_beneath_it_are_left_out_is_told(folder: Path, mode: str) -> None:
+    beneath = folder / "folder/beneath"
+    beneath.mkdir()
+    script = f"""
+mount -t tmpfs tmpfs {beneath} && touch {beneath}/hidden
+exec {sys.executable} -m agentd run -v -w {folder}/folder:{mode} -- ls beneath
+"""
+    ran = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout) == (0, ""), ran
+    assert "idmapped, without what is mounted beneath it" in " ".join(ran.stderr.split())

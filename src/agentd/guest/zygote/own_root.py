@@ -122,7 +122,8 @@ class _Copy:
             why = f"it has more than {_MAX_ENTRIES} entries, so nothing can be mounted in it"
         else:
             return
-        raise OSError(errno.EPERM, f"{why}: mount it elsewhere", path)
+        # As where something else is there: the host tells it as the caller's to mend.
+        raise OSError(errno.ENOTDIR, why, path)
 
 
 def make_private(path: str, target: str, kernel: Kernel = KERNEL) -> None:

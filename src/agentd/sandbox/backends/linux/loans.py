@@ -17,6 +17,8 @@ from agentd.sandbox.backends.linux.copies import CopySize
 from agentd.sandbox.volume_lease import VolumeLease
 
 _CALLERS = "the caller's own rights"
+# Each mount beneath would need a map of its own (linux.mounts.clone_tree).
+_MAPPED = "owned by the sandbox's user, idmapped, without what is mounted beneath it"
 
 
 class Lender(Protocol):
@@ -63,7 +65,7 @@ class Loan(NamedTuple):
     def how(self) -> str:
         """For the report."""
         if not self.unmapped:
-            text = "owned by the sandbox's user, idmapped" if self.own_user else _CALLERS
+            text = _MAPPED if self.own_user else _CALLERS
             if self.copy is not None:
                 whose = "groups" if self.own_user else "owners or groups"
                 text += f"; {self.copy.files:,} files and folders of other {whose} are "
