@@ -101,6 +101,7 @@ def suite(folder: Path, *words: str, path: Iterable[Path] = ()) -> tuple[int, st
     env = dict(os.environ)
     before = [env["PYTHONPATH"]] if env.get("PYTHONPATH") else []
     env["PYTHONPATH"] = os.pathsep.join([str(folder), *map(str, path), *before])
+    env["COLUMNS"] = "1000"  # what failed is told whole
     ran = subprocess.run(
         [sys.executable, "-c", _PYTEST, "-q", "-p", "no:cacheprovider", *words],
         cwd=folder,
@@ -142,7 +143,9 @@ def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path, half: st
         failed = {name for name, how in found.items() if how != "PASSED"}
         if failed != expected or set(found) != asked[door]:
             wrong[door] = {"too many": failed - expected, "too few": expected - failed}
-    assert wrong == {}, said[-5000:]
+    unexpected = {of_door(name, door) for door, one in wrong.items() for name in one["too many"]}
+    why = [line for line in said.splitlines() if any(f"::{name}" in line for name in unexpected)]
+    assert wrong == {}, "\n".join(why) + f"\n{said[:5000]}"
 
 
 def cases(folder: Path) -> dict[str, str]:
