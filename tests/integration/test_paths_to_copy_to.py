@@ -1,5 +1,7 @@
 """What may be named of this machine to copy to, and what becomes of a file's second name."""
 
+import os
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -24,6 +26,18 @@ def test_a_path_that_there_cannot_be_is_an_error_of_ours(box: Sandbox, tmp_path:
                 box.files.download(source, f"{tmp_path}/{name}")
             assert why in told.value.cause and told.value.remediation
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.root
+def test_no_copy_takes_the_place_of_a_device(box: Sandbox, tmp_path: Path) -> None:
+    """As /dev/null: from then on all programs of the machine would have read and filled a file."""
+    device = tmp_path / "null"
+    os.mknod(device, 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    for source in ("/workspace/out", "/workspace/out/a"):
+        for replace, why in ((False, "exists already"), (True, "is a device, which nothing")):
+            with pytest.raises(InvalidInput, match=why):
+                box.files.download(source, device, replace=replace)
+    assert device.is_char_device() and os.listdir(tmp_path) == ["null"]
 
 
 def test_a_file_of_two_names_becomes_two_as_the_help_says(box: Sandbox, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def download(
     target = _landing(asked, name, _kind_here(asked) == "dir", is_folder, replace)
     found = _kind_here(target)
     _check_target(target, found, is_folder, replace)
-    if replace and is_folder:
+    if replace:
         check_replaceable(target)
     if entry.size > MAX_BYTES:
         raise _too_large(path)

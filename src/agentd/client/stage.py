@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from typing import Self
 
@@ -130,7 +131,14 @@ def exists(path: str) -> InvalidInput:
 
 
 def check_replaceable(path: str) -> None:
-    """Check a target. Raises InvalidInput for a folder that nobody means to replace whole."""
+    """Check a target. Raises InvalidInput for a folder that nobody means to replace whole, and for
+    a device: who names /dev/null means what it is."""
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(path).st_mode
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise InvalidInput(
+                f"{path} is a device, which nothing replaces", remediation="name another place"
+            )
     if os.path.islink(path) or not os.path.isdir(path):
         return
     real = os.path.realpath(path)
