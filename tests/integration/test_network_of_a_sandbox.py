@@ -400,6 +400,18 @@ def test_what_no_rule_can_allow_is_explained_as_such(target: str, told: str) -> 
     assert (done.returncode, done.stdout, done.stderr) == (1, f"{told}\n", "")
 
 
+@pytest.mark.parametrize("target", ["pypi.org:0", "https://pypi.org:0/simple", "10.1.2.3:0"])
+def test_nothing_is_said_of_a_port_that_is_none(target: str) -> None:
+    """Port 0 was explained as the usual one, and allowed."""
+    words = ["net", "explain", target, "--net", "pypi,10.1.2.3:443"]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentd", *words], capture_output=True, text=True, check=False
+    )
+    told = f"agentd net: {target!r} has the port 0, which nothing has"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{told} (give a number from 1 to 65535)\n"
+
+
 def test_rules_are_of_a_sandbox_or_of_the_option() -> None:
     words = ["net", "explain", "pypi.org", "--net", "pypi", "sbx-abcdefghijkl"]
     done = subprocess.run(

@@ -166,7 +166,8 @@ def parse_env_file(path: str) -> dict[str, str]:
                 f"env file {path!r} has more than {MAX_ENV_FILE} bytes",
                 remediation="leave some out: no program is started with so much",
             )
-        lines = data.decode().split("\n")  # nothing else ends one: a value may have U+2028 in it
+        text = data.decode("utf-8-sig")  # the mark that Windows' editors put first is of no name
+        lines = text.split("\n")  # nothing else ends one: a value may have U+2028 in it
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise InvalidInput(
@@ -174,9 +175,9 @@ def parse_env_file(path: str) -> dict[str, str]:
         ) from None
     found = {}
     for number, line in enumerate(lines, 1):
-        text = line.strip().removeprefix("export ")
-        if text and not text.startswith("#"):
-            name, value = _env_line(text, path, number)
+        words = line.strip().removeprefix("export ")
+        if words and not words.startswith("#"):
+            name, value = _env_line(words, path, number)
             found[name] = value
     return found
 

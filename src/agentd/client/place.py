@@ -60,6 +60,10 @@ def kept_here(snapshot: "Snapshot | str | os.PathLike[str] | None") -> bool:
 
 def state(snapshot: "Snapshot | str | os.PathLike[str] | None", *, of_daemon: bool) -> str | None:
     """Return a snapshot's name where it is kept: at a daemon its id, here its path. May raise."""
+    if snapshot == "":  # as a path it would be the folder that one stands in
+        raise InvalidInput(
+            "snapshot '' names nothing", remediation="give an id, a path or a Snapshot"
+        )
     if snapshot is None or isinstance(snapshot, str):
         return snapshot
     if not isinstance(snapshot, os.PathLike) and not hasattr(snapshot, "path"):

@@ -78,10 +78,13 @@ def _parts(target: str) -> tuple[str, int]:
     url = target if "://" in target else f"https://{target}"
     try:
         parts = urlsplit(url)
-        port = parts.port or _PORTS.get(parts.scheme)
+        port = _PORTS.get(parts.scheme) if parts.port is None else parts.port
     except ValueError as error:
         raise InvalidInput(f"{target!r} is no target: {error}", remediation=fix) from None
     if not parts.hostname or port is None:
         what = "has no port" if parts.hostname else "has no host"
         raise InvalidInput(f"{target!r} {what}", remediation=fix)
+    if not port:
+        fix = "give a number from 1 to 65535"
+        raise InvalidInput(f"{target!r} has the port 0, which nothing has", remediation=fix)
     return parts.hostname.removesuffix("."), port

@@ -72,15 +72,16 @@ def parse_count(text: str | int, what: str = "count", least: int = 1, most: int 
 def parse_duration(text: str | float, what: str = "duration") -> float:
     """Read seconds from ``250ms``, ``2s``, ``10 min``, ``1h30m`` or a bare number of seconds.
 
-    Raises InvalidInput for anything else, for zero, and for more than a year.
+    Raises InvalidInput for anything else, for less than a millisecond, and for more than a year.
     """
-    value = _seconds(_written(text))
+    # A float is written by Python as 1e-05 where it is small, which nobody writes.
+    value = text if isinstance(text, float) and text >= 0 else _seconds(_written(text))
     if value is None:
         raise InvalidInput(
             f"{what} {_shown(text)} is not a time",
             remediation="write it as 250ms, 2s, 10m or 1h30m",
         )
-    if not 0 < value <= 366 * 86400:
+    if not 0.001 <= value <= 366 * 86400:
         raise InvalidInput(f"{what} {text!r} is out of range", remediation="between 1ms and 366d")
     return value
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from agentd.client import build
@@ -127,6 +129,12 @@ def test_times_are_read_as_people_write_them(text, seconds):
     assert build.sandbox_spec(timeout=text).limits.timeout == seconds
 
 
+@pytest.mark.parametrize("text", ["0.5ms", "0.0000001s", 1e-05, 0.0, 0, "367d", math.inf])
+def test_a_time_that_is_too_short_or_too_long_says_which_there_are(text):
+    with pytest.raises(InvalidInput, match=r"is out of range \(between 1ms and 366d\)"):
+        build.sandbox_spec(timeout=text)
+
+
 @pytest.mark.parametrize("text", ["1h30", "30m1h", "1h1h", "1h-30m", "h", "1x", "1 mss", "1e3"])
 def test_what_could_be_two_times_is_none(text):
     with pytest.raises(InvalidInput, match=r"is not a time \(write it as 250ms, 2s, 10m or 1h30m"):
@@ -194,6 +202,12 @@ def test_env_file(tmp_path):
         "D": "",
         "E": "a\u2028b=\x0bc=d",
     }
+
+
+def test_an_env_file_of_a_windows_editor(tmp_path):
+    path = tmp_path / "env"
+    path.write_bytes(b"\xef\xbb\xbfA=1\r\nB='2'\r\n")
+    assert build.parse_env_file(str(path)) == {"A": "1", "B": "2"}
 
 
 @pytest.mark.parametrize(

@@ -153,3 +153,11 @@ def test_cancelling_a_fork_ends_what_it_made(machines):
             return (await sandbox.run("echo alive")).text
 
     assert asyncio.run(main()) == "alive\n"
+
+
+def test_a_snapshot_without_a_name_is_not_the_folder_one_stands_in():
+    """As of a variable that is not set; ``agentd run --snapshot ""`` is refused alike."""
+    with pytest.raises(InvalidInput, match=r"snapshot '' names nothing \(give an id, a path"):
+        Sandbox.create(snapshot="", embedded=True)
+    with pytest.raises(InvalidInput, match="snapshot '' names nothing"):
+        asyncio.run(AsyncSandbox.create(snapshot="", embedded=True))

@@ -32,7 +32,9 @@ def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
     with remote.service(options) as service:
         commands = service.commands
         with interrupts.allowed():
-            process = options.process or only(commands.list(options.id), running=True)
+            process = options.process
+            if process is None:
+                process = only(commands.list(options.id), running=True)
             view = commands.get(options.id, process)
         tty = "pty" in view.output and os.isatty(0) and not options.json
         cursors = {} if options.all else view.output

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import image_oci, output, remote
-from agentd.client.cli.parser import Actions, AddedUp
+from agentd.client.cli.parser import Actions, AddedUp, named
 from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def add_build(actions: Actions, run: Callable[[argparse.Namespace], int]) -> Non
     )
     build.add_argument("context", metavar="CONTEXT", nargs="?", help="a directory, as .")
     name = build.add_mutually_exclusive_group()
-    name.add_argument("-t", "--tag", metavar="NAME", help="its name, of a Dockerfile")
-    name.add_argument("--name", metavar="NAME", help="its name, of either kind")
+    name.add_argument("-t", "--tag", type=named, metavar="NAME", help="its name, of a Dockerfile")
+    name.add_argument("--name", type=named, metavar="NAME", help="its name, of either kind")
     own = build.add_argument_group("of a Dockerfile")
     own.add_argument(
-        "-f", "--file", metavar="FILE", help="(default: CONTEXT/Dockerfile); - is stdin"
+        "-f", "--file", type=named, metavar="FILE", help="(default: CONTEXT/Dockerfile); - is stdin"
     )
     own.add_argument(
         "--build-arg",
@@ -60,7 +60,9 @@ def add_build(actions: Actions, run: Callable[[argparse.Namespace], int]) -> Non
         action="append",
         help="of an ARG; without =VALUE that of this environment",
     )
-    own.add_argument("--target", metavar="STAGE", help="build this stage (default: the last)")
+    own.add_argument(
+        "--target", type=named, metavar="STAGE", help="build this stage (default: the last)"
+    )
     own.add_argument(
         "--insecure",
         action="store_true",
@@ -79,12 +81,17 @@ def add_build(actions: Actions, run: Callable[[argparse.Namespace], int]) -> Non
     machine = build.add_argument_group("of a machine image")
     machine.add_argument(
         "--base",
+        type=named,
         metavar="debian|busybox",
         help="Debian's Python, bash and busybox (default), or less of Python and no bash",
     )
-    machine.add_argument("--kernel", metavar="PATH", help="a vmlinux or bzImage of your own")
-    machine.add_argument("--initramfs", metavar="PATH", help="an initramfs of your own")
-    machine.add_argument("--rootfs", metavar="PATH", help="an ext4 or erofs image of your own")
+    machine.add_argument(
+        "--kernel", type=named, metavar="PATH", help="a vmlinux or bzImage of your own"
+    )
+    machine.add_argument("--initramfs", type=named, metavar="PATH", help="an initramfs of your own")
+    machine.add_argument(
+        "--rootfs", type=named, metavar="PATH", help="an ext4 or erofs image of your own"
+    )
     machine.add_argument("--force", action="store_true", help="build even if nothing has changed")
 
 
@@ -155,9 +162,9 @@ def _built(options: argparse.Namespace) -> "BuiltImage":
         insecure=options.insecure,
     )
     limits = Limits(
-        memory=parse_size(options.memory, "memory") if options.memory else None,
-        disk=parse_size(options.disk, "disk") if options.disk else None,
-        timeout=parse_duration(options.timeout) if options.timeout else None,
+        memory=None if options.memory is None else parse_size(options.memory, "memory"),
+        disk=None if options.disk is None else parse_size(options.disk, "disk"),
+        timeout=None if options.timeout is None else parse_duration(options.timeout, "timeout"),
     )
     runner = _LateRunner(wanted.net, limits)
     try:

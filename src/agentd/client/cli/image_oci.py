@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from agentd.client.cli import output, remote
-from agentd.client.cli.parser import Actions, AddedUp
+from agentd.client.cli.parser import Actions, AddedUp, named
 from agentd.model.errors import Conflict, SandboxError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def add_pull(actions: Actions, run: Callable[[argparse.Namespace], int]) -> None
         help="docker://NAME:TAG, oci:PATH[:TAG], oci-archive:PATH, docker-archive:PATH[:NAME:TAG] "
         "or dir:PATH, a root file system",
     )
-    pull.add_argument("--name", metavar="NAME", help="what it is called here")
+    pull.add_argument("--name", type=named, metavar="NAME", help="what it is called here")
     pull.add_argument(
         "--insecure",
         action="store_true",

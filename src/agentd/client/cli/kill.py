@@ -3,6 +3,7 @@
 import argparse
 
 from agentd.client.cli import remote
+from agentd.client.cli.parser import named
 from agentd.model.errors import InvalidInput
 
 _EXAMPLES = """\
@@ -46,6 +47,8 @@ def _number(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("kill", "End sandboxes and everything in them.", _EXAMPLES)
     parser.add_argument("--process", metavar="PROCESS", help="signal this command alone")
-    parser.add_argument("--signal", metavar="NAME", help="which, for --process (default: KILL)")
+    parser.add_argument(
+        "--signal", type=named, metavar="NAME", help="which, for --process (default: KILL)"
+    )
     parser.add_argument("id", metavar="ID", nargs="+", help=remote.SANDBOX_HELP)
     return parser

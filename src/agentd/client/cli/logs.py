@@ -20,7 +20,9 @@ def main(words: list[str]) -> int:
         from agentd.client.cli.attach import only
 
         commands = service.commands
-        process = options.process or only(commands.list(options.id), running=False)
+        process = options.process
+        if process is None:
+            process = only(commands.list(options.id), running=False)
         events = commands.events(options.id, process, follow=options.follow)
         # Bytes that go to a file or a pipe go there as they come.
         for name, value in _whole(events) if options.json or sys.stdout.isatty() else events:

@@ -5,6 +5,7 @@ import sys
 import time
 
 from agentd.client.cli import remote
+from agentd.client.cli.parser import named
 from agentd.model.errors import InvalidInput
 from agentd.model.units import parse_count
 
@@ -67,7 +68,9 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print an address of the daemon's own for a browser, for whoever has it",
     )
-    parser.add_argument("--ttl", metavar="TIME", help="how long the link lasts (default: 1h)")
+    parser.add_argument(
+        "--ttl", type=named, metavar="TIME", help="how long the link lasts (default: 1h)"
+    )
     parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
     parser.add_argument("port", metavar="PORT", type=_number, help="the port inside")
     return parser

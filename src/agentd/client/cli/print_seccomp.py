@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ def _parser() -> Parser:
     )
     parser.add_argument("capability", metavar="CAPABILITY", nargs="?", help="as shell.exec.v1")
     parser.add_argument(
-        "--level", metavar="process|namespace", help="default: the capability's, or namespace"
+        "--level",
+        type=named,
+        metavar="process|namespace",
+        help="default: the capability's, or namespace",
     )
     parser.add_argument(
         "--net", choices=("none", "host"), help="default: the capability's, or none"

@@ -5,7 +5,7 @@ import os
 
 from agentd.client.cli import remote
 from agentd.client.cli.exec import command_options, execute
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 
 _EXAMPLES = """\
   agentd shell sbx-abcdefghijkl
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     command_options(parser)
-    parser.add_argument("--shell", metavar="PROGRAM", help="default: bash, or sh")
+    parser.add_argument("--shell", type=named, metavar="PROGRAM", help="default: bash, or sh")
     parser.add_argument("id", metavar="ID", help=remote.SANDBOX_HELP)
     parser.set_defaults(name="shell")
     return parser

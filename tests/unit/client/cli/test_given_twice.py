@@ -39,6 +39,26 @@ def test_a_single_value_is_given_once(capsys: pytest.CaptureFixture[str]) -> Non
         assert f"{option}: it is given twice, and has one value (see agentd {command[0]}" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["kill", "sbx-abc", "--process", "prc-abc"], "--signal"),  # it was KILL
+        (["shell", "sbx-abc"], "--shell"),
+        (["port", "sbx-abc", "80", "--link"], "--ttl"),
+        (["print-seccomp"], "--level"),
+        (["image", "pull", "dir:/nowhere"], "--name"),
+        *((["image", "build"], option) for option in ("--name", "--base", "--kernel", "--rootfs")),
+        *((["image", "build", "."], option) for option in ("--tag", "--file", "--target")),
+    ],
+)
+def test_an_option_that_names_nothing_is_not_left_out(
+    words: list[str], option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a variable that is not set."""
+    assert cli.main([*words, f"{option}="]) == 2
+    assert f"{option}: it is empty, and names nothing" in capsys.readouterr().err
+
+
 def test_what_adds_up_says_so_in_its_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(LISTS) > 20
     for command in {tuple(command) for command, _ in LISTS}:

@@ -196,3 +196,14 @@ def test_doctor_tells_of_a_cache_that_cannot_be_reached(
             assert not part["usable"]
             assert part["blockers"][0]["what"] == f"{reason}: Not a directory"
             assert "XDG_CACHE_HOME" in part["blockers"][0]["fix"]
+
+
+@pytest.mark.parametrize("option", ["--timeout", "--memory", "--disk"])
+def test_a_limit_of_a_build_that_says_nothing_is_no_limit_left_out(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a variable that is not set: the build ran without the limit."""
+    (tmp_path / "Dockerfile").write_text("FROM scratch\n")
+    assert main(["image", "build", "-t", "mine", option, "", str(tmp_path)]) == 2
+    what = {"--timeout": "a time"}.get(option, "a size")
+    assert f"agentd image: {option[2:]} '' is not {what}" in capsys.readouterr().err

@@ -187,7 +187,11 @@ def test_queries_and_segments():
 
 
 @pytest.mark.parametrize(
-    "words", [["inspect", ""], ["kill", ""], ["exec", "", "--", "id"], ["renew", "", "1h"]]
+    "words",
+    [
+        *(["inspect", ""], ["kill", ""], ["exec", "", "--", "id"], ["renew", "", "1h"]),
+        *(["logs", "sbx-abc", ""], ["attach", "sbx-abc", ""]),  # and not the latest command
+    ],
 )
 def test_an_empty_id_is_told_as_one(words, monkeypatch, capsys, tmp_path):
     """As of ``"$box"`` where box is not set: the daemon spoke of its paths."""
