@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from tests.conftest import NOBODY, OrdinaryUser
 
+from agentd import Sandbox
+from agentd.sandbox.backends.linux import foreign
+
 pytestmark = pytest.mark.root  # only root can give files to others
 OTHER = 54321
 
@@ -102,3 +105,29 @@ def test_a_link_that_leads_out_is_not_followed(as_user: OrdinaryUser, project: P
     os.chown(project / "theirs/link", OTHER, OTHER, follow_symlinks=False)
     found = _run(as_user, project, "readlink theirs/link; cat theirs/link")
     assert found["stdout"] == f"{secret}\n"
+
+
+def test_a_folder_that_goes_away_meanwhile_is_no_error(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As builds remove them: while it is looked at, and while the layer is made."""
+    for name in ("looked", "copied"):
+        (project / name).mkdir()
+
+    def removed(kind: type, gone: str) -> None:
+        visit = kind.visit
+
+        def visited(self: Any, above: int, parent: Any, name: str, depth: int) -> None:
+            if name == gone:
+                (project / name).rmdir()
+            visit(self, above, parent, name, depth)
+
+        monkeypatch.setattr(kind, "visit", visited)
+
+    removed(foreign._Survey, "looked")
+    removed(foreign._Layer, "copied")
+    os.chown(project / "closed", NOBODY, OTHER)  # the owner's, of another group
+    os.chown(project, NOBODY, NOBODY)
+    with Sandbox.create(workspace=f"{project}:cow", embedded=True, backend="linux") as sandbox:
+        assert sandbox.run("echo more >> closed; cat closed", check=True).text == "closed\nmore\n"
+    assert not (project / "looked").exists() and not (project / "copied").exists()

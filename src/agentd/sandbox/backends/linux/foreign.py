@@ -92,6 +92,10 @@ class _Walk:
             fd = os.open(name, _DIR, dir_fd=above)
         except PermissionError:
             return
+        except (FileNotFoundError, NotADirectoryError):
+            if depth:
+                return  # the project is at work: it was there a moment ago
+            raise
         try:
             info = os.fstat(fd)
             if self._owner is not None and info.st_uid != self._owner.st_uid:
@@ -100,7 +104,7 @@ class _Walk:
             if self._is_foreign(info):
                 self.any = True
                 self.found_folder(folder)
-            for inner in os.listdir(fd):
+            for inner in _names(fd):
                 if self.full or depth > _MAX_DEPTH:
                     break
                 self.looks += 1
@@ -132,6 +136,13 @@ class _Walk:
     def found_folder(self, folder: "_Folder") -> None: ...
     def found_file(self, fd: int, folder: "_Folder", name: str, info: os.stat_result) -> None: ...
     def leave(self, folder: "_Folder") -> None: ...
+
+
+def _names(folder: int) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:  # it was removed since it was opened
+        return []
 
 
 class _Folder:
