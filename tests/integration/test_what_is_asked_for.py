@@ -32,3 +32,31 @@ def test_a_wall_that_is_too_weak_here_is_not_to_be_asked_for(daemon: Daemon) -> 
     assert answer.code == "refused", answer.body
     assert "--isolation none" not in answer.json["remediation"]
     assert "sandbox.minimum" in answer.json["remediation"]
+
+
+@pytest.mark.parametrize(("inner", "name"), [
+    ({"limits": {"open_file": 32}}, "limits.open_files"),
+    ({"limits": {"memory": "1G"}}, "address_space"),
+    ({"pty": {"row": 24}}, "pty.rows"),
+])  # fmt: skip
+def test_a_field_that_is_not_known_is_refused_within_a_body_too(
+    daemon: Daemon, inner: dict[str, Any], name: str
+) -> None:
+    box = daemon.sandbox()
+    body = {"cmd": "true", **inner}
+    for path, asked in ((f"/v1/sandboxes/{box}/exec", body), ("/v1/run", {"exec": body})):
+        answer = daemon.ask("POST", path, asked)
+        assert (answer.status, answer.code) == (400, "invalid_input"), answer.body
+        assert name in answer.json["remediation"], answer.body
+
+
+def test_a_size_with_a_field_that_is_not_known_changes_nothing(daemon: Daemon) -> None:
+    box = daemon.sandbox()
+    started = {"cmd": "stty size; read -r line; stty size", "wait": False, "stdin_open": True}
+    begun = daemon.ask("POST", f"/v1/sandboxes/{box}/exec", {**started, "pty": {}}).json
+    path = f"/v1/sandboxes/{box}/processes/{begun['id']}"
+    answer = daemon.ask("POST", f"{path}/resize", {"rows": 50, "columns": 132})
+    assert (answer.status, answer.code) == (400, "invalid_input"), answer.body
+    assert daemon.ask("POST", f"{path}/stdin", b"\n").status == 204
+    shown = daemon.ask("GET", f"{path}/output?stream=pty&follow=true").body
+    assert shown.count(b"24 80") == 2, shown

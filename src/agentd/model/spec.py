@@ -59,12 +59,12 @@ class SandboxSpec(msgspec.Struct, frozen=True):
         )
 
 
-class Pty(msgspec.Struct, frozen=True):
+class Pty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: int = 24
     cols: int = 80
 
 
-class ExecLimits(msgspec.Struct, frozen=True):
+class ExecLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Bounds of one command, held by the kernel (setrlimit(2)); None leaves the sandbox's.
 
     All but ``processes`` count for each of its processes by itself. They can only tighten.
