@@ -55,6 +55,23 @@ def test_over_rest(daemon: Daemon, process: str) -> None:
     assert daemon.ask("POST", f"{process}/signal", {"signal": -1}).status == 400
 
 
+@pytest.mark.parametrize("begun", [{}, {"stdin": "whole"}, {"stdin_open": True}])
+def test_input_that_no_command_could_read_is_refused(daemon: Daemon, begun: dict[str, Any]) -> None:
+    box = f"/v1/sandboxes/{daemon.sandbox()}"
+    body = {"cmd": "cat; exec sleep 600", "wait": False, **begun}
+    process = f"{box}/processes/{daemon.ask('POST', f'{box}/exec', body).json['id']}"
+    if "stdin_open" in begun:
+        assert daemon.ask("POST", f"{process}/stdin?eof=true", b"whole").status == 204
+    late = daemon.ask("POST", f"{process}/stdin", b"late")
+    assert (late.status, late.code) == (400, "invalid_input"), late.body
+    assert "stdin_open" in late.json["remediation"]
+    assert daemon.ask("POST", f"{process}/stdin?eof=true", b"").status == 204  # it has its end
+    assert daemon.ask("POST", f"{process}/signal", {"signal": 0}).status == 204
+    if begun:
+        output = f"{process}/output?stream=stdout"
+        until(lambda: daemon.ask("GET", output).body == b"whole")
+
+
 def test_a_terminal_of_no_size_is_refused(daemon: Daemon) -> None:
     box = daemon.sandbox()
     for size in WRONG_SIZES:

@@ -170,7 +170,8 @@ class Guest:
             self._pool.give_back,
             answer_by=deadline,
             own_time=self.own_time,
-            stdin=True,
+            # Of one that was started elsewhere nobody knows: the agent drops what it does not read.
+            stdin=asked is None or asked.stdin or asked.pty is not None,
         )
 
     def processes(self) -> list[ProcessInfo]:

@@ -134,7 +134,10 @@ class StreamCommand(Stepped):
         What a command has not read when it ends is dropped.
         """
         if not self._stdin_open:
-            raise InvalidInput("stdin is not open", remediation="start the command with stdin")
+            raise InvalidInput(
+                "stdin is not open",
+                remediation="start the command with stdin, by REST with stdin_open",
+            )
         with self._sending:
             self._feed.add(data)
         self._flush()
