@@ -10,6 +10,7 @@ from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.followed import Followed
 from agentd.ingest.web.standing import standing
 from agentd.model.api import ChangeView
+from agentd.model.errors import AgentdError, without_frames
 
 # Bytes of changes that wait for a slow client, which is then cut off; a change is its path and so
 # many more.
@@ -41,9 +42,15 @@ async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
         async with standing(exchange, service, ("read",), id_, followed.stop) as caller:
             async for found in followed.pieces(web.limits.heartbeat):
                 await exchange.write(_events(found) or b":\n\n")
-        if caller.error is None:
-            followed.result()
-        await exchange.end(b"" if caller.error is None else last_event(caller.error))
+        error = caller.error
+        if error is None:
+            try:
+                followed.result()
+            except Aborted:
+                raise
+            except AgentdError as failure:  # its sandbox has ended, say
+                error = without_frames(failure)
+        await exchange.end(b"" if error is None else last_event(error))
 
 
 def _events(changes: list[ChangeView | None]) -> bytes:
