@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 
@@ -8,6 +9,7 @@ from agentd.model.errors import InvalidInput
 from agentd.policy.checking import check
 from agentd.policy.example import example
 from agentd.policy.learn import learn
+from agentd.policy.store import PolicyStore
 from agentd.policy.testing import test as run_tests
 
 SCOPES = ["run", "read", "files", "create", "ports", "egress"]
@@ -44,6 +46,13 @@ def learned(tmp_path_factory):
     return str(learn(SEEN, str(out)))
 
 
+@pytest.fixture(scope="module")
+def opened(learned):
+    """Compiled once: it decides each question by itself."""
+    with contextlib.closing(PolicyStore(learned, workers=1)) as store:
+        yield store
+
+
 def test_it_passes_its_own_tests_and_the_check(learned):
     results = run_tests(learned)
     assert [result for result in results if not result.passed] == []
@@ -53,8 +62,7 @@ def test_it_passes_its_own_tests_and_the_check(learned):
     assert check(learned) == []
 
 
-def test_what_was_seen_is_allowed(learned, store):
-    opened = store(learned)
+def test_what_was_seen_is_allowed(opened):
     for asked in SEEN:
         assert opened.decide(asked).allow, asked
     duties = opened.decide(SEEN[6]).obligations
@@ -92,12 +100,11 @@ def test_what_was_seen_is_allowed(learned, store):
         example("shell.exec.v1", {"command": "ls"}, scopes=["read"]),
     ],
 )
-def test_neighbours_are_denied(learned, store, asked):
-    assert not store(learned).decide(asked).allow
+def test_neighbours_are_denied(opened, asked):
+    assert not opened.decide(asked).allow
 
 
-def test_within_a_folder_and_an_origin_all_is_allowed(learned, store):
-    opened = store(learned)
+def test_within_a_folder_and_an_origin_all_is_allowed(opened):
     assert opened.decide(call("fs.read.v1", {"path": "src/deep/er/c.py"})).allow
     assert opened.decide(call("http.fetch.v1", {"url": "https://example.org/other"})).allow
     assert opened.decide(call("shell.exec.v1", {"command": "rm"})).allow
@@ -151,15 +158,21 @@ def test_the_level_is_the_least_that_was_seen(tmp_path, store):
     assert level is not None and level.label == "process"
 
 
-@pytest.mark.parametrize("path", [".", "/workspace", "./", "/workspace/./", "a/..", "/"])
-def test_the_same_folder_by_another_name_is_learned_as_one(tmp_path, store, path):
+@pytest.fixture(scope="module")
+def of_the_workspace(tmp_path_factory):
     seen = [call("fs.list.v1", {"path": "."}), call("fs.write.v1", {"path": "./out//./x"})]
-    learned = str(learn(seen, str(tmp_path / "policy")))
+    learned = str(learn(seen, str(tmp_path_factory.mktemp("learned") / "policy")))
     assert [result for result in run_tests(learned) if not result.passed] == []
+    with contextlib.closing(PolicyStore(learned, workers=1)) as store:
+        yield store
+
+
+@pytest.mark.parametrize("path", [".", "/workspace", "./", "/workspace/./", "a/..", "/"])
+def test_the_same_folder_by_another_name_is_learned_as_one(of_the_workspace, path):
     allowed = path not in ("a/..", "/")
-    assert store(learned).decide(call("fs.list.v1", {"path": path})).allow is allowed
-    assert store(learned).decide(call("fs.write.v1", {"path": "out/y"})).allow
-    assert not store(learned).decide(call("fs.write.v1", {"path": "./outer/y"})).allow
+    assert of_the_workspace.decide(call("fs.list.v1", {"path": path})).allow is allowed
+    assert of_the_workspace.decide(call("fs.write.v1", {"path": "out/y"})).allow
+    assert not of_the_workspace.decide(call("fs.write.v1", {"path": "./outer/y"})).allow
 
 
 def test_what_was_learned_before_there_were_rules_holds(learned, store, tmp_path):
