@@ -10,6 +10,7 @@ import pytest
 from tests.security.daemons import running
 
 from agentd import AgentdError, InvalidInput, Mount, Sandbox
+from agentd.sandbox.backends.oci import runtimes
 
 TWO_SLASHES = ("//", "//etc", "//proc", "//usr", "//dev", "//sys/x", "//bin/x", "//.agentd")
 
@@ -68,6 +69,15 @@ def test_what_has_no_place_there_is_told_by_name(
     folder: Path, what: str, target: str, why: str
 ) -> None:
     assert why in refused(backend="linux", mounts=[f"{folder}/{what}:{target}"]).cause
+
+
+@pytest.mark.skipif(runtimes.find("runc") is None, reason="runc is not installed")
+@pytest.mark.parametrize(
+    ("what", "target"), [("folder", "/etc/hosts"), ("file", "/tmp"), ("file", "/etc/mtab")]
+)
+def test_behind_an_oci_runtime_too(folder: Path, what: str, target: str) -> None:
+    told = refused(backend="oci", runtime="runc", mounts=[f"{folder}/{what}:{target}"])
+    assert "has no place" in told.message and target in told.cause
 
 
 def test_what_would_be_in_the_hosts_own_directories_is_the_callers_to_mend(folder: Path) -> None:

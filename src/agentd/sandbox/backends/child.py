@@ -107,6 +107,15 @@ def unsent(who: str, error: OSError) -> "Starved":
     )
 
 
+def misplaced(why: str) -> InvalidInput:
+    """Return the error for a mount that finds something of another kind where it goes."""
+    return InvalidInput(
+        "a mount has no place where it was to go",
+        cause=why,
+        remediation="mount it elsewhere, such as at /data",
+    )
+
+
 class Readiness(NamedTuple):
     """The names of the controls that a new sandbox has put in force, and what it passes along: its
     network's sockets, and descriptors of its disk. The caller's to close."""
@@ -136,11 +145,7 @@ def await_ready(listener: socket.socket, seconds: float = 10.0) -> Readiness:
             ) from None
     if "error" in answer:
         if answer.get("errno") in _MISPLACED:
-            raise InvalidInput(
-                "a mount has no place where it was to go",
-                cause=str(answer["error"]),
-                remediation="mount it elsewhere, such as at /data",
-            )
+            raise misplaced(str(answer["error"]))
         fix = _MORE_FILTERS if answer.get("errno") == _ENOTSUPP else ""
         raise SandboxError(
             "the sandbox could not be built", cause=str(answer["error"]), remediation=fix

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import socket
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,12 +12,16 @@ from agentd.linux import privileges
 from agentd.linux.cgroup import Group
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends import identity
-from agentd.sandbox.backends.child import Ended, receive
+from agentd.sandbox.backends.child import Ended, misplaced, receive
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux.layers import LayerMaker
+from agentd.sandbox.backends.oci.bundle import MOUNTS
 
 _MODULE = "agentd.sandbox.backends.oci.launcher"
 _MORE_FILES = "raise the limit of open files that agentd is started with (ulimit -n)"
+
+# A runtime's words on what the caller has mounted.
+_MISPLACED = re.compile(rf"{MOUNTS}/\d+\W.*(not a directory|cannot be mounted)", re.I | re.S)
 
 
 class Contained(NamedTuple):
@@ -109,7 +114,8 @@ def await_started(
     its disk, the sockets of its network, and the namespace of mounts that its disk is in; or its
     disk alone, before it is started.
 
-    Raises SandboxError with the runtime's own words, Ended where the launcher was killed.
+    Raises SandboxError with the runtime's own words, InvalidInput where they are of a mount that
+    finds something else where it goes, Ended where the launcher was killed.
     """
     who = f"builder of {runtime}"
     try:
@@ -126,6 +132,8 @@ def await_started(
     if "error" in answer:
         fix = _MORE_FILES if answer.get("errno") == errno.EMFILE else ""
         cause = str(answer["error"])
+        if _MISPLACED.search(cause):
+            raise misplaced(cause)
         raise SandboxError(f"{runtime} could not build the sandbox", cause=cause, remediation=fix)
     held = answer.get("held")
     names = [str(name) for name in held] if isinstance(held, list) else []
