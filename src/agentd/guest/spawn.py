@@ -105,8 +105,11 @@ class Spawner:
         try:
             if not argv or not argv[0]:
                 raise SpawnError("exec", errno.ENOENT)
-            if slow:
-                return _fork_exec(request, stdio, argv, env, self.group, self._ignored)
+            # /proc/self is whose it is that asks: into that the child goes itself.
+            own = request.cwd is not None and _is_of_this_process()
+            if slow or own:
+                folders = (os.fsencode(self.home), _encoded(request.cwd or "")) if own else ()
+                return _fork_exec(request, stdio, argv, env, self.group, self._ignored, folders)
             return self._posix_spawn(stdio, argv, env), -1
         finally:
             if request.cwd is not None:
@@ -173,8 +176,10 @@ def _fork_exec(
     env: dict[bytes, bytes],
     group: int,
     ignored: list[signal.Signals],
+    folders: tuple[bytes, ...] = (),
 ) -> tuple[int, int]:
-    """The child reports a failure as ``stage index, errno`` through a close-on-exec pipe."""
+    """The child reports a failure as ``stage index, errno`` through a close-on-exec pipe. It goes
+    into ``folders``, one after the other."""
     # Here and not in the child: there each page of code and data that is touched costs a fault.
     execute = becoming(argv, env)
     found = places(argv[0], search_path(env))
@@ -185,7 +190,7 @@ def _fork_exec(
     try:
         pid = os.fork() if group < 0 else _fork_into(group)
         if pid == 0:
-            _child(request, stdio, partial(try_each, found, execute), writer, ignored)
+            _child(request, stdio, partial(try_each, found, execute), writer, ignored, folders)
     except OSError as error:
         os.close(reader)
         raise SpawnError("exec", error.errno or 0) from None
@@ -201,6 +206,14 @@ def reported(told: bytes) -> SpawnError | None:
         return None
     stage, code = told.split()
     return SpawnError(STAGES[int(stage)], int(code))
+
+
+def _is_of_this_process() -> bool:
+    """Whether the working directory is below our own in /proc."""
+    try:
+        return f"{os.getcwd()}/".startswith(f"/proc/{os.getpid()}/")
+    except OSError:  # removed, or out of sight
+        return False
 
 
 def has_children() -> bool:
@@ -242,6 +255,7 @@ def _child(
     execute: Callable[[], int],
     report: int,
     ignored: list[signal.Signals],
+    folders: tuple[bytes, ...],
 ) -> NoReturn:
     stage = "exec"
     code = 0
@@ -253,6 +267,9 @@ def _child(
             os.dup2(fd, number)
         if request.pty is not None:
             _take_terminal()
+        stage = "cwd"
+        for folder in folders:
+            os.chdir(folder)
         stage = "limits"
         if request.limits:
             set_limits(request.limits)

@@ -138,6 +138,14 @@ def test_so_it_has_where_no_proc_says_what_that_was(tmp_path: Path) -> None:
         assert set(names) == {f"{name}={value}".encode() for name, value in (BARE | given).items()}
 
 
+@pytest.mark.parametrize("cwd", ["/proc/self", "proc/self", "/proc/thread-self", "/dev/fd"])
+def test_a_child_that_starts_in_itself_is_in_itself(path: str, cwd: str) -> None:
+    """``/proc/self`` was the agent's own."""
+    script = "case $(pwd -P)/ in /proc/$$/*) echo its own;; *) pwd -P;; esac"
+    assert run(path, "sh", "-c", script, cwd=cwd)["stdout"] == b"its own\n"
+    assert run(path, "/nowhere", cwd=cwd)["error"].endswith("(os error 2)")
+
+
 def test_an_environment_that_is_merged_is_in_order(path: str) -> None:
     assert run(path, "env", env={})["stdout"] == b"HOME=/\nPATH=/usr/bin:/bin\n"
     found = run(path, "env", env={"Z": "1", "a": "2", "A": "3", "HOME": "/x", "_": "4"})
