@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from tests.security.daemons import Daemon, fixture
 
+from agentd import Client, InvalidInput
 from agentd.client.cli import main as cli
 
 daemon = fixture()
@@ -15,8 +16,11 @@ daemon = fixture()
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--timeout", "-1s"], "timeout '-1s' is not a time"),
-        (["--memory", "-1G"], "memory '-1G' is not a size"),
+        (["--timeout", "-1s"], "--timeout '-1s' is not a time"),
+        (["--memory", "-1G"], "--memory '-1G' is not a size"),
+        (["--memory=1"], "--memory of 1 byte is too little"),
+        (["--open-files", "0"], "--open-files '0' is not a count"),
+        (["--net", "pypi", "--net-bytes", "x"], "--net-bytes 'x' is not a size"),
         (["-w", ".:xx"], "unknown mode 'xx'"),
         (["--mount", ".:/data:xx"], "unknown mode 'xx'"),
         (["--net", "reed example.com"], "network rule 'reed example.com' has the method 'reed'"),
@@ -27,6 +31,12 @@ def test_a_wrong_option(words: list[str], said: str) -> None:
     done = subprocess.run(argv, capture_output=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr.decode().startswith(f"agentd run: {said}")
+
+
+def test_a_value_that_is_no_options_is_told_without_dashes() -> None:
+    argv = [sys.executable, "-m", "agentd", "renew", "sbx-abcdefghijkl", "soon"]
+    done = subprocess.run(argv, capture_output=True, timeout=60, check=False)
+    assert done.stderr.decode().startswith("agentd renew: ttl 'soon' is not a time")
 
 
 def test_a_folder_with_a_colon_in_its_name_is_one(
@@ -127,3 +137,9 @@ def test_a_head_is_the_answer_to_get_without_its_body(
     lengths = [each.headers.get("content-length") for each in (got, head)]
     assert (got.status, head.status, head.body) == (status, status, b"")
     assert lengths[0] == lengths[1]
+
+
+def test_a_label_of_another_type_is_looked_for_by_nobody(daemon: Daemon) -> None:
+    daemon.sandbox(labels={"job": "7"})
+    with Client(daemon.url) as client, pytest.raises(InvalidInput, match="'job' is of type int"):
+        client.sandboxes.list(labels={"job": 7})  # type: ignore[dict-item]

@@ -34,6 +34,7 @@ and ``remediation`` are the same four fields on every way in. What was sent may 
 cut there.
 """
 
+import errno as _numbers
 from typing import TypeVar
 
 # Characters of each text, at its begin and at its end: what is wrong is said there.
@@ -172,6 +173,31 @@ class GuestError(SandboxError):
     code = "guest_error"
 
 
+_NOT_YOURS = "name a place that its user may change, as /workspace"
+_NO_ROOM = "remove what is not needed any more, or make a sandbox with more room"
+# What mends most of what the kernel refuses, where nobody who raises it knows better.
+_MENDS = {
+    _numbers.ENOENT: "correct the path, or make what is missing; its folder's list tells",
+    _numbers.EEXIST: "choose another name, or remove what is there",
+    _numbers.EACCES: _NOT_YOURS,
+    _numbers.EPERM: _NOT_YOURS,
+    _numbers.EROFS: "name a place that can be written to, as /workspace or /tmp",
+    _numbers.EISDIR: "that is a folder: name a file, or ask for the folder's list",
+    _numbers.ENOTDIR: "correct the path: a part of it is a file, and no folder",
+    _numbers.ENOTEMPTY: "remove what is in the folder first, or all of it with recursive",
+    _numbers.ELOOP: "name the file itself: its links lead in a circle, or below /proc",
+    _numbers.ENAMETOOLONG: "shorten it: a name has at most 255 bytes, a path 4095",
+    _numbers.EINVAL: "name another path: this one cannot be used for that",
+    _numbers.EBUSY: "name another path: something is mounted there, or it is in use",
+    _numbers.EXDEV: "copy it, and remove the old one: it is on another file system",
+    _numbers.ENOSPC: _NO_ROOM,
+    _numbers.EDQUOT: _NO_ROOM,
+    _numbers.EFBIG: "write it as several smaller files",
+    _numbers.ENXIO: "name a regular file: nobody is at the other end of that one",
+    _numbers.ECONNREFUSED: "start what listens there, and see that it listens on that port",
+}
+
+
 class OperationFailed(AgentdError):
     """The agent inside refused an operation; ``errno`` is the kernel's number, or 0."""
 
@@ -181,7 +207,7 @@ class OperationFailed(AgentdError):
     def __init__(
         self, message: str, *, errno: int = 0, cause: str = "", remediation: str = ""
     ) -> None:
-        super().__init__(message, cause=cause, remediation=remediation)
+        super().__init__(message, cause=cause, remediation=remediation or _MENDS.get(errno, ""))
         self.errno = errno
 
 

@@ -72,7 +72,7 @@ def refusals() -> Iterator[None]:
             code,
             without_surrogates(error.message),
             cause=error.cause,
-            remediation=error.remediation or fix,
+            remediation=fix or error.remediation,
         ) from None
 
 

@@ -73,7 +73,7 @@ def _put(options: argparse.Namespace, source: str, target: _Inside) -> "Copied":
     try:
         return _upload(options, source, target)
     except OperationFailed as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.remediation:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             error.remediation = "write less, or make the sandbox with more --disk"
         raise
 

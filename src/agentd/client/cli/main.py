@@ -178,7 +178,7 @@ def _guarded(name: str, words: list[str]) -> int:
 
         return int(import_module(COMMANDS[name][0]).main(words))
     except InvalidInput as error:
-        _say(f"agentd {name}: {error}")
+        _say(f"agentd {name}: {_as_typed(str(error), words)}")
         return BAD_INPUT
     except AgentdError as error:
         if error.code == "unauthenticated":
@@ -211,6 +211,17 @@ def _guarded(name: str, words: list[str]) -> int:
             "(AGENTD_DEBUG=1 shows where)"
         )
         return OWN_FAILURE
+
+
+def _as_typed(text: str, words: list[str]) -> str:
+    """Call the option whose value is wrong as it was typed: ``--net-bytes`` for ``net_bytes``."""
+    for word in words[: words.index("--")] if "--" in words else words:
+        option = word.partition("=")[0]
+        name = option.removeprefix("--")
+        for said in (name.replace("-", "_"), name.replace("-", " ")):
+            if name != option and text.startswith((f"{said} '", f"{said} of ")):
+                return option + text.removeprefix(said)
+    return text
 
 
 def _meant(word: str) -> str:

@@ -49,7 +49,6 @@ from agentd.model.template import TemplateView
 _PAGE = 500
 _MAX_RECEIPT = 1 << 20
 _AS_USUAL = SandboxBody()
-_LABELS = 'write them as {"job": "7"}'
 
 
 class HttpSandboxes(HttpNoun):
@@ -77,8 +76,7 @@ class HttpSandboxes(HttpNoun):
         after: str = "",
         limit: int | None = None,
     ) -> tuple[SandboxView, ...]:
-        wanted = arguments.mapping(labels, "labels", _LABELS)
-        asked = [("label", f"{key}={value}") for key, value in wanted.items()]
+        asked = [("label", f"{key}={value}") for key, value in arguments.labels(labels).items()]
         asked += [("state", state)] if state is not None else []
         most = arguments.MOST if limit is None else arguments.whole(limit, "limit", 1, 1 << 31)
         found: list[SandboxView] = []
