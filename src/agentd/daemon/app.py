@@ -167,7 +167,7 @@ class Daemon:
             # Not before: walls that no record tells of are taken for those of the daemon before.
             self.pool.reshape()
             undo.pop_all()
-        self._disk = Disk(state, self._disk_failures)
+        self._disk = Disk(state, self._disk_failures, self.store.missing)
         self._timer = threading.Thread(target=self._keep_time, name="daemon-timer", daemon=True)
         self._timer.start()
         self._up = True
@@ -362,7 +362,7 @@ class Daemon:
     def full(self) -> str:
         """Return what the disk refuses, or has no more; "" where it takes all. That may come back
         by itself."""
-        return self.store.missing() or self._disk.trouble
+        return self._disk.trouble
 
     def _disk_failures(self) -> int:
         return self.store.counts().failures + self.control.counts.get("failures", 0)

@@ -19,11 +19,15 @@ _KEEP_SECONDS = 30.0
 
 
 class Disk:
-    """Watches it; ``look`` is one thread's. ``failures`` counts what it refused to writers."""
+    """Watches it; ``look`` is one thread's: a disk may not answer, and others go on. ``failures``
+    counts what it refused to writers; ``missing`` says what was taken away from them, or ""."""
 
-    def __init__(self, state: str, failures: Callable[[], int]) -> None:
+    def __init__(
+        self, state: str, failures: Callable[[], int], missing: Callable[[], str] = str
+    ) -> None:
         self._state = state
         self._failures = failures
+        self._missing = missing
         self._seen = 0
         self._next = self._keep_at = 0.0
         self.trouble = ""
@@ -37,7 +41,7 @@ class Disk:
         failures = self._failures()
         suspect = failures != self._seen or bool(self.trouble) or _free(self._state) < _LOW
         self._seen = failures
-        self.trouble = _tried(self._state) if suspect else ""
+        self.trouble = self._missing() or (_tried(self._state) if suspect else "")
         if not self.trouble and now >= self._keep_at:
             self._keep_at = now + _KEEP_SECONDS
             _keep(self._state)

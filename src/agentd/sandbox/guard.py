@@ -3,9 +3,14 @@
 import threading
 from collections.abc import Callable
 
+from agentd.model.errors import AgentdError, without_frames
+
 
 def tell(error: BaseException) -> None:
-    """Prints an error as an ended thread's is: to the daemon's log, else to standard error."""
+    """Print an error as an ended thread's is: to the daemon's log, else to standard error. One of
+    agentd's own says what happened and what to do: where in the code that was helps nobody."""
+    if isinstance(error, AgentdError):
+        without_frames(error)
     about = type(error), error, error.__traceback__, threading.current_thread()
     threading.excepthook(threading.ExceptHookArgs(about))
 

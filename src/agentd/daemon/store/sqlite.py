@@ -30,7 +30,15 @@ _WRITER = (
 )
 _READER = ("PRAGMA query_only = ON",)
 _HELD = "end the other program that writes to it: fuser -v STATE/store.db"
-_FIXES = {sqlite3.SQLITE_BUSY: _HELD, sqlite3.SQLITE_LOCKED: _HELD}
+_OF_DISK = "free space on its disk, or see dmesg"
+_OWN = "its files, STATE/store.db and those beside it, must be this user's to read and write"
+_FIXES = {
+    sqlite3.SQLITE_BUSY: _HELD,
+    sqlite3.SQLITE_LOCKED: _HELD,
+    sqlite3.SQLITE_CANTOPEN: _OWN,
+    sqlite3.SQLITE_PERM: _OWN,
+    sqlite3.SQLITE_READONLY: _OWN,
+}
 LAZY_SECONDS = 1.0  # after which what is not urgent is written by itself
 
 
@@ -273,20 +281,25 @@ def _create(path: str) -> None:
 
 
 def _unusable(path: str, error: sqlite3.Error) -> StoreError:
+    is_damaged = _code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+    lost = "move the damaged file away; what it knew of sandboxes is lost then"
     return StoreError(
         f"the store {path} cannot be opened",
         cause=str(error),
-        remediation="move the damaged file away; what it knew of sandboxes is lost then",
+        remediation=lost if is_damaged else _FIXES.get(_code(error), _OF_DISK),
     )
 
 
 def _failed(what: str, error: BaseException) -> StoreError:
     is_gone = isinstance(error, FileNotFoundError)  # says itself what to do
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    fix = "" if is_gone else _FIXES.get(code, "free space on its disk, or see dmesg")
+    fix = "" if is_gone else _FIXES.get(_code(error), _OF_DISK)
     reason = StoreError(what, cause=str(error), remediation=fix)
     reason.__cause__ = error
     return reason
+
+
+def _code(error: BaseException) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _not_taken(why: NotTaken) -> StoreError:
