@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from agentd import (
     SandboxError,
     TooLarge,
 )
+from agentd.client.http import connection
 from agentd.model.api import ExecBody
 
 _POLICY = """
@@ -160,6 +162,27 @@ def test_what_a_client_is_asked_no_more_is_withdrawn(daemon: Daemon) -> None:
         asyncio.run(give_up())
     finally:
         _withdraw_all(daemon)  # what the end of a loop would wait for
+
+
+def test_a_dial_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 3600.0)
+
+    async def give_up(where: str) -> None:
+        async with AsyncClient(where) as client:
+            task = asyncio.ensure_future(client.machine.version())
+            await asyncio.sleep(0.2)  # as good as any other moment
+            task.cancel()
+            await asyncio.wait({task}, timeout=30)
+            assert task.cancelled()
+
+    with ExitStack() as held:
+        server = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = server.getsockname()
+        for _ in range(3):  # the rest of its queue
+            full = held.enter_context(socket.socket())
+            full.setblocking(False)
+            full.connect_ex(address)
+        asyncio.run(give_up(f"http://127.0.0.1:{address[1]}"))
 
 
 def test_a_client_needs_no_thread_of_the_loop(daemon: Daemon) -> None:

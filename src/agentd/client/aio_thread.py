@@ -16,7 +16,6 @@ from agentd.client.cut import Cut
 T = TypeVar("T")
 # Commands and file operations of one sandbox at the same time; more of them wait their turn.
 MAX_THREADS = 16
-_SOON_SECONDS = 1.0  # what most requests take: one that is not over by then waits for somebody
 
 
 class Wake:
@@ -61,9 +60,8 @@ class Work(Generic[T]):
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(settle)
 
-    async def wait_ended(self, seconds: float | None = None) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._has_ended.wait(), seconds)
+    async def wait_ended(self) -> None:
+        await self._has_ended.wait()
 
     def _succeed(self, result: T) -> None:
         self._has_ended.set()
@@ -101,8 +99,8 @@ class Threads:
         """Make a call on one of them; ``ends``: without waiting for a turn, as it may end what
         they are all at work for.
 
-        A cancelled task waits for the call's end, unless that had no turn yet. It sets ``wake``,
-        and ``cut`` where it is not over soon.
+        A cancelled task waits for the call's end, unless that had no turn yet. It sets ``wake``
+        and ``cut``.
         """
         work = Work(call if cut is None else partial(cut.run, call))
         turn = self._submit(work, ends)
@@ -140,8 +138,5 @@ async def _hasten(work: Work[Any], wake: Wake | None, cut: Cut | None) -> None:
     if wake is not None:
         wake.set()
     if cut is not None:
-        try:
-            await work.wait_ended(_SOON_SECONDS)
-        finally:
-            cut.set()
+        cut.set()
     await work.wait_ended()

@@ -1,6 +1,7 @@
 """``agentd exec``: a command in a daemon's sandbox."""
 
 import argparse
+import signal
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote
@@ -46,8 +47,12 @@ def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interr
         if options.detach:
             from agentd.client.http import wire
 
-            with interrupts.allowed():
-                view = service.commands.start(options.id, wire.exec_body(request, wait=False))
+            body = wire.exec_body(request, wait=False)
+            with interrupts.heeded():
+                view = service.commands.start(options.id, body, cancel=interrupts.ended)
+                if interrupts.pending is not None:  # nobody is told its name
+                    service.commands.signal(options.id, view.id, signal.SIGKILL)
+            interrupts.check()
             return remote.tell(options, view, view.id)
         with interrupts.heeded():
             begun = service.commands.begin(

@@ -94,7 +94,10 @@ class RemoteCommand(Stepped):
         self._killed = False
         self._queue: deque[tuple[str, bytes]] = deque()
         self._queued = 0
-        self._given = self._taken = 0  # messages of stdin: sent, and known to have arrived
+        self._given = self._taken = 0  # messages from here: sent, and known to have arrived
+        self._fed = 0  # of these the last of stdin
+        # Of these the signals and sizes, by number, that may not have arrived.
+        self._controls: deque[tuple[int, bytes]] = deque()
         self._asked = 0  # of those, how many an unanswered ping asks about
         self._fruitless = 0  # connections one after the other that brought nothing
         self._lock = threading.RLock()
@@ -155,11 +158,12 @@ class RemoteCommand(Stepped):
 
     def signal(self, number: int) -> None:
         check_signal(number)
-        self._send(TEXT, msgspec.json.encode({"op": "signal", "signal": int(number)}))
+        self._give(TEXT, msgspec.json.encode({"op": "signal", "signal": int(number)}), again=True)
 
     def resize(self, rows: int, cols: int) -> None:
         check_window(rows, cols)
-        self._send(TEXT, msgspec.json.encode({"op": "resize", "rows": rows, "cols": cols}))
+        size = {"op": "resize", "rows": rows, "cols": cols}
+        self._give(TEXT, msgspec.json.encode(size), again=True)
 
     def kill(self) -> None:
         self._killed = True
@@ -243,6 +247,8 @@ class RemoteCommand(Stepped):
             self._output(message.data)
         elif message.kind == PONG:
             self._taken, self._asked = max(self._taken, self._asked), 0
+            while self._controls and self._controls[0][0] <= self._taken:
+                self._controls.popleft()
             self._ask()
         else:
             self._event(message.data)
@@ -297,10 +303,15 @@ class RemoteCommand(Stepped):
 
     # --- stdin and controls ---
 
-    def _give(self, kind: int, data: bytes) -> None:
+    def _give(self, kind: int, data: bytes, *, again: bool = False) -> None:
+        """Send it; ``again``: on the next connection too, unless it is known to have arrived."""
         with self._lock:
             if self._send(kind, data):
                 self._given += 1
+                if again:
+                    self._controls.append((self._given, data))
+                else:
+                    self._fed = self._given
                 self._ask()
 
     def _ask(self) -> None:
@@ -337,7 +348,7 @@ class RemoteCommand(Stepped):
     def _attach(self, lost: Exception | None = None, *, first: bool = False) -> None:
         """Again, from the cursors on. Raises Unreachable when that takes too long."""
         self._drop()
-        if self._taken < self._given and not self._pty:
+        if self._taken < self._fed and not self._pty:
             raise Unreachable(
                 "the connection broke while stdin was on its way",
                 cause=str(lost),
@@ -354,11 +365,14 @@ class RemoteCommand(Stepped):
                     raise
                 lost = error
             else:
-                self._taken = self._given
                 self._asked = 0
-                if self._killed:  # the one that broke may have taken it along
-                    with suppress(OSError):
-                        self._socket.send(TEXT, _KILL)
+                # The connection that broke may have taken these along.
+                lasting = [_KILL] if self._killed else []
+                with suppress(OSError):
+                    for data in [*(data for _, data in self._controls), *lasting]:
+                        self._socket.send(TEXT, data)
+                self._taken = self._given - len(self._controls)
+                self._ask()
                 return
         raise Unreachable(
             f"the connection to {self._client.address} broke, and there is no new one",

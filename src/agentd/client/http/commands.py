@@ -39,8 +39,12 @@ class HttpCommands(HttpNoun):
     def exec(self, sandbox: str, body: ExecBody) -> ResultView:
         return self._exec(sandbox, body, ResultView, wait=True)
 
-    def start(self, sandbox: str, body: ExecBody) -> ProcessView:
-        return self._exec(sandbox, body, ProcessView, wait=False)
+    def start(self, sandbox: str, body: ExecBody, *, cancel: int = -1) -> ProcessView:
+        if cancel < 0:
+            return self._exec(sandbox, body, ProcessView, wait=False)
+        tag = body.tag or _new_tag()
+        asked = msgspec.structs.replace(body, wait=False, tag=tag)
+        return self._asked(sandbox, asked, ProcessView, tag, cancel)
 
     def run(self, body: RunBody) -> ResultView:
         return self._requests.call("POST", "/v1/run", body, into=ResultView, once=True)

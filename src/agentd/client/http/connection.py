@@ -1,6 +1,7 @@
 """HTTP/1.1 connections to a daemon, over unix sockets, TCP or TLS, and a pool of them."""
 
 import contextlib
+import errno
 import http.client
 import os
 import select
@@ -80,15 +81,18 @@ class _TLSSocket(_Wakes, ssl.SSLSocket):
     pass
 
 
-def dial(address: Address, context: ssl.SSLContext | None = None) -> socket.socket:
-    """Connect a socket. Raises Unreachable."""
+def dial(
+    address: Address,
+    context: ssl.SSLContext | None = None,
+    begun: Callable[[socket.socket], object] = lambda sock: None,
+) -> socket.socket:
+    """Connect a socket; ``begun`` gets it before anything is waited for, so that it can be cut.
+    Raises Unreachable, and GivenUp."""
     try:
         if address.path:
             plain: socket.socket = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
             return _connected(plain, address)
-        found = socket.create_connection((address.host, address.port), CONNECT_SECONDS)
-        plain = _Socket(found.family, found.type, found.proto, fileno=found.detach())
-        return _tuned(plain, address, context)
+        return _tuned(_reached(address, begun), address, context, begun)
     except (OSError, ssl.SSLError) as error:
         fix = _way_out(error)
         if address.path and isinstance(error, PermissionError):
@@ -119,19 +123,63 @@ def _connected(plain: socket.socket, address: Address) -> socket.socket:
     return plain
 
 
-def _tuned(plain: socket.socket, address: Address, context: ssl.SSLContext | None) -> socket.socket:
+def _reached(address: Address, begun: Callable[[socket.socket], object]) -> socket.socket:
+    """Connect by TCP to the first of its addresses that answers. Raises OSError, GivenUp."""
+    last = OSError(errno.EADDRNOTAVAIL, "no address is known by that name")
+    for family, kind, number, _, where in socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM
+    ):
+        plain = _Socket(family, kind, number)
+        try:
+            plain.setblocking(False)
+            begun(plain)
+            why = plain.connect_ex(where)
+            if why == errno.EINPROGRESS:
+                why = _finished(plain)
+            if not why:
+                return plain
+        except BaseException:
+            plain.close()
+            raise
+        plain.close()
+        last = OSError(why, os.strerror(why))
+    raise last
+
+
+def _finished(plain: socket.socket) -> int:
+    """Wait for a connection that has begun; return why there is none, or 0. Raises GivenUp."""
+    # From its begin on a cut wakes the poll; who went before is seen here.
+    cut.of_this_thread().check()
+    poller = select.poll()
+    poller.register(plain, select.POLLOUT)
+    is_over = poller.poll(CONNECT_SECONDS * 1000)
+    cut.of_this_thread().check()
+    return plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if is_over else errno.ETIMEDOUT
+
+
+def _tuned(
+    plain: socket.socket,
+    address: Address,
+    context: ssl.SSLContext | None,
+    begun: Callable[[socket.socket], object],
+) -> socket.socket:
+    made = plain
     try:
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE:
             plain.setsockopt(socket.IPPROTO_TCP, option, value)
         plain.settimeout(CONNECT_SECONDS)
-        made = plain
         if context is not None:
-            made = context.wrap_socket(plain, server_hostname=address.host)
+            made = context.wrap_socket(
+                plain, server_hostname=address.host, do_handshake_on_connect=False
+            )
+            begun(made)
+            cut.of_this_thread().check()
+            made.do_handshake()
         made.settimeout(None)
     except BaseException:
-        plain.close()
+        made.close()
         raise
     return made
 
@@ -166,8 +214,11 @@ class Connection(http.client.HTTPConnection):
         self._dialled: Any = None
 
     def connect(self) -> None:
-        self.sock = self._dialled = dial(self._address, self._context)
+        self.sock = self._dialled = dial(self._address, self._context, self._begin)
         cut.of_this_thread().check()
+
+    def _begin(self, sock: socket.socket) -> None:
+        self._dialled = sock
 
     def cut(self) -> None:
         """End it, both ways, for who waits to send or for an answer; from any thread."""
