@@ -218,7 +218,7 @@ class PackageStore:
             fill(root)
             os.chmod(made, 0o755)  # noqa: S103  who runs commands at the process level goes there
             os.chmod(root, 0o755)  # noqa: S103
-            measured = look(root)
+            measured, _ = look(root)
             about = PackageSet(FORMAT, python, packages, measured.files, measured.bytes)
             with open(os.path.join(made, ABOUT), "xb") as file:
                 file.write(msgspec.json.encode(about))

@@ -230,6 +230,11 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "name one of its tags, or none where it has one image",
     ),
     (
+        ("more than one image in oci",),
+        "{place} has several images",
+        "name one of them by its tag, as oci:./layout:tag",
+    ),
+    (
         ("invalid tar header", 'component "manifest.json"', "unexpected eof"),
         "{place} is no archive of an image",
         "give what docker save or skopeo copy has written, whole",

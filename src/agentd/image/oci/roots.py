@@ -119,18 +119,19 @@ class Roots:
 
     def check(self, chain: str) -> None:
         """Check one. Raises Corrupt where a file was changed, cut or removed since unpacked."""
-        now, then = look(self.root(chain)), self.about(chain)
+        (now, _), then = look(self.root(chain)), self.about(chain)
         # Not by the blocks that it takes: a file system may count others once all is written.
         if (now.files, now.digest) != (then.files, then.digest):
             raise Corrupt(f"the unpacked root {chain} is not what was unpacked")
 
 
-def look(root: str) -> Unpacked:
-    """Return what a tree is now. A directory that is closed to its owner counts without what is in
-    it. Raises OSError."""
-    total, files, size = hashlib.sha256(), 0, 0
+def look(root: str) -> tuple[Unpacked, int]:
+    """Return what a tree is now, and how many files are in it: what is recorded counts directories
+    twice. One that is closed to its owner counts without what is in it. Raises OSError."""
+    total, files, inner, size = hashlib.sha256(), 0, 0, 0
     for path, folders, names, fd in os.fwalk(root, onerror=_unless_closed):
         folders.sort()
+        inner += len(folders) + len(names)
         inside = os.fsencode(os.path.relpath(path, root))
         for name in sorted([".", *folders, *names]):
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
@@ -142,7 +143,7 @@ def look(root: str) -> Unpacked:
             link = os.readlink(name, dir_fd=fd) if stat.S_ISLNK(status.st_mode) else ""
             for part in (inside, os.fsencode(name), repr(facts).encode(), os.fsencode(link)):
                 total.update(len(part).to_bytes(4, "big") + part)
-    return Unpacked(files, size, f"sha256:{total.hexdigest()}")
+    return Unpacked(files, size, f"sha256:{total.hexdigest()}"), inner
 
 
 def _unless_closed(error: OSError) -> None:

@@ -109,10 +109,15 @@ def check_name(name: str, fix: str = "") -> str:
 
 
 def _divided(place: str) -> tuple[str, str]:
-    """A path and its tag: what follows the last colon, unless a file of the whole name is there."""
-    path, colon, tag = place.rpartition(":")
-    if not colon or os.path.lexists(place) or "/" in tag:
-        return place, ""
+    """A path and its tag: what is behind the longest path that is there, as /x.tar of
+    /x.tar:me/tool:1; else what follows the last colon."""
+    path, tag = place, ""
+    while not os.path.lexists(path):
+        path, colon, _ = path.rpartition(":")
+        if not path:
+            path, colon, tag = place.rpartition(":")
+            return (path, tag) if colon and "/" not in tag else (place, "")
+        tag = place[len(path) + 1 :]
     return path, tag
 
 

@@ -53,10 +53,10 @@ def unpack(
     if os.listdir(path) != [ROOT] or not stat.S_ISDIR(os.lstat(f"{path}/{ROOT}").st_mode):
         raise Corrupt("the image's layers write outside of its root")
     try:
-        about = look(os.path.join(path, ROOT))
+        about, files = look(os.path.join(path, ROOT))
     except RecursionError:
         raise Corrupt("the image has directories too deep in each other") from None
-    bounds.check_root(about.files, about.bytes)
+    bounds.check_root(files, about.bytes)
     with open(os.path.join(path, ABOUT), "xb") as file:
         file.write(encode(about))
 
