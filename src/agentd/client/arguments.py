@@ -154,7 +154,10 @@ def called(capability: str, parameters: Mapping[str, Any] | None, bundle: str) -
     """Return a call's parameters."""
     text(capability, "capability", "name one, as fs.read.v1")
     text(bundle, "bundle", "give the digest of a policy's bundle")
-    return mapping(parameters, "parameters", 'write them as {"path": "a.txt"}')
+    fix = (
+        'write them as {"path": "a.txt"}; one that is itself named parameters stands in there, too'
+    )
+    return mapping(parameters, "parameters", fix)
 
 
 def wrong(name: str, value: object, wanted: str, fix: str = "") -> InvalidInput:

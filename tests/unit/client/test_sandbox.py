@@ -217,3 +217,9 @@ def test_the_facade_imports_nothing():
     code = "import sys, agentd; print([m for m in sys.modules if m.startswith('agentd.')])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert out.stdout == b"[]\n"
+
+
+def test_a_parameter_that_is_itself_named_parameters_is_told_its_place(sandbox):
+    """As of sqlite.query.v1; by name it is taken for the mapping of all of them."""
+    with pytest.raises(InvalidInput, match="named parameters stands in there, too"):
+        sandbox.call("sqlite.query.v1", path="a.db", sql="select ?", parameters=[1])

@@ -16,6 +16,12 @@ from agentd.model.spec import ExecRequest
 
 # Two streams of so many bytes are less than ``Bounds.output`` as base64.
 MAX_OUTPUT = 5 << 20
+_FIXES = {
+    CauseCode.TIMEOUT: script.RAISE_TIMEOUT.format("make the command finish sooner"),
+    # No option of the sandbox raises it.
+    CauseCode.OUTPUT_LIMIT: "write to a file in the workspace, and fs.read.v1 it in parts: a call"
+    f" returns {MAX_OUTPUT >> 20} MiB of a stream at most, or the sandbox's output where less",
+}
 _MAX_ARGUMENT = 128 << 10  # MAX_ARG_STRLEN of execve(2)
 _SCHEMA = parameters(
     ["command"],
@@ -100,9 +106,9 @@ class ShellExec:
 
 def _told(end: Result) -> Result:
     """Return it with the fix in the words of this capability's parameters."""
-    if end.cause.code is not CauseCode.TIMEOUT:
+    fix = _FIXES.get(end.cause.code)
+    if fix is None:
         return end
-    fix = script.RAISE_TIMEOUT.format("make the command finish sooner")
     cause = msgspec.structs.replace(end.cause, remediation=fix)
     return msgspec.structs.replace(end, cause=cause)
 

@@ -75,6 +75,8 @@ def test_the_sandbox_s_own_time_holds(make_box: Any) -> None:
 def test_output_without_an_end_is_an_end(box: Any) -> None:
     value = box.call(NAME, command="sh", args=["-c", "yes"])
     assert value["cause"]["code"] == "output_limit" and value["truncated"]
+    # That of a command told to raise the sandbox's limit, which is none of a call's.
+    assert value["cause"]["remediation"].startswith("write to a file in the workspace, and fs.read")
     assert len(value["stdout"]) == MAX_OUTPUT
 
 
