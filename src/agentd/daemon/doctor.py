@@ -253,10 +253,6 @@ def _examine(name: str) -> Finding:
 
 def _probe(backend: Backend) -> Availability:
     try:
-        return backend.probe()
+        return backends.probe(backend)
     except (AgentdError, OSError) as error:
         return Availability(False, (Blocker(str(error), "see the message; then try again"),))
-    except backends.ANYTHING as error:
-        if backend.name in backends.BUILTIN:
-            raise
-        return Availability(False, (backends.broken("probed", error),))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from agentd.model.availability import Availability, Blocker
+from agentd.model.availability import Blocker
 from agentd.model.errors import AgentdError, InvalidInput, Refused, SandboxError, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
@@ -47,7 +47,7 @@ def choose(
     for backend in _candidates(spec, load, allowed, blockers):
         if backend.level < spec.isolation:
             raise _too_weak(spec, backend)  # a named one: the others are at least as strong
-        availability = _probed(backend)
+        availability = backends.probe(backend)
         if not availability.usable:
             blockers += [(backend.name, blocker) for blocker in availability.blockers]
             continue
@@ -57,7 +57,7 @@ def choose(
             _check_runtime(spec, backend)
             _check_volumes(spec, backend)
             _check_network(spec, backend)
-            return Choice(backend, backend.plan(spec))
+            return Choice(backend, backends.plan(backend, spec))
         except Refused as refusal:
             if spec.backend is not None:
                 raise
@@ -152,7 +152,7 @@ def _weaker(spec: SandboxSpec, load: Loader, allowed: Collection[str]) -> Backen
     levels = [one for one in IsolationLevel if IsolationLevel.NONE < one < spec.isolation]
     for backend in _of_levels(levels[::-1], load, allowed, []):
         with contextlib.suppress(*backends.ANYTHING):
-            if backend.probe().usable:
+            if backends.probe(backend).usable:
                 backend.plan(msgspec.structs.replace(spec, isolation=backend.level))
                 return backend
     return None
@@ -198,16 +198,6 @@ def _others(
         except AgentdError as error:
             what = f"{error.message}: {error.cause}" if error.cause else error.message
             blockers.append((name, Blocker(what, error.remediation)))
-
-
-def _probed(backend: Backend) -> Availability:
-    """A third party's may raise anything: then it is not usable, and the next one is tried."""
-    try:
-        return backend.probe()
-    except backends.ANYTHING as error:
-        if backend.name in backends.BUILTIN:
-            raise
-        return Availability(False, (backends.broken("probed", error),))
 
 
 def _check_image(spec: SandboxSpec, backend: Backend) -> None:

@@ -43,7 +43,7 @@ def _launched(handle: SandboxHandle) -> Wall:
     backend, plan = handle.choice
     if handle.source is None:
         try:
-            return backend.launch(plan)
+            return backends.launch(backend, plan)
         except backends.ANYTHING as error:
             if isinstance(error, AgentdError) or backend.name in backends.BUILTIN:
                 raise

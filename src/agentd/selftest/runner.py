@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from agentd.daemon.pipeline import Pipeline
-from agentd.model.availability import Availability, Blocker
+from agentd.model.availability import Blocker
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused, Unavailable
 from agentd.model.isolation import IsolationLevel
@@ -83,10 +83,7 @@ def _of(
 
 def _behind(yard: "_Yard", suite: Sequence[Attack], told: Told) -> BackendReport:
     backend = yard.backend
-    try:
-        availability = backend.probe()
-    except backends.ANYTHING as error:
-        availability = Availability(False, (backends.broken("probed", error),))
+    availability = backends.probe(backend)
     level = backend.level.label
     if not availability.usable:
         return BackendReport(backend.name, level, False, tuple(availability.blockers))

@@ -6,8 +6,9 @@ from agentd.model.errors import InvalidInput, Unavailable
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
-    from agentd.model.availability import Blocker
-    from agentd.sandbox.ports import Backend
+    from agentd.model.availability import Availability, Blocker
+    from agentd.model.spec import SandboxSpec
+    from agentd.sandbox.ports import Backend, Plan, Wall
 
 ENTRY_POINTS = "agentd.backends"
 #: What is caught of a third party's, which may raise anything: SystemExit would end us, and as 0
@@ -80,6 +81,38 @@ def load(name: str) -> "Backend":
         blocker = broken("loaded", error)
         raise Unavailable(f"backend {name} {blocker.what}", remediation=blocker.fix) from error
     return theirs
+
+
+def probe(backend: "Backend") -> "Availability":
+    """Return whether it works here. A third party's may raise or return anything: then it does not,
+    and others are tried."""
+    from agentd.model.availability import Availability
+
+    try:
+        found = backend.probe()
+        if not isinstance(found, Availability):
+            raise TypeError(f"it returned {type(found).__name__}, and no Availability")
+    except ANYTHING as error:
+        if backend.name in BUILTIN:
+            raise
+        return Availability(False, (broken("probed", error),))
+    return found
+
+
+def plan(backend: "Backend", spec: "SandboxSpec") -> "Plan":
+    """Return its plan. Raises what it raises, TypeError for a third party's that returns none."""
+    made = backend.plan(spec)
+    if made is None:
+        raise TypeError("plan() returned None, and no plan")
+    return made
+
+
+def launch(backend: "Backend", plan: "Plan") -> "Wall":
+    """Return the wall that it builds. Raises as ``plan``."""
+    wall = backend.launch(plan)
+    if wall is None:
+        raise TypeError("launch() returned None, and no wall")
+    return wall
 
 
 def broken(what: str, error: BaseException) -> "Blocker":

@@ -206,14 +206,14 @@ class Supervisor:
 
     def _plan(self, message: Message) -> Answer:
         spec = typed.convert(message["spec"], SandboxSpec)
-        return self._backend(str(message["backend"])).plan(spec) is not None, []
+        return backends.plan(self._backend(str(message["backend"])), spec) is not None, []
 
     def _launch(self, message: Message) -> Answer:
         name, id_ = str(message["backend"]), str(message["id"])
         after(message.get("lease"))  # what is wrong with it is told before anything is built
         spec = typed.convert(message["spec"], SandboxSpec)
         backend = self._backend(name)
-        plan = backend.plan(spec)
+        plan = backends.plan(backend, spec)
         told = holder.set(str(message.get("sandbox") or id_))
         try:
             wall = _built(backend, plan, message.get("folder"))
@@ -363,7 +363,7 @@ class Supervisor:
 def _built(backend: Backend, plan: Plan, folder: object) -> Wall:
     """``folder`` is the state of a snapshot to begin with, or None."""
     if folder is None:
-        return backend.launch(plan)
+        return backends.launch(backend, plan)
     restores = abilities.FORK.of(backend)
     if restores is None:
         raise incapable(backend.name, abilities.FORK, "restore")
