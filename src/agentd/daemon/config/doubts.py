@@ -124,6 +124,10 @@ def _limits(config: Config) -> Iterator[Found]:
                 f"is too few for any sandbox, which takes {MIN_OPEN_FILES} itself",
                 "raise it",
             )
+        for what, least in (("pids", 1), ("cpus", 0.01)):
+            value = getattr(bounds, what)
+            if value is not None and value < least:
+                yield (("limits", name, what), "is too little for any sandbox", f"give {least:g}")
 
 
 def _uncounted(config: Config) -> Iterator[Found]:
