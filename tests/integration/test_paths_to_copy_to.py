@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from agentd import InvalidInput, Sandbox
+from agentd.client import exported
+from agentd.image.model import ImageError
+from agentd.linux import replacing
 
 
 @pytest.fixture
@@ -38,6 +41,23 @@ def test_no_copy_takes_the_place_of_a_device(box: Sandbox, tmp_path: Path) -> No
             with pytest.raises(InvalidInput, match=why):
                 box.files.download(source, device, replace=replace)
     assert device.is_char_device() and os.listdir(tmp_path) == ["null"]
+
+
+def test_nothing_takes_the_place_of_a_link_among_devices(
+    box: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As /dev/stdout, which all programs of the machine would have missed from then on."""
+    monkeypatch.setattr(replacing, "DEVICES", str(tmp_path))
+    redirected = tmp_path / "redirected"
+    redirected.touch()
+    link = tmp_path / "stdout"
+    link.symlink_to(redirected)
+    for source in ("/workspace/out", "/workspace/out/a"):
+        with pytest.raises(InvalidInput, match="is a device, which nothing"):
+            box.files.download(source, link, replace=True)
+    with pytest.raises(ImageError, match="stdout cannot be written: it is no file"):
+        exported.write(iter([b"an image"]), link)
+    assert link.is_symlink() and sorted(os.listdir(tmp_path)) == ["redirected", "stdout"]
 
 
 def test_a_file_of_two_names_becomes_two_as_the_help_says(box: Sandbox, tmp_path: Path) -> None:

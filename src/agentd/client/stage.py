@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import secrets
-import stat
 from collections.abc import Iterator
 from typing import Self
 
@@ -17,6 +16,7 @@ from agentd.guest.operation import RequestError
 from agentd.guest.removal import remove_tree
 from agentd.linux import abi, mounts
 from agentd.linux.kernel import KERNEL
+from agentd.linux.replacing import is_device
 from agentd.model.errors import InvalidInput, OperationFailed
 
 _PREFIX = ".agentd-cp-"
@@ -132,10 +132,9 @@ def exists(path: str) -> InvalidInput:
 
 def check_replaceable(path: str) -> None:
     """Check a target. Raises InvalidInput for a folder that nobody means to replace whole, and for
-    a device: who names /dev/null means what it is."""
+    a device: who names /dev/null, or /dev/stdout, means what it is."""
     with contextlib.suppress(FileNotFoundError):
-        mode = os.lstat(path).st_mode
-        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        if is_device(os.lstat(path).st_mode, os.path.dirname(path) or "."):
             raise InvalidInput(
                 f"{path} is a device, which nothing replaces", remediation="name another place"
             )

@@ -9,6 +9,8 @@ from typing import BinaryIO
 
 from agentd.linux import nameless
 
+#: Where the machine has its devices, and links to what programs read and write, as /dev/stdout.
+DEVICES = "/dev"
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _ALONE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -20,7 +22,7 @@ def replacing(
     """Open a file that takes the place of ``path``, with that mode whatever the umask, once the
     block has ended. Until then it has no name, where the file system can do that, so that nothing
     of it is left where the block fails or this process is killed. Raises OSError, also where it
-    would take the place of a device, a fifo or a socket.
+    would take the place of a device, a fifo or a socket, or of a link among devices.
 
     ``alone``: nobody else replaces it now, and what one who was killed left half written goes.
     ``synced``: what it holds is on disk before it takes the place.
@@ -51,8 +53,16 @@ def _keep_special(name: str, folder: int) -> None:
     """Root could put a file in the place of /dev/null, and all programs would read and fill it."""
     with contextlib.suppress(FileNotFoundError):
         mode = os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode)):
+        if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or is_device(mode, folder):
             raise OSError(errno.EINVAL, "it is no file")
+
+
+def is_device(mode: int, folder: int | str) -> bool:
+    """Return whether what has this mode in the folder is a device, or one of DEVICES' own links.
+    Raises OSError."""
+    if stat.S_ISLNK(mode):
+        return os.path.samefile(folder, DEVICES)
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 def _alone(partial: str, folder: int) -> tuple[int, str]:
