@@ -45,6 +45,18 @@ def test_a_layouts_tag_may_have_a_slash(images: Images, layout: Layout) -> None:
     assert f"{layout.path} has several images" in said and "by its tag" in said
 
 
+def test_a_place_in_a_folder_with_a_colon_is_in_that_folder(images: Images, layout: Layout) -> None:
+    """Not in the folder of the shorter name, under a tag of the rest."""
+    images.run("pull", layout.add([layer(*FILES)]), "--name", "mine")
+    for name in ("x", "x:1"):
+        (images.folder / name).mkdir()
+    images.run("push", "mine", "oci:./x:1/new:tag")
+    assert (images.folder / "x:1/new/index.json").exists()
+    assert not list((images.folder / "x").iterdir())
+    images.run("pull", "oci:./x:1/new:tag", "--name", "again")
+    assert "x:1/none does not exist" in images.run("pull", "oci:./x:1/none:tag", code=2).stderr
+
+
 def test_as_many_files_as_are_allowed_are_unpacked(images: Images, layout: Layout) -> None:
     source = layout.add([layer(*FILES)])
     said = images.run("pull", source, "--name", "x", "--max-files", "4", code=125).stderr

@@ -110,11 +110,13 @@ def check_name(name: str, fix: str = "") -> str:
 
 def _divided(place: str) -> tuple[str, str]:
     """A path and its tag: what is behind the longest path that is there, as /x.tar of
-    /x.tar:me/tool:1; else what follows the last colon."""
+    /x.tar:me/tool:1; else what follows the last colon. A folder that is there is no tag's."""
+    above = os.path.dirname(place)
+    least = len(above) if os.path.isdir(above) else 0
     path, tag = place, ""
     while not os.path.lexists(path):
         path, colon, _ = path.rpartition(":")
-        if not path:
+        if len(path) <= least:
             path, colon, tag = place.rpartition(":")
             return (path, tag) if colon and "/" not in tag else (place, "")
         tag = place[len(path) + 1 :]
