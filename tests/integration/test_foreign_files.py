@@ -131,3 +131,22 @@ def test_a_folder_that_goes_away_meanwhile_is_no_error(
     with Sandbox.create(workspace=f"{project}:cow", embedded=True, backend="linux") as sandbox:
         assert sandbox.run("echo more >> closed; cat closed", check=True).text == "closed\nmore\n"
     assert not (project / "looked").exists() and not (project / "copied").exists()
+
+
+def test_all_that_others_own_may_go_away_meanwhile(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the layer, which then is an empty one."""
+    for path in (project, *project.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    os.chown(project / "closed", NOBODY, OTHER)
+    make = foreign.make
+
+    def made(*given: Any) -> None:
+        (project / "closed").unlink()
+        make(*given)
+
+    monkeypatch.setattr(foreign, "make", made)
+    with Sandbox.create(workspace=f"{project}:cow", embedded=True, backend="linux") as sandbox:
+        assert sandbox.run("echo more >> file; cat file", check=True).text == "file\nmore\n"
+    assert not (project / "closed").exists()

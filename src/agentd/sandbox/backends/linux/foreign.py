@@ -226,6 +226,8 @@ class _Layer(_Walk):
 
     def leave(self, folder: _Folder) -> None:
         """After what is in it was made: only then it has its own mode and times."""
+        if folder.parent is None:
+            self.found_folder(folder)  # it is mounted, though all that was found went away
         if folder.fd >= 0:
             copies.finish(folder.fd, folder.info, closed=not folder.writable)
             self._open.remove(folder)
