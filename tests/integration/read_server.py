@@ -11,7 +11,8 @@ from typing import Any
 
 class Echo(http.server.BaseHTTPRequestHandler):
     """Answers with the request, as JSON; /v1/big/N with so many bytes, /v1/full before it has the
-    body, which it never takes."""
+    body, which it never takes; /v1/old as servers of HTTP/1.0, which end the connection, /v1/until
+    with what ends with it, /v1/none not at all."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
@@ -35,7 +36,9 @@ class Echo(http.server.BaseHTTPRequestHandler):
     do_GET = do_POST = do_DELETE = do_PUT = do_HEAD = do_PATCH = do_OPTIONS = answer
 
     def reply(self, body: bytes) -> None:
-        if self.path.startswith("/v1/big/"):
+        if self.path in ("/v1/old", "/v1/until", "/v1/none"):
+            self._close(self.path.removeprefix("/v1/"))
+        elif self.path.startswith("/v1/big/"):
             self._big(int(self.path.removeprefix("/v1/big/")))
         else:
             told = {"line": self.requestline, "headers": self.headers.items()}
@@ -48,6 +51,16 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+
+    def _close(self, how: str) -> None:
+        self.close_connection = True
+        if how == "old":
+            self.protocol_version = "HTTP/1.0"
+            self.say(b"old", "text/plain")
+        elif how == "until":
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"until")
 
     def _big(self, length: int) -> None:
         self.send_response(200)

@@ -79,6 +79,34 @@ def test_curl_is_answered_what_a_rule_allows_and_told_what_none_does(sandbox: Sa
     assert curl(sandbox, "-X", "DELETE", f"https://{HOST}/v1/models")[0] == 403
 
 
+@pytest.mark.parametrize("how", ["old", "until"])
+def test_a_program_asks_again_where_the_host_ends_each_connection(
+    sandbox: Sandbox, how: str
+) -> None:
+    code = f"""if 1:
+        import http.client
+        asked = http.client.HTTPSConnection("{HOST}", timeout=60)
+        for _ in range(2):
+            asked.request("GET", "/v1/{how}")
+            print(asked.getresponse().read().decode())
+    """
+    done = sandbox.run(["python3", "-c", code])
+    assert done.stdout.decode() == f"{how}\n" * 2, done.stderr.decode()
+
+
+@pytest.mark.needs("curl")
+def test_what_no_rule_mends_is_told_with_what_does(sandbox: Sandbox) -> None:
+    status, body = curl(sandbox, f"https://{HOST}/v1/none")
+    error = json.loads(body)["error"]
+    told = error["message"].rpartition(": ")[2]
+    assert (status, told) == (502, "the host ended the connection before it answered")
+    assert error["remediation"].startswith("ask again")
+    status, body = curl(sandbox, "-H", "Host: other.internal", f"https://{HOST}/v1/models")
+    error = json.loads(body)["error"]
+    assert (status, error["code"]) == (403, "wrong_host")
+    assert error["remediation"].startswith("ask for the host that was dialled")
+
+
 @pytest.mark.needs("curl")
 @pytest.mark.parametrize(
     "wall",

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 _MAX_AHEAD = 64 << 10  # of the program, while it waits for its answer
 _SWITCHING, _LAST = 101, 200
 _NO_ANSWER = "it had no answer"
+_UNANSWERED = "the host ended the connection before it answered"
+_ITS_OWN = "ask again, or ask whoever runs the host: nothing here forbids it"
+Fields = list[tuple[bytes, bytes]]
 _ENCODINGS = b"accept-encoding"
+_BODILESS = (204, 304)
+_FRAMING = {b"content-length", b"transfer-encoding"}
 HALF_SECONDS = 120.0  # without a word of the host's, where the program has said all it will
 
 
@@ -120,9 +125,11 @@ class RequestExchange(JudgedExchange):
         except h11.RemoteProtocolError as error:
             # Behind the colon h11 repeats what came, in which a secret may be.
             reason = f"what came is no HTTP: {str(error).partition(':')[0]}"
+            if self._status < _LAST and self._up.trailing_data == (b"", True):
+                reason = _UNANSWERED
             if self.answered:
                 raise Over(reason) from None
-            raise RefusedRequest("bad_answer", reason, status=502) from None
+            raise RefusedRequest("bad_answer", reason, status=502, fix=_ITS_OWN) from None
         except (Over, *BROKEN) as error:
             reason = str(error)
             raise
@@ -240,8 +247,9 @@ class RequestExchange(JudgedExchange):
                 headers = self._look.answer_head(event.status_code, event.headers.raw_items())
                 look = self._look.answer_body()
                 words = self._words(event)
-                answer = h11.Response(status_code=event.status_code, headers=headers, reason=words)
                 self._draft.answered(event.status_code, words, headers)
+                headers = self._told_of_its_end(event, headers)
+                answer = h11.Response(status_code=event.status_code, headers=headers, reason=words)
                 out.append(self._down.send(answer) or b"")
             elif isinstance(event, h11.Data) and look is not None:
                 data = look.feed(bytes(event.data))
@@ -261,6 +269,16 @@ class RequestExchange(JudgedExchange):
                 return False
             else:
                 raise Over("the host went away")
+
+    def _told_of_its_end(self, answer: h11.Response, fields: Fields) -> Fields:
+        """Say that nothing follows, where the host ends its connection behind ``answer``, as one of
+        HTTP/1.0 does, and one that says no length: else a program asks again there, in vain."""
+        bare = self.head.method == "HEAD" or answer.status_code in _BODILESS
+        framed = bare or not _FRAMING.isdisjoint(name for name, _ in answer.headers)
+        if framed and answer.http_version != b"1.0":
+            return fields
+        kept = [(name, value) for name, value in fields if name.lower() != b"connection"]
+        return [*kept, (b"Connection", b"close")]
 
     def _end(self, event: h11.EndOfMessage) -> h11.EndOfMessage:
         """With the trailers, which HTTP/1.0 has none of."""

@@ -113,7 +113,8 @@ def judge(head: RequestHead, name: str, port: int, table: EgressTable) -> tuple[
         raise _bad(f"has {len(hosts)} Host fields")
     if _host(hosts[0]) not in ((name, None), (name, port)):
         shown = hosts[0][:100].decode("latin-1")
-        raise RefusedRequest("wrong_host", f"it dialled {name} and asks for {shown}")
+        fix = "ask for the host that was dialled, or dial the one that is meant"
+        raise RefusedRequest("wrong_host", f"it dialled {name} and asks for {shown}", fix=fix)
     methods = dict.fromkeys((head.method, *_methods(head)))
     targets = dict.fromkeys((head.target, *_overriding(head, _OTHER_TARGET)))
     if len(methods) * len(targets) > _MOST_MEANT:
