@@ -1,5 +1,8 @@
 """Keys that tell whose they are, labels that change, and walls that cannot do what is asked."""
 
+import contextlib
+import sqlite3
+
 from tests.security.daemons import Daemon, fixture, running
 
 from agentd.auth.keys import MAX_KEYS_OF_ONE
@@ -91,6 +94,21 @@ def test_changed_labels_are_there_after_a_restart() -> None:
         daemon.stop(kill=True)
         daemon.start()
         assert daemon.ask("GET", path).json["labels"] == {"a": "2"}
+
+
+def test_a_label_that_an_older_daemon_took_keeps_no_other_from_being_changed() -> None:
+    with running() as daemon:
+        path = f"/v1/sandboxes/{daemon.sandbox(labels={'a': '1'})}"
+        daemon.stop(kill=True)
+        with contextlib.closing(sqlite3.connect(daemon.state / "store.db")) as store, store:
+            store.execute("UPDATE sandboxes SET labels = ?", ('{"a=b": "1"}',))
+        daemon.start()
+        changed = daemon.ask("PATCH", path, {"labels": {"c": "2"}})
+        assert changed.status == 200, changed.body
+        assert changed.json["labels"] == {"a=b": "1", "c": "2"}
+        assert daemon.ask("PATCH", path, {"labels": {"a=b": "3"}}).status == 400
+        changed = daemon.ask("PATCH", path, {"labels": {"a=b": None}})
+        assert changed.json["labels"] == {"c": "2"}
 
 
 def test_changed_labels_are_judged_as_a_new_sandbox_with_them() -> None:

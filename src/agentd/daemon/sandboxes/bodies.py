@@ -26,6 +26,7 @@ from agentd.sandbox.volumes import VolumeStore
 
 MAX_LABELS = 32
 MAX_LABEL = 256
+_NO_LABELS: Mapping[str, str] = {}
 MAX_WAIT_SECONDS = 3600.0  # for room in a quota
 
 
@@ -272,12 +273,17 @@ def bounded(asked: Limits, bounds: LimitBounds) -> Limits:
     return oblige.within(Limits(**values), most)
 
 
-def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
-    """Return them. Raises InvalidInput for more or longer ones than are kept."""
+def check_labels(
+    labels: Mapping[str, str], before: Mapping[str, str] = _NO_LABELS
+) -> dict[str, str]:
+    """Return them. Raises InvalidInput for more or longer ones than are kept. Those of ``before``
+    are not judged anew: an older daemon took more."""
     if len(labels) > MAX_LABELS:
         many = f"{len(labels)} labels are more than the {MAX_LABELS} allowed"
         raise InvalidInput(many, remediation="drop some")
     for key, value in labels.items():
+        if before.get(key) == value:
+            continue
         long = len(key) > MAX_LABEL or len(value) > MAX_LABEL
         # A filter is KEY=VALUE, and ends its key at the first "=": no other could be named.
         if not key or long or not key.isprintable() or "=" in key or "\0" in value:

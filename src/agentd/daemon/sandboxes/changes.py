@@ -56,7 +56,7 @@ class Changing:
         while True:
             before = live.record.labels
             labels = {**before, **changes}
-            kept = check_labels({k: v for k, v in labels.items() if v is not None})
+            kept = check_labels({k: v for k, v in labels.items() if v is not None}, before)
             if gate is not None:
                 gate.sandbox(who, live.record.spec, kept, snapshot=live.record.snapshot)
             with self._relabelling:
