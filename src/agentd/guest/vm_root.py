@@ -135,7 +135,7 @@ def _make_places(places: Iterable[tuple[str, bool]]) -> None:
     for path in _FILES:
         write(_TOP + etc + path.removeprefix("/etc"), b"")
     for path, is_dir in places:
-        mount_point(_TOP + path, is_dir)
+        mount_point(_TOP + path, is_dir, shown=path)
 
 
 def _mount_share(share: Shared, kernel: Kernel) -> None:

@@ -120,7 +120,7 @@ def make_places(top: str, places: Iterable[Target], files: Mapping[str, bytes]) 
     for path, data in files.items():
         write(top + path, data)
     for path, is_dir in places:
-        mount_point(top + path, is_dir)
+        mount_point(top + path, is_dir, shown=path)
 
 
 def _files(etc: str) -> Iterator[tuple[str, bytes]]:

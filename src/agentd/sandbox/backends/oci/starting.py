@@ -132,7 +132,8 @@ def await_started(
     if "error" in answer:
         fix = _MORE_FILES if answer.get("errno") == errno.EMFILE else ""
         cause = str(answer["error"])
-        if _MISPLACED.search(cause):
+        # By its number where agentd made the place, in an image's root.
+        if answer.get("errno") in (errno.ENOTDIR, errno.EISDIR) or _MISPLACED.search(cause):
             raise misplaced(cause)
         raise SandboxError(f"{runtime} could not build the sandbox", cause=cause, remediation=fix)
     held = answer.get("held")
