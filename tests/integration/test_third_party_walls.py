@@ -372,3 +372,18 @@ def test_one_that_ends_whoever_asks_it_passes_for_nothing(
             assert refused.code in ("unavailable", "sandbox_error"), refused.body
             assert name in ODD or b"SystemExit" in refused.body
         daemon.sandbox()
+
+
+def test_one_that_builds_nothing_from_a_snapshot_passes_for_nothing(
+    install: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    install("both", BOTH)
+    kept = str(tmp_path / "kept")
+    made = agentd("run", "--backend", "both", "--save-snapshot", kept, "--", "true")
+    assert made.returncode == 0, made
+    for member in ("raise SystemExit(0)", "return None"):
+        source = f"{BOTH}\n    def restore(self, plan, folder):\n        {member}\n"
+        (tmp_path / "both_wall.py").write_text(source)
+        ran = agentd("run", "--snapshot", kept, "--", "true")
+        assert ran.returncode == 125, ran
+        assert "backend both cannot be used: " in ran.stderr

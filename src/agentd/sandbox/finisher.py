@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from agentd.sandbox import guard
+from agentd.sandbox import backends, guard
 
 MAX_WAITING = 64  # beyond it the caller frees at once
 
@@ -48,7 +48,7 @@ class Finisher:
                 call()
             except OSError:
                 pass  # the next sandbox or process removes what is left
-            except Exception as error:  # those that follow are freed all the same
+            except backends.ANYTHING as error:  # those that follow are freed all the same
                 guard.tell(error)
             with self._lock:
                 self._waiting -= 1

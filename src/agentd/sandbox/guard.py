@@ -11,6 +11,8 @@ def tell(error: BaseException) -> None:
     agentd's own says what happened and what to do: where in the code that was helps nobody."""
     if isinstance(error, AgentdError):
         without_frames(error)
+    if isinstance(error, SystemExit):  # of which an ended thread's says nothing
+        error = RuntimeError(f"SystemExit: {error}").with_traceback(error.__traceback__)
     about = type(error), error, error.__traceback__, threading.current_thread()
     threading.excepthook(threading.ExceptHookArgs(about))
 
@@ -19,5 +21,5 @@ def run(work: Callable[..., object], *args: object) -> None:
     """Runs ``work`` for an executor whose futures are not read."""
     try:
         work(*args)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         tell(error)

@@ -41,17 +41,17 @@ def launch(handle: SandboxHandle) -> Wall:
 
 def _launched(handle: SandboxHandle) -> Wall:
     backend, plan = handle.choice
-    if handle.source is None:
-        try:
+    try:
+        if handle.source is None:
             return backends.launch(backend, plan)
-        except backends.ANYTHING as error:
-            if isinstance(error, AgentdError) or backend.name in backends.BUILTIN:
-                raise
-            why = backends.broken("used", error)
-            raise SandboxError(
-                _UNBUILT, cause=f"backend {backend.name} {why.what}", remediation=why.fix
-            ) from error
-    return restorer(backend, "restore").restore(plan, handle.source)
+        return backends.restore(restorer(backend, "restore"), plan, handle.source)
+    except backends.ANYTHING as error:
+        if isinstance(error, AgentdError) or backend.name in backends.BUILTIN:
+            raise
+        why = backends.broken("used", error)
+        raise SandboxError(
+            _UNBUILT, cause=f"backend {backend.name} {why.what}", remediation=why.fix
+        ) from error
 
 
 def begin(handle: SandboxHandle) -> None:

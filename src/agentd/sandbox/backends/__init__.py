@@ -8,7 +8,7 @@ from agentd.model.isolation import IsolationLevel
 if TYPE_CHECKING:
     from agentd.model.availability import Availability, Blocker
     from agentd.model.spec import SandboxSpec
-    from agentd.sandbox.ports import Backend, Plan, Wall
+    from agentd.sandbox.ports import Backend, Plan, Restores, Wall
 
 ENTRY_POINTS = "agentd.backends"
 #: What is caught of a third party's, which may raise anything: SystemExit would end us, and as 0
@@ -112,6 +112,14 @@ def launch(backend: "Backend", plan: "Plan") -> "Wall":
     wall = backend.launch(plan)
     if wall is None:
         raise TypeError("launch() returned None, and no wall")
+    return wall
+
+
+def restore(backend: "Restores", plan: "Plan", folder: str) -> "Wall":
+    """Return the wall that it builds from a snapshot. Raises as ``plan``."""
+    wall = backend.restore(plan, folder)
+    if wall is None:
+        raise TypeError("restore() returned None, and no wall")
     return wall
 
 

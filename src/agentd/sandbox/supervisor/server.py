@@ -335,7 +335,7 @@ class Supervisor:
         """Kill it. Where that fails and it lives on it is held again, and its lease ends soon."""
         try:
             entry.wall.kill()
-        except Exception:
+        except backends.ANYTHING:
             if entry.wall.alive():
                 entry.deadline = after(_AGAIN_SECONDS)
                 with self._lock:
@@ -367,7 +367,7 @@ def _built(backend: Backend, plan: Plan, folder: object) -> Wall:
     restores = abilities.FORK.of(backend)
     if restores is None:
         raise incapable(backend.name, abilities.FORK, "restore")
-    return restores.restore(plan, str(folder))
+    return backends.restore(restores, plan, str(folder))
 
 
 def _told(wall: object) -> Cause | None:
