@@ -58,12 +58,13 @@ def begin(handle: SandboxHandle) -> None:
     """Make the directory where an image has commands begin, where that is in a place that covers
     the image: the wall makes those in the image's root. Raises BackendLost, GuestError."""
     path = getattr(handle.wall, "workdir", None)  # which not every wall has
-    if not isinstance(path, str) or handle._guest is None:
+    guest = handle._guest  # taken once: who ends the sandbox meanwhile takes it away
+    if not isinstance(path, str) or guest is None:
         return
     places = (*_OWN, *(mount.target for mount in handle.spec.mounts))
     if any(path.startswith(f"{place}/") for place in places):
         with contextlib.suppress(OperationFailed):  # whoever runs a command there is told
-            handle._guest.files.mkdir(path, parents=True)
+            guest.files.mkdir(path, parents=True)
 
 
 def restorer(backend: Backend, what: str) -> Restores:

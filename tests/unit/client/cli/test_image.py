@@ -206,4 +206,4 @@ def test_a_limit_of_a_build_that_says_nothing_is_no_limit_left_out(
     (tmp_path / "Dockerfile").write_text("FROM scratch\n")
     assert main(["image", "build", "-t", "mine", option, "", str(tmp_path)]) == 2
     what = {"--timeout": "a time"}.get(option, "a size")
-    assert f"agentd image: {option[2:]} '' is not {what}" in capsys.readouterr().err
+    assert f"agentd image: {option} '' is not {what}" in capsys.readouterr().err
