@@ -51,11 +51,15 @@ def _create(daemon: Daemon, key: str, waiting: int, **wanted: object) -> Later:
 
 
 def test_without_wait_it_is_refused_at_once(daemon: Daemon, full: tuple[str, list[str]]) -> None:
-    for body in ({}, {"wait": None}, {"wait": 0}):
+    for body in ({}, {"wait": None}, *({"wait": none} for none in (0, 0.0, "0", "0s", "0.0 min"))):
         refused = daemon.ask("POST", "/v1/sandboxes", body, key=full[0])
         assert (refused.status, refused.code) == (429, "quota_exceeded")
     wrong = daemon.ask("POST", "/v1/sandboxes", {"wait": ""}, key=full[0])
     assert (wrong.status, wrong.code) == (400, "invalid_input")
+    for most in (3601, "61m", "366d", "9" * 40):
+        more = daemon.ask("POST", "/v1/sandboxes", {"wait": most}, key=full[0])
+        assert (more.status, more.code) == (400, "invalid_input")
+        assert "is more than the 1h allowed" in more.json["message"]
 
 
 def test_they_are_made_in_the_order_in_which_they_asked(

@@ -227,6 +227,36 @@ def test_by_the_nouns_of_a_client(daemon: Daemon) -> None:
         assert b"".join(client.files.read(made.id, "/tmp/a")) == b"ab"
 
 
+# JSON has no value for them, and null in their place is what is not asked for: a key for ever.
+_NO_NUMBERS: list[Callable[[Any, str, float], Any]] = [
+    lambda c, s, n: c.sandboxes.create(api.SandboxBody(ttl=n)),
+    lambda c, s, n: c.sandboxes.create(api.SandboxBody(wait=n)),
+    lambda c, s, n: c.sandboxes.create(api.SandboxBody(timeout=n)),
+    lambda c, s, n: c.sandboxes.renew(s, n),
+    lambda c, s, n: c.commands.exec(s, api.ExecBody(cmd="true", timeout=n)),
+    lambda c, s, n: c.commands.run(
+        api.RunBody(exec=api.ExecBody(cmd="true", timeout=n), sandbox=api.SandboxBody())
+    ),
+    lambda c, s, n: c.keys.create("never", ["read"], ttl=n),
+    lambda c, s, n: c.capabilities.call("fs.list.v1", {"path": [{"a": n}]}),
+    lambda c, s, n: Sandbox.create(url=c.url, ttl=n),
+    lambda c, s, n: Sandbox.create(url=c.url, wait=n),
+]
+
+
+def test_no_number_is_sent_as_nothing(daemon: Daemon) -> None:
+    with Client(daemon.url) as client, Sandbox.create(url=daemon.url) as made:
+        for n in (float("nan"), float("inf"), float("-inf")):
+            for ask in _NO_NUMBERS:
+                assert re.search(
+                    rf"^\w+ holds {n}, and JSON has no value for that",
+                    said(lambda ask=ask, n=n: ask(client, made.id, n)),
+                )
+        assert not client.keys.list()
+        assert [found.id for found in client.sandboxes.list()] == [made.id]
+        client.sandboxes.relabel(made.id, {"none": None})  # a null that is meant
+
+
 def test_by_rest_true_is_no_number(daemon: Daemon) -> None:
     bodies = [
         kind

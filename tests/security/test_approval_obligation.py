@@ -154,6 +154,17 @@ def test_it_is_decided_once(daemon: Daemon, alice: str, bob: str, box: str) -> N
     again.answer()
 
 
+def test_what_was_approved_is_not_to_be_sent_again(
+    daemon: Daemon, alice: str, bob: str, box: str
+) -> None:
+    later = Later(lambda: run(daemon, alice, box, "exec"))
+    view = asked(daemon, bob)
+    decide(daemon, bob, view["id"], allow=True)
+    late = decide(daemon, bob, view["id"], allow=False)
+    assert (late.code, late.json["remediation"]) == ("conflict", "its request went on with that")
+    assert later.answer().status == 200
+
+
 def test_what_nobody_decides_on_is_refused_in_time() -> None:
     with running(SLEEPY, policy=POLICY) as daemon:
         alice, bob = daemon.key("alice"), daemon.key("bob", "approve", "read")

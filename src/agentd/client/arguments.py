@@ -1,6 +1,7 @@
 """What callers give, looked at where they give it: a wrong type is told by the argument's name, and
 not as a TypeError deep inside. Each raises InvalidInput."""
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -37,6 +38,24 @@ def flags(**given: bool) -> None:
 def time(value: "str | float | None", name: str) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
         raise wrong(name, value, "seconds or text", "write it as 30 or 10m")
+
+
+def finite(body: object) -> None:
+    """Look at the numbers in a body, whose fields and items are looked at too."""
+    inside: list[tuple[str, object]] = [("", body)]
+    while inside:
+        name, item = inside.pop()
+        if isinstance(item, float) and not math.isfinite(item):
+            raise InvalidInput(
+                f"{name or 'what is asked'} holds {item}, and JSON has no value for that",
+                remediation="send finite numbers, or leave it out",
+            )
+        if isinstance(item, Mapping):
+            inside += ((name or str(key), value) for key, value in item.items())
+        elif isinstance(item, (list, tuple)):
+            inside += ((name, value) for value in item)
+        elif fields := getattr(item, "__struct_fields__", ()):
+            inside += ((field, getattr(item, field)) for field in fields)
 
 
 def function(value: "Callable[..., object] | None", name: str) -> None:

@@ -5,8 +5,7 @@ from typing import Any
 
 import msgspec
 
-from agentd.model.errors import InvalidInput
-from agentd.model.units import parse_duration
+from agentd.model.units import parse_wait
 
 MAX_WAIT_SECONDS = 60.0  # for the next event
 
@@ -48,12 +47,4 @@ class EventPage(msgspec.Struct, frozen=True):
 
 def wait_seconds(wait: str | float) -> float:
     """Read seconds from "30s" or 30; 0 is not to wait. Raises InvalidInput."""
-    if wait in (0, "0"):
-        return 0.0
-    seconds = parse_duration(wait, "wait")
-    if seconds > MAX_WAIT_SECONDS:
-        raise InvalidInput(
-            f"wait {wait!r} is more than the {MAX_WAIT_SECONDS:g}s allowed",
-            remediation="wait for less, and ask again",
-        )
-    return seconds
+    return parse_wait(wait, MAX_WAIT_SECONDS)

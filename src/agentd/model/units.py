@@ -86,6 +86,22 @@ def parse_duration(text: str | float, what: str = "duration") -> float:
     return value
 
 
+def parse_wait(text: str | float, most: float, what: str = "wait") -> float:
+    """Read how long to wait: as parse_duration does, and 0 in any unit, which is not at all.
+
+    Raises InvalidInput for anything else, and for more than ``most``, which is said.
+    """
+    seconds = _seconds(_written(text))
+    if seconds == 0:
+        return 0.0
+    if seconds is None or seconds <= most:
+        return parse_duration(text, what)
+    raise InvalidInput(
+        f"{what} of {format_duration(seconds)} is more than the {format_duration(most)} allowed",
+        remediation="wait for less, and ask again",
+    )
+
+
 def _seconds(text: str) -> float | None:
     """None for what is no time. Of several units the larger comes first, and each once."""
     if match := _NUMBER.match(text):

@@ -306,7 +306,10 @@ def segment(name: str) -> str:
 def as_json(body: object) -> bytes:
     """Write a body as JSON. Raises InvalidInput."""
     try:
-        return msgspec.json.encode(body)
+        written = msgspec.json.encode(body)
+        if b"null" in written:  # which is what msgspec writes of a number that is none
+            arguments.finite(body)
+        return written
     except (TypeError, OverflowError) as error:
         raise InvalidInput(
             "what is asked holds what JSON has no value for",

@@ -345,11 +345,9 @@ def decided(record: ApprovalRecord, by: str, allow: bool, note: str, now: float)
 
 
 def _has_ended(one: ApprovalRecord | ApprovalView, state: str = "") -> Conflict:
-    return Conflict(
-        f"approval {one.id} is {state or one.state}",
-        cause=one.note,
-        remediation="its request must be sent again",
-    )
+    ended = state or one.state
+    fix = f"its request {'went on with that' if ended == 'approved' else 'must be sent again'}"
+    return Conflict(f"approval {one.id} is {ended}", cause=one.note, remediation=fix)
 
 
 def _require_seeing(who: Principal) -> None:

@@ -19,7 +19,7 @@ from agentd.model.mount import Mount
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.model.system import os_errors_as
-from agentd.model.units import format_duration, parse_duration
+from agentd.model.units import parse_duration, parse_wait
 from agentd.sandbox.backends import BUILTIN
 from agentd.sandbox.backends.image_root import resolved
 from agentd.sandbox.volumes import VolumeStore
@@ -199,14 +199,7 @@ def ttl_of(body: SandboxBody) -> float | None:
 
 def wait_of(body: SandboxBody) -> float:
     """Return the seconds to wait for room. Raises InvalidInput for more than an hour."""
-    seconds = 0.0 if body.wait in (None, 0) else parse_duration(body.wait, "wait")
-    if seconds > MAX_WAIT_SECONDS:
-        raise InvalidInput(
-            f"wait of {format_duration(seconds)} is more than the "
-            f"{format_duration(MAX_WAIT_SECONDS)} allowed",
-            remediation="wait for less, and ask again",
-        )
-    return seconds
+    return 0.0 if body.wait is None else parse_wait(body.wait, MAX_WAIT_SECONDS)
 
 
 def _check_scopes(who: Principal, spec: SandboxSpec) -> None:
