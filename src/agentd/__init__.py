@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         PolicyDenied,
         QuotaExceeded,
         Refused,
+        SandboxEnded,
         SandboxError,
         TooLarge,
         Unauthenticated,
@@ -76,7 +77,7 @@ _WHERE = {
     "agentd.model.enforcement": "Control Enforcement",
     "agentd.model.errors": "AgentdError BackendLost Conflict Forbidden Full GuestError "
     "InvalidInput NotFound NotReady OperationFailed PolicyDenied QuotaExceeded Refused "
-    "SandboxError TooLarge Unauthenticated Unavailable Undecided Unsupported",
+    "SandboxEnded SandboxError TooLarge Unauthenticated Unavailable Undecided Unsupported",
     "agentd.model.isolation": "IsolationLevel",
     "agentd.model.mount": "Mount",
     "agentd.model.options": "Command ExecOptions SandboxOptions",
@@ -127,6 +128,7 @@ __all__ = [
     "Refused",
     "Result",
     "Sandbox",
+    "SandboxEnded",
     "SandboxError",
     "SandboxInfo",
     "SandboxOptions",

@@ -4,7 +4,7 @@ import pytest
 from tests.security.daemons import Daemon, fixture
 
 from agentd import Client
-from agentd.model.errors import BackendLost, NotFound
+from agentd.model.errors import NotFound, SandboxEnded
 
 daemon = fixture()
 
@@ -15,5 +15,5 @@ def test_a_watch_tells_that_its_sandbox_has_ended(daemon: Daemon) -> None:
         changes = client.files.watch(box, "/workspace")
         client.sandboxes.kill(box)
         # The latter where its caller is authorised anew just then.
-        with pytest.raises((BackendLost, NotFound)):
+        with pytest.raises((SandboxEnded, NotFound)):
             list(changes)

@@ -182,7 +182,7 @@ def test_with_its_sandbox_ends_what_waits_for_approval(daemon: Daemon, name: str
     asked = _one_pending(daemon)
     assert daemon.ask("DELETE", f"/v1/sandboxes/{box}", key=alice).status == 204
     answer = later.answer()
-    assert (answer.status, answer.code) == (410, "backend_lost")
+    assert (answer.status, answer.code) == (410, "cancelled")
     late = daemon.ask("POST", f"/v1/approvals/{asked}/decide", {"allow": True}, key=boss)
     assert (late.status, late.code) == (409, "conflict")
     assert late.json["cause"] == "its sandbox has ended"

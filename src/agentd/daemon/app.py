@@ -12,7 +12,7 @@ from agentd.audit.errors import AuditError
 from agentd.daemon import seal
 from agentd.daemon.admission.approvals import Approvals
 from agentd.daemon.admission.control import AdmissionControl
-from agentd.daemon.admission.parked import Parked
+from agentd.daemon.admission.parked import Parked, ended_note
 from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.calls.calls import Calls
 from agentd.daemon.calls.ends import Ends
@@ -316,7 +316,7 @@ class Daemon:
     def _on_sandbox_end(self, live: Live, reason: str) -> None:
         self.commands.sandbox_ended(live)
         with contextlib.suppress(AgentdError):
-            self.approvals.sandbox_ended(live.id)
+            self.approvals.sandbox_ended(live.id, ended_note(live.handle.why))
         self._tell_end(live.record, reason, live.why)
 
     def _tell_end(

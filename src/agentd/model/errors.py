@@ -18,6 +18,7 @@
       +-- SandboxError          the sandbox could not be built, or it broke
       |     +-- NotReady        what its template starts did not come up in time, or at all
       |     +-- BackendLost     the wall died under its work
+      |     |     +-- SandboxEnded  or somebody ended it, or its lease did
       |     +-- GuestError      the agent inside broke the protocol
       +-- OperationFailed       the agent answered with an error (a missing file, say)
       +-- CommandFailed         ``run(check=True)`` met a command that did not succeed
@@ -167,6 +168,13 @@ class NotReady(SandboxError):
 
 class BackendLost(SandboxError):
     code = "backend_lost"
+
+
+class SandboxEnded(BackendLost):
+    """The machine is not to blame: ``code`` is that of the cause that commands end with there."""
+
+    code = "cancelled"
+    infrastructure = False
 
 
 class GuestError(SandboxError):

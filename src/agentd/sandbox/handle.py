@@ -5,11 +5,18 @@ import os
 import threading
 import time
 from base64 import b32encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from agentd.model.enforcement import Control, Enforcement
-from agentd.model.errors import AgentdError, BackendLost, Conflict, Refused
+from agentd.model.errors import (
+    AgentdError,
+    BackendLost,
+    Conflict,
+    Refused,
+    SandboxEnded,
+    SandboxError,
+)
 from agentd.model.mount import MountMode
 from agentd.model.result import SandboxInfo
 from agentd.sandbox.abilities import CHANGES, SNAPSHOT, Ability, incapable, lacking
@@ -68,8 +75,26 @@ class SandboxHandle:
     @property
     def wall(self) -> Wall:
         if self._wall is None:
-            raise BackendLost(f"sandbox {self.id} is {self.state}")
+            raise self.truly(BackendLost(f"sandbox {self.id} is {self.state}"))
         return self._wall
+
+    def truly(self, error: AgentdError) -> AgentdError:
+        """Return ``error``, or what it comes of where somebody ended the sandbox under what was
+        done there."""
+        why = self.why
+        broke = isinstance(error, SandboxError) and not isinstance(error, SandboxEnded)
+        return error if why is None or not broke else ended(why)
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Let what the block breaks with be what it comes of, as ``truly`` does."""
+        try:
+            yield
+        except SandboxError as error:
+            told = self.truly(error)
+            if told is error:
+                raise
+            raise told from error
 
     @property
     def guest(self) -> Guest:
@@ -111,9 +136,8 @@ class SandboxHandle:
             with self.turn:
                 pass
         if self._guest is None:
-            raise BackendLost(
-                f"sandbox {self.id} is {self.state}", remediation="create a new sandbox"
-            )
+            lost = f"sandbox {self.id} is {self.state}"
+            raise self.truly(BackendLost(lost, remediation="create a new sandbox"))
         if self.state is State.PAUSED:
             raise Conflict(f"sandbox {self.id} is paused", remediation="resume it first")
         return self._guest
@@ -233,6 +257,14 @@ class SandboxHandle:
                 remediation='create it with workspace="PATH:cow"',
             )
         return wall
+
+
+def ended(why: "Cause", message: str = "", cause: str = "") -> SandboxEnded:
+    """Return the error of what a sandbox's end cut off; ``why``: what ends its commands."""
+    fix = why.remediation or "create a new sandbox"
+    error = SandboxEnded(message or why.message, cause=cause, remediation=fix)
+    error.code = str(why.code)
+    return error
 
 
 def _packages(spec: "SandboxSpec") -> Control:

@@ -102,7 +102,7 @@ class Manager:
         handle.id = id_
         handle.network_seen = None
         handle._wall = wall
-        handle._guest = self._connect(wall)
+        handle._guest = self._connected(handle, wall)
         handle.state = State.PAUSED if paused else State.READY
         self._register(handle)
         return handle
@@ -255,7 +255,10 @@ class Manager:
                     handle.check_idle()
                 handle.state = step.state
             try:
-                following = [self._perform(handle, do, folder, forks) for do in step.instructions]
+                with handle.telling():
+                    following = [
+                        self._perform(handle, do, folder, forks) for do in step.instructions
+                    ]
             except BaseException:
                 following = [_FAILED[event]]
                 raise
@@ -317,7 +320,7 @@ class Manager:
             self._keep_wall(handle, launch(handle))
             return LifecycleEvent.WALL_UP
         if instruction is Do.CONNECT:
-            handle._guest = self._connect(handle.wall)
+            handle._guest = self._connected(handle, handle.wall)
             begin(handle)
             return LifecycleEvent.GUEST_READY
         if instruction is Do.DISCONNECT:
@@ -351,6 +354,11 @@ class Manager:
             return None
         handle.able(PAUSE, "resume").resume()
         return None
+
+    def _connected(self, handle: SandboxHandle, wall: Wall) -> Guest:
+        guest = self._connect(wall)
+        guest.truly = handle.truly
+        return guest
 
     def _keep_wall(self, handle: SandboxHandle, wall: Wall) -> None:
         """Nobody holds the lock while it is built: it may have been ended, and had no wall then."""

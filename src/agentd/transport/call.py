@@ -4,14 +4,31 @@ import contextlib
 import select
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from agentd.guest import wire
-from agentd.model.errors import BackendLost, GuestError
+from agentd.model.errors import AgentdError, BackendLost, GuestError
 from agentd.transport.connection import Frame, V2Connection, encode_request, ready
 
 _PIECE = 64 << 10
+Truly = Callable[[AgentdError], AgentdError]
+
+
+def as_it_is(error: AgentdError) -> AgentdError:
+    return error
+
+
+@contextlib.contextmanager
+def telling(truly: Truly) -> Iterator[None]:
+    """Let the error of a broken stream be what it comes of: one of those breaks for any end."""
+    try:
+        yield
+    except (BackendLost, GuestError) as error:
+        told = truly(error)
+        if told is error:
+            raise
+        raise told from error
 
 
 class WaitEnded(Exception):

@@ -17,7 +17,7 @@ from agentd.model.errors import Full, GuestError, InvalidInput
 from agentd.model.limits import DEFAULTS
 from agentd.model.running import Running, SpawnFailed, StdinNotStreamed
 from agentd.model.spec import ExecLimits, ExecRequest
-from agentd.transport.call import AgentCall
+from agentd.transport.call import AgentCall, Truly, as_it_is, telling
 from agentd.transport.connection import V2Connection, encode_request
 from agentd.transport.events import (
     CommandChannel,
@@ -72,6 +72,8 @@ class Guest:
         # A v1 agent was left with a command that nobody can end.
         self._overran = False
         self.files = GuestFiles(self._call)
+        #: What one of our errors comes of, as far as whoever has the sandbox knows.
+        self.truly: Truly = as_it_is
         #: By which commands have their time.
         self.own_time = OwnTime()
 
@@ -97,10 +99,11 @@ class Guest:
 
         Raises StdinNotStreamed where only ``start_with_whole_stdin`` will do.
         """
-        connection = self._take(request)
-        if isinstance(connection, V1Connection):
-            return self._start_v1(connection, request, whole=False)
-        return self._start(connection, request, feeds=request.stdin, capture=capture)
+        with telling(self.truly):
+            connection = self._take(request)
+            if isinstance(connection, V1Connection):
+                return self._start_v1(connection, request, whole=False)
+            return self._start(connection, request, feeds=request.stdin, capture=capture)
 
     def start_with_whole_stdin(self, request: ExecRequest) -> Running:
         """Start one in an agent that speaks v1: it begins once its stdin has ended."""
@@ -206,12 +209,13 @@ class Guest:
 
     def tunnel(self, port: int) -> Tunnel:
         """Open a TCP connection to ``port`` on the sandbox's loopback."""
-        connection = self._v2("tunnels")
-        try:
-            return Tunnel(AgentCall(connection, self._answer_timeout), port)
-        except BaseException:
-            connection.close()
-            raise
+        with telling(self.truly):
+            connection = self._v2("tunnels")
+            try:
+                return Tunnel(AgentCall(connection, self._answer_timeout), port, self.truly)
+            except BaseException:
+                connection.close()
+                raise
 
     def busy(self) -> bool:
         """Return whether anything is asked of the agent now, by us."""
@@ -256,16 +260,17 @@ class Guest:
     def _call(self, fields: dict[str, Any], *, urgent: bool = False) -> Iterator[AgentCall]:
         """A call on a connection of its own, reused only where the call came to its end."""
         op = str(fields["op"])
-        connection = self._v2("detached commands" if op == "exec" else op, urgent=urgent)
-        call = AgentCall(connection, self._answer_timeout)
-        try:
-            call.request(fields)
-            yield call
-        finally:
-            if call.ended and not call.pending():
-                self._pool.give_back(connection)
-            else:
-                connection.close()
+        with telling(self.truly):
+            connection = self._v2("detached commands" if op == "exec" else op, urgent=urgent)
+            call = AgentCall(connection, self._answer_timeout)
+            try:
+                call.request(fields)
+                yield call
+            finally:
+                if call.ended and not call.pending():
+                    self._pool.give_back(connection)
+                else:
+                    connection.close()
 
     def _run_v1(
         self, connection: V1Connection, request: ExecRequest, stdin: bytes | None

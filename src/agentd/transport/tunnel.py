@@ -11,7 +11,7 @@ import msgspec
 from agentd.guest import wire
 from agentd.model import typed
 from agentd.model.errors import AgentdError, BackendLost, GuestError
-from agentd.transport.call import AgentCall
+from agentd.transport.call import AgentCall, Truly, as_it_is, telling
 from agentd.transport.events import Error, decode, failure
 
 
@@ -30,10 +30,14 @@ _EVENTS = typed.decoder(_Connected | _End | Error)
 class Tunnel:
     """Owns its connection. One thread; poll ``fileno`` and ask ``pending`` to multiplex."""
 
-    def __init__(self, call: AgentCall, port: int) -> None:
-        """Raises OperationFailed where nothing listens; then the caller closes the connection."""
+    def __init__(self, call: AgentCall, port: int, truly: Truly = as_it_is) -> None:
+        """``truly`` says what an error of it comes of.
+
+        Raises OperationFailed where nothing listens; then the caller closes the connection."""
         self._call = call
         self._port = port
+        self._truly = truly
+        self.failure: AgentdError | None = None  # that broke it
         self._received_all = False
         self._sent_all = False
         self._ended = False  # the agent has passed on all, and says so
@@ -54,14 +58,17 @@ class Tunnel:
         """Send all, as far as the credit carries. Raises BackendLost when the other end closed."""
         if self._sent_all:
             raise BackendLost(f"the tunnel to port {self._port} is closed for sending")
-        if not self._call.send_data(memoryview(data), forever=True):
+        with telling(self._broken):
+            sent = self._call.send_data(memoryview(data), forever=True)
+        if not sent:
             self._sent_all = True
             raise BackendLost(f"port {self._port} closed its connection")
 
     def send_some(self, data: bytes) -> int:
         """Return how many bytes the credit allowed, maybe none: ``fileno`` becomes readable when
         there is more. Raises BackendLost when the other end closed."""
-        sent = None if self._sent_all else self._call.send_some(memoryview(data))
+        with telling(self._broken):
+            sent = None if self._sent_all else self._call.send_some(memoryview(data))
         if sent is None:
             self._sent_all = True
             raise BackendLost(f"port {self._port} closed its connection")
@@ -69,6 +76,14 @@ class Tunnel:
 
     def recv(self, timeout: float | None = None) -> bytes:
         """Return the next bytes; b"" for ever after the end of file. Raises TimeoutError."""
+        with telling(self._broken):
+            return self._received(timeout)
+
+    def _broken(self, error: AgentdError) -> AgentdError:
+        self.failure = self._truly(error)
+        return self.failure
+
+    def _received(self, timeout: float | None) -> bytes:
         while not self._received_all:
             kind, payload = self._call.next(timeout, forever=timeout is None)
             if kind == wire.DATA and payload:

@@ -12,12 +12,12 @@ from agentd.model.api import ErrorView
 from agentd.model.capability import CallFailed
 from agentd.model.errors import (
     AgentdError,
-    BackendLost,
     Conflict,
     Full,
     InvalidInput,
     OperationFailed,
     Refused,
+    SandboxEnded,
     SandboxError,
     Unauthenticated,
 )
@@ -43,7 +43,7 @@ class _Error(msgspec.Struct):
 
 # Codes without a class of their own: what a caller would catch.
 _CODES: dict[str, type[AgentdError]] = {
-    "lease_expired": BackendLost,
+    "lease_expired": SandboxEnded,
     "draining": Full,
     "idempotency_mismatch": InvalidInput,
 }

@@ -162,12 +162,12 @@ class Approvals:
             raise _has_ended(view)
         return view
 
-    def sandbox_ended(self, sandbox: str) -> None:
+    def sandbox_ended(self, sandbox: str, note: str = SANDBOX_ENDED) -> None:
         """Drop the approvals of acts in a sandbox that has ended."""
         with self._lock:
             of_it = [id_ for id_, parked in self._parked.items() if parked.sandbox == sandbox]
         for id_ in of_it:
-            self._finish(id_, "withdrawn", SANDBOX_ENDED)
+            self._finish(id_, "withdrawn", note)
 
     def decide(self, who: Principal, id_: str, allow: bool, note: str = "") -> ApprovalView:
         """Decide on one. Raises Forbidden, NotFound, Conflict (it has ended), InvalidInput."""

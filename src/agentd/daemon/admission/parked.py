@@ -9,11 +9,14 @@ import msgspec
 from agentd.daemon.admission.acts import Act
 from agentd.daemon.admission.approvals import NEW_SANDBOX, SANDBOX_ENDED, Approvals
 from agentd.daemon.admission.records import decision_fields
+from agentd.daemon.commands.ends import DESTROYED, IDLE_OVER, LEASE_OVER
 from agentd.model import context
 from agentd.model.api import ApprovalView
 from agentd.model.audit import Event, Kind, Record
+from agentd.model.cause import Cause
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, BackendLost, Refused
+from agentd.sandbox.handle import ended
 
 
 class ParkedLog(Protocol):
@@ -36,6 +39,21 @@ class ApprovalWithdrawn(Refused):
 
 class ApprovalRecalled(Refused):
     code = "approval_withdrawn"
+
+
+# What is noted of those that waited, by what ended their sandbox; None: its wall did.
+_ENDS = {
+    SANDBOX_ENDED: DESTROYED,
+    f"{SANDBOX_ENDED} with its lease": LEASE_OVER,
+    f"{SANDBOX_ENDED} for being idle": IDLE_OVER,
+    f"{SANDBOX_ENDED} by itself": None,
+}
+_NOTES = {why: note for note, why in _ENDS.items()}
+
+
+def ended_note(why: Cause | None) -> str:
+    """Return what is noted of a request whose sandbox has ended."""
+    return _NOTES[why]
 
 
 _LOOK_SECONDS = 1.0  # how often it is seen that whoever asked has gone
@@ -145,11 +163,14 @@ def _outcome(found: ApprovalView) -> tuple[Kind, dict[str, Any]]:
 
 
 def _withdrawn(act: Act, found: ApprovalView) -> AgentdError:
-    if found.note == SANDBOX_ENDED:
-        return BackendLost(
+    if found.note in _ENDS:
+        text, why = (
             f"sandbox {act.place.id} ended before {act.name} was approved",
-            remediation="create a new sandbox",
+            _ENDS[found.note],
         )
+        if why is None:
+            return BackendLost(text, remediation="create a new sandbox")
+        return ended(why, text, found.note)
     return ApprovalRecalled(
         f"the request for {act.name} was withdrawn", cause=found.note, remediation="ask again"
     )

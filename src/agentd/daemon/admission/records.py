@@ -211,8 +211,6 @@ def of_error(admission: "Admission", error: BaseException | None) -> Execution:
     """Return the execution of an act that failed, or (None) was abandoned before its end."""
     if error is None:
         cause = Cause.of(CauseCode.CANCELLED, "nobody waited for its end")
-    elif isinstance(error, AgentdError) and error.code == CauseCode.CANCELLED:
-        cause = Cause.of(CauseCode.CANCELLED, str(error))
     elif isinstance(error, AgentdError):
         cause = cause_of(error)
     else:

@@ -12,7 +12,7 @@ from agentd.model.api import ResultView
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.characters import as_texts
 from agentd.model.egress import RESTRICTED, cassette
-from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxError
+from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxEnded, SandboxError
 from agentd.model.packages import with_packages
 from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
 from agentd.model.secret import check_variables
@@ -35,6 +35,7 @@ INTERRUPTED = Cause.of(CauseCode.INTERRUPTED, "its daemon ended before it was se
 SHUT_DOWN = Cause.of(CauseCode.INTERRUPTED, "its daemon shut down while it ran")
 DESTROYED = Cause.of(CauseCode.CANCELLED, "its sandbox was ended while it ran")
 LEASE_OVER = Cause.of(CauseCode.LEASE_EXPIRED, "the lease of its sandbox ended while it ran")
+IDLE_OVER = Cause.of(CauseCode.CANCELLED, "its sandbox was ended for being idle")
 
 
 # No agent starts a process faster: an exec alone takes longer.
@@ -235,6 +236,8 @@ def cause_of(error: AgentdError) -> Cause:
     """Return the cause of a command whose end nobody will see."""
     if isinstance(error, CommandLost):
         return INTERRUPTED
+    if isinstance(error, SandboxEnded) or error.code == CauseCode.CANCELLED:
+        return Cause(CauseCode(error.code), error.message, error.remediation)
     if isinstance(error, BackendLost | GuestError):
         return Cause.of(CauseCode.BACKEND_LOST, str(error))
     text = f"{error.code}: {error}"

@@ -5,12 +5,12 @@ import time
 from collections.abc import Mapping
 from typing import cast
 
-from agentd.daemon.commands.ends import DESTROYED, LEASE_OVER
+from agentd.daemon.commands.ends import DESTROYED, IDLE_OVER, LEASE_OVER
 from agentd.daemon.store.records import SandboxRecord
 from agentd.model.api import SandboxView
 from agentd.model.egress import cassette
 from agentd.model.errors import Conflict
-from agentd.model.idle import IdleRule
+from agentd.model.idle import IDLE, IdleRule
 from agentd.model.typed import like
 from agentd.sandbox import abilities
 from agentd.sandbox.handle import SandboxHandle
@@ -20,7 +20,7 @@ from agentd.sandbox.supervisor.held import boottime
 
 NO_ORIGIN: Mapping[str, str] = {}
 # What is told to have ended the commands that ran in it, where it did not end by itself.
-_WHY = {"destroyed": DESTROYED, "lease_expired": LEASE_OVER}
+_WHY = {"destroyed": DESTROYED, "lease_expired": LEASE_OVER, IDLE: IDLE_OVER}
 
 
 class Live:

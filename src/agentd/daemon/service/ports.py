@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from agentd.daemon.admission import acts
 from agentd.daemon.observe.observed import observed
@@ -14,6 +15,9 @@ from agentd.model.principal import Principal
 from agentd.model.units import format_duration, parse_duration
 from agentd.policy.scopes import scope_of
 from agentd.transport.tunnel import Tunnel
+
+if TYPE_CHECKING:
+    from agentd.daemon.admission.admission import Admission
 
 _LAST = 65535
 
@@ -34,7 +38,8 @@ class DaemonPorts(Noun):
         with contextlib.ExitStack() as undo:
             undo.enter_context(admission)
             tunnel = live.handle.guest.tunnel(port)
-            tunnel.on_close = undo.pop_all().close
+            undo.pop_all()
+            tunnel.on_close = lambda: _ended(admission, tunnel)
         return tunnel
 
     @observed("link")
@@ -66,3 +71,10 @@ class DaemonPorts(Noun):
             port=port,
             expires=round(time.time() + seconds, 3),
         )
+
+
+def _ended(admission: "Admission", tunnel: Tunnel) -> None:
+    if tunnel.failure is None:
+        admission.__exit__(None, None, None)
+    else:
+        admission.fail(tunnel.failure)

@@ -145,14 +145,16 @@ class DaemonSandboxes(Noun):
         self._judge(live, acts.LIST, path=live.wall.workspace)
         overlay = live.handle.overlay()
         context.make_room(_CHANGES)  # before they are listed, for each copy is large
-        return tuple(overlay.changes())
+        with live.handle.telling():
+            return tuple(overlay.changes())
 
     @observed("apply")
     def apply(self, id: str) -> None:
         live = self._live(scope_of(acts.WRITE), id)
         with self._judge(live, acts.WRITE, "apply", path=live.wall.workspace) as admission:
             admission.begin()
-            live.handle.overlay().apply()
+            with live.handle.telling():
+                live.handle.overlay().apply()
 
     def made(self, body: SandboxBody) -> Live:
         """Make one that is ready, for ``create`` and ``run``."""

@@ -45,7 +45,7 @@ def test_a_code_is_its_class(kind):
         ("nonce_replayed", 401, errors.Unauthenticated),
         ("busy", 422, CallFailed),
         ("forbidden", 422, CallFailed),
-        ("lease_expired", 410, errors.BackendLost),
+        ("lease_expired", 410, errors.SandboxEnded),
         ("idempotency_mismatch", 422, errors.InvalidInput),
         ("draining", 503, errors.Full),
         ("never_heard_of", 409, errors.Conflict),
