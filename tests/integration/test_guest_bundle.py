@@ -228,12 +228,12 @@ def test_it_is_made_once_however_many_begin_and_is_mended(tmp_path: Path) -> Non
 
 
 def others() -> list[str]:
-    """An interpreter of each supported version, other than this one's; outside of /usr first."""
+    """An interpreter of each supported version, other than this one; outside of /usr first."""
     found: dict[str, str] = {}
     for version in ("3.11", "3.12", "3.13"):
         places = sorted(glob.glob(os.path.expanduser(f"~/.pyenv/versions/{version}.*/bin/python3")))
         places += [path for path in (f"/usr/bin/python{version}",) if os.path.exists(path)]
-        if places and not sys.version.startswith(f"{version}."):
+        if places and not os.path.samefile(places[0], sys.executable):
             found[version] = places[0]
     return list(found.values())
 

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import sys
+from _frozen_importlib_external import PathFinder
 from typing import Any
 
 # Imported by the interpreter or the library by name, late or under some circumstances only.
@@ -35,6 +36,9 @@ def _inventory() -> dict[str, object]:
     modules, extensions = {}, {}
     for name, module in sorted(sys.modules.items()):
         path = getattr(module, "__file__", None)
+        spec = getattr(module, "__spec__", None)
+        if spec is not None and spec.name != name:
+            path = _replaced(name)
         if path is None or name.partition(".")[0] in ("agentd", "__main__"):
             continue
         if path.endswith(".so"):
@@ -51,6 +55,14 @@ def _inventory() -> dict[str, object]:
         "extensions": extensions,
         "libraries": libraries,
     }
+
+
+def _replaced(name: str) -> str | None:
+    """Return the file of a module that has put another in its place, as collections.abc has in
+    Python 3.13.0; None where it has no file, as os.path."""
+    above = sys.modules.get(name.rpartition(".")[0])
+    spec = PathFinder.find_spec(name, getattr(above, "__path__", []))
+    return spec.origin if spec is not None else None
 
 
 class _Loaded(ctypes.Structure):
