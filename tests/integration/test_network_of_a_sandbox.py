@@ -400,6 +400,57 @@ def test_what_no_rule_can_allow_is_explained_as_such(target: str, told: str) -> 
     assert (done.returncode, done.stdout, done.stderr) == (1, f"{told}\n", "")
 
 
+_TOO_MUCH = (
+    "agentd net: 'GET https://a.example/b c' is more than a method and a URL (write it as"
+    " 'GET https://pypi.org/simple', %20 for a space)"
+)
+
+
+@pytest.mark.parametrize(
+    ("target", "rule", "code", "told"),
+    [
+        (
+            "host.agentd.internal:5432",
+            "*.agentd.internal:5432",
+            1,
+            "host.agentd.internal:5432 is refused: no rule has host.agentd.internal",
+        ),
+        (
+            "host.agentd.internal",
+            "learn",
+            1,
+            "host.agentd.internal:443 is refused: no rule has host.agentd.internal",
+        ),
+        (
+            "CONNECT https://a.example/x",
+            "a.example/**",
+            1,
+            "CONNECT /x at a.example:443 is refused: nobody is a proxy here",
+        ),
+        (
+            "GET https://a.example/b c",
+            "a.example/**",
+            2,
+            _TOO_MUCH,
+        ),
+        (
+            "[2001:db8::1]:443",
+            "[2001:db8::1]:443",
+            0,
+            "[2001:db8::1]:443 is allowed by [2001:db8::1]:443",
+        ),
+    ],
+)
+def test_what_is_explained_is_what_comes_of_it(
+    target: str, rule: str, code: int, told: str
+) -> None:
+    words = ["net", "explain", target, "--net", rule]
+    done = subprocess.run(
+        [sys.executable, "-m", "agentd", *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (code, f"{told}\n")
+
+
 @pytest.mark.parametrize("target", ["pypi.org:0", "https://pypi.org:0/simple", "10.1.2.3:0"])
 def test_nothing_is_said_of_a_port_that_is_none(target: str) -> None:
     """Port 0 was explained as the usual one, and allowed."""

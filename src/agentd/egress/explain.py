@@ -1,5 +1,6 @@
 """Would this be allowed, and by which rule? Nothing is asked of a network."""
 
+import re
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -8,10 +9,11 @@ import msgspec
 from agentd.egress.addresses import never
 from agentd.egress.paths import RequestPath, read
 from agentd.egress.table import EgressTable, EgressVerdict
-from agentd.model.egress import check_name
+from agentd.model.egress import THIS_HOST, check_name
 from agentd.model.errors import InvalidInput
 from agentd.model.typed import like
 
+_METHOD = re.compile("[A-Z][A-Z-]*")
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443, "ssh": 22, "git": 9418, "ftp": 21}
 
 
@@ -36,7 +38,7 @@ class ExplainedTarget(msgspec.Struct, frozen=True):
 def explain(table: EgressTable, target: str) -> ExplainedTarget:
     """Explain what becomes of ``target``, a URL, HOST:PORT, or a HOST, of port 443; before a URL
     may be a method. Raises InvalidInput."""
-    method, _, target = target.strip().rpartition(" ")
+    method, target = _words(target)
     host, port = _parts(target)
     request = ""
     try:
@@ -44,8 +46,10 @@ def explain(table: EgressTable, target: str) -> ExplainedTarget:
     except ValueError:
         verdict = _of_name(table, host, port)
         if verdict.allowed and verdict.read and not verdict.ask:
-            method, path = method.strip().upper() or "GET", _path(target)
+            path = _path(target)
             verdict = table.of_request(host, port, method, path)
+            if method == "CONNECT":
+                verdict = EgressVerdict(False, "", "nobody is a proxy here", read=True)
             request = f"{method} {path.readings[0]}"
     else:
         verdict = table.of_address(address, port)
@@ -55,6 +59,18 @@ def explain(table: EgressTable, target: str) -> ExplainedTarget:
     word = str(table.wire.get("cassette", "")) if allowed else ""
     said = {"host": host, "port": port, "request": request, "allowed": allowed, "cassette": word}
     return like(ExplainedTarget, verdict, **said)
+
+
+def _words(target: str) -> tuple[str, str]:
+    """Return the method, and the rest."""
+    *methods, where = target.split() or ("",)
+    method = methods[0].upper() if methods else "GET"
+    if len(methods) > 1 or not _METHOD.fullmatch(method):
+        raise InvalidInput(
+            f"{target!r} is more than a method and a URL",
+            remediation="write it as 'GET https://pypi.org/simple', %20 for a space",
+        )
+    return method, where
 
 
 def _path(target: str) -> RequestPath:
@@ -70,6 +86,9 @@ def _path(target: str) -> RequestPath:
 def _of_name(table: EgressTable, host: str, port: int) -> EgressVerdict:
     if host == "localhost" or host.endswith(".localhost"):
         return EgressVerdict(False, "", f"{host} is the sandbox's own")
+    if host == THIS_HOST and table.static(host) is None:
+        # A wildcard matches its name, and does not have it: it leads nowhere.
+        return EgressVerdict(False, "", f"no rule has {host}")
     return table.of_name(check_name(host), port)
 
 

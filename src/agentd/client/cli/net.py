@@ -121,7 +121,8 @@ def _explain(options: argparse.Namespace) -> int:
     how = allowed if found.allowed else f"refused: {found.reason}"
     how = f"asked about, by {found.rule}" if found.ask else how
     what = f"{found.request} at " if found.request else ""
-    remote.tell(options, found, f"{what}{found.host}:{found.port} is {how}")
+    host = f"[{found.host}]" if ":" in found.host else found.host
+    remote.tell(options, found, f"{what}{host}:{found.port} is {how}")
     return 0 if found.allowed else REFUSED
 
 
