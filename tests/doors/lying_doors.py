@@ -259,6 +259,11 @@ def _loses_the_end(status: int, value: Any) -> None:
         value["stdout"] = value["stdout"][:-4]  # of base64
 
 
+def _ends_lines_otherwise(status: int, value: Any) -> None:
+    if "stdout" in value and value["encoding"] == "utf-8":
+        value["stdout"] = value["stdout"].replace("\r\n", "\n")
+
+
 def _swallows_exit_codes(status: int, value: Any) -> None:
     if value.get("exit_code"):
         value["exit_code"] = 0
@@ -306,6 +311,7 @@ GATEKEEPERS = {
 }
 WRAPS: dict[str, Callable[[App], App]] = {
     "output": _answered(_loses_the_end),
+    "lines": _answered(_ends_lines_otherwise),
     "cursor": _asked(_one_further),
     "exit": _answered(_swallows_exit_codes),
     "fix": _answered(_knows_no_fix),

@@ -53,6 +53,7 @@ CAUGHT = {
         "test_every_byte_is_told_as_it_is",
         "test_what_is_written_right_before_the_end_is_there",
     },
+    "lines": {"test_every_byte_is_told_as_it_is"},
     "cursor": {f"test_a_cursor_goes_on_at_exactly_its_byte[{n}]" for n in (1, 5, 9)},
     "exit": {f"test_an_exit_code_is_told[{code}]" for code in (1, 42, 255)},
     "fix": {"test_a_refusal_tells_what_and_how_to_mend_it"},

@@ -129,6 +129,8 @@ def test_its_url_is_there_until_the_sandbox_is_closed(where: dict[str, Any]) -> 
             assert b"Serving" in next(iter(process)).data
             url = sandbox.ports.url(8080)
             assert sandbox.ports.url(8080) == url
+            with pytest.raises(InvalidInput, match="port is of type float"):
+                sandbox.ports.url(8080.0)  # type: ignore[arg-type]
             assert fetched(url, "/page") == b"a page"
     with pytest.raises(ConnectionRefusedError):
         fetched(url, "/page")

@@ -241,7 +241,8 @@ class SandboxPorts:
 
         It leads there until the sandbox is closed, by ``forward``; the same each time it is asked.
         """
-        return self._forwards.shared(port, lambda: self.forward(port)).url
+        number = arguments.whole(port, "port", 1, _LAST_PORT)
+        return self._forwards.shared(number, lambda: self.forward(number)).url
 
     def link(self, port: int, *, ttl: str | float = "1h") -> "PortLink":
         """Return the address of a server inside for a browser, on a host of its own: its pages

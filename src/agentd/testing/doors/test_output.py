@@ -11,6 +11,7 @@ from agentd.testing.same import same
 
 _LINES = 30_000  # more than a pipe holds
 _LONG = b"".join(b"%d\n" % number for number in range(1, _LINES + 1))
+_TEXT = "\ufeffe\u0301 \r\n\r\r\n \n\n".encode()  # what a reader of text makes something else of
 _WROTE = len(Place.WROTE)
 
 
@@ -27,9 +28,10 @@ def test_output_is_whole_and_in_order(door: Driver, alice: Place, key: str) -> N
 
 @pytest.mark.claims("run")
 def test_every_byte_is_told_as_it_is(door: Driver, alice: Place, key: str) -> None:
-    """Also what is no text, and ends without a newline."""
-    octal = "".join(f"\\{number:03o}" for number in range(256))
-    assert door.run(key, alice.sandbox, ["printf", octal]).stdout == bytes(range(256))
+    """Also what is no text, and ends without a newline; and of text the ends of its lines."""
+    for written in (bytes(range(256)), _TEXT):
+        octal = "".join(f"\\{byte:03o}" for byte in written)
+        assert door.run(key, alice.sandbox, ["printf", octal]).stdout == written
 
 
 @pytest.mark.claims("run")
