@@ -129,7 +129,11 @@ def _reached(address: Address, begun: Callable[[socket.socket], object]) -> sock
     for family, kind, number, _, where in socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM
     ):
-        plain = _Socket(family, kind, number)
+        try:
+            plain = _Socket(family, kind, number)
+        except OSError as error:  # as of IPv6, which "localhost" has too, where the kernel has none
+            last = error
+            continue
         try:
             plain.setblocking(False)
             begun(plain)

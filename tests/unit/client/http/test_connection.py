@@ -115,6 +115,14 @@ def test_nobody_there(url):
     assert caught.value.cause
 
 
+def test_an_address_of_a_kind_that_the_kernel_has_not_is_passed_over(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = server.getsockname()
+        known = [(kind, socket.SOCK_STREAM, 0, "", here) for kind in (45, socket.AF_INET)]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: known)
+        connection.dial(address.parse(f"http://localhost:{here[1]}")).close()
+
+
 def test_certificates_that_are_not_there():
     where = address.parse("https://h", env={"AGENTD_CA": "/nowhere"})
     with pytest.raises(InvalidInput, match="AGENTD_CA"):
