@@ -12,13 +12,12 @@ from contextlib import suppress
 
 import msgspec
 
-from agentd.client.http import wire
+from agentd.client.http import attached, wire
 from agentd.client.http.client import DELAYS, HttpClient
 from agentd.client.http.errors import Unreachable, from_view
 from agentd.client.http.frames import BINARY, PONG, TEXT, Message
 from agentd.client.http.websocket import WebSocket
-from agentd.model import typed
-from agentd.model.api import ErrorView, ProcessView, ResultView
+from agentd.model.api import ResultView
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
 from agentd.model.errors import AgentdError, Conflict, InvalidInput, SandboxError
@@ -37,19 +36,6 @@ _SIGKILL = 9
 _UNKNOWN = object()  # an end that nobody saw: the daemon was not there
 _EOF = msgspec.json.encode({"op": "eof"})
 _KILL = msgspec.json.encode({"op": "signal", "signal": _SIGKILL})
-
-
-class _Event(msgspec.Struct, rename={"from_": "from"}):
-    event: str
-    stream: str = ""
-    from_: int = 0
-    to: int = 0
-    process: ProcessView | None = None
-    result: ResultView | None = None
-    error: ErrorView | None = None
-
-
-_EVENT = typed.decoder(_Event)
 
 
 def _shown(name: str) -> str:
@@ -211,11 +197,12 @@ class RemoteCommand(Stepped):
 
     def _pump(self, timeout: float | None, extra_fds: Sequence[int]) -> list[int]:
         with self._lock:
+            if self.exit is not None:  # who sends has found it
+                return []
             socket = self._open()
             poller = select.poll()
-            if self.exit is None:
-                wanted = select.POLLIN if self._queued < MAX_QUEUE else 0
-                poller.register(socket, wanted | (select.POLLOUT if socket.backlog else 0))
+            wanted = select.POLLIN if self._queued < MAX_QUEUE else 0
+            poller.register(socket, wanted | (select.POLLOUT if socket.backlog else 0))
             poller.register(self._nudge, select.POLLIN)
             for fd in extra_fds:
                 poller.register(fd, select.POLLIN)
@@ -226,7 +213,8 @@ class RemoteCommand(Stepped):
                 raise self._gone()
             if self._nudge in ready:
                 os.eventfd_read(self._nudge)
-            if self.exit is None and (socket.pending or socket.fileno() in ready):
+            is_open = self.exit is None and socket is self._socket  # not of who sent meanwhile
+            if is_open and (socket.pending or socket.fileno() in ready):
                 self._serve(socket)
         return [fd for fd in ready if fd in extra_fds]
 
@@ -279,7 +267,7 @@ class RemoteCommand(Stepped):
 
     def _event(self, message: bytes) -> None:
         try:
-            event = _EVENT.decode(message)
+            event = attached.EVENT.decode(message)
         except msgspec.DecodeError as error:
             raise self._odd(str(error)) from error
         if event.process is not None:
@@ -332,8 +320,10 @@ class RemoteCommand(Stepped):
                 socket.send(kind, data)
             except OSError as error:
                 self._attach(error)
-                self._open().send(kind, data)
-                socket = self._open()
+                if self._socket is None:  # its end has come
+                    return False
+                socket = self._socket
+                socket.send(kind, data)
             if socket.backlog:
                 os.eventfd_write(self._nudge, 1)  # whoever polls must wait for room, too
             return True
@@ -346,8 +336,16 @@ class RemoteCommand(Stepped):
         return self._socket
 
     def _attach(self, lost: Exception | None = None, *, first: bool = False) -> None:
-        """Again, from the cursors on. Raises Unreachable when that takes too long."""
+        """Again, from the cursors on, but where the end has come by the one that broke. Raises
+        Unreachable when that takes too long."""
+        socket = self._socket
+        with suppress(OSError):  # who sends has perhaps not read that what was sent has arrived
+            while socket is not None and self._queued < MAX_QUEUE and (left := socket.receive()):
+                for message in left:
+                    self._take(message)
         self._drop()
+        if self.exit is not None:
+            return
         if self._taken < self._fed and not self._pty:
             raise Unreachable(
                 "the connection broke while stdin was on its way",

@@ -91,7 +91,7 @@ class WebSocket:
             self._ended = self._ended or error
             if not found:
                 raise
-            return [message for message in found if message.kind in (TEXT, BINARY)]
+            return [message for message in found if message.kind in (TEXT, BINARY, PONG)]
 
     def close(self) -> None:
         """Say so, where that can be said without waiting; idempotent."""

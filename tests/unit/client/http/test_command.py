@@ -418,6 +418,48 @@ def test_a_kill_that_a_broken_connection_took_along_goes_again(sockets, attach):
     assert came == [{"op": "signal", "signal": 9}] * 2
 
 
+def test_a_signal_that_has_arrived_is_not_sent_again_though_nobody_has_read_so(sockets, attach):
+    gone, heard = threading.Event(), []
+
+    def takes(socket):
+        socket.recv()
+        socket.ping()
+        socket.recv()  # the answer to the ping between these two has left
+        socket.socket.shutdown(2)
+        gone.set()
+
+    def ends(socket):
+        for message in socket:
+            heard.append(json.loads(message)["signal"])
+            if heard[-1] == 1:
+                socket.send(ended())
+
+    sockets.visits = [takes, ends]
+    running = attach()
+    running.signal(10)
+    running.signal(12)
+    assert gone.wait(120)
+    running.signal(1)
+    assert running.finish().exit_code == 0
+    assert heard == [12, 1]
+
+
+def test_a_signal_for_what_ended_as_the_connection_broke_is_none(sockets, attach):
+    gone = threading.Event()
+
+    def ends(socket):
+        socket.send(ended())
+        socket.socket.shutdown(2)
+        gone.set()
+
+    sockets.visits = [ends]
+    running = attach()
+    assert gone.wait(120)
+    running.signal(10)
+    assert running.finish().exit_code == 0
+    assert len(sockets.queries) == 1
+
+
 def test_close_kills_what_runs(daemon, sockets, attach):
     # The kill is a request of its own: here it finds no such path, and nothing hangs on it.
     sockets.visits = [say()]
