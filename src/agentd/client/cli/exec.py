@@ -52,7 +52,7 @@ def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interr
                 view = service.commands.start(options.id, body, cancel=interrupts.ended)
                 if interrupts.pending is not None:  # nobody is told its name
                     service.commands.signal(options.id, view.id, signal.SIGKILL)
-            interrupts.check()
+                    interrupts.check()
             return remote.tell(options, view, view.id)
         with interrupts.heeded():
             begun = service.commands.begin(
