@@ -39,12 +39,12 @@ class Between:
         self._begin(self._serve)
 
     def cut(self) -> None:
-        self.deaf = False
         self.answers.set()
         old, self._open = self._open, []
         self._ended += old
         for each in old:
             _end(each)
+        self.deaf = False  # not before: a ping that comes through tells that all has arrived
 
     def close(self) -> None:
         _end(self._server)
