@@ -39,7 +39,10 @@ def record(asked: Asked, path: str) -> None:
             os.close(fd)
     except OSError as error:
         raise OperationFailed(
-            f"cannot note the request in {path}", errno=error.errno or 0, cause=str(error)
+            f"cannot note the request in {path}",
+            errno=error.errno or 0,
+            cause=str(error),
+            remediation="make room in its folder, on this machine, or choose another by TMPDIR",
         ) from error
 
 
@@ -50,7 +53,10 @@ def recorded(path: str) -> list[Asked]:
             lines = file.read(MAX_FILE + 1).splitlines()
     except OSError as error:
         raise OperationFailed(
-            f"cannot read {path}", errno=error.errno or 0, cause=str(error)
+            f"cannot read {path}",
+            errno=error.errno or 0,
+            cause=str(error),
+            remediation="leave it where it is until the command has ended",
         ) from error
     try:
         return [typed.decoder(Asked).decode(line) for line in lines if line]

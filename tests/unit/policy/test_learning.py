@@ -62,3 +62,9 @@ def test_bounds_and_errors(tmp_path, monkeypatch):
     (tmp_path / "odd").write_text("{}\n")
     with pytest.raises(InvalidInput, match="holds no requests"):
         recorded(str(tmp_path / "odd"))
+
+
+def test_a_file_of_this_machine_is_not_told_to_be_a_sandboxs():
+    with pytest.raises(OperationFailed, match="No space left") as failed:
+        record(example("x.v1", {}), "/dev/full")
+    assert "sandbox" not in failed.value.remediation and "TMPDIR" in failed.value.remediation
