@@ -222,6 +222,19 @@ def test_a_second_sigterm_ends_it_at_once(place: Place) -> None:
         assert len(place.ask("GET", "/v1/sandboxes")[1]["sandboxes"]) == 1
 
 
+def test_the_help_names_the_status_of_a_second_sigterm(place: Place) -> None:
+    words = [sys.executable, "-m", "agentd", "serve", "--help"]
+    told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert f"{128 + signal.SIGTERM} told twice" in told
+
+
+def test_what_is_no_cursor_of_sandboxes_is_refused(place: Place) -> None:
+    with place.daemon() as daemon:
+        ready(daemon)
+        status, answer = place.ask("GET", "/v1/sandboxes?cursor=zzz")
+        assert (status, answer.get("code")) == (400, "invalid_input")
+
+
 def test_sighup_takes_over_what_can_be_and_says_what_cannot(place: Place) -> None:
     with place.daemon() as daemon:
         ready(daemon)

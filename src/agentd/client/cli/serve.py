@@ -25,7 +25,8 @@ file.
 SIGTERM drains: what was asked is answered, sandboxes stay for the next start until their leases
 end. A second one ends at once. SIGHUP reads the configuration again.
 
-exit codes: 0 told to end; 2 wrong options or configuration; 125 it could not come up, or not go on
+exit codes: 0 told to end; 2 wrong options or configuration; 125 it could not come up, or not go on;
+143 told twice
 """
 
 

@@ -48,6 +48,10 @@ def _parse(cursor: str) -> Place:
         place = float(number)
         if colon and name and math.isfinite(place):
             return place, name
-    raise InvalidInput(
-        f"cursor={cursor[:64]!r} is none", remediation="give Agentd-Next of the page before"
+    raise not_a_cursor(cursor)
+
+
+def not_a_cursor(cursor: str) -> InvalidInput:
+    return InvalidInput(
+        f"cursor={cursor[:64]!r} is none", remediation="give that of the page before, as it is"
     )

@@ -2,7 +2,7 @@
 
 from agentd.ingest.rest.download import TAR, get_snapshot
 from agentd.ingest.rest.operation import Arguments, Parameter, labels
-from agentd.ingest.rest.pages import QUERY, page
+from agentd.ingest.rest.pages import QUERY, not_a_cursor, page
 from agentd.ingest.rest.respond import Reply
 from agentd.ingest.rest.table import OperationTable
 from agentd.model import api
@@ -38,10 +38,13 @@ def _list(service: DoorService, a: Arguments) -> SandboxPage:
     limit = a.query["limit"]
     if not 1 <= limit <= _MOST:
         raise InvalidInput(f"limit {limit} is out of range", remediation=f"give 1 to {_MOST}")
+    after = a.query["cursor"]
+    if after and not after.startswith("sbx-"):
+        raise not_a_cursor(after)
     found = service.sandboxes.list(
         labels=labels(a.query["label"]),
         state=a.query["state"] or None,
-        after=a.query["cursor"],
+        after=after,
         limit=limit + 1,  # whether there is another page
     )
     shown = found[:limit]
