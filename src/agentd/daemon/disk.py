@@ -16,6 +16,7 @@ _NEEDED = 1 << 20  # less than this is full
 _LOW = 16 << 20  # from here on it is tried out
 _LOOK_SECONDS = 1.0
 _KEEP_SECONDS = 30.0
+_SILENT_SECONDS = 15.0  # a look that takes longer is told of
 
 
 class Disk:
@@ -30,7 +31,17 @@ class Disk:
         self._missing = missing
         self._seen = 0
         self._next = self._keep_at = 0.0
-        self.trouble = ""
+        self._looking_since = 0.0  # 0: nobody looks now
+        self._trouble = ""
+
+    @property
+    def trouble(self) -> str:
+        """Returns what is wrong with it; "" where nothing is known of."""
+        since = self._looking_since
+        seconds = time.monotonic() - since if since else 0.0
+        if seconds > _SILENT_SECONDS:
+            return f"the disk of {self._state} has not answered for {seconds:.0f} s"
+        return self._trouble
 
     def look(self) -> None:
         """Look, now and then; a disk that takes what is written is not written to for this."""
@@ -38,11 +49,18 @@ class Disk:
         if now < self._next:
             return
         self._next = now + _LOOK_SECONDS
+        self._looking_since = now
+        try:
+            self._look(now)
+        finally:
+            self._looking_since = 0.0
+
+    def _look(self, now: float) -> None:
         failures = self._failures()
-        suspect = failures != self._seen or bool(self.trouble) or _free(self._state) < _LOW
+        suspect = failures != self._seen or bool(self._trouble) or _free(self._state) < _LOW
         self._seen = failures
-        self.trouble = self._missing() or (_tried(self._state) if suspect else "")
-        if not self.trouble and now >= self._keep_at:
+        self._trouble = self._missing() or (_tried(self._state) if suspect else "")
+        if not self._trouble and now >= self._keep_at:
             self._keep_at = now + _KEEP_SECONDS
             _keep(self._state)
 
