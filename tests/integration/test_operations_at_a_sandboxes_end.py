@@ -148,7 +148,7 @@ def test_what_is_under_way_is_told_who_ended_its_sandbox(daemon: Daemon, end: st
 
 @pytest.mark.parametrize("end", [*ENDS, "idle"])
 def test_what_waits_for_approval_is_told_who_ended_its_sandbox(daemon: Daemon, end: str) -> None:
-    ends_idle = {"idle_timeout": "1s", "on_idle": "end"} if end == "idle" else {}
+    ends_idle = {"idle_timeout": "5s", "on_idle": "end"} if end == "idle" else {}
     box = daemon.sandbox(**ends_idle)
     asked = {"cmd": ["echo", "ghost"]}
     later = Later(lambda: daemon.ask("POST", f"/v1/sandboxes/{box}/exec", asked))

@@ -132,10 +132,14 @@ class _Sandboxes(_Noun):
         return embedded.commit(self._here.pipeline, self._here.handle(id), name)
 
     def changes(self, id: str) -> tuple[str, ...]:
-        return self._here.handle(id).overlay().changes()
+        handle = self._here.handle(id)
+        with handle.telling():
+            return handle.overlay().changes()
 
     def apply(self, id: str) -> None:
-        self._here.handle(id).overlay().apply()
+        handle = self._here.handle(id)
+        with handle.telling():
+            handle.overlay().apply()
 
     def ping(self, id: str) -> dict[str, object]:
         return dict(self._here.handle(id).guest.call("sys.ping"))

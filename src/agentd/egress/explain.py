@@ -86,10 +86,12 @@ def _path(target: str) -> RequestPath:
 def _of_name(table: EgressTable, host: str, port: int) -> EgressVerdict:
     if host == "localhost" or host.endswith(".localhost"):
         return EgressVerdict(False, "", f"{host} is the sandbox's own")
-    if host == THIS_HOST and table.static(host) is None:
+    verdict = table.of_name(check_name(host), port)
+    is_denied = bool(verdict.rule) and not verdict.allowed
+    if host == THIS_HOST and table.static(host) is None and not is_denied:
         # A wildcard matches its name, and does not have it: it leads nowhere.
         return EgressVerdict(False, "", f"no rule has {host}")
-    return table.of_name(check_name(host), port)
+    return verdict
 
 
 def _parts(target: str) -> tuple[str, int]:

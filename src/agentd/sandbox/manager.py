@@ -246,7 +246,7 @@ class Manager:
         snapshot that is for ``forks`` alone may share what the sandbox has.
 
         Returns False, and does nothing, where it has not been ``idle`` for so many seconds."""
-        with handle.turn:
+        with handle.turn, handle.telling():
             with handle.lock:
                 if idle is not None and not handle.is_idle(idle):
                     return False
@@ -255,10 +255,7 @@ class Manager:
                     handle.check_idle()
                 handle.state = step.state
             try:
-                with handle.telling():
-                    following = [
-                        self._perform(handle, do, folder, forks) for do in step.instructions
-                    ]
+                following = [self._perform(handle, do, folder, forks) for do in step.instructions]
             except BaseException:
                 following = [_FAILED[event]]
                 raise

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from agentd.guest import wire
-from agentd.model.errors import AgentdError, BackendLost, GuestError
+from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxError
 from agentd.transport.connection import Frame, V2Connection, encode_request, ready
 
 _PIECE = 64 << 10
@@ -24,7 +24,7 @@ def telling(truly: Truly) -> Iterator[None]:
     """Let the error of a broken stream be what it comes of: one of those breaks for any end."""
     try:
         yield
-    except (BackendLost, GuestError) as error:
+    except SandboxError as error:  # the supervisor's, too, of a wall that it has no more
         told = truly(error)
         if told is error:
             raise

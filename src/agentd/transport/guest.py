@@ -157,15 +157,16 @@ class Guest:
         """
         key = "pid" if isinstance(command, int) else "tag"
         place = {"stdout": cursor[0], "stderr": cursor[1]}
-        connection = self._v2("attach", urgent=True)  # what it is to follow runs already
-        try:
-            core = CommandChannel(connection.open_channel(), None, passed=False, asked=asked)
-            fields = {"op": "attach", key: command, "cursor": place} | _hold(hold)
-            deadline = time.monotonic() + self._answer_timeout
-            connection.send(encode_request(wire.REQUEST, core.channel.number, fields), deadline)
-        except BaseException:
-            connection.close()
-            raise
+        with telling(self.truly):
+            connection = self._v2("attach", urgent=True)  # what it is to follow runs already
+            try:
+                core = CommandChannel(connection.open_channel(), None, passed=False, asked=asked)
+                fields = {"op": "attach", key: command, "cursor": place} | _hold(hold)
+                deadline = time.monotonic() + self._answer_timeout
+                connection.send(encode_request(wire.REQUEST, core.channel.number, fields), deadline)
+            except BaseException:
+                connection.close()
+                raise
         return StreamCommand(
             connection,
             core,

@@ -27,6 +27,9 @@ _LAST_SECONDS = 5.0  # that ``close`` waits for a server that reads slowly
 _EVENTS = typed.decoder(_Connected | _End | Error)
 
 
+def _nothing() -> None: ...
+
+
 class Tunnel:
     """Owns its connection. One thread; poll ``fileno`` and ask ``pending`` to multiplex."""
 
@@ -41,7 +44,7 @@ class Tunnel:
         self._received_all = False
         self._sent_all = False
         self._ended = False  # the agent has passed on all, and says so
-        self.on_close: Callable[[], object] = lambda: None  # called by ``close``
+        self.on_close: Callable[[], object] = _nothing  # called by ``close``, once
         call.request({"op": "tcp", "port": port})
         if not isinstance(self._event(*call.next()), _Connected):
             raise GuestError("the agent ended a tunnel before it began")
@@ -116,7 +119,9 @@ class Tunnel:
                 while self._call.next(max(end - time.monotonic(), 0))[0] != wire.EVENT:
                     pass
         self._call.connection.close()
-        self.on_close()
+        told, self.on_close = self.on_close, _nothing  # it may have this
+        told()
+        self.failure = None  # its frames have this, too
 
     def __enter__(self) -> "Tunnel":
         return self

@@ -92,7 +92,7 @@ class Follow:
         return None if first is None else max(0.0, first - time.monotonic())
 
     def _waiting(self) -> list[int]:
-        waiting = [self._interrupts.wake] if self._tty or self._stand_still else []
+        waiting = [self._interrupts.wake]
         if self._feeding and self._running.backlog < _BACKLOG:
             waiting.append(0)
         return waiting

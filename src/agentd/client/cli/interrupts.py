@@ -23,19 +23,20 @@ class Interrupts:
     """Raises Interrupted inside ``allowed`` blocks; elsewhere a signal waits for the next one.
 
     So no signal can cut a sandbox's set-up or its clean-up in half. ``wake`` becomes readable when
-    the terminal's size has changed, or a stop was asked for; ``ended`` when an ending signal has
-    come, for what is asked of a daemon, which may wait for somebody.
+    any signal has come, before Python knows: one that comes as a wait begins must end it. ``ended``
+    does when it was an ending one, for what is asked of a daemon, which may wait for somebody.
     """
 
     def __init__(self) -> None:
         self.pending: int | None = None
         self._allowed = False
         self._old: dict[int, Any] = {}
-        self.wake = self._wake_end = self.ended = -1
+        self.wake = self._wake_end = self.ended = self._old_wakes = -1
 
     def __enter__(self) -> "Interrupts":
         self.wake, self._wake_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._old_wakes = signal.set_wakeup_fd(self._wake_end, warn_on_full_buffer=False)
         for number in _ENDING:
             # An ignored signal stays ignored, as under nohup.
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -46,6 +47,7 @@ class Interrupts:
     def __exit__(self, *exc: object) -> None:
         for number, old in self._old.items():
             signal.signal(number, old)
+        signal.set_wakeup_fd(self._old_wakes)
         for fd in (self.wake, self._wake_end, self.ended):
             os.close(fd)
 

@@ -51,6 +51,8 @@ class HttpPort:
         return bool(self._received) or self._is_over or self._socket.pending
 
     def send_some(self, data: bytes) -> int:
+        if isinstance(self._error, BackendLost):
+            raise self._error
         if self._sent_all or self._error is not None:
             raise BackendLost("the connection is closed for sending")
         if self._received_all:  # what comes now are pings, and nobody else reads them

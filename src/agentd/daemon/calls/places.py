@@ -76,7 +76,8 @@ class Places:
     ) -> Result:
         live = self._sandboxes.find(handle.id)
         if live is None:
-            raise BackendLost(f"sandbox {handle.id} has ended", remediation="create a new one")
+            lost = f"sandbox {handle.id} has ended"
+            raise handle.truly(BackendLost(lost, remediation="create a new one"))
         return self._commands.part(who, live, request, stdin, emit, cancel, kept)
 
     @contextmanager
