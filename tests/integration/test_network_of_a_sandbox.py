@@ -422,6 +422,12 @@ _TOO_MUCH = (
             "host.agentd.internal:443 is refused: no rule has host.agentd.internal",
         ),
         (
+            "host.agentd.internal",
+            "learn,!host.agentd.internal",
+            1,
+            "host.agentd.internal:443 is refused: denied by !host.agentd.internal",
+        ),
+        (
             "CONNECT https://a.example/x",
             "a.example/**",
             1,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from agentd.daemon.commands.ends import DESTROYED
 from agentd.model.availability import Availability
 from agentd.model.errors import BackendLost, Conflict, Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
@@ -247,6 +248,33 @@ def test_the_end_cuts_a_snapshot_short(manager, handle, backend):
     assert handle.state is State.ENDED
     assert isinstance(errors[0], BackendLost)
     assert os.listdir(manager._shelf.folder()) == ["lock"]
+
+
+def test_what_waited_for_its_turn_as_the_sandbox_was_ended_says_so(manager, handle, backend):
+    """It said that a sandbox that is ended cannot be snapshotted, and blamed the machine."""
+    wall = backend.walls[0]
+    wall.go_on.clear()
+    errors = []
+
+    def keep(use):
+        try:
+            use(handle)
+        except SandboxError as error:
+            errors.append((error.code, error.infrastructure))
+
+    first = threading.Thread(target=keep, args=(manager.snapshot,))
+    first.start()
+    wall.writing.wait()
+    others = [
+        threading.Thread(target=keep, args=(use,)) for use in (manager.snapshot, manager.pause)
+    ]
+    for thread in others:
+        thread.start()
+    handle.why = DESTROYED
+    manager.destroy(handle)
+    for thread in (first, *others):
+        thread.join()
+    assert errors == [("cancelled", False)] * 3
 
 
 def test_a_running_command_is_not_cut_off(manager, handle, backend):

@@ -1,5 +1,6 @@
 """What a sandbox changed in its workspace is a long list: there is room for it first."""
 
+import contextlib
 from types import SimpleNamespace
 
 from agentd.daemon.observe.observed import Observer
@@ -16,7 +17,7 @@ def test_changes_are_listed_once_there_is_room_for_them():
 
     class One(DaemonSandboxes):
         def _live(self, scope, id_):
-            handle = SimpleNamespace(overlay=Overlay)
+            handle = SimpleNamespace(overlay=Overlay, telling=contextlib.nullcontext)
             return SimpleNamespace(handle=handle, wall=SimpleNamespace(workspace="/workspace"))
 
         def _judge(self, live, name, **parameters):
