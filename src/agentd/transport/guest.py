@@ -13,7 +13,7 @@ import msgspec
 from agentd.guest import wire
 from agentd.model import typed
 from agentd.model.control import check_signal
-from agentd.model.errors import Full, GuestError, InvalidInput
+from agentd.model.errors import Full, GuestError, InvalidInput, SandboxError
 from agentd.model.limits import DEFAULTS
 from agentd.model.running import Running, SpawnFailed, StdinNotStreamed
 from agentd.model.spec import ExecLimits, ExecRequest
@@ -99,11 +99,16 @@ class Guest:
 
         Raises StdinNotStreamed where only ``start_with_whole_stdin`` will do.
         """
-        with telling(self.truly):
+        try:
             connection = self._take(request)
             if isinstance(connection, V1Connection):
                 return self._start_v1(connection, request, whole=False)
             return self._start(connection, request, feeds=request.stdin, capture=capture)
+        except SandboxError as error:  # as ``telling``, for which each command would pay
+            told = self.truly(error)
+            if told is error:
+                raise
+            raise told from error
 
     def start_with_whole_stdin(self, request: ExecRequest) -> Running:
         """Start one in an agent that speaks v1: it begins once its stdin has ended."""
