@@ -96,9 +96,7 @@ class Guest:
 
     def start(self, request: ExecRequest, *, capture: bool = False) -> Running:
         """Start a command to follow; ``capture`` keeps its output for ``wait``, and yields none.
-
-        Raises StdinNotStreamed where only ``start_with_whole_stdin`` will do.
-        """
+        Raises StdinNotStreamed where only ``start_with_whole_stdin`` will do."""
         try:
             connection = self._take(request)
             if isinstance(connection, V1Connection):
