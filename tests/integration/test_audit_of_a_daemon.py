@@ -228,8 +228,10 @@ def test_what_is_kept_changes_only_once_that_is_written_down(tmp_path: Path, how
 
 
 def _kept(daemon: Daemon) -> list[object]:
-    nouns = ("secrets", "volumes", "keys", "snapshots", "sandboxes")
-    return [daemon.ask("GET", f"/v1/{noun}").json for noun in nouns]
+    nouns = ("secrets", "volumes", "keys", "snapshots")
+    kept = [daemon.ask("GET", f"/v1/{noun}").json for noun in nouns]
+    boxes = daemon.ask("GET", "/v1/sandboxes").json["sandboxes"]
+    return [*kept, *((box["id"], box["labels"]) for box in boxes)]  # what else they tell goes on
 
 
 def _fill(daemon: Daemon, sandbox: str) -> Path:
