@@ -363,7 +363,7 @@ def test_what_rests_does_so_for_the_next_daemon_too(fresh: Daemon) -> None:
     [
         (("--idle-timeout", "0.5s"), b"less than a second"),
         (("--on-idle", "end"), b"without idle_timeout"),
-        (("--idle-timeout", "soon"), b"idle_timeout"),
+        (("--idle-timeout", "soon"), b"--idle-timeout 'soon' is not a time"),
     ],
 )
 def test_what_is_wrong_with_it_is_told(daemon: Daemon, words: tuple[str, ...], why: bytes) -> None:
