@@ -95,6 +95,8 @@ def rehearse(commands: int) -> None:
         # Not ``rehearsed.stop()``: it kills every child, and the zygote's children are sandboxes.
         for process in rehearsed.processes:
             process.abandon()
+            with contextlib.suppress(ChildProcessError):  # else it stays, dead, for good
+                os.waitpid(process.pid, 0)
         rehearsed.processes.close()
         accept.close()
         for sock in served:  # what the agent has not noticed the end of: each clone would have it
