@@ -18,7 +18,7 @@ from agentd.sandbox import guard
 from agentd.sandbox.backends import identity
 from agentd.sandbox.supervisor import wire
 
-_START_SECONDS = 10.0
+_START_SECONDS = 60.0  # of one that hangs, or of a busy machine
 _POLL_SECONDS = 0.02
 # The longest of all is building an image and booting a template under software emulation.
 ANSWER_SECONDS = 300.0

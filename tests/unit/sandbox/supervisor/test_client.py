@@ -1,0 +1,28 @@
+"""The daemon's end of its supervisor, by a clock of the test's own."""
+
+import os
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from agentd.sandbox.supervisor import client
+
+
+def test_one_that_a_busy_machine_takes_half_a_minute_to_start_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, now = str(tmp_path / "supervisor.sock"), [0.0]
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        if now[0] > 30 and not os.path.exists(path):
+            listener.bind(path)
+            listener.listen()
+
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(client, "_start", lambda path: None)
+    with listener, client._connected(path, client._deadline()) as ours:
+        assert ours.getpeername() == path
