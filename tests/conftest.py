@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import gc
 import os
@@ -469,9 +470,11 @@ def as_user(_user_python: tuple[list[str], str]) -> Iterator[OrdinaryUser]:
 
 @pytest.fixture
 def as_user_alone(_user_python: tuple[list[str], str]) -> Iterator[OrdinaryUser]:
-    """``as_user`` of an id that no other test has."""
-    with _at_home(ALONE, _user_python) as user:
-        yield user
+    """``as_user`` of an id that no other test has meanwhile, of this run or of another."""
+    with open(f"/var/tmp/agentd-tests-alone-{os.getuid()}", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with _at_home(ALONE, _user_python) as user:
+            yield user
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_a_daemon_without_a_runtime_directory_is_found(user: OrdinaryUser) -> No
             assert b"no daemon at " in user.agentd("stats").stderr
         finally:
             daemon.send_signal(signal.SIGTERM)
-            daemon.wait(30)
+            daemon.wait(120)
 
 
 def test_a_folder_that_others_may_enter_is_not_listened_in(user: OrdinaryUser) -> None:

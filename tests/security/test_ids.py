@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import ids
 from tests.security.daemons import Daemon, until
 
 from agentd.client import build
@@ -21,8 +22,7 @@ from agentd.sandbox.ports import Wall
 
 pytestmark = pytest.mark.root
 
-# A range that no other agentd of this machine gives.
-_ENV = {"AGENTD_IDS__START": str(START + 6000 * SIZE), "AGENTD_IDS__BLOCKS": "8"}
+_ENV = {"AGENTD_IDS__START": str(ids.own(1, 8).start), "AGENTD_IDS__BLOCKS": "8"}
 _OWNER = """
 import sys
 from agentd import Sandbox
@@ -88,7 +88,7 @@ def test_a_block_whose_file_was_removed_is_given_to_nobody_else(
     backend: LinuxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As one clears /run by hand: it is taken for a place of leftovers."""
-    monkeypatch.setattr(identity, "_range", identity.Range(START + 6100 * SIZE, 8))
+    monkeypatch.setattr(identity, "_range", ids.own(2, 8))
     plan = backend.plan(build.sandbox_spec())
     wall = backend.launch(plan)
     (mine,) = outside(wall)
@@ -153,7 +153,7 @@ def blocks_alive(start: int) -> dict[int, set[str]]:
 
 def test_a_daemons_sandboxes_of_the_pool_and_others_have_their_own(tmp_path: Path) -> None:
     """In the range that its configuration says; and a daemon that takes over goes on so."""
-    start = START + 7000 * SIZE
+    start = ids.own(3, 16).start
     workspace = tmp_path / "workspace"
     workspace.mkdir()
     config = _DAEMON.format(start=start)

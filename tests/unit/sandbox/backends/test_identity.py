@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import ids
 
 from agentd.model.errors import InvalidInput, SandboxError
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.identity import SIZE, START, Block, Range
 
-# Nobody's on this machine but this test's.
-OWN = Range(START + 4000 * SIZE, 8)
+OWN = ids.own(0, 8)
 
 
 @pytest.fixture(autouse=True)
