@@ -96,8 +96,8 @@ def test_one_that_does_not_answer_is_told_of_and_no_sandbox_is_lost(daemon: Daem
     pid = supervisor(daemon)
     os.kill(pid, signal.SIGSTOP)
     try:
-        until(lambda: readiness(daemon) == 503)
-        assert "does not answer" in daemon.ask("GET", "/readyz").body.decode()
+        until(lambda: b"supervisor does not answer" in daemon.ask("GET", "/readyz").body)
+        assert readiness(daemon) == 503
     finally:
         os.kill(pid, signal.SIGCONT)
     until(lambda: readiness(daemon) == 200)

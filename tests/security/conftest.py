@@ -88,7 +88,7 @@ class Ran:
 class Box:
     wall: Wall
     guest: Guest
-    seconds: float = 30.0
+    seconds: float = 120.0
 
     @property
     def workspace(self) -> str:
@@ -151,7 +151,7 @@ class _Yard:
             pytest.skip(f"gvisor refuses what is asked for: {refusal}")
         wall = of.launch(plan)
         guest = Guest(wall.open_stream, passes_descriptors=wall.passes_descriptors)
-        box = Box(wall, guest, 300.0 if backend == "qemu" else 30.0)
+        box = Box(wall, guest, 300.0 if backend == "qemu" else 120.0)
         self.boxes.append(box)
         return box
 

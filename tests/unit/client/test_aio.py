@@ -277,15 +277,16 @@ def test_cancelling_a_watch_frees_its_thread(backend, tmp_path):
 
 def test_what_waits_for_a_thread_is_given_up_and_what_ends_a_command_waits_for_none(backend):
     async def test(sandbox):
-        started = [await sandbox.start("exec sleep 600") for _ in range(MAX_THREADS)]
+        started = [await sandbox.start("echo x; exec sleep 600") for _ in range(MAX_THREADS)]
+        for process in started:
+            await anext(process)  # nothing more is told of it: who waits keeps a thread
         waiting = [asyncio.create_task(process.wait()) for process in started]
-        await asyncio.wait(waiting, timeout=0.5)  # so that each has its thread
         asked = asyncio.create_task(sandbox.files.mkdir(f"{backend.workspace}/asked"))
         await asyncio.wait({asked}, timeout=0.1)
         asked.cancel()
         ended = asyncio.create_task(started[0].kill())
         try:
-            await asyncio.wait({asked, ended}, timeout=20)
+            await asyncio.wait({asked, ended}, timeout=120)
             assert asked.cancelled() and ended.done()
             assert (await waiting[0]).cause.code is CauseCode.CANCELLED
             assert not os.path.exists(f"{backend.workspace}/asked")

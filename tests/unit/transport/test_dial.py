@@ -39,7 +39,7 @@ def monitor(tmp_path):
 
 def test_hybrid_asks_once_and_leaves_the_agents_bytes(monitor):
     path, asked = monitor([b"OK 1073741824\nhello"])
-    with dial(f"hybrid:{path}:5000", timeout=5) as stream:
+    with dial(f"hybrid:{path}:5000", timeout=120) as stream:
         stream.setblocking(True)
         assert stream.recv(100) == b"hello"
     assert asked == [b"CONNECT 5000\n"]
@@ -47,7 +47,7 @@ def test_hybrid_asks_once_and_leaves_the_agents_bytes(monitor):
 
 def test_hybrid_tries_again_until_the_agent_listens(monitor):
     path, asked = monitor([b"", b"", b"OK 1\n"])
-    dial(f"hybrid:{path}:5000", timeout=5).close()
+    dial(f"hybrid:{path}:5000", timeout=120).close()
     assert len(asked) == 3
 
 
@@ -66,7 +66,7 @@ def test_unix_waits_for_the_socket(tmp_path):
         listener.bind(path)
         timer = threading.Timer(0.05, lambda: listener.listen(1))
         timer.start()
-        dial(f"unix:{path}", timeout=5).close()
+        dial(f"unix:{path}", timeout=120).close()
         timer.join()
 
 

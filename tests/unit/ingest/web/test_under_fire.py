@@ -11,6 +11,7 @@ import struct
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.unit.ingest.fake import KEYS, FakeProcess, until
 from tests.unit.ingest.fake_service import FakeService
@@ -75,7 +76,8 @@ def test_no_callers_bodies_fill_the_memory(tmp_path: Path, keyed: bool) -> None:
 def test_no_callers_unread_answers_fill_the_memory(tmp_path: Path, reads: bool) -> None:
     """More is refused before it is done. There is room again once they are read, or given up."""
     mib = 1 << 20
-    with Running(tmp_path, WebLimits(held=15 * mib // 2)) as running:
+    # Half of it, four answers: more than four bodies, however small the piece that comes last.
+    with Running(tmp_path, WebLimits(held=8 * mib)) as running:
         small, other = {"X-API-Key": "agd_bob"}, {"X-API-Key": "agd_alice"}
         id_, alices = (
             running.ask("POST", "/v1/sandboxes", {}, whose).json["id"] for whose in (small, other)
@@ -89,7 +91,8 @@ def test_no_callers_unread_answers_fill_the_memory(tmp_path: Path, reads: bool) 
             clients = [stack.enter_context(running.raw()) for _ in range(8)]
             said = []
             for client in clients:
-                client.sendall(head.encode() + body)
+                client.sendall(head.encode() + body[:-1])
+                client.sendall(body[-1:])
                 said.append(status(client.recv(64)))
             assert said == [200] * 4 + [429] * 4
             assert running.service.calls.count("exec") == 4
@@ -228,8 +231,9 @@ def test_half_a_body(tmp_path: Path, sent: bytes) -> None:
 
 def test_an_upload_of_one_byte_a_second(tmp_path: Path) -> None:
     """It would hold a thread for as long as it pleases."""
-    with Running(tmp_path, QUICK) as running, running.raw() as client:
+    with Running(tmp_path, QUICK) as running, contextlib.ExitStack() as stack:
         id_ = running.sandbox()
+        client = stack.enter_context(running.raw())  # not before: it may be idle for a second
         path = f"/v1/sandboxes/{id_}/files?path=/slow"
         client.sendall(f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n\r\n".encode())
         stop = threading.Event()
@@ -249,12 +253,14 @@ def test_an_upload_of_one_byte_a_second(tmp_path: Path) -> None:
 
 
 def test_stdin_is_not_too_slow_where_its_command_is(tmp_path: Path) -> None:
-    with Running(tmp_path, QUICK) as running, running.raw() as client:
+    limits = msgspec.structs.replace(QUICK, body_seconds=5.0)
+    with Running(tmp_path, limits) as running, contextlib.ExitStack() as stack:
         id_, process = running.process("deaf")
+        client = stack.enter_context(running.raw())
         path = f"/v1/sandboxes/{id_}/processes/{process}/stdin"
         client.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 20\r\n\r\n".encode())
         client.sendall(b"x" * 10)
-        threading.Event().wait(3)
+        threading.Event().wait(7)
         _process(running, id_, process).blocked.set()
         client.sendall(b"x")
         threading.Event().wait(0.2)
