@@ -57,6 +57,38 @@ def test_an_etc_that_leads_to_no_folder_of_the_images_is_ours(
         assert "127.0.0.1 localhost\n" in box.run(["cat", "/etc/hosts"]).text
 
 
+@pytest.mark.parametrize("above", ["home", "var"])
+def test_an_etc_behind_a_link_to_where_ours_lies_is_there(
+    above: str, images: Images, tmp_path: Path, wall: str
+) -> None:
+    more = folder("own"), folder("own/etc"), file("own/etc/passwd", PASSWD)
+    pull(images, tmp_path, None, link("etc", f"{above}/etc"), link(above, "own"), *more)
+    with Sandbox.create(image="odd", backend=wall) as box:
+        assert "127.0.0.1 localhost\n" in box.run("cat /etc/hosts").text
+        kept = box.run("cat /etc/passwd").text  # of /home there is one of ours
+        assert kept == (PASSWD.decode() if above == "var" else "")
+
+
+def test_a_mount_behind_a_link_to_where_ours_lies_is_where_it_was_asked_for(
+    images: Images, tmp_path: Path, wall: str
+) -> None:
+    pull(images, tmp_path, None, link("home", "var/home"), folder("var"), folder("var/home"))
+    lent = tmp_path / "lent"
+    lent.mkdir()
+    (lent / "x").write_text("lent")
+    with Sandbox.create(image="odd", backend=wall, mounts=[f"{lent}:/home/me/lent"]) as box:
+        assert box.run("cat /home/me/lent/x").text == "lent"
+
+
+def test_two_mounts_that_the_images_links_put_in_one_place_are_refused(
+    images: Images, tmp_path: Path
+) -> None:
+    pull(images, tmp_path, None, link("data", "srv"), folder("srv"))
+    mounts = [f"{tmp_path}:/srv/x", f"{tmp_path}:/data/x"]
+    with pytest.raises(Refused, match="/srv/x and /data/x are one place in the image odd"):
+        Sandbox.create(image="odd", mounts=mounts)
+
+
 def test_a_build_keeps_a_linked_etc(images: Images, tmp_path: Path) -> None:
     pull(images, tmp_path, None, *LINKED)
     context = tmp_path / "context"
@@ -77,6 +109,19 @@ def test_a_working_directory_in_a_place_of_the_sandboxs_own_is_made(
         pull(images, tmp_path, {"WorkingDir": path, "User": "77"}, name=f"odd{index}")
         with Sandbox.create(image=f"odd{index}", backend=wall) as box:
             assert box.run("pwd; touch x && stat -c %u x").text == f"{path}\n77\n"
+
+
+@pytest.mark.parametrize("leads", ["tmp/a", "home/sandbox", "mounted"])
+def test_a_working_directory_behind_a_link_is_made_where_it_leads(
+    leads: str, images: Images, tmp_path: Path, wall: str
+) -> None:
+    pull(images, tmp_path, {"WorkingDir": "/app/x", "User": "77"}, link("app", leads))
+    lent = tmp_path / "lent"
+    lent.mkdir(mode=0o777)
+    lent.chmod(0o777)
+    with Sandbox.create(image="odd", backend=wall, mounts=[f"{lent}:/mounted:rw"]) as box:
+        assert box.run("pwd; touch x && echo made").text == f"/{leads}/x\nmade\n"
+        assert box.run("cd /app/x && ls").text == "x\n"
 
 
 def test_a_working_directory_in_a_mount_is_made(images: Images, tmp_path: Path) -> None:

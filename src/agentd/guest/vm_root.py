@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from agentd.guest import vm_scratch
-from agentd.guest.zygote.image_root import etc_at
+from agentd.guest.zygote.image_root import covered, etc_at, make_folders
 from agentd.guest.zygote.own_root import mount_point
 from agentd.guest.zygote.root import write
 from agentd.linux import abi, overlay
@@ -24,7 +24,6 @@ _IMAGE, _TOP, ROOT = f"{_STATE}/image", f"{_STATE}/top", f"{_STATE}/root"
 _FILE_SYSTEM = "erofs"
 _BLOCK = "/sys/block"
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
-_DIRECTORIES = ("/run", "/var", "/tmp", vm_scratch.WORKSPACE, vm_scratch.HOME)
 # Of the machine: what is mounted in them comes along. The agent's state, which is not in /run then.
 _SHARED = ("/dev", "/proc", "/sys")
 #: Writable places.
@@ -129,8 +128,13 @@ def _on(
 
 
 def _make_places(places: Iterable[tuple[str, bool]]) -> None:
-    etc = etc_at(_IMAGE)
-    for path in (*_DIRECTORIES, *_SHARED, _STATE, etc):
+    root = os.open(_IMAGE, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        etc = etc_at(root, (*covered(bare=False), _STATE))
+        make_folders(_TOP, etc, root)
+    finally:
+        os.close(root)
+    for path in (*_SHARED, _STATE):
         os.makedirs(_TOP + path, 0o755, exist_ok=True)
     for path in _FILES:
         write(_TOP + etc + path.removeprefix("/etc"), b"")

@@ -1,10 +1,9 @@
 """What lies in a root, as who has it for a root sees it: no name leads out of it."""
 
 import errno
-import functools
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from agentd.linux.paths import open_inside
@@ -56,14 +55,43 @@ def read_small(root: int, path: str) -> str:
         os.close(fd)
 
 
-def folder_at(root: int, path: str) -> str | None:
-    """Return the path of a folder behind the links that lead to it; None where there is none."""
-    try:
-        found = "/" + behind_links(path.strip("/"), functools.partial(node_at, root))
-    except LinkCircle:
-        return None
-    node = node_at(root, found)
-    return found if node is not None and node.kind == stat.S_IFDIR else None
+class Layered:
+    """A root with folders of ours on top, as who has both for a root sees it: a folder, and those
+    above it, hide the root's links and files. Called as ``node_at``."""
+
+    def __init__(self, root: int, folders: Iterable[str]) -> None:
+        """``root`` stays the caller's."""
+        self._root = root
+        self._folders: set[str] = set()
+        self._hidden: set[str] = set()
+        for path in folders:
+            self.add(path)
+
+    def add(self, path: str) -> None:
+        parts = path.strip("/").split("/")
+        for count in range(1, len(parts) + 1):
+            above = "/".join(parts[:count])
+            node = self(above)
+            if node is not None and node.kind != stat.S_IFDIR:
+                self._hidden.add(f"{above}/")
+            self._folders.add(above)
+
+    def __call__(self, path: str) -> Node | None:
+        if not path or path in self._folders:
+            return Node(stat.S_IFDIR)
+        if path.startswith(tuple(self._hidden)):
+            return None
+        return node_at(self._root, path)
+
+    def folder(self, path: str) -> str | None:
+        """Return the path of a folder behind the links that lead to it; None where there is
+        none."""
+        try:
+            found = behind_links(path.strip("/"), self)
+        except LinkCircle:
+            return None
+        node = self(found)
+        return f"/{found}" if node is not None and node.kind == stat.S_IFDIR else None
 
 
 def behind_links(path: str, find: Callable[[str], Node | None], *, last: bool = True) -> str:

@@ -61,8 +61,8 @@ def begin(handle: SandboxHandle) -> None:
     guest = handle._guest  # taken once: who ends the sandbox meanwhile takes it away
     if not isinstance(path, str) or guest is None:
         return
-    places = (*_OWN, *(mount.target for mount in handle.spec.mounts))
-    if any(path.startswith(f"{place}/") for place in places):
+    # Whether it is in a mount its name does not say: links of the image's may lead to that.
+    if handle.spec.mounts or any(path.startswith(f"{place}/") for place in _OWN):
         with contextlib.suppress(OperationFailed):  # whoever runs a command there is told
             guest.files.mkdir(path, parents=True)
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agentd.guest import vm, vm_net
+from agentd.guest import vm, vm_net, vm_root
 from agentd.guest.operation import RequestError
 from agentd.guest.vm_group import GuestGroup
 from agentd.guest.vm_root import Shared
@@ -216,3 +216,20 @@ def test_what_is_not_written_down_leaves_what_was(machine: vm.GuestMachine, tmp_
     with pytest.raises(TypeError):
         machine._save()
     assert (tmp_path / "state.json").read_bytes() == kept
+
+
+@pytest.mark.parametrize("hides", ["home", "run"])
+def test_files_of_ours_are_in_an_etc_that_is_seen_whatever_links_lead_to_it(
+    hides: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/home and /run are folders of ours there, above the places that the machine has in them."""
+    image, top = tmp_path / "image", tmp_path / "top"
+    (image / "own/etc").mkdir(parents=True)
+    (image / hides).symlink_to("own")
+    (image / "etc").symlink_to(f"{hides}/etc")
+    monkeypatch.setattr(vm_root, "_IMAGE", str(image))
+    monkeypatch.setattr(vm_root, "_TOP", str(top))
+    vm_root._make_places([("/data", True)])
+    assert (top / "etc/hosts").is_file()
+    assert not (top / "own").exists()
+    assert (top / "data").is_dir()

@@ -26,7 +26,6 @@ from agentd.linux.kernel import KERNEL, Kernel
 
 _NOSUID_NODEV = abi.MS_NOSUID | abi.MS_NODEV
 _SCRATCH = ("/tmp", "/workspace", SANDBOX_HOME)
-_DIRECTORIES = ("/run", "/var", *_SCRATCH)
 # As the shared root has them. Beside these three of ours it has parts of the host's there.
 _SHARED = (
     *("/dev", "/proc", "/sys"),
@@ -37,7 +36,7 @@ SHM = "/dev/shm"
 # Of the shared root, which has them as every sandbox does: names of hosts are the sandbox's own.
 FILES = ("/etc/hosts", "/etc/resolv.conf")
 # What is there of the image's is covered later.
-_COVERED = (*_SCRATCH, "/dev", "/proc", "/sys", "/.agentd")
+_COVERED = ("/dev", "/proc", "/sys", "/.agentd")
 
 
 def build(
@@ -65,11 +64,15 @@ def build(
     flags = abi.OPEN_TREE_CLONE | abi.OPEN_TREE_CLOEXEC
     lowers = [kernel.open_tree(abi.AT_FDCWD, below + path, flags) for path in shown]
     shared = [(path, os.path.isdir(path)) for path in _SHARED if os.path.exists(path)]
-    etc = etc_at(below)
-    if bare:
-        _make_like(top, etc, below)
-    else:
-        make_folders(top, etc)
+    root = os.open(below, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        etc = etc_at(root, covered(bare=bare))
+        if bare:
+            _make_like(top, etc, below)
+        else:
+            make_folders(top, etc, root)
+    finally:
+        os.close(root)
     make_places(top, (*shared, *places), dict(_files(etc)))
     try:
         if scratch:
@@ -88,20 +91,29 @@ def build(
     return lowers
 
 
-def etc_at(image: str) -> str:
-    """Return where files of ours go: the image's /etc, behind its links, or one of our own."""
-    root = os.open(image, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        found = inside.folder_at(root, "/etc") or "/etc"
-    finally:
-        os.close(root)
-    covered = any(f"{found}/".startswith(f"{path}/") for path in _COVERED)
-    return "/etc" if covered else found.rstrip("/")
+def covered(*, bare: bool) -> tuple[str, ...]:
+    """Return the folders that are of ours, whatever an image has there."""
+    return _COVERED if bare else (*_COVERED, *_SCRATCH)
 
 
-def make_folders(top: str, etc: str) -> None:
-    """Make the directories of ours that every sandbox has."""
-    for path in (*_DIRECTORIES, etc):
+def etc_at(root: int, ours: Sequence[str]) -> str:
+    """Return where files of ours go: the image's /etc, behind its links, or one of our own where
+    they lead to no folder of the image's that is to be seen. ``ours`` are the folders that lie on
+    top of it."""
+    found = inside.Layered(root, ours).folder("/etc") or "/etc"
+    return (
+        "/etc" if f"{found}/".startswith(tuple(f"{path}/" for path in ours)) else found.rstrip("/")
+    )
+
+
+def make_folders(top: str, etc: str, root: int) -> None:
+    """Make the directories of ours that every sandbox has; for a link of the image's that leads to
+    a folder there is none, but where something is mounted."""
+    seen = inside.Layered(root, _SCRATCH)
+    for path in ("/run", "/var"):
+        if seen.folder(path) in (None, path):
+            os.makedirs(top + path, 0o755, exist_ok=True)
+    for path in (*_SCRATCH, etc):
         os.makedirs(top + path, 0o755, exist_ok=True)
 
 

@@ -4,20 +4,19 @@ Nothing of the image is opened by a name that could lead out of its root.
 """
 
 import contextlib
-import functools
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
 
+from agentd.guest.zygote import image_root
 from agentd.guest.zygote.root import SANDBOX_HOME
 from agentd.image.oci.roots import Lease
 from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import OciImage
 from agentd.linux import inside
-from agentd.linux.paths import open_inside
 from agentd.model.errors import AgentdError, Conflict, Refused
 from agentd.model.mount import Mount
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
@@ -25,12 +24,9 @@ from agentd.sandbox.backends.limits import processors
 from agentd.sandbox.backends.users import parse_user
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 # As whom commands of an image run, by its digest, which has that for ever.
 _users: dict[str, str] = {}
 _MOST_USERS = 256
-# What the image has there is not to be seen.
-_COVERED = ("/dev", "/proc", "/sys", "/tmp", "/workspace", SANDBOX_HOME)
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -78,27 +74,48 @@ class ImageRoot:
         usual = {"HOME": SANDBOX_HOME, "LANG": "C.UTF-8", "PATH": _PATH} | processors(cpus)
         return usual | self.image.config.run.environment()
 
-    def workdir(self) -> str | None:
-        """Return where commands begin; None where the image does not say."""
-        name = self.image.config.run.working_dir
-        path = os.path.normpath(f"/{name}") if name else ""
-        return path.replace("//", "/") or None
+    def ours(self, *, bare: bool = False) -> tuple[str, ...]:
+        """Return the folders that lie on top of the image's root, whatever it has there."""
+        return image_root.covered(bare=bare)
 
-    def places(self, mounts: Iterable[Mount], workdir: str | None) -> list[tuple[str, bool]]:
+    def workdir(self, mounts: Iterable[Mount], *, bare: bool = False) -> str | None:
+        """Return where commands begin, behind the image's links where it is to be made; None where
+        the image does not say. Raises Refused for links that lead in a circle, and for a file: a
+        directory there would hide it."""
+        name = self.image.config.run.working_dir
+        if not name:
+            return None
+        asked = os.path.normpath(f"/{name}").replace("//", "/")
+        seen, mounted = self._seen(mounts, bare=bare)
+        path = self._behind_links(asked, seen, last=True)
+        covered = {*self.ours(bare=bare), *mounted}
+        node: inside.Node | None = None
+        for above in _each_above(path):
+            if above in covered:
+                return path
+            node = seen(above.strip("/"))
+            if node is not None and node.kind != stat.S_IFDIR:
+                raise Refused(
+                    f"the image {self.image.name} begins in {asked}, and {above} in it is a file",
+                    remediation="mend WORKDIR of the image, or mount a directory there",
+                )
+        return path if node is None else asked
+
+    def places(
+        self, mounts: Iterable[Mount], workdir: str | None, *, bare: bool = False
+    ) -> list[tuple[str, bool]]:
         """Tells where something is mounted, behind the image's links, and whether it is a
-        directory. Raises Refused for links that lead in a circle, and for a file where commands
-        are to begin: a directory there would hide it."""
-        wanted = [(mount.target, os.path.isdir(mount.source)) for mount in mounts]
-        if workdir is not None and not self._is_directory(workdir):
-            self._refuse_file(workdir, [target for target, _ in wanted])
-            wanted.append((workdir, True))
-        try:
-            return [(self._behind_links(path), is_dir) for path, is_dir in wanted]
-        except inside.LinkCircle as error:
-            raise Refused(
-                f"/{error} leads in a circle in the image {self.image.name}",
-                remediation="mount it elsewhere, or mend that link in the image",
-            ) from None
+        directory. Raises Refused for links that lead in a circle, or two mounts to one place."""
+        mounts = tuple(mounts)
+        seen, mounted = self._seen(mounts, bare=bare)
+        found = [(p, os.path.isdir(m.source)) for p, m in zip(mounted, mounts, strict=True)]
+        if workdir is not None and seen(workdir.strip("/")) is None:
+            found.append((workdir, True))
+        return found
+
+    def mounted(self, mounts: Iterable[Mount], *, bare: bool = False) -> list[str]:
+        """Return where each is, behind the image's links. Raises as ``places``."""
+        return self._seen(mounts, bare=bare)[1]
 
     def uid(self) -> int:
         """Return whom it runs as. Raises Refused for a user whom the image does not have."""
@@ -132,34 +149,39 @@ class ImageRoot:
         finally:
             os.close(fd)
 
-    def _refuse_file(self, workdir: str, mounted: Iterable[str]) -> None:
-        covered = {*_COVERED, *mounted}
-        above = [workdir[:end] for end, letter in enumerate(workdir) if letter == "/" and end]
-        for path in (*above, workdir):
-            if path in covered:
-                return
-            try:
-                fd = open_inside(self._root, path, os.O_PATH)
-            except OSError:  # it is not there
-                continue
-            kind = os.fstat(fd).st_mode
-            os.close(fd)
-            if not stat.S_ISDIR(kind):
+    def _seen(self, mounts: Iterable[Mount], *, bare: bool) -> tuple[inside.Layered, list[str]]:
+        """The root as the sandbox has it, and where in it each mount is."""
+        ours = self.ours(bare=bare)
+        seen = inside.Layered(self._root, ours)
+        seen.add(image_root.etc_at(self._root, ours))
+        places: dict[str, str] = {}
+        for mount in mounts:
+            path = self._behind_links(mount.target, seen, last=False)
+            if path in places:
                 raise Refused(
-                    f"the image {self.image.name} begins in {workdir}, and {path} in it is a file",
-                    remediation="mend WORKDIR of the image, or mount a directory there",
+                    f"{places[path]} and {mount.target} are one place in the image "
+                    f"{self.image.name}",
+                    remediation="give each mount its own",
                 )
+            seen.add(path)
+            places[path] = mount.target
+        return seen, list(places)
 
-    def _is_directory(self, path: str) -> bool:
+    def _behind_links(self, path: str, seen: inside.Layered, *, last: bool) -> str:
         try:
-            os.close(open_inside(self._root, path, _PLACE))
-        except OSError:
-            return False
-        return True
+            return "/" + inside.behind_links(path.strip("/"), seen, last=last)
+        except inside.LinkCircle as error:
+            raise Refused(
+                f"/{error} leads in a circle in the image {self.image.name}",
+                remediation="mount it elsewhere, or mend that link in the image",
+            ) from None
 
-    def _behind_links(self, path: str) -> str:
-        find = functools.partial(inside.node_at, self._root)
-        return "/" + inside.behind_links(path.strip("/"), find, last=False)
+
+def _each_above(path: str) -> Iterator[str]:
+    """The folders on the way to it, and itself."""
+    for end, letter in enumerate(f"{path}/"):
+        if letter == "/" and end:
+            yield path[:end]
 
 
 R = TypeVar("R", bound=ImageRoot)

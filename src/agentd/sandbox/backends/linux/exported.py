@@ -9,9 +9,10 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
+from agentd.guest.zygote.image_root import covered, etc_at
 from agentd.image.oci.building.layer import LayerWriter
 from agentd.image.oci.owners import ATTRIBUTE, owner_of
-from agentd.linux.inside import folder_at, node_at
+from agentd.linux.inside import node_at
 from agentd.model.errors import SandboxError
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.kept import KeptFile
@@ -65,7 +66,8 @@ class _Layering:
     ) -> None:
         self._uid, self._root, self._places = exported.uid, root, exported.places
         self._content, self._layer = content, layer
-        etc = os.fsencode(folder_at(root, "/etc") or "/etc")  # an image may have a link there
+        bare = exported.places == OF_A_STEP
+        etc = os.fsencode(etc_at(root, covered(bare=bare)))  # an image may have a link there
         linked = (path.removeprefix(_ETC) for path in _OURS if path.startswith(_ETC))
         self._ours = _OURS | {(etc + b"/" + name).strip(b"/") for name in linked}
 

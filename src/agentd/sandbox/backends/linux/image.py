@@ -54,7 +54,7 @@ class LinuxImageRoot(ImageRoot):
             plan,
             uid=uid,
             env=self.environment(plan.limits.cpus) | certificates(plan.table) | plan.spec.env,
-            workdir=None if mounted else self.workdir(),
+            workdir=None if mounted else self.workdir(plan.mounts, bare=plan.bare),
         )
 
     def files(self) -> ImageFiles:
@@ -66,7 +66,7 @@ class LinuxImageRoot(ImageRoot):
         """Return what the sandbox is told of its root; ``fd`` counts what is passed along."""
         return {
             "fd": fd,
-            "places": self.places(plan.mounts, plan.workdir),
+            "places": self.places(plan.mounts, plan.workdir, bare=plan.bare),
             "writable": plan.spec.writable,
             "bare": plan.bare,
             "shown": self.shown(plan),
@@ -76,7 +76,7 @@ class LinuxImageRoot(ImageRoot):
         """Names the writable places where the image has something, which is to be seen there."""
         if plan.bare:
             return []
-        mounted = {mount.target for mount in plan.mounts}
+        mounted = self.mounted(plan.mounts)
         return [
             name
             for name in _LAYERED

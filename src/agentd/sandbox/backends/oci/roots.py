@@ -45,10 +45,15 @@ def of_image(
     attach(fd, below)
     ours = [(path, True) for path in _PLACES]
     ours += [(path, paths.is_folder(tree)) for path, tree in trees]
-    place = image_root.etc_at(below)
-    image_root.make_folders(top, place)
+    root_fd = os.open(below, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        place = image_root.etc_at(root_fd, image_root.covered(bare=False))
+        image_root.make_folders(top, place, root_fd)
+        traps = _traps(root_fd)
+    finally:
+        os.close(root_fd)
     files = {path: etc[path] for path in image_root.FILES if path in etc}
-    files |= dict.fromkeys(_traps(below), b"")
+    files |= dict.fromkeys(traps, b"")
     files = {place + path.removeprefix("/etc"): data for path, data in files.items()}
     image_root.make_places(top, (*ours, *_targets(image["places"])), files)
     cgroup_view.make(top)
@@ -89,24 +94,20 @@ def attach(fd: int, target: str) -> None:
     KERNEL.move_mount(fd, "", abi.AT_FDCWD, target, abi.MOVE_MOUNT_F_EMPTY_PATH)
 
 
-def _traps(image: str) -> list[str]:
+def _traps(root_fd: int) -> list[str]:
     """What a runtime opens before it starts anything, and could wait for: a fifo, say."""
     found = []
-    root_fd = os.open(image, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        for path in ("/etc/passwd", "/etc/group"):
-            try:
-                fd = paths.open_inside(root_fd, path, os.O_PATH)
-            except FileNotFoundError:
-                continue
-            except OSError:  # a link that leads in a circle, or out
-                found.append(path)
-                continue
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                found.append(path)
-            os.close(fd)
-    finally:
-        os.close(root_fd)
+    for path in ("/etc/passwd", "/etc/group"):
+        try:
+            fd = paths.open_inside(root_fd, path, os.O_PATH)
+        except FileNotFoundError:
+            continue
+        except OSError:  # a link that leads in a circle, or out
+            found.append(path)
+            continue
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            found.append(path)
+        os.close(fd)
     return found
 
 

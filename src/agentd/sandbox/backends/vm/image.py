@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from agentd.guest.vm_root import SCRATCH
+from agentd.guest.vm_scratch import STATE
 from agentd.image.model import NotFound, Progress
 from agentd.image.oci import make_disk
 from agentd.image.oci.store import OciStore
@@ -42,6 +43,9 @@ class DiskRoot(ImageRoot):
     disk = -1
     disk_digest = ""
 
+    def ours(self, *, bare: bool = False) -> tuple[str, ...]:
+        return (*super().ours(bare=bare), STATE)
+
     def open_disk(self, progress: Progress) -> None:
         """Raises Unavailable, ImageError."""
         path, record = make_disk.ensure(OciStore(), self.image, progress)
@@ -55,7 +59,8 @@ class DiskRoot(ImageRoot):
 
     def begin(self, mounts: Sequence[Mount]) -> str | None:
         """Tells where commands begin, if not in the workspace."""
-        return None if any(mount.target == WORKSPACE for mount in mounts) else self.workdir()
+        mounted = any(mount.target == WORKSPACE for mount in mounts)
+        return None if mounted else self.workdir(mounts)
 
     def user(self, spec: SandboxSpec) -> int:
         """Return whom commands run as. Raises Refused for a user whom the image does not have."""
@@ -65,7 +70,7 @@ class DiskRoot(ImageRoot):
         """Returns what sys.setup is told of it; ``tags`` are those of the mounts' devices."""
         workdir = self.begin(spec.mounts)
         places = self.places(spec.mounts, workdir)
-        mounted = {mount.target for mount in spec.mounts}
+        mounted = self.mounted(spec.mounts)
         shares = [
             {"tag": tag, "target": path, "readonly": mount.mode is MountMode.RO}
             for tag, mount, (path, _) in zip(tags, spec.mounts, places, strict=False)
