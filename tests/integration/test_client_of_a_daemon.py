@@ -613,7 +613,7 @@ def test_a_terminal(daemon: Daemon, box: str) -> None:
 def _read_until(fd: int, wanted: bytes) -> None:
     seen = b""
     while wanted not in seen:
-        assert select.select([fd], [], [], 30)[0], seen
+        assert select.select([fd], [], [], 120)[0], seen
         seen += os.read(fd, 4096)
 
 

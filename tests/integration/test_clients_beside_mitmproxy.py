@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests import ports
 from tests.integration.clients.origin import Origin
 from tests.integration.read_server import EchoServer, serving
 from tests.security.daemons import running, until
@@ -90,8 +91,7 @@ PROGRAMS = {
 @contextlib.contextmanager
 def _mitmproxy(folder: Path, to: int) -> Iterator[int]:
     """A port at which mitmproxy ends TLS, and asks the server at ``to`` the same."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    port = ports.free()
     settings = (
         f"confdir={folder}",
         "ssl_insecure=true",

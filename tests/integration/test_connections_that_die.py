@@ -141,9 +141,9 @@ def test_what_is_started_for_nobody_is_ended(daemon: Daemon, between: Between) -
         try:
             until(lambda: between.held > 0)
             process.send_signal(signal.SIGINT)
-            until(is_over, 30)
+            until(is_over)
             between.answers.set()
-            said, _ = process.communicate(timeout=60)
+            said, _ = process.communicate(timeout=120)
         finally:
             process.kill()
     assert (process.returncode, said) == (130, b"")

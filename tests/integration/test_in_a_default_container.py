@@ -51,7 +51,7 @@ def _run(*words: str, **variables: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         env=kept | variables,
-        timeout=55,
+        timeout=300,
         check=False,
     )
 

@@ -57,7 +57,7 @@ def test_who_waits_for_an_approval_can_be_interrupted(
         try:
             until(lambda: bool(_pending(daemon)))
             process.send_signal(number)
-            said, complaint = process.communicate(timeout=30)
+            said, complaint = process.communicate(timeout=120)
         finally:
             process.kill()
     assert (process.returncode, said, complaint) == (128 + number, b"", b"")

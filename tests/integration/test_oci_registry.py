@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests import ports
 from tests.oci import ARCHITECTURE, Images, Layout, busybox, file, layer
 
 from agentd import Sandbox
@@ -46,9 +47,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with ExitStack() as stack:
 
         def started(password: str = "") -> str:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                place = f"127.0.0.1:{free.getsockname()[1]}"
+            place = f"127.0.0.1:{ports.free()}"
             folder = tmp_path / f"registry-{place[10:]}"
             folder.mkdir()
             config = {
@@ -249,9 +248,7 @@ def test_a_signature_policy_is_obeyed(
 
 
 def test_a_registry_that_is_not_there_is_told(images: Images) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = f"127.0.0.1:{free.getsockname()[1]}"
+    place = f"127.0.0.1:{ports.free()}"
     said = images.run("pull", f"docker://{place}/a:1", code=125).stderr
     assert f"{place} cannot be reached" in said
 

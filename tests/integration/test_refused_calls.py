@@ -32,7 +32,7 @@ def _run(
         capture_output=True,
         text=True,
         env=kept,
-        timeout=50,
+        timeout=300,
         check=False,
     )
 
@@ -90,7 +90,7 @@ def test_a_daemon_without_threads_says_so(tmp_path: Path) -> None:
         [*words, "--state", str(tmp_path), "--listen", f"unix:{tmp_path}/socket"],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 125
@@ -104,7 +104,7 @@ def test_our_own_clone_makes_up_for_it_whatever_the_answer() -> None:
         "os._exit(7) if pid == 0 else print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))"
     )
     words = [sys.executable, LAUNCHER, "clone3=EPERM", "--", sys.executable, "-c", code]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=50, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
     assert done.stdout == "7\n", done.stderr
 
 

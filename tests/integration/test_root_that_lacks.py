@@ -50,7 +50,7 @@ def _run(prefix: list[str], *words: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         env=kept,
-        timeout=50,
+        timeout=300,
         check=False,
     )
 

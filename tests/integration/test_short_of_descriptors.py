@@ -27,7 +27,7 @@ from agentd.sandbox.backends.process import HostBackend
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.supervisor import client, remote
 
-WAIT = 60.0
+WAIT = 120.0
 
 
 def until(condition: Callable[[], bool]) -> None:

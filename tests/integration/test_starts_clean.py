@@ -28,7 +28,7 @@ def test_the_c_librarys_own_signals_are_not_ignored(script: str) -> None:
         capture_output=True,
         text=True,
         preexec_fn=ignore_those_of_the_c_library,
-        timeout=50,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr

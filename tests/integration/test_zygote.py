@@ -191,7 +191,7 @@ OPERATIONS: dict[str, Callable[[Guest], object]] = {
     "pty": lambda guest: guest.run(ExecRequest(("tty",), pty=Pty())),
     "stdin": lambda guest: guest.run(ExecRequest(("cat",)), stdin=b"x"),
     "timeout": lambda guest: guest.run(ExecRequest(("sleep", "99"), timeout=0.05)),
-    "detach": lambda guest: guest.attach(guest.start_detached(ExecRequest(("true",)))).wait(20),
+    "detach": lambda guest: guest.attach(guest.start_detached(ExecRequest(("true",)))).wait(120),
     "list": lambda guest: guest.processes(),
     "write": lambda guest: guest.files.write("/tmp/a", b"x"),
     "read": lambda guest: guest.files.read("/etc/passwd"),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
+from tests import ports
 from tests.security.daemons import Daemon, Later, running, until
 
 
@@ -82,10 +83,7 @@ plain = true
 
 @pytest.fixture(scope="module")
 def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-        return found
+    return ports.free()
 
 
 @pytest.fixture(scope="module")

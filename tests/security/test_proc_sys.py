@@ -157,7 +157,7 @@ if not backend.probe().usable:
     sys.exit("no namespace wall")
 wall = backend.launch(backend.plan(build.sandbox_spec(backend="linux")))
 guest = Guest(wall.open_stream, passes_descriptors=True)
-end, out, err, _ = guest.run(ExecRequest(("cat", "/proc/keys"), cwd="/", timeout=20.0))
+end, out, err, _ = guest.run(ExecRequest(("cat", "/proc/keys"), cwd="/", timeout=120.0))
 sys.stdout.buffer.write(out + err)
 guest.close()
 wall.kill()

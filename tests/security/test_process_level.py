@@ -33,7 +33,7 @@ if not found.usable:
 wall = backend.launch(backend.plan(build.sandbox_spec(backend="landlock")))
 guest = Guest(wall.open_stream, passes_descriptors=True)
 argv = ("/usr/bin/python3", "-I", "-c", attack, wall.workspace, *arguments)
-end, out, err, _ = guest.run(ExecRequest(argv, cwd=wall.workspace, timeout=20.0))
+end, out, err, _ = guest.run(ExecRequest(argv, cwd=wall.workspace, timeout=120.0))
 guest.close()
 wall.kill()
 if not end.ok:

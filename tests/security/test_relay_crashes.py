@@ -88,6 +88,7 @@ def test_it_loses_its_own_network_alone(
 ) -> None:
     if without:
         monkeypatch.setattr(processes.RelayProcess, "worked_for", lambda _: 0)
+        monkeypatch.setattr(deaths, "WITHIN", 3600.0)  # a busy machine starts one in its own time
     patch, attack = HOLES[hole]
     served, evil, good = Served(echo), Captured(), Captured()
     bounds = EgressBounds(hosts=(StaticHost("db.internal", "127.0.0.1", served.port),))
@@ -169,6 +170,7 @@ def test_what_it_asks_crashes_what_reads_its_own_requests_alone(
 ) -> None:
     if without:
         monkeypatch.setattr(processes.RelayProcess, "worked_for", lambda _: 0)
+        monkeypatch.setattr(deaths, "WITHIN", 3600.0)  # a busy machine starts one in its own time
     package = terminating.MODULE.rpartition(".")[0]
     patched = f"{package} import main; exec({IN_TERMINATOR!r}, globals()); from {package}.main"
     monkeypatch.setattr(terminating, "MODULE", patched)

@@ -161,7 +161,7 @@ def test_without_a_wall_it_is_typed(terminal: Terminal, prelude: str) -> None:
 
 def _in_own_terminal(box: Any, prelude: str) -> dict[str, str]:
     request = ExecRequest(
-        ("/usr/bin/python3", "-I", "-c", prelude + OWN), pty=Pty(), cwd="/", timeout=20.0
+        ("/usr/bin/python3", "-I", "-c", prelude + OWN), pty=Pty(), cwd="/", timeout=120.0
     )
     with box.guest.start(request) as running:
         text = b"".join(data for _, data in running.chunks()).decode()

@@ -172,7 +172,7 @@ def _running(box: Any, attack: str, *args: str) -> Iterator[Any]:
     """A script that has said that it is up, killed at the end."""
     prelude = sys.modules[type(box).__module__].PRELUDE
     argv = ("/usr/bin/python3", "-I", "-c", prelude + attack, *args)
-    with box.guest.start(ExecRequest(argv, cwd=box.workspace, timeout=30.0)) as running:
+    with box.guest.start(ExecRequest(argv, cwd=box.workspace, timeout=300.0)) as running:
         assert next(iter(running.chunks()))[1] == b"up\n"
         yield running
         running.kill()

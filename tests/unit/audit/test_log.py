@@ -246,7 +246,7 @@ def test_too_many_waiting_events_are_refused_and_counted(
     monkeypatch.setattr(commit, "MAX_WAITING", 2)
     gate = threading.Event()
     real = log._chain.write
-    monkeypatch.setattr(log._chain, "write", lambda *a, **o: (gate.wait(10), real(*a, **o))[1])
+    monkeypatch.setattr(log._chain, "write", lambda *a, **o: (gate.wait(120), real(*a, **o))[1])
     futures = [log.submit(START)]
     while log._commits._queue:  # the thread has taken the first, and waits for the disk
         gate.wait(0.001)

@@ -57,7 +57,7 @@ class Box:
 
     def sh(self, text: str) -> Result:
         """A shell script in the workspace, which must succeed."""
-        result = self.inside.execute(ExecRequest(argv=("sh", "-c", text), timeout=30))
+        result = self.inside.execute(ExecRequest(argv=("sh", "-c", text), timeout=120))
         assert result.status == "ok", (result.cause, result.stderr)
         return result
 

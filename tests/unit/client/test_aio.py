@@ -62,8 +62,8 @@ def test_run_and_files(backend, tmp_path):
 def test_commands_run_side_by_side(backend, tmp_path):
     async def test(sandbox):
         # Each waits for the other: one after the other they would never end.
-        one = sandbox.run("mkfifo p; echo hi > p", timeout=30)
-        other = sandbox.run("while ! test -p p; do sleep .01; done; cat p", timeout=30)
+        one = sandbox.run("mkfifo p; echo hi > p", timeout=120)
+        other = sandbox.run("while ! test -p p; do sleep .01; done; cat p", timeout=120)
         return [result.text for result in await asyncio.gather(one, other)]
 
     assert go(test) == ["", "hi\n"]
@@ -137,7 +137,7 @@ def test_a_start_that_is_cancelled_leaves_no_command(backend, tmp_path, monkeypa
             while not pid_file.exists():
                 time.sleep(0.01)
             begun.set()
-            go_on.wait(20)
+            go_on.wait(120)
             return running
 
         monkeypatch.setattr(sandbox._blocking, "_begin", held_up)

@@ -76,13 +76,13 @@ class Worker:
         self.runs = 0
 
     async def started(self):
-        await asyncio.to_thread(self.began.wait, 10)
+        await asyncio.to_thread(self.began.wait, 120)
 
     def __call__(self):
         self.runs += 1
         self.began.set()
         if self.gate is not None:
-            assert self.gate.wait(10)
+            assert self.gate.wait(120)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests import ports
 from tests.captured import Captured, Names, eventually
 from tests.security.test_egress_bounds import patient
 
@@ -73,12 +74,8 @@ TABLE = compile_table(["far.example", "alias.example", "own.example"])
 
 def test_the_next_server_is_asked_where_one_fails_or_is_not_there(inside, started, named) -> None:
     failing = named(lambda _, message: dns.answer(dns.parse_query(message), dns.SERVFAIL))
-    closed = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    closed.bind(("127.0.0.1", 0))
-    port = closed.getsockname()[1]
-    closed.close()
     good = named(**ONE)
-    keeper = started(Files(port, failing.port, good.port))
+    keeper = started(Files(ports.free(), failing.port, good.port))
     with_network = keeper.admit(inside.sockets, TABLE)
     code, address = inside.ask("resolve('far.example')")
     assert (code, address[:3]) == (0, "198")

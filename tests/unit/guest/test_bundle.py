@@ -65,7 +65,7 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_it_serves_on_stdio(pyz: Path, python: str) -> None:
     command = [python, "-I", "-S", str(pyz), "--listen", "stdio"]
-    done = subprocess.run(command, input=REQUEST, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(command, input=REQUEST, capture_output=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, REPLY)
 
 

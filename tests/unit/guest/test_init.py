@@ -165,7 +165,7 @@ class Machine:
         self._in, self._out = process.stdin, process.stdout
 
     def line(self) -> str:
-        assert select.select([self._out], [], [], 30)[0], "init does not answer"
+        assert select.select([self._out], [], [], 120)[0], "init does not answer"
         return self._out.readline().decode().strip()
 
     def ask(self, expression: str) -> str:

@@ -281,7 +281,7 @@ def test_a_virtio_port_serves_one_host_after_the_other() -> None:
                     os.write(host, REQUEST)
                     got = b""
                     while not got.endswith(b"\n"):
-                        assert select.select([host], [], [], 30)[0]
+                        assert select.select([host], [], [], 120)[0]
                         got += os.read(host, 1000)
                 finally:
                     os.close(host)

@@ -41,6 +41,6 @@ def test_who_stops_to_read_one_is_kept_at_no_other(tmp_path: Path) -> None:
         found: list[bytes] = []
         reader = threading.Thread(target=lambda: found.append(second.read_bytes()), daemon=True)
         reader.start()
-        reader.join(20)
+        reader.join(120)
         assert found == [b""]
     assert not handover.complete and handover.error is None

@@ -156,7 +156,7 @@ class FakeDaemon:
         )
 
 
-def until(condition: Callable[[], bool], seconds: float = 40.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """Wait for it; an AssertionError if it never comes."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -129,7 +129,7 @@ def test_they_are_the_headers(machine: str, tmp_path: Path) -> None:
     source.write_text(_program(list(ours)))
     argv = [compiler, "-w", "-isystem", ASM[machine]]
     subprocess.run([*argv, str(source), "-o", str(program)], check=True, timeout=60)
-    said = subprocess.run([program], capture_output=True, text=True, check=True, timeout=10).stdout
+    said = subprocess.run([program], capture_output=True, text=True, check=True, timeout=120).stdout
     theirs = dict(zip(ours, said.splitlines(), strict=True))
     wrong = {
         word: (value, theirs[word])

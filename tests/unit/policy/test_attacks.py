@@ -352,6 +352,6 @@ def test_workers_end_with_their_owner(tmp_path):
         watched = os.pidfd_open(worker)
         try:
             owner.kill()
-            assert select.select([watched], [], [], 30)[0], "the worker goes on"
+            assert select.select([watched], [], [], 120)[0], "the worker goes on"
         finally:
             os.close(watched)

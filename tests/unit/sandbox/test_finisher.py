@@ -11,7 +11,7 @@ def test_calls_are_made_in_a_thread_and_waited_for_at_the_end() -> None:
     made: list[str] = []
     gate = threading.Event()
     found = Finisher()
-    found.soon(lambda: gate.wait(10) and made.append(threading.current_thread().name))
+    found.soon(lambda: gate.wait(120) and made.append(threading.current_thread().name))
     assert made == []
     gate.set()
     found.close()
@@ -36,7 +36,7 @@ def test_too_many_are_made_by_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finisher, "MAX_WAITING", 2)
     gate, made = threading.Event(), []
     found = Finisher()
-    found.soon(lambda: gate.wait(10) and made.append("held"))
+    found.soon(lambda: gate.wait(120) and made.append("held"))
     found.soon(lambda: made.append("behind it"))
     found.soon(lambda: made.append(threading.current_thread().name))
     assert made == [threading.current_thread().name]

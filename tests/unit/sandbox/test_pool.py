@@ -23,12 +23,14 @@ class Factory:
         self.made: list[Any] = []
         self.destroyed: list[Any] = []
         self.fail = False
+        self.failures = 0
         self.gate = threading.Event()
         self.gate.set()
 
     def create(self, spec: SandboxSpec) -> Any:
-        self.gate.wait(10)
+        self.gate.wait(120)
         if self.fail:
+            self.failures += 1
             raise SandboxError("no room")
         handle = SimpleNamespace(spec=spec, ran=[], alive=True, unreported_ms=5.0)
         handle.wall = SimpleNamespace(alive=lambda: handle.alive)
@@ -206,12 +208,14 @@ def test_old_and_dead_ones_are_replaced(
 
 
 def test_a_failure_is_not_tried_again_at_once(
-    pool_of: Callable[..., SandboxPool], factory: Factory
+    pool_of: Callable[..., SandboxPool], factory: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("agentd.sandbox.pool._RETRY_SECONDS", 3600.0)
     factory.fail = True
     pool = pool_of(least=1)
-    time.sleep(0.1)
+    until(lambda: factory.failures > 0)
     factory.fail = False
+    time.sleep(0.1)
     assert pool.claim(PLAIN) is None
     assert factory.made == []
 

@@ -88,10 +88,14 @@ class Queue:
         return found
 
 
+#: Of which no time limit ends a test's own on a busy machine.
+PATIENT = MuxerLimits(line_seconds=600.0, request_seconds=600.0)
+
+
 class Vmm:
     """``device`` runs only in step(), in the test's own thread."""
 
-    def __init__(self, folder: Any, limits: MuxerLimits | None = None) -> None:
+    def __init__(self, folder: Any, limits: MuxerLimits = PATIENT) -> None:
         self.path = f"{folder}/v"
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(self.path)

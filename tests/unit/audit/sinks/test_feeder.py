@@ -22,7 +22,7 @@ class Sink:
 
     def send(self, lines: Sequence[bytes]) -> None:
         self.reached.set()
-        self.gate.wait(30)
+        self.gate.wait(120)
         if self.failures:
             self.failures -= 1
             self.lines += lines[: self.sent]

@@ -60,5 +60,5 @@ def test_the_client_runs_on_it(box: Any) -> None:
     """Without -I, so that it is this library that it imports."""
     asked = {"op": "list", "context": "default", "timeout": 5}
     argv = ("python3", "-S", "-c", script.source("python_client"))
-    end = box.inside.execute(ExecRequest(argv=argv, timeout=20), json.dumps(asked).encode())
+    end = box.inside.execute(ExecRequest(argv=argv, timeout=120), json.dumps(asked).encode())
     assert json.loads(end.stdout) == {"value": {"status": "ok", "contexts": []}}, end.stderr

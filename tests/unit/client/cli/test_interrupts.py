@@ -26,7 +26,7 @@ def test_a_signal_that_comes_as_a_wait_begins_ends_it() -> None:
             while not woken:
                 handled.clear()
                 os.kill(os.getpid(), signal.SIGWINCH)
-                ready, _, _ = select.select([interrupts.wake], [], [], 30)
+                ready, _, _ = select.select([interrupts.wake], [], [], 120)
                 if ready and handled.is_set():  # the other thread does not wait yet
                     interrupts.drain()
                 else:

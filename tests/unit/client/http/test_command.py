@@ -408,7 +408,7 @@ def test_a_kill_that_a_broken_connection_took_along_goes_again(sockets, attach):
 
     def holds(socket):
         with suppress(TimeoutError):
-            came.append(json.loads(socket.recv(timeout=20)))
+            came.append(json.loads(socket.recv(timeout=120)))
         say(ended(signal=9, exit_code=None))(socket)
 
     sockets.visits = [breaks, holds]

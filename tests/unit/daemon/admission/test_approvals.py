@@ -47,7 +47,7 @@ def approvals(store, clock):
 
 
 def until(condition):
-    for _ in range(4000):
+    for _ in range(24000):
         if condition():
             return
         threading.Event().wait(0.005)

@@ -26,7 +26,7 @@ def exists(pid: int) -> bool:
 
 
 def wait_gone(pid: int) -> None:
-    for _ in range(1000):
+    for _ in range(12_000):
         if not exists(pid):
             return
         time.sleep(0.01)
@@ -317,7 +317,7 @@ def test_orphans_are_reaped(client: Any, remote: Any) -> None:
     channel = client.request("exec", argv=["sh", "-c", "(sleep 0.2 & echo $!)"])
     client.wait(channel)
     orphan = int(client.stdout(channel))
-    for _ in range(1000):
+    for _ in range(12_000):
         if not Path(f"/proc/{orphan}").exists():
             break
         time.sleep(0.01)

@@ -58,7 +58,7 @@ def test_protocol_one_has_its_answer(
     remote: Any, scarce: Any, opened: Opened, env: dict[str, str]
 ) -> None:
     with remote.stream() as stream:
-        stream.settimeout(30)
+        stream.settimeout(120)
 
         def ask() -> str | None:
             stream.sendall(json.dumps({"command": "true", "env": env}).encode() + b"\n")
@@ -96,7 +96,7 @@ def test_who_comes_meanwhile_is_served_later(tmp_path: Path) -> None:
             assert b"listening" in agent.stderr.readline()
             usual = resource.prlimit(agent.pid, resource.RLIMIT_NOFILE)
             resource.prlimit(agent.pid, resource.RLIMIT_NOFILE, (3, usual[1]))
-            s.settimeout(30)
+            s.settimeout(120)
             s.connect(place)
             s.sendall(b'{"command":"true"}\n')
             time.sleep(0.5)  # the agent looks

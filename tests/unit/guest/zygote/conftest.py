@@ -15,7 +15,7 @@ def run() -> Callable[..., str]:
 
     def run_code(code: str, *arguments: str) -> str:
         argv = [sys.executable, "-I", "-S", "-E", "-c", code, SOURCE, *arguments]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=50, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

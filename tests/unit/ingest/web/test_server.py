@@ -375,6 +375,6 @@ def test_a_socket_that_cannot_be_served_anew_is_tried_again(
         patched.setattr(running.loop, "create_server", refuse)
         assert "was removed: [Errno 24] too many open files" in look()
     assert look() == ""
-    with contextlib.closing(UnixConnection(running.path, timeout=30)) as client:
+    with contextlib.closing(UnixConnection(running.path)) as client:
         client.request("GET", "/healthz")
         assert client.getresponse().status == 200

@@ -17,7 +17,7 @@ def journals(tmp_path):
 
 
 def until(condition):
-    for _ in range(1000):
+    for _ in range(6000):
         if condition():
             return
         time.sleep(0.02)
