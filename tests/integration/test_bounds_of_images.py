@@ -273,7 +273,7 @@ def test_all_layers_together_are_not_fetched_beyond_what_they_may_have(images: I
         thread.start()
         try:
             source = f"docker://127.0.0.1:{server.server_address[1]}/x:1"
-            words = ("--insecure", "--name", "x", "--max-size", "4M", "--timeout", "30s")
+            words = ("--insecure", "--name", "x", "--max-size", "4M", "--timeout", "120s")
             err = images.run("pull", source, *words, code=125).stderr
         finally:
             server.shutdown()

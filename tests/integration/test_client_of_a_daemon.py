@@ -688,8 +688,8 @@ def test_a_run_outlives_its_first_lease(daemon: Daemon, monkeypatch: pytest.Monk
     from agentd.client.cli import run
 
     body = build.sandbox_body
-    monkeypatch.setattr(build, "sandbox_body", lambda **asked: body(ttl=2.0, **asked))
-    assert run.main(["--json", "--url", daemon.url, "--", "sleep", "5"]) == 0
+    monkeypatch.setattr(build, "sandbox_body", lambda **asked: body(ttl=5.0, **asked))
+    assert run.main(["--json", "--url", daemon.url, "--", "sleep", "8"]) == 0
 
 
 def test_a_cause_is_told_by_the_daemon(daemon: Daemon, sandbox: Sandbox) -> None:

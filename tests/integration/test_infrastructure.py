@@ -107,10 +107,10 @@ def test_a_command_that_is_just_being_started_is_told_who_ended_its_sandbox(
 
 
 def test_a_lease_that_ends_is_nobodys_failure(shared: Daemon) -> None:
-    box = shared.sandbox(ttl="3s")
-    told = Later(
-        lambda: shared.ask("POST", f"/v1/sandboxes/{box}/exec", {"cmd": "sleep 613.75"})
-    ).answer()
+    box = shared.sandbox()
+    waits = waiting(shared, box, "sleep 613.75")
+    assert shared.ask("POST", f"/v1/sandboxes/{box}/renew", {"ttl": "1s"}).status == 200
+    told = waits.answer()
     assert told.json["cause"]["code"] == "lease_expired", told.body
     assert told.json["cause"]["infrastructure"] is False and told.json["cause"]["remediation"]
 

@@ -154,7 +154,7 @@ def test_what_was_opened_by_a_link_ends_with_it(daemon: Daemon) -> None:
         sandbox.start(["python3", "-c", SERVER], stdin=True) as server,
     ):
         assert next(iter(server)).data == b"up\n"
-        link = sandbox.ports.link(8080, ttl="2s")
+        link = sandbox.ports.link(8080, ttl="5s")
         with opened(link.url + "/stream") as stream:
             assert stream.readline() == b"/stream\n"
             with contextlib.suppress(http.client.HTTPException, ConnectionError):

@@ -196,8 +196,10 @@ def test_what_outlasts_the_drain_is_ended_and_told_so(place: Place) -> None:
     with place.daemon() as daemon:
         ready(daemon)
         _, sandbox = place.ask("POST", "/v1/sandboxes", {})
-        thread, answers = exec_later(place, sandbox["id"], "echo begun; sleep 600")
-        until(lambda: running(place))
+        cmd = "echo begun; touch begun; sleep 600"
+        thread, answers = exec_later(place, sandbox["id"], cmd)
+        begun = f"/v1/sandboxes/{sandbox['id']}/files/stat?path=/workspace/begun"
+        until(lambda: place.ask("GET", begun)[0] == 200)
         daemon.terminate()
         thread.join(WAIT)
         ((status, result),) = answers
@@ -382,10 +384,11 @@ def test_a_sandbox_s_begin_and_end_are_written_down_and_decisions_counted(place:
         until(lambda: bool(records(kind="sandbox_ended")))
         (ended,) = records(kind="sandbox_ended", sandbox=made["id"])
         assert ended.fields == {"reason": "destroyed"} and ended.request != created.request
+        # With the one of its opening; that it is in the file is counted once it is on disk.
+        until(lambda: "agentd_audit_records_total 4.0" in place.ask("GET", "/metrics")[1])
         _, text = place.ask("GET", "/metrics")
         assert 'agentd_decisions_total{answer="allow"} 1.0' in text
         assert "agentd_audit_lost_total 0.0" in text and "agentd_audit_unsent_total 0.0" in text
-        assert "agentd_audit_records_total 4.0" in text  # with the one of its opening
         daemon.send_signal(signal.SIGTERM)
         end(daemon)
 

@@ -48,7 +48,8 @@ def test_another_takes_the_place_of_a_killed_one(daemon: Daemon) -> None:
         assert ended.status == 200 and ended.json["cause"]["code"] == "backend_lost", ended.body
         for id_ in ours:
             until(lambda id_=id_: daemon.ask("GET", f"/v1/sandboxes/{id_}").status == 404)  # type: ignore[misc]
-            assert f"sandbox={id_} reason=backend_lost".encode() in daemon.log
+            told = f"sandbox={id_} reason=backend_lost".encode()
+            until(lambda told=told: told in daemon.log)  # type: ignore[misc]
         until(lambda: readiness(daemon) == 200)
         assert supervisor(daemon) != before
         made = daemon.sandbox()

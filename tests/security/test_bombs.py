@@ -143,7 +143,7 @@ def groups() -> None:
 def _ended(box: Any, attack: str, *args: str, **request: Any) -> tuple[Exit, dict[str, str]]:
     """How it ended, refined by the wall's counters as for every caller, and what it said."""
     before = dict(box.wall.counters())
-    ran = box.run(attack, *args, **{"timeout": 20.0, **request})
+    ran = box.run(attack, *args, **request)
     end = refine(ran.exit, before, box.wall.counters())
     return end, dict(line.split("=", 1) for line in ran.stdout.splitlines() if "=" in line)
 

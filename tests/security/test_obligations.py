@@ -22,7 +22,7 @@ duties := {"level": "namespace"} if {
 } else := {"limits": {"memory": 67108864, "pids": 32}} if {
 	input.principal.name == "small"
 	not admin
-} else := {"limits": {"timeout": 1, "output": 100}} if {
+} else := {"limits": {"timeout": 3, "output": 100}} if {
 	input.principal.name == "short"
 	not admin
 } else := {"no_network": true} if {
@@ -169,7 +169,7 @@ class TestNew:
 class TestShort:
     """Bounds of time and output hold for each command, also in a sandbox that has wider ones."""
 
-    WAITS = "sleep 30"
+    WAITS = "sleep 300"
     PRINTS = "i=0; while [ $i -lt 500 ]; do echo 0123456789; i=$((i+1)); done"
 
     @pytest.fixture

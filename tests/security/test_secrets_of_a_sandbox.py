@@ -158,15 +158,17 @@ def _check_memory(daemon: Daemon, box: str) -> None:
     if os.geteuid():
         return  # nobody else may look at an agent
     path = f"/v1/sandboxes/{box}/exec"
-    begun = daemon.ask("POST", path, {"cmd": ["sleep", "98765"], "wait": False})
+    seconds = f"987{int.from_bytes(os.urandom(4)):010d}"  # by which it is found on the machine
+    begun = daemon.ask("POST", path, {"cmd": ["sleep", seconds], "wait": False})
     assert begun.status == 201, begun.body
     pids: list[int] = []
     sleepers: list[int] = []
+    words = f"sleep\0{seconds}\0".encode()
 
     def sleeps() -> bool:
         """A process that begins has no words for a moment."""
         pids[:] = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-        sleepers[:] = [pid for pid in pids if _read(pid, "cmdline") == b"sleep\x0098765\x00"]
+        sleepers[:] = [pid for pid in pids if _read(pid, "cmdline") == words]
         return bool(sleepers)
 
     until(sleeps)
