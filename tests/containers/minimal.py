@@ -22,7 +22,7 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 _SUITE, _PYTHON = "trixie", "3.13"
 _GLIBC = range(5, 42)  # minor versions, up to that of the suite
 _CANNOT = 77  # debian-root's own word
-_SECONDS = 400
+_SECONDS = 800
 _VENV = "opt/venv"
 
 

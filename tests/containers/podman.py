@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.vm.debian import Unavailable
 
-_SECONDS = 300
+_SECONDS = 800
 _PATH = "/usr/bin:/usr/sbin:/bin:/sbin"
 
 

@@ -16,7 +16,7 @@ from agentd.image.model import ImageError
 from agentd.image.oci.bounds import ImageBounds
 from agentd.image.oci.pull import pull
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 MIB = 1 << 20
 
 

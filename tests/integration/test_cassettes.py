@@ -123,7 +123,7 @@ def test_what_was_asked_is_read_in_the_file(tape: Path) -> None:
     [
         "linux",
         pytest.param("oci", marks=pytest.mark.needs("runc")),
-        pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(300)]),
+        pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(900)]),
     ],
 )
 def test_it_is_played_where_nothing_may_be_reached(
@@ -393,7 +393,7 @@ def test_what_is_put_in_is_an_act_that_is_written_down(barred: Daemon, tape: Pat
 
 
 @pytest.mark.needs("curl")
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_no_owner_takes_the_room_of_others(daemon: Daemon) -> None:
     """What is written, and what is played, of five sandboxes of one and of one of another."""
     scopes = ("run", "create", "read", "egress")

@@ -17,7 +17,7 @@ from tests.oci import Images, Layout, busybox, file, folder, link
 from agentd import Sandbox
 from agentd.egress import authority
 
-pytestmark = [pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(900)]
 RULES = ["read api.example.com"]
 BUNDLE = "/.agentd/certificates/bundle.pem"
 OWN = "-----BEGIN CERTIFICATE-----\nof the image\n-----END CERTIFICATE-----\n"

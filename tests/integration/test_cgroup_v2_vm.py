@@ -14,6 +14,7 @@ MIB = 1 << 20
 TICK_USEC = 4000
 Answer = Callable[[str], dict[str, Any]]
 EXITED = {"code": 0, "signal": None, "cause": "exited"}
+pytestmark = pytest.mark.timeout(1800)  # what is emulated takes its time beside others
 
 
 @pytest.fixture(scope="module")

@@ -84,7 +84,7 @@ def misleads(row: page.Row, refusal: str) -> str:
 
 
 @pytest.mark.root
-@pytest.mark.timeout(900)  # the root is made once for a machine
+@pytest.mark.timeout(1800)  # the root is made once for a machine
 def test_what_works_in_a_container_is_what_the_page_says() -> None:
     rows = chosen()
     try:

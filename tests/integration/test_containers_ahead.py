@@ -16,7 +16,7 @@ from tests.oci import Layout, busybox, file, folder
 
 from agentd.linux import cgroup
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 # Sandboxes one after the other until one was started before it was asked for: told by the host's
 # clock, which is read in it, or by that of gVisor's kernel, which begins with the sandbox.

@@ -46,7 +46,7 @@ def test_every_noun_of_the_client_and_its_methods_are_in_the_table() -> None:
         assert set(re.findall(r"`(\w+)", row)) == methods, noun
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(900)
 def test_its_examples_run_as_an_ordinary_user(as_user: OrdinaryUser) -> None:
     ran = [code for marked, code in BLOCKS if not marked]
     assert len(ran) == len(BLOCKS) - 1

@@ -110,13 +110,14 @@ def suite(folder: Path, *words: str, path: Iterable[Path] = ()) -> tuple[int, st
         capture_output=True,
         text=True,
         env=env,
-        timeout=550,
+        timeout=1700,
         check=False,
     )
     return ran.returncode, ran.stdout + ran.stderr
 
 
 @pytest.mark.first
+@pytest.mark.timeout(1800)  # four minutes where nothing else is at work
 @pytest.mark.parametrize("half", ["one", "other"])
 def test_agentds_own_door_passes_and_each_lie_is_caught(tmp_path: Path, half: str) -> None:
     """In two halves, which may run beside each other."""

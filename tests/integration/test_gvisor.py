@@ -21,7 +21,7 @@ from agentd import AgentdError, Refused, Sandbox, SandboxError, Unavailable
 from agentd.client.cli.main import main
 from agentd.linux import process
 
-pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(900)]
 
 SUITE = "agentd.testing.walls"
 #: Of the suite for walls a little: tests/contract asks more of it, and scripts/test-gvisor all.

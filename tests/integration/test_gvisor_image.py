@@ -11,7 +11,7 @@ import pytest
 from tests import gvisor
 from tests.oci import Images, Layout, busybox, file, folder, link
 
-pytestmark = [pytest.mark.needs("runsc", "skopeo", "umoci"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.needs("runsc", "skopeo", "umoci"), pytest.mark.timeout(900)]
 # In the way of what is mounted, and of what a loader and a runtime read.
 HOSTILE = (
     *(link(name, "/etc") for name in ("workspace", "dev", "proc", "sys", "tmp", ".agentd", "run")),

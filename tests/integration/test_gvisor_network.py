@@ -11,7 +11,7 @@ from tests.security.daemons import Daemon, running
 
 from agentd import Sandbox
 
-pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(900)]
 ALL = pytest.mark.skipif(not gvisor.ALL, reason="make test-gvisor asks it")
 _TOLD = """
 import errno, socket

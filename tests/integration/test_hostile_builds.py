@@ -17,7 +17,7 @@ from tests.oci import Layout, file, layer
 from agentd import Sandbox, SandboxError
 from agentd.client.cli.main import main
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 __all__ = ["builds", "on_base"]  # fixtures
 _MEMORY = 512 << 20
 _LARGE = 400 << 20

@@ -19,7 +19,7 @@ from tests.oci import Images, Layout, busybox, file, folder, link
 
 from agentd import Sandbox
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 __all__ = ["port", "short_of_room"]  # fixtures
 PASSWD = b"root:x:0:0::/root:/bin/sh\nnode:x:77:78::/home/node:/bin/sh\n"
 GROUP = b"root:x:0:\nstaff:x:50:\n"

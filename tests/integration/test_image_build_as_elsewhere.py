@@ -10,7 +10,7 @@ from tests.conftest import OrdinaryUser
 from tests.integration.test_image_build import Builds, builds, on_base, said
 from tests.oci import Layout, busybox, file, folder
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 __all__ = ["builds", "on_base"]  # fixtures
 
 

@@ -14,7 +14,7 @@ from tests.oci import Images, Layout, busybox, file, folder
 
 from agentd import AgentdError, AsyncSandbox, Client, Forbidden, Refused, Sandbox
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture

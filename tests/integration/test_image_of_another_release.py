@@ -12,7 +12,7 @@ import pytest
 from tests.vm.debian import Unavailable, cache_dir
 from tests.vm.suites import apt_config
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 RELEASES = {"bookworm": ("6.1.", "3.11."), "trixie": ("6.12.", "3.13.")}
 SHOW = (
     "uname -r; python3 -c 'import platform, sqlite3; print(platform.python_version())'; bash -c id"

@@ -9,7 +9,7 @@ from tests.oci import Images, Layout, busybox, file, folder, link
 from agentd import Refused, Sandbox
 from agentd.sandbox.backends.oci import runtimes
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 PASSWD = b"root:x:0:0::/root:/bin/sh\nnode:x:77:77::/:/bin/sh\n"
 LINKED = (link("etc", "usr/etc"), folder("usr"), folder("usr/etc"), file("usr/etc/passwd", PASSWD))
 OWN = "/tmp/a/b", "/home/sandbox/x", "/workspace/app", "/dev/shm/q"

@@ -16,7 +16,7 @@ from tests.oci import Images, Layout, busybox
 from agentd.image.oci.values import REF_NAME
 from agentd.linux import locks
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 __all__ = ["start"]  # a fixture
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.oci import Images, Layout, file, folder, layer
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 FILES = [folder("a"), folder("a/b"), folder("a/b/c"), file("a/b/c/d", b"d"), file("e")]
 
 

@@ -10,7 +10,7 @@ from agentd import Sandbox
 from agentd.image.model import ImageError
 from agentd.image.oci import values
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 __all__ = ["builds", "on_base"]  # fixtures
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.oci import Layout, busybox, file, folder
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 
 # What of an image would run, or be imported, before its sandbox is confined.
 BAIT = b"#!/bin/sh\necho ran > /tmp/ran\necho ran > /workspace/ran\n"

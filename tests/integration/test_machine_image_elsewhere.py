@@ -12,7 +12,7 @@ from agentd.image import apt
 from agentd.image.debian import Debian
 from agentd.model.errors import Unavailable
 
-pytestmark = [pytest.mark.needs("apt-get", "dpkg-deb"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.needs("apt-get", "dpkg-deb"), pytest.mark.timeout(900)]
 _NOTHING = """\
 Dir::Etc::sourcelist "/dev/null";
 Dir::Etc::sourceparts "/dev/null";

@@ -16,7 +16,7 @@ from tests.security.daemons import Daemon, running
 
 from agentd import AsyncSandbox, InvalidInput, Refused, Sandbox
 
-_GVISOR = pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(300)])
+_GVISOR = pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(900)])
 _DIAL = """
 import socket, sys
 try:

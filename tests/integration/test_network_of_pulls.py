@@ -14,7 +14,7 @@ from tests.leading import SECRET
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     *(pytest.mark.root, pytest.mark.needs("ip"), pytest.mark.needs("skopeo", "umoci")),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
 ]
 
 

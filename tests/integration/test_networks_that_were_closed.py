@@ -37,7 +37,7 @@ def relay_of(supervisor: int) -> int:
     return 0
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_none_with_a_network_that_was_closed_is_handed_out() -> None:
     with serving() as server:
         place = f"{NAME}:{server.server_port}"

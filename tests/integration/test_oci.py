@@ -16,7 +16,7 @@ from agentd import InvalidInput, Refused, Sandbox
 from agentd.client.cli.main import main
 from agentd.sandbox.backends.oci import runtimes
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(params=runtimes.RUNTIMES)

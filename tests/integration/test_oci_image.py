@@ -14,7 +14,7 @@ from tests.oci import Images, Layout, busybox, file, folder, link
 
 from agentd.sandbox.backends.oci import runtimes
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 # In the way of all that is mounted, and of all that a loader or a runtime reads.
 HOSTILE = (
     *(link(name, "/etc") for name in ("workspace", "dev", "proc", "sys", "tmp", ".agentd", "run")),

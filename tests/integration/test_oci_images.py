@@ -19,7 +19,7 @@ from tests.oci import ARCHITECTURE, Images, Layout, device, file, folder, layer,
 from agentd.image.model import ImageError
 from agentd.image.oci import tools
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 _CAPABILITY = "\x01\0\0\x02\0\x04\0\0" + "\0" * 12  # cap_net_bind_service
 
 

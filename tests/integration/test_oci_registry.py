@@ -21,7 +21,7 @@ from agentd import Sandbox
 
 pytestmark = [
     pytest.mark.needs("skopeo", "umoci", "docker-registry"),
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
 ]
 Start = Callable[..., str]
 

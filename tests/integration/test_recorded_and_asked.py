@@ -11,7 +11,7 @@ from tests.security.daemons import Daemon, Later, running
 from agentd import Forbidden, Sandbox
 from agentd.model.cassette import RecordedExchange, joined, line, parse
 
-pytestmark = [pytest.mark.needs("curl"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("curl"), pytest.mark.timeout(900)]
 HOST, OTHER = "api.example.com", "other.example.com"
 URL = f"http://{HOST}/v1/x"
 CONFIG = f"""

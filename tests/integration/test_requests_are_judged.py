@@ -112,7 +112,7 @@ def test_what_no_rule_mends_is_told_with_what_does(sandbox: Sandbox) -> None:
     "wall",
     [
         pytest.param("oci", marks=pytest.mark.needs("runc")),
-        pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(300)]),
+        pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(900)]),
     ],
 )
 def test_containers_trust_an_authority_of_their_own_and_use_secrets(

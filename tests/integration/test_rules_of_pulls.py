@@ -7,7 +7,7 @@ from tests.conftest import OrdinaryUser
 from tests.leading import SECRET, registry, service
 from tests.oci import Images, Layout, file, layer
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.oci import Images, Layout, busybox, file, folder, link
 
 from agentd import AgentdError, NotFound, Refused, Sandbox
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 PASSWD = b"root:x:0:0::/root:/bin/sh\nnode:x:77:77::/home/node:/bin/sh\n"
 
 

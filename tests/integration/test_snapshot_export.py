@@ -26,7 +26,7 @@ from agentd import (
 )
 from agentd.client.cli.main import main
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 daemon = fixture()
 CHANGE = "mkdir /app && echo x > /app/x && rm /old/b && echo w > /workspace/w && echo t > /tmp/t"
 LOOK = "cat /app/x /workspace/w /tmp/t; ls /old; echo $A"

@@ -22,7 +22,7 @@ from agentd import AsyncSandbox, Client, InvalidInput, NotFound, NotReady, Sandb
 from agentd.client.cli.main import main
 from agentd.daemon import config
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 TEMPLATES = """
 [[template]]

@@ -9,7 +9,7 @@ from agentd import Sandbox
 LINES = [b"%d\n" % number for number in range(20_000)]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_nothing_is_lost_nor_sent_twice() -> None:
     got: list[bytes] = []
     with Sandbox.create(embedded=True) as sandbox, sandbox.start(["cat"], stdin=True) as process:

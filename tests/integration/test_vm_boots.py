@@ -16,6 +16,7 @@ from agentd.model.spec import ExecRequest, Pty
 from agentd.transport.guest import Guest
 
 HERE = Path(boot.__file__).parent
+pytestmark = pytest.mark.timeout(1800)  # what is emulated takes its time beside others
 
 
 @pytest.fixture(scope="module")

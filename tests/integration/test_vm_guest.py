@@ -19,6 +19,7 @@ from agentd.model.spec import ExecRequest, Pty
 from agentd.transport.guest import Guest
 
 MIB = 1 << 20
+pytestmark = pytest.mark.timeout(1800)  # what is emulated takes its time beside others
 NAMES = "hostname; cat /etc/machine-id /proc/sys/kernel/random/boot_id"
 YEAR_2040_NS = 2_208_988_800 * 10**9
 IDENTITY = {

@@ -21,6 +21,7 @@ VECTORS = [
     for line in (Path(__file__).parents[1] / "data/guest-v1.jsonl").read_text().splitlines()
 ]
 MIB = 1 << 20
+pytestmark = pytest.mark.timeout(1800)  # what is emulated takes its time beside others
 
 
 @pytest.fixture(scope="module")

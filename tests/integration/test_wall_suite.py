@@ -29,6 +29,7 @@ WITNESSES = (
     "test_what_a_wall_cannot_it_refuses[resume]",
 )
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+pytestmark = pytest.mark.timeout(1800)  # a minute or more where nothing else is at work
 
 
 def lies() -> dict[str, set[str]]:
@@ -80,7 +81,7 @@ def _pytest(folder: Path, env: dict[str, str], *words: str) -> "subprocess.Compl
         text=True,
         cwd=folder,
         env=env,
-        timeout=500,
+        timeout=1700,
         check=False,
     )
 

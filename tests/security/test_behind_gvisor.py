@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(900)]
 _LISTEN = """
 listening = socket.create_server(("127.0.0.1", 0))
 client = socket.create_connection(listening.getsockname())

@@ -24,6 +24,7 @@ from agentd.transport.guest import Guest
 MIB = 1 << 20
 TRUE = ExecRequest(("true",))
 MOST_MEMORY = 64 * MIB
+pytestmark = pytest.mark.timeout(1800)  # what is emulated takes its time beside others
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def _ran(daemon: Daemon, **wanted: Any) -> tuple[str, dict[str, Any]]:
     [
         "linux",
         pytest.param("oci", marks=pytest.mark.needs("runc")),
-        pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(300)]),
+        pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(900)]),
     ],
 )
 def test_an_agent_uses_a_key_that_it_never_has(

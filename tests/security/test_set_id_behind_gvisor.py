@@ -18,7 +18,7 @@ from tests.security.test_workspace_races import SET_ID
 
 from agentd import InvalidInput, OperationFailed, Sandbox
 
-pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("runsc"), pytest.mark.timeout(900)]
 
 # What makes a file and its mode at once, what stands for such a bit, and a call of x32's.
 MORE = """

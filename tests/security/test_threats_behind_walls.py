@@ -25,7 +25,7 @@ __all__ = ["upstream"]  # a fixture
 WALLS = [
     "linux",
     pytest.param("oci", marks=pytest.mark.needs("runc")),
-    pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(400)]),
+    pytest.param("gvisor", marks=[pytest.mark.needs("runsc"), pytest.mark.timeout(900)]),
 ]
 _INSIDE = r"""
 import base64, json, os, socket, ssl, sys

@@ -13,7 +13,7 @@ import pytest
 from tests.leading import SECRET, own_address, registry, service
 from tests.oci import Images, Layout, file, layer
 
-pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.needs("skopeo", "umoci"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture

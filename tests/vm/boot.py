@@ -22,8 +22,8 @@ from agentd.transport.dial import dial
 
 QEMU = "qemu-system-x86_64"
 PORT = 5000
-BOOT_SECONDS = 400
-DEADLINE = 180.0  # seconds for one answer: the emulation is slow, and the machine may be busy
+BOOT_SECONDS = 500
+DEADLINE = 500.0  # seconds for one answer: the emulation is slow, and the machine may be busy
 CMDLINE = "console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off no_timer_check"
 PORTS = ("agentd", "spare.1")
 _LOG_TAIL = 4000
