@@ -43,7 +43,7 @@ max = 0
 name = "late"
 start = ["sleep", "1000"]
 ready = ["sh", "-c", "echo not yet >&2; exit 3"]
-ready_timeout = "1s"
+ready_timeout = "5s"
 max = 0
 [[template]]
 name = "hangs"
@@ -229,7 +229,7 @@ def test_what_a_template_says_is_its_own_to_say(daemon: Daemon) -> None:
 @pytest.mark.parametrize(
     ("name", "message", "cause"),
     [
-        ("late", "was not ready within 1s", "exited with code 3: not yet"),
+        ("late", "was not ready within 5s", "exited with code 3: not yet"),
         ("hangs", "was not ready within 1s", "its check: "),
         ("dies", "ended before it was ready", "exit code 7"),
         ("nothing", "cannot be run", "/no/such/program"),
@@ -401,7 +401,7 @@ def test_without_a_daemon_the_configuration_is_read_as_well(
         assert box.url is None
         assert box.run("echo $WORD $B; ls /tmp", check=True).text == "of the template b\nup\n"
         assert box.enforcement["template"].asked == "web"
-    with pytest.raises(NotReady, match="was not ready within 1s"):
+    with pytest.raises(NotReady, match="was not ready within 5s"):
         Sandbox.create(template="late", embedded=True)
     with pytest.raises(NotFound, match="there is no template 'nope'"):
         Sandbox.create(template="nope", embedded=True)
@@ -425,4 +425,4 @@ def test_a_call_without_a_daemon_is_of_its_template(
     done = called("nope")
     assert done.returncode == 1 and f"no template 'nope' in {tmp_path}/agentd.toml" in done.stderr
     done = called("late")
-    assert done.returncode == 125 and "was not ready within 1s" in done.stderr
+    assert done.returncode == 125 and "was not ready within 5s" in done.stderr

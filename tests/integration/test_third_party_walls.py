@@ -167,7 +167,7 @@ def agentd(*words: str) -> "subprocess.CompletedProcess[str]":
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=120,
+        timeout=500,
         check=False,
     )
 
