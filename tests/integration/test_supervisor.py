@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agentd.model.egress import EgressBounds, StaticHost
-from agentd.model.errors import AgentdError, BackendLost, InvalidInput, SandboxError
+from agentd.model.errors import AgentdError, BackendLost, InvalidInput
 from agentd.model.mount import parse_workspace
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.abilities import CHANGES, NETWORK, PAUSE, SNAPSHOT
@@ -168,7 +168,7 @@ def test_what_nobody_renews_ends_by_itself_and_the_daemon_is_told(path: str) -> 
     wall.renew(0.2)
     until(lambda: daemon.ended == [(wall.id, "lease_expired")])
     assert not wall.alive()
-    with pytest.raises(SandboxError, match="has ended"):
+    with pytest.raises(BackendLost, match="has ended"):
         wall.renew(60)
     assert [held.id for held in remote.held(daemon.link)] == [stays.id]
     assert remote.held(daemon.link)[0].deadline is None

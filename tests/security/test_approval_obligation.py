@@ -211,7 +211,7 @@ def test_a_daemon_that_is_told_to_end_tells_whoever_waits(other: Daemon) -> None
     assert other.process is not None
     other.process.send_signal(signal.SIGTERM)
     answer = later.answer()
-    assert answer.code == "approval_expired" and "about to end" in answer.json["cause"]
+    assert answer.code == "full" and "about to end" in answer.json["message"]
 
 
 def test_one_that_is_killed_forgets_the_request_and_not_that_it_was_asked(other: Daemon) -> None:

@@ -16,7 +16,7 @@ from agentd.capability.port import Inside
 from agentd.model import typed
 from agentd.model.capability import CallFailed
 from agentd.model.cause import Cause, CauseCode
-from agentd.model.errors import BackendLost, InvalidInput
+from agentd.model.errors import AgentdError, BackendLost, InvalidInput
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest
 
@@ -71,7 +71,7 @@ def run(
     stderr goes to ``emit`` as it comes, and whole to ``said`` once it has ended. A script that
     answers ``{"error": {"code", "message", "remediation"}}`` ends in CallFailed with that code;
     others are "no_python", "timeout", "too_large", "out_of_memory" and "script_failed". Raises
-    BackendLost.
+    BackendLost, and an AgentdError "interrupted" where the daemon shuts down.
     """
     stdin = msgspec.json.encode(parameters)
     if len(stdin) > max_stdin:
@@ -127,8 +127,12 @@ def _answer(result: Result, decoder: "msgspec.json.Decoder[T]") -> T:
     raise CallFailed(code, safe(error.message), remediation=safe(error.remediation))
 
 
-def _failure(result: Result) -> CallFailed | BackendLost:
+def _failure(result: Result) -> AgentdError:
     cause = result.cause
+    if cause.code is CauseCode.INTERRUPTED:  # its sandbox lives
+        error = AgentdError(cause.message, remediation=cause.remediation)
+        error.code = str(cause.code)
+        return error
     if cause.infrastructure:
         return BackendLost(cause.message, remediation=cause.remediation)
     if cause.code is CauseCode.SPAWN_FAILED:

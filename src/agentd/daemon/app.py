@@ -15,7 +15,6 @@ from agentd.daemon.admission.control import AdmissionControl
 from agentd.daemon.admission.parked import Parked, ended_note
 from agentd.daemon.admission.signed import SignedRequests
 from agentd.daemon.calls.calls import Calls
-from agentd.daemon.calls.ends import Ends
 from agentd.daemon.calls.places import Places
 from agentd.daemon.commands.commands import Commands
 from agentd.daemon.config import Config
@@ -83,7 +82,7 @@ class Daemon:
         self.links = Links()
         self._closing = threading.Event()
         self._up, self._began = False, time.time()
-        self.observer, self.ends = Observer(counts, log, self.denied), Ends()
+        self.observer = Observer(counts, log, self.denied)
         state = str(config.daemon.state)
         socket_path = os.path.join(state, "supervisor.sock")
         if len(socket_path) > _MAX_PATH:
@@ -195,6 +194,10 @@ class Daemon:
         with contextlib.suppress(AuditError):
             self.control.denied(who, sandbox, op=op, reasons=[str(error)], **code)
 
+    def begin_end(self) -> None:
+        """Note that what is cut off from now on is so because we shut down. Never blocks."""
+        self.control.records.shuts_down = True
+
     def end_waiting(self) -> None:
         """Tell those who wait for an approval or for room: they would wait for nothing."""
         self.ledger.close()
@@ -245,7 +248,6 @@ class Daemon:
             volumes=VolumeStore(os.path.join(state, "volumes")),
             secrets=SecretStore(os.path.join(state, "secrets.json")),
             calls=calls,
-            ends=self.ends,
             approvals=self.approvals,
             asked=self.asked,
             control=self.control,

@@ -105,7 +105,9 @@ class Pipeline:
         if self.gate is not None:
             self.gate.fork(who, handle, count, labels)
         if handle.spec.secrets:
-            values = handle.able(SECRETS, "tell the secrets of").held_secrets() | dict(values)
+            with handle.telling():
+                held = handle.able(SECRETS, "tell the secrets of").held_secrets()
+            values = held | dict(values)
         return self._give(self.manager.fork(handle, [spec or handle.spec] * count), values)
 
     def _give(self, handles: list[SandboxHandle], values: SecretValues) -> list[SandboxHandle]:

@@ -5,7 +5,7 @@ row there for each Protocol below that only some have.
 """
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from agentd.egress.asked import Asker
@@ -198,9 +198,9 @@ class Leased(Wall, Protocol):
         """Does as ``renew``, for one that has just been seen to live: nothing is waited for.
         ``env`` is kept for the next daemon. Raises BackendLost."""
 
-    def end_if_idle(self) -> bool:
+    def end_if_idle(self, tell: Callable[[], object]) -> bool:
         """Ends it where no command's process is left, so that it takes no time; else returns False.
-        Never blocks."""
+        ``tell`` is called before anything is killed. Never blocks."""
 
 
 class Backend(Protocol):

@@ -101,16 +101,16 @@ class DaemonProcess:
         commands = self._daemon.commands
         self._log.info("draining", seconds=seconds, commands=commands.running())
         self._notifier.stopping(f"draining for at most {seconds:g} s")
+        self._daemon.begin_end()
         drained = asyncio.create_task(server.drain(seconds + _LAST_WORDS))
         await _at_most(_LAST_WORDS, self._daemon.end_waiting)
         await asyncio.wait((drained,), timeout=seconds)
         if not drained.done():
             self._log.warning("ends what still runs", commands=commands.running())
-            await _at_most(_LAST_WORDS, commands.end_awaited)
-            await _at_most(_LAST_WORDS, self._daemon.ends.end)
+            await _at_most(_LAST_WORDS, commands.awaited.end)
         whole = await drained
         self._daemon.sandboxes.draining = True
-        await _at_most(_LAST_WORDS, commands.wait_idle, _LAST_WORDS)
+        await _at_most(_LAST_WORDS, commands.awaited.wait_idle, _LAST_WORDS)
         self._log.info("drained", whole=whole, left_running=commands.running())
 
     async def _reload_often(self) -> None:

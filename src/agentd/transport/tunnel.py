@@ -50,6 +50,11 @@ class Tunnel:
             raise GuestError("the agent ended a tunnel before it began")
         call.go_on()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether both ends have said all."""
+        return self._sent_all and self._received_all
+
     def fileno(self) -> int:
         return self._call.connection.fileno()
 
@@ -111,7 +116,7 @@ class Tunnel:
     def close(self) -> None:
         """Close it. Where both ends have said all, what was sent last is passed on first, in a few
         seconds or not at all. Idempotent."""
-        if self._sent_all and self._received_all and not self._ended:
+        if self.is_over and not self._ended:
             self._ended = True
             end = time.monotonic() + _LAST_SECONDS
             with contextlib.suppress(TimeoutError, AgentdError, OSError):

@@ -62,6 +62,11 @@ class Admission:
         self._busy: SandboxHandle | None = None  # whose operation it is, while that goes on
 
     @property
+    def shuts_down(self) -> bool:
+        """Whether the daemon does: what is cut off is so for that."""
+        return self._records.shuts_down
+
+    @property
     def obligations(self) -> "Obligations":
         return self.decision.obligations
 
@@ -126,7 +131,7 @@ class Admission:
         return self._end(records.of_value(self, outputs, input_digest))
 
     def fail(self, error: BaseException | None) -> None:
-        """Write the END of what failed, or (None) was let go of before its end."""
+        """Write the END of what failed, or (None) was cut off before its end."""
         # Whoever is told of the failure is told that first.
         with contextlib.suppress(AuditError):
             self._end(records.of_error(self, error))

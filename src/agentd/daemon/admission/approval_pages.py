@@ -41,6 +41,11 @@ def page(store: View, after: ApprovalPlace, since: str, limit: int, **mine: str)
     return ApprovalRows(found, None)
 
 
+def pending(store: View) -> list[str]:
+    """Return the ids of all that wait."""
+    return [record.id for record in _of(store, PENDING, "", {})]
+
+
 def _walked(
     store: View, after: ApprovalPlace, since: str, mine: dict[str, str]
 ) -> Iterator[tuple[ApprovalPlace, ApprovalRecord]]:

@@ -19,8 +19,10 @@ from typing import Any
 import msgspec
 
 from agentd.daemon import events
-from agentd.daemon.admission.approval_pages import ENDED, PENDING, ApprovalPlace, page
+from agentd.daemon.admission.approval_ends import decided, has_ended
+from agentd.daemon.admission.approval_pages import ENDED, PENDING, ApprovalPlace, page, pending
 from agentd.daemon.config import schema
+from agentd.daemon.service.quotas import about_to_end
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import ApprovalRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -28,7 +30,6 @@ from agentd.daemon.store.view import MAX_PAGE, Transaction
 from agentd.model.api import ApprovalView
 from agentd.model.canonical import canonical
 from agentd.model.errors import (
-    Conflict,
     Forbidden,
     Full,
     InvalidInput,
@@ -50,15 +51,18 @@ MAX_KEPT = 20_000
 KEPT_SECONDS = 86400.0
 LISTED_SECONDS = 3600.0  # ended ones are listed for so long
 _AT_ONCE, _GO_FOR_ONE = 500, 16
+_MAX_LATELY = 1024
 _LATE = "nobody decided in time"
 SANDBOX_ENDED = "its sandbox has ended"
+DAEMON_ENDS = "the daemon was about to end"
 NEW_SANDBOX = "a new one"  # for who reads what is asked, in place of an id
 
 
 class _Parked:
-    def __init__(self, principal: str, until: float, sandbox: str) -> None:
+    def __init__(self, principal: str, until: float, expires: float, sandbox: str) -> None:
         self.principal = principal
         self.sandbox = sandbox
+        self.expires = expires  # as its record says
         self.until = until  # of the monotonic clock: nobody can set that one
         self.ended = threading.Event()
 
@@ -82,10 +86,11 @@ class Approvals:
         self._lock = threading.Lock()
         self._parked: dict[str, _Parked] = {}
         self._of: Counter[str] = Counter()
+        self._lately: dict[str, str] = {}  # sandboxes that have ended, and what is noted for that
         self._unnoted: set[str] = set()  # whose end the store refused: nobody waits for them
         self._closed = False
         # Their requests went with the daemon that held them.
-        for id_ in _pending(store):
+        for id_ in pending(store):
             self._finish(id_, "expired", "the daemon ended while it waited")
 
     def ask(
@@ -122,6 +127,11 @@ class Approvals:
             self._unpark(record.id)
             raise
         self._tell(record)
+        # Its sandbox, or we, may have ended as it was decided on: nobody ends it again.
+        if (note := self._lately.get(_sandbox(asked))) is not None:
+            self._finish(record.id, "withdrawn", note)
+        elif self._closed:
+            self._finish(record.id, "expired", DAEMON_ENDS)
         return self._view(record)
 
     def wait(self, id_: str, timeout: float | None = None) -> ApprovalView:
@@ -159,12 +169,15 @@ class Approvals:
         self._finish(id_, "withdrawn", f"{who.name} has withdrawn it", by=who.name)
         view = self.get(who, id_)
         if view.state != "withdrawn" or view.decided_by != who.name:
-            raise _has_ended(view)
+            raise has_ended(view)
         return view
 
     def sandbox_ended(self, sandbox: str, note: str = SANDBOX_ENDED) -> None:
         """Drop the approvals of acts in a sandbox that has ended."""
         with self._lock:
+            self._lately[sandbox] = note
+            if len(self._lately) > _MAX_LATELY:
+                del self._lately[next(iter(self._lately))]
             of_it = [id_ for id_, parked in self._parked.items() if parked.sandbox == sandbox]
         for id_ in of_it:
             self._finish(id_, "withdrawn", note)
@@ -185,7 +198,7 @@ class Approvals:
                     remediation="ask another approver; approvals.self_approve would let you",
                 )
             if self._is_late(record):
-                raise _has_ended(record, "expired")
+                raise has_ended(record, "expired")
             made = decided(record, who.name, allow, note, self._clock())
             t.put(made)
             return made
@@ -234,9 +247,11 @@ class Approvals:
         with self._lock:
             overdue = [i for i, p in self._parked.items() if p.until <= self._monotonic()]
             overdue += self._unnoted
+            # A clock may leap: what waits is kept, however long ago it should have ended.
+            first = min((p.expires for p in self._parked.values()), default=now)
         for id_ in overdue:
             self._finish(id_, "expired", _LATE)
-        gone, before = 0, now - KEPT_SECONDS
+        gone, before = 0, min(now - KEPT_SECONDS, first)
         while count := self._store.write(
             lambda t: t.delete_before(ApprovalRecord, "expires", before, _AT_ONCE), synced=False
         ):
@@ -250,13 +265,13 @@ class Approvals:
             parked = list(self._parked)
         for id_ in parked:
             with contextlib.suppress(StoreError):  # the next daemon ends it
-                self._finish(id_, "expired", "the daemon was about to end")
+                self._finish(id_, "expired", DAEMON_ENDS)
 
     def _park(self, record: ApprovalRecord, ttl: float, sandbox: str) -> None:
         most, name = self._config().max, record.principal
         with self._lock:
             if self._closed:
-                raise Full("the daemon is about to end", remediation="ask the next one")
+                raise about_to_end()
             if len(self._parked) >= most:
                 raise Full(f"{most} requests wait for approval", remediation="have them decided on")
             if self._of[name] >= MAX_OF_ONE:
@@ -265,7 +280,8 @@ class Approvals:
                     remediation="have them decided on",
                 )
             self._of[name] += 1
-            self._parked[record.id] = _Parked(name, self._monotonic() + ttl, sandbox)
+            until = self._monotonic() + ttl
+            self._parked[record.id] = _Parked(name, until, record.expires, sandbox)
 
     def _unpark(self, id_: str) -> None:
         with self._lock:
@@ -335,21 +351,6 @@ def _sandbox(asked: Mapping[str, Any]) -> str:
     return "" if found == NEW_SANDBOX else found
 
 
-def decided(record: ApprovalRecord, by: str, allow: bool, note: str, now: float) -> ApprovalRecord:
-    """Return it decided. Raises Conflict where it has ended."""
-    if record.state != PENDING:
-        raise _has_ended(record)
-    return msgspec.structs.replace(
-        record, state="approved" if allow else "denied", decided=now, decided_by=by, note=note
-    )
-
-
-def _has_ended(one: ApprovalRecord | ApprovalView, state: str = "") -> Conflict:
-    ended = state or one.state
-    fix = f"its request {'went on with that' if ended == 'approved' else 'must be sent again'}"
-    return Conflict(f"approval {one.id} is {ended}", cause=one.note, remediation=fix)
-
-
 def _require_seeing(who: Principal) -> None:
     if not who.may("approve"):
         who.require("read")
@@ -381,15 +382,6 @@ def _forget_oldest(t: Transaction, principal: str) -> bool:
     if oldest:
         t.delete(ApprovalRecord, min(oldest, key=lambda one: one.created).id)
     return bool(oldest)
-
-
-def _pending(store: SqliteStore) -> list[str]:
-    found: list[str] = []
-    while page := store.find(
-        ApprovalRecord, after=(found[-1],) if found else (), state=PENDING, limit=MAX_PAGE
-    ):
-        found += [record.id for record in page]
-    return found
 
 
 def _unknown(id_: str) -> NotFound:

@@ -7,9 +7,10 @@ from typing import Any, Protocol
 import msgspec
 
 from agentd.daemon.admission.acts import Act
-from agentd.daemon.admission.approvals import NEW_SANDBOX, SANDBOX_ENDED, Approvals
+from agentd.daemon.admission.approvals import DAEMON_ENDS, NEW_SANDBOX, SANDBOX_ENDED, Approvals
 from agentd.daemon.admission.records import decision_fields
 from agentd.daemon.commands.ends import DESTROYED, IDLE_OVER, LEASE_OVER
+from agentd.daemon.service.quotas import about_to_end
 from agentd.model import context
 from agentd.model.api import ApprovalView
 from agentd.model.audit import Event, Kind, Record
@@ -107,6 +108,8 @@ class Parked:
                 remediation="ask who decided",
             )
         self._note(act, *_outcome(found))
+        if found.note == DAEMON_ENDS:
+            raise about_to_end()
         raise ApprovalExpired(
             f"nobody approved {act.name} in time",
             cause=found.note,

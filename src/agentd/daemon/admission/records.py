@@ -16,7 +16,7 @@ import msgspec
 from agentd.audit import receipt, record
 from agentd.audit.receipt import Decided, Execution, clean
 from agentd.daemon.admission.acts import Act
-from agentd.daemon.commands.ends import cause_of
+from agentd.daemon.commands.ends import SHUT_DOWN, cause_of
 from agentd.model.audit import Event, Kind
 from agentd.model.canonical import canonical
 from agentd.model.cause import Cause, CauseCode
@@ -51,6 +51,7 @@ class Records:
         self._log = log
         self._receipts = receipts
         self._denied = denied or log.submit
+        self.shuts_down = False  # the daemon does, and cuts off what still goes on
 
     def admitted(self, act: Act, decision: Decision, *, lasting: bool) -> None:
         hidden = secrets(act)
@@ -208,9 +209,10 @@ def of_value(
 
 
 def of_error(admission: "Admission", error: BaseException | None) -> Execution:
-    """Return the execution of an act that failed, or (None) was abandoned before its end."""
-    if error is None:
-        cause = Cause.of(CauseCode.CANCELLED, "nobody waited for its end")
+    """Return the execution of an act that failed, or (None) was cut off before its end."""
+    if error is None or isinstance(error, ConnectionAbortedError):  # the latter: of an upload
+        gone = Cause.of(CauseCode.CANCELLED, "nobody waited for its end")
+        cause = SHUT_DOWN if admission.shuts_down else gone
     elif isinstance(error, AgentdError):
         cause = cause_of(error)
     else:

@@ -14,6 +14,7 @@ from agentd.daemon import events
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.commands import begun
 from agentd.daemon.commands.again import BeginAgain, kill_once_it_goes_on
+from agentd.daemon.commands.awaited import AwaitedCommands
 from agentd.daemon.commands.begin import (
     BeginDetached,
     BeginStreamed,
@@ -23,7 +24,7 @@ from agentd.daemon.commands.begin import (
     stdin_of,
 )
 from agentd.daemon.commands.command import Command, Emit
-from agentd.daemon.commands.ends import SHUT_DOWN, completed
+from agentd.daemon.commands.ends import completed
 from agentd.daemon.commands.listed import ENDED, MAX_KEPT, RUNNING, Listed, Register
 from agentd.daemon.commands.parts import EndedParts
 from agentd.daemon.commands.past import Past
@@ -72,7 +73,7 @@ class Commands:
         self._register = Register(publish)
         # Sandboxes taken over whose ended commands nobody has asked for yet.
         self._unread: set[str] = set()
-        self._waiting: dict[int, list[Command]] = {}  # calls that return with a command's end
+        self.awaited = AwaitedCommands()
         self.parts = EndedParts(self._discard)
         self.taken_over: set[str] = set()  # requests of the daemon before whose commands live on
         self.count = 0  # of those that no call is the reason of
@@ -80,20 +81,13 @@ class Commands:
     def exec(self, who: Principal, live: Live, body: ExecBody) -> ResultView:
         """Run one to its end. Its output and its record are written before the answer is given;
         how it ended is on disk, in the audit log."""
-        stdin, awaited = stdin_of(body), list[Command]()
+        stdin = stdin_of(body)
         with self._ledger.command(who.name):
-            with self._lock:
-                self._waiting[id(awaited)] = awaited
-            try:
-                command = self._begin(who, live, body, detached=False, feeds=bool(stdin))
-                awaited.append(command)
+            command = self._begin(who, live, body, detached=False, feeds=bool(stdin))
+            with self.awaited.one(command), context.waiting_client().telling(command.cancel):
                 if stdin:
                     command.feed(stdin)
-                with context.waiting_client().telling(command.cancel):
-                    command.drive(keep=True)
-            finally:
-                with self._lock:
-                    del self._waiting[id(awaited)]
+                command.drive(keep=True)
         self._over(who, command)
         # An answer that is recorded itself is written behind this one, and waits for both.
         self._record(who, command, wait=context.recorded() is None)
@@ -167,23 +161,6 @@ class Commands:
         self._register.forget(live.id)
         with self._lock:
             self._unread.discard(live.id)
-
-    def wait_idle(self, seconds: float) -> bool:
-        """Wait until nothing runs whose caller waits for its end; False when something still does.
-
-        What was started without waiting goes on in its sandbox when we end.
-        """
-        deadline = time.monotonic() + seconds
-        while self._waiting and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return not self._waiting
-
-    def end_awaited(self) -> None:
-        """End those whose caller waits: it is told so."""
-        with self._lock:
-            going = [command for one in self._waiting.values() for command in one]
-        for command in going:
-            command.cancel(SHUT_DOWN)
 
     def adopt(self, live: Live, ended: Set[str] = frozenset()) -> int:
         """Go on with what runs in a sandbox that outlived the daemon before: how many. Of the
@@ -275,9 +252,10 @@ class Commands:
             if kept is not None:
                 self._record(who, command)  # the next daemon has it, too, should we be killed
                 kept.append(command.id)
-            if stdin:
-                command.feed(stdin)
-            return command.follow(emit, cancel)
+            with self.awaited.one(command):
+                if stdin:
+                    command.feed(stdin)
+                return command.follow(emit, cancel)
         except Exception as error:
             command.abandon(error)
             raise

@@ -234,8 +234,9 @@ def status(end: Exit) -> str:
 
 def cause_of(error: AgentdError) -> Cause:
     """Return the cause of a command whose end nobody will see."""
-    if isinstance(error, CommandLost):
-        return INTERRUPTED
+    # A capability's own code, which a program may choose, is none of ours.
+    if error.code == CauseCode.INTERRUPTED and error.infrastructure:
+        return Cause.of(CauseCode.INTERRUPTED, error.message)
     if isinstance(error, SandboxEnded) or error.code == CauseCode.CANCELLED:
         return Cause(CauseCode(error.code), error.message, error.remediation)
     if isinstance(error, BackendLost | GuestError):

@@ -79,7 +79,8 @@ class Changing:
     def _lease(self, live: "Live", seconds: float) -> None:
         """Ours ends first, then the supervisor's, then the agent's own: each where the one before
         is in no state to."""
-        live.wall.renew(seconds + GRACE_SECONDS)
+        with live.handle.telling():
+            live.wall.renew(seconds + GRACE_SECONDS)
         tell_agent(live, seconds)
 
     def _change(self, live: "Live", **fields: object) -> None:

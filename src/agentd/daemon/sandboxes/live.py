@@ -48,7 +48,7 @@ class Live:
         with self.lock:
             first, self.ending = not self.ending, True
             if first:
-                self.handle.why = _WHY.get(reason)
+                self._tell(reason)
         return first
 
     def begin_end_if_idle(self, reason: str) -> bool:
@@ -62,11 +62,14 @@ class Live:
         try:
             if self.ending:
                 return False
-            self.handle.why = _WHY.get(reason)
-            self.ending = self.wall.end_if_idle()
+            # Not before: the call that is to end it otherwise may be refused, and then it lives.
+            self.ending = self.wall.end_if_idle(lambda: self._tell(reason))
             return self.ending
         finally:
             self.lock.release()
+
+    def _tell(self, reason: str) -> None:
+        self.handle.why = _WHY.get(reason)
 
     def lease(self, left: float | None) -> None:
         """Set its lease, by a clock that nobody sets; what the record says is for people."""

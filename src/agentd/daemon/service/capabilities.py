@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agentd.daemon.calls import catalogue
+from agentd.daemon.calls.ends import readable_once
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun
 from agentd.model import context, typed
@@ -57,7 +58,7 @@ class DaemonCapabilities(Noun):
 
     def _call(self, acting: Principal, body: CallBody, emit: Emit | None, cancel: int) -> CallView:
         parts = self._parts
-        with parts.ledger.command(acting.name), parts.ends.one(context.waiting_client()) as end:
+        with parts.ledger.command(acting.name), readable_once(context.waiting_client()) as end:
             # Whoever follows it has a descriptor of their own, and is told by that.
             told = cancel if cancel >= 0 else end
             view = parts.calls.call(acting, body, emit, via="http", cancel=told)

@@ -5,12 +5,14 @@ Each is judged and recorded as the capability that does the same: ``fs.read.v1``
 nobody waits for its records; a look (``list``, ``stat``) is over once it is decided.
 """
 
+import select
 from collections.abc import Generator, Iterable, Iterator
 from hashlib import sha256
 
 import msgspec
 
 from agentd.daemon.admission import acts
+from agentd.daemon.admission.admission import Admission
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.sandboxes.live import Live
 from agentd.daemon.service.noun import Noun
@@ -19,6 +21,7 @@ from agentd.model.begun import begun
 from agentd.model.content import Content
 from agentd.model.typed import like
 from agentd.policy.scopes import scope_of
+from agentd.transport.connection import ready
 from agentd.transport.files import checked
 
 
@@ -97,7 +100,7 @@ class DaemonFiles(Noun):
         self, sandbox: str, path: str, *, recursive: bool = False, wake: int = -1
     ) -> Iterator[ChangeView]:
         live, admission = self._open(sandbox, acts.LIST, "watch files", path=path)
-        return begun(admission.over(_changes(live, path, recursive, wake)))
+        return begun(admission.over(_changes(live, admission, path, recursive, wake)))
 
     @observed("read_tar")
     def read_tar(self, sandbox: str, path: str) -> Iterator[bytes]:
@@ -141,9 +144,11 @@ class _Hashed:
 
 
 def _changes(
-    live: Live, path: str, recursive: bool, wake: int
+    live: Live, admission: Admission, path: str, recursive: bool, wake: int
 ) -> Generator[ChangeView | None, None, None]:
     changes = live.handle.guest.files.watch(path, recursive, wake=wake)
     yield None
     for change in changes:
         yield ChangeView(kind=change.kind, path=change.path)
+    if wake >= 0 and ready(wake, select.POLLIN, 0.0):  # else it ended with its folder
+        admission.fail(None)

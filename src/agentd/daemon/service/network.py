@@ -27,7 +27,7 @@ class DaemonNetwork(Noun):
         asked = bodies.regranted(live.handle.spec, net, self._parts.config())
         wall = live.handle.able(NETWORK, "change the network of")
         rules = {"net": asked.net, "egress": list(asked.egress)}
-        with self._judge(live, acts.NETWORK, **rules) as admission:
+        with self._judge(live, acts.NETWORK, **rules) as admission, live.handle.telling():
             admission.begin()
             self._parts.sandboxes.restrict(live, wall, asked)
             self._parts.asked.rules_changed(live)
@@ -37,7 +37,8 @@ class DaemonNetwork(Noun):
     def cassette(self, sandbox: str) -> bytes:
         live = self._live("read", sandbox)
         require_rules(live.handle.spec)
-        return live.handle.able(CASSETTE, "record what is asked in").cassette()
+        with live.handle.telling():
+            return live.handle.able(CASSETTE, "record what is asked in").cassette()
 
     @observed("play_cassette")
     def play(self, sandbox: str, cassette: bytes) -> None:
@@ -51,7 +52,7 @@ class DaemonNetwork(Noun):
         rules = {"net": spec.net, "egress": list(spec.egress)}
         digest = sha256(cassette).hexdigest()
         judged = self._judge(live, acts.NETWORK, **rules, cassette=digest)
-        with judged as admission, in_memory(cassette) as path:
+        with judged as admission, in_memory(cassette) as path, live.handle.telling():
             admission.begin()
             wall.play(path)
 
@@ -59,4 +60,5 @@ class DaemonNetwork(Noun):
     def connections(self, sandbox: str, after: int = 0) -> ConnectionPage:
         live = self._live("read", sandbox)
         require_rules(live.handle.spec)
-        return shown.connections(live.handle.able(NETWORK, "tell the connections of"), after)
+        with live.handle.telling():
+            return shown.connections(live.handle.able(NETWORK, "tell the connections of"), after)

@@ -9,7 +9,6 @@ from agentd.auth.keys import KeyService
 from agentd.daemon.admission.approvals import Approvals
 from agentd.daemon.admission.control import AdmissionControl
 from agentd.daemon.calls.calls import Calls
-from agentd.daemon.calls.ends import Ends
 from agentd.daemon.commands.commands import Commands
 from agentd.daemon.config.schema import Config
 from agentd.daemon.events import EventFeed
@@ -46,7 +45,6 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     volumes: VolumeStore
     secrets: SecretStore
     calls: Calls
-    ends: Ends  # of calls that somebody waits for
     approvals: Approvals
     asked: AskedConnections
     control: AdmissionControl

@@ -74,7 +74,9 @@ class DaemonPorts(Noun):
 
 
 def _ended(admission: "Admission", tunnel: Tunnel) -> None:
-    if tunnel.failure is None:
+    # A connection that its client closes has come to its end.
+    is_cut = admission.shuts_down and not tunnel.is_over
+    if tunnel.failure is None and not is_cut:
         admission.__exit__(None, None, None)
     else:
         admission.fail(tunnel.failure)

@@ -56,7 +56,7 @@ async def _stream(exchange: Exchange, query: dict[str, Any]) -> None:
         return exchange.build(make)
 
     followed = Followed(_AHEAD, call)
-    with exchange.staying(followed, 2 * _AHEAD):
+    with exchange.staying(followed, 2 * _AHEAD, ends=True):
         followed.start(web.threads.waits)
         headers = [(b"content-type", EVENTS.encode()), (b"cache-control", b"no-store")]
         await exchange.start(200, headers)

@@ -55,7 +55,7 @@ async def _healthz(exchange: Exchange, _: dict[str, Any]) -> None:
 async def _readyz(exchange: Exchange, _: dict[str, Any]) -> None:
     """Tell whether it takes work."""
     if exchange.web.draining:
-        raise Draining("the daemon is about to end")
+        raise Draining()
     if why := exchange.web.ready():
         await exchange.answer(error_answer(Unavailable(why)))
         return

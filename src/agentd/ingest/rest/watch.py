@@ -6,6 +6,7 @@ from agentd.ingest.rest.api import Exchange
 from agentd.ingest.rest.output import EVENTS, last_event
 from agentd.ingest.rest.respond import encode
 from agentd.ingest.web.bridge import Bridge
+from agentd.ingest.web.errors import Draining
 from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.followed import Followed
 from agentd.ingest.web.standing import standing
@@ -50,6 +51,8 @@ async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
                 raise
             except AgentdError as failure:  # its sandbox has ended, say
                 error = without_frames(failure)
+            if error is None and web.draining:  # what changes from now on it is not told
+                error = Draining()
         await exchange.end(b"" if error is None else last_event(error))
 
 

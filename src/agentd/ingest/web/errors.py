@@ -34,7 +34,13 @@ class RangeNotSatisfiable(InvalidInput):
 
 
 class Draining(AgentdError):
+    """The daemon takes nothing new, and ends what has no end of its own."""
+
     code = "draining"
+
+    def __init__(self) -> None:
+        fix = "come back when it has been started again"
+        super().__init__("the daemon is about to end", remediation=fix)
 
 
 def internal(error: Exception, what: str) -> AgentdError:

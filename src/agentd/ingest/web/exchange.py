@@ -159,6 +159,8 @@ _FREE = 64 << 10  # bytes of a request that count for nobody
 class Disconnected(InvalidInput):
     """The client went away amid its request; nobody reads the answer."""
 
+    code = "cancelled"
+
 
 class Answered(Exception):
     """To HEAD, by the head of the answer to GET: the rest is not wanted."""
@@ -248,11 +250,15 @@ class Exchange(WebRequest[D]):
             share.resize(0)
 
     @contextlib.contextmanager
-    def staying(self, stream: Stoppable, size: int = STREAM) -> Iterator[None]:
-        """Stop the stream when the client goes, when agentd drains, and at the end of the block.
-        It counts as ``size`` bytes of answers, whatever waits for its client. Raises Full."""
+    def staying(
+        self, stream: Stoppable, size: int = STREAM, *, ends: bool = False
+    ) -> Iterator[None]:
+        """Stop the stream when the client goes, when agentd drains, unless it ``ends`` by itself,
+        and at the end of the block. It counts as ``size`` bytes of answers, whatever waits for its
+        client. Raises Full."""
         room = contextlib.ExitStack()
-        self.web.add(stream)
+        if not ends:
+            self.web.add(stream)
         self.link.on_lost(stream.stop)
         try:
             room.callback(self.web.answers.hold(caller.get(), size, lasting=True))

@@ -70,7 +70,7 @@ class Doors:
         link.on_lost(gone.set)
         try:
             if self._web.draining and scope["path"] not in always:
-                await _refuse(mount, _draining(), scope, receive, tell)
+                await _refuse(mount, Draining(), scope, receive, tell)
             else:
                 await (hosted or mount.application)(scope, receive, tell)
         except Exception as error:  # of an application that is no ``Routes``
@@ -109,12 +109,6 @@ def _clashes(mounts: Mapping[str, Mount]) -> Iterator[str]:
                 if _is_below(mine, theirs) or _is_below(theirs, mine):
                     path = max(mine, theirs, key=len) or "/"
                     yield f"the doors {one!r} and {other!r} both answer {path} on one listener"
-
-
-def _draining() -> Draining:
-    return Draining(
-        "the daemon is about to end", remediation="come back when it has been started again"
-    )
 
 
 async def _refuse(mount: Mount, error: AgentdError, scope: Any, receive: Any, send: Any) -> None:

@@ -44,11 +44,14 @@ STATUS = {
     "store_error": 503,
     "busy": 503,
     "policy_undecided": 503,
+    "interrupted": 503,
     "audit_error": 503,
     "audit_busy": 503,
 }
 # The codes of capabilities are their own: a "busy" there is none of the daemon's.
 CALL_FAILED = {"not_found": 404, "too_large": 413}
+# Where the same question finds the same policy, or may have been done already: no "come again".
+_NOT_AGAIN = frozenset(("policy_undecided", "interrupted"))
 _CALL_FAILED = 422  # well asked, and it cannot be had
 FAILED = "failed"  # in Agentd-Call: the capability's error, and not the daemon's of that code
 ERRNO = {
@@ -90,8 +93,7 @@ def headers_of(error: AgentdError) -> dict[str, str]:
     status, headers = status_of(error), dict[str, str]()
     if isinstance(error, CallFailed):
         headers["agentd-call"] = FAILED
-    # The same question finds the same policy: to ask again is not its fix.
-    again = status == 503 and error.code != "policy_undecided"
+    again = status == 503 and error.code not in _NOT_AGAIN
     retry_after = getattr(error, "retry_after", 1.0 if again else None)
     if status in (429, 503) and retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(retry_after)))

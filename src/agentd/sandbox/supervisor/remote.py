@@ -214,11 +214,12 @@ class RemoteWall:
                 else:
                     self._link.tell("kill", id=self.id)  # the pidfd tells when it has ended
 
-    def end_if_idle(self) -> bool:
+    def end_if_idle(self, tell: Callable[[], object]) -> bool:
         """Ends it where no command's process is left, so that it takes no time; else returns False.
-        Never blocks."""
+        ``tell`` is called before anything is killed. Never blocks."""
         if self._process is None or not only_agent_left(self._group):
             return False
+        tell()
         self._kill_first()
         return self._first_killed and only_agent_left(self._group)
 

@@ -307,7 +307,7 @@ class Supervisor:
         with self._lock:
             entry = self._entries.get(str(message.get("id")))
         if entry is None:
-            raise SandboxError(
+            raise BackendLost(
                 f"sandbox {message.get('id')} has ended", remediation="create a new sandbox"
             )
         return entry

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from agentd.daemon.admission import approvals as module
-from agentd.daemon.admission.approvals import KEPT_SECONDS, Approvals, decided
+from agentd.daemon.admission.approval_ends import decided
+from agentd.daemon.admission.approvals import KEPT_SECONDS, Approvals
 from agentd.daemon.config.schema import ApprovalSettings as Settings
 from agentd.daemon.store.errors import StoreError
 from agentd.daemon.store.records import ApprovalRecord
@@ -380,3 +381,41 @@ class Lives(RuleBasedStateMachine):
 
 Lives.TestCase.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 TestLives = Lives.TestCase
+
+
+def test_an_act_of_a_sandbox_that_has_just_ended_waits_for_nobody(approvals):
+    approvals.sandbox_ended("sbx-1", "its sandbox has ended with its lease")
+    asked = approvals.ask({**ASKED, "sandbox": "sbx-1"}, ALICE, "r")
+    found = approvals.wait(asked.id, 0)
+    assert (found.state, found.note) == ("withdrawn", "its sandbox has ended with its lease")
+    other = approvals.ask({**ASKED, "sandbox": "sbx-2"}, ALICE, "r")
+    assert approvals.wait(other.id, 0).state == "pending"
+
+
+@pytest.mark.parametrize("end", ["its sandbox", "the daemon"])
+def test_one_that_ends_as_it_is_written_has_ended(approvals, store, monkeypatch, end):
+    """Whoever waited for it was told again and again that it is pending."""
+    write = store.write
+
+    def ending(work, **options):
+        monkeypatch.undo()
+        if end == "the daemon":
+            approvals.close()
+        else:
+            approvals.sandbox_ended("sbx-1")
+        return write(work, **options)
+
+    monkeypatch.setattr(store, "write", ending)
+    asked = approvals.ask({**ASKED, "sandbox": "sbx-1"}, ALICE, "r")
+    state = "expired" if end == "the daemon" else "withdrawn"
+    assert approvals.wait(asked.id, 0).state == state
+
+
+def test_what_waits_is_kept_though_the_clock_leaps(store, clock):
+    """As that of a machine does that has slept for days."""
+    approvals = Approvals(store, Settings, clock, Clock())
+    asked = approvals.ask(ASKED, ALICE, "r")
+    clock.now += 10 * KEPT_SECONDS
+    assert approvals.sweep(clock.now) == 0
+    assert approvals.decide(BOB, asked.id, True).state == "approved"
+    assert approvals.sweep(clock.now) == 1

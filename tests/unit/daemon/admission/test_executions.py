@@ -1,6 +1,7 @@
 """What a receipt says of an execution, and what it keeps to itself."""
 
 import time
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -73,7 +74,6 @@ class Gone(AgentdError):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (None, CauseCode.CANCELLED, "nobody waited"),
         (Gone("nobody follows the call"), CauseCode.CANCELLED, "nobody follows"),
         (NotFound("there is no file a"), CauseCode.FAILED, "not_found: there is no file a"),
         (ValueError("hunter2"), CauseCode.FAILED, "ValueError"),
@@ -86,6 +86,20 @@ def test_of_a_failure_it_says_which(error, code, said):
     assert found.outputs == {} and found.sandbox == "sbx-1"
     # What an error that nobody foresaw says may be anything.
     assert "hunter2" not in found.cause.message
+
+
+@pytest.mark.parametrize("error", [None, ConnectionAbortedError("the upload was given up")])
+@pytest.mark.parametrize(
+    ("shuts_down", "code", "said"),
+    [
+        (False, CauseCode.CANCELLED, "nobody waited"),
+        (True, CauseCode.INTERRUPTED, "its daemon shut down"),
+    ],
+)
+def test_of_what_is_cut_off_it_says_by_whom(error, shuts_down, code, said):
+    written = SimpleNamespace(shuts_down=shuts_down)
+    found = records.of_error(admitted(ran(handle_of()), written), error)
+    assert found.cause.code is code and said in found.cause.message
 
 
 def test_the_code_is_the_argv_or_the_source():

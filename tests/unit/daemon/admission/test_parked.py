@@ -11,12 +11,14 @@ from agentd.audit.errors import AuditError
 from agentd.daemon.admission.acts import Place
 from agentd.daemon.admission.approvals import Approvals
 from agentd.daemon.admission.gate import Gate
-from agentd.daemon.admission.parked import ApprovalDenied, ApprovalExpired, Parked
+from agentd.daemon.admission.parked import ApprovalDenied, ApprovalExpired, Parked, ended_note
 from agentd.daemon.admission.records import Records
+from agentd.daemon.commands.ends import LEASE_OVER
 from agentd.daemon.config.schema import ApprovalSettings as Settings
 from agentd.daemon.config.values import Duration
 from agentd.daemon.store.sqlite import SqliteStore
-from agentd.model.errors import AgentdError, Forbidden, Full, Refused
+from agentd.model.errors import AgentdError, Forbidden, Full, Refused, SandboxEnded
+from agentd.model.isolation import IsolationLevel
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 
@@ -112,9 +114,20 @@ def test_when_the_daemon_ends_whoever_waits_is_told(parked, approvals, kept):
     asking = Asking(parked, kept, act(), approvals)
     approvals.close()
     error = asking.end()
-    assert isinstance(error, ApprovalExpired) and "about to end" in error.cause
+    assert isinstance(error, Full) and "about to end" in error.message
+    assert [r.kind for r in kept.records()][-2:] == ["approval_expired", "denial"]
     with pytest.raises(Full):
         parked.approve(act(), allowing(approve=True).decision)
+
+
+def test_an_act_of_a_sandbox_that_has_just_ended_is_told_why(parked, approvals, kept):
+    """It came to be decided on after all that waited were told."""
+    place = Place(SandboxSpec(), IsolationLevel.NAMESPACE, "sbx-1")
+    approvals.sandbox_ended("sbx-1", ended_note(LEASE_OVER))
+    with pytest.raises(SandboxEnded, match="sbx-1 ended before") as caught:
+        parked.approve(act(place=place), allowing(approve=True).decision)
+    assert caught.value.code == "lease_expired"
+    assert kept.kinds() == ["approval_asked"]
 
 
 def test_one_whose_caller_has_gone_is_withdrawn(parked, approvals, kept):

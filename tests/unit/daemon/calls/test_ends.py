@@ -1,46 +1,32 @@
 import select
-import threading
 
-from tests.unit.ingest.fake import until
-
-from agentd.daemon.calls.ends import Ends
+from agentd.daemon.calls.ends import readable_once
+from agentd.model import context
 
 
-def is_readable(fd):
+def is_readable(fd: int) -> bool:
     poller = select.poll()
     poller.register(fd, select.POLLIN)
     return bool(poller.poll(0))
 
 
-def test_all_that_run_are_told_and_those_that_come_later_are_not():
-    ends = Ends()
-    with ends.one() as first, ends.one() as second:
-        assert ends.running() == 2
-        assert not is_readable(first) and not is_readable(second)
-        ends.end()
-        ends.end()
-        assert is_readable(first) and is_readable(second)
-        with ends.one() as later:
-            assert not is_readable(later)
-    assert ends.running() == 0
-    ends.end()
+def test_a_call_is_told_once_who_waits_for_it_has_gone() -> None:
+    gone = context.Gone()
+    with readable_once(gone) as first, readable_once(context.NEVER) as other:
+        assert not is_readable(first)
+        gone.set()
+        gone.set()
+        assert is_readable(first) and not is_readable(other)
+    with readable_once(gone) as late:
+        assert is_readable(late)
 
 
-def test_many_threads_begin_and_end_while_they_are_ended():
-    """No descriptor is written to that is somebody else's by now: the test counts them."""
-    ends, stop = Ends(), threading.Event()
-
-    def work():
-        while not stop.is_set():
-            with ends.one():
-                pass
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for _ in range(2000):
-        ends.end()
-    stop.set()
-    for thread in threads:
-        thread.join()
-    until(lambda: ends.running() == 0)
+def test_nothing_is_written_once_the_call_has_ended() -> None:
+    """No descriptor is written to that is somebody else's by now."""
+    gone = context.Gone()
+    with readable_once(gone) as first:
+        pass
+    with readable_once(context.NEVER) as second:
+        assert first == second
+        gone.set()
+        assert not is_readable(second)
