@@ -233,6 +233,59 @@ def test_without_the_key_of_the_runtime_directory_a_repeat_is_told_as_interrupte
         _seals(daemon)[0].unlink()
 
 
+@pytest.mark.parametrize("how", ["others may read it", "a link to it"])
+def test_a_key_that_others_could_have_put_there_opens_nothing(how: str, tmp_path: Path) -> None:
+    with running() as daemon:
+        (key,) = _seals(daemon)
+        body = {"sandbox": {}, "exec": {"cmd": "echo hi"}}
+        assert daemon.ask("POST", "/v1/run", body, Idempotency_Key="k").status == 200
+        daemon.stop()
+        if how == "a link to it":
+            elsewhere = tmp_path / "key"
+            elsewhere.write_bytes(key.read_bytes())
+            elsewhere.chmod(0o600)
+            key.unlink()
+            key.symlink_to(elsewhere)
+        else:
+            key.chmod(0o644)
+        daemon.start()
+        again = daemon.ask("POST", "/v1/run", body, Idempotency_Key="k")
+        assert (again.status, again.code) == (409, "idempotency_interrupted"), again.body
+        (new,) = _seals(daemon)
+        assert not new.is_symlink() and new.stat().st_mode & 0o777 == 0o600
+        new.unlink()
+
+
+def test_each_file_that_is_kept_is_its_owners_alone_whatever_the_umask() -> None:
+    """By itself, and not by the folder alone that it is in."""
+    with running(prefix=["sh", "-c", 'umask 0; exec "$@"', "sh"]) as daemon:
+        box = daemon.sandbox(env={"INNER": OF_SANDBOX}, labels={"a": "b"})
+        path = f"/v1/sandboxes/{box}/exec"
+        said = daemon.ask("POST", path, {"cmd": "echo told"}, Idempotency_Key="k")
+        assert said.json["stdout"] == "told\n"
+        assert daemon.ask("POST", path, {"cmd": "echo kept", "wait": False}).status in (201, 202)
+        assert daemon.ask("POST", f"/v1/sandboxes/{box}/snapshot").status == 201
+        assert daemon.ask("PUT", "/v1/secrets/TOKEN", {"value": OF_CALL}).status == 200
+        assert daemon.ask("POST", "/v1/volumes", {"name": "v"}).status == 201
+        assert daemon.key("alice")
+        until(lambda: any((daemon.state / "journals").rglob("*.*")))
+        places = [daemon.state, *daemon.state.rglob("*")]
+        # A key to verify by is everybody's; who may read what is in a volume, its sandboxes say.
+        kept = [p for p in places if not {"volumes", "data"} <= set(p.parts) and p.suffix != ".pub"]
+        assert len(kept) > 20
+        wide = {str(p): oct(p.lstat().st_mode) for p in kept if p.lstat().st_mode & 0o077}
+        assert wide == {}
+        for seal in _seals(daemon):
+            seal.unlink()
+
+
+def test_what_a_policy_says_is_cut_where_it_is_written_down(daemon: Daemon) -> None:
+    asked = {"command": "/denied", "env": {f"{'N' * 60}{n}": "x" for n in range(50)}}
+    assert daemon.call("shell.exec.v1", asked, key=daemon.key("carol")).code == "policy_denied"
+    denial = daemon.until_recorded(kind="denial", principal="carol")
+    assert 0 < sum(map(len, denial.fields["reasons"])) <= 500
+
+
 def _seals(daemon: Daemon) -> list[Path]:
     """The key of its state directory, whose path stands behind it in the file."""
     where = str(daemon.state.resolve()).encode()

@@ -150,7 +150,7 @@ def write(
             agentd=__version__,
             files=_digests(state),
         )
-        with open(os.path.join(folder, MANIFEST), "xb") as file:
+        with open(os.path.join(folder, MANIFEST), "xb", opener=paths.private) as file:
             file.write(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
         if kept:
             _sync(folder)

@@ -325,7 +325,7 @@ class VolumeStore:
             yield made, busy
             check_left(self.folder, "volume")
             os.mkdir(os.path.join(made, _USED), 0o700)
-            with open(os.path.join(made, _ABOUT), "xb") as file:
+            with open(os.path.join(made, _ABOUT), "xb", opener=paths.private) as file:
                 file.write(msgspec.json.encode(about))
                 file.flush()
                 os.fsync(file.fileno())

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from agentd.linux import rights
+from agentd.linux import paths, rights
 from agentd.linux.python import LOADER
 from agentd.model import context
 from agentd.model.errors import BackendLost, SandboxError
@@ -263,7 +263,7 @@ def _start(path: str) -> None:
     """
     environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
     argv = [sys.executable, "-m", "agentd.sandbox.supervisor.main", path]
-    with open(f"{path}.log", "ab", opener=_private) as log:
+    with open(f"{path}.log", "ab", opener=paths.private) as log:
         actions = [
             (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
             (os.POSIX_SPAWN_DUP2, log.fileno(), 1),
@@ -273,10 +273,6 @@ def _start(path: str) -> None:
     _, status = os.waitpid(pid, 0)
     if status:
         raise SandboxError("the supervisor could not be started", remediation=f"see {path}.log")
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _whose() -> wire.Message:

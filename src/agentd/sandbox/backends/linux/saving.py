@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from agentd.guest.zygote import stack
+from agentd.linux import paths
 from agentd.model.errors import Conflict, SandboxError
 from agentd.model.units import readable_size
 from agentd.sandbox import sparse
@@ -149,7 +150,7 @@ class _Saver(_Walk):
     def save(self) -> bytes:
         with contextlib.ExitStack() as files:
             self._entries: BinaryIO = files.enter_context(
-                open(f"{self._where}/{kept.ENTRIES}", "xb", opener=_private)
+                open(f"{self._where}/{kept.ENTRIES}", "xb", opener=paths.private)
             )
             self._content = os.open(f"{self._where}/{kept.CONTENT}", _NEW, 0o600)
             files.callback(os.close, self._content)
@@ -269,10 +270,6 @@ def _attributes(fd: int, path: bytes) -> dict[str, bytes]:
         if size > kept.MAX_ATTRIBUTES:
             raise _unkept(path, f"has over {kept.MAX_ATTRIBUTES} bytes of extended attributes")
     return found
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _unkept(path: bytes, why: str) -> SandboxError:
