@@ -75,6 +75,27 @@ def test_labels_change(daemon: Daemon) -> None:
     assert daemon.ask("PATCH", path, {"labels": {}}, key=daemon.key("dave")).status == 404
 
 
+def test_a_sandbox_keeps_so_many_labels_of_such_a_length(daemon: Daemon) -> None:
+    most = {f"k{n}": "v" for n in range(31)} | {"k" * 256: "v" * 256}
+    path = f"/v1/sandboxes/{daemon.sandbox(labels=most)}"
+    for wanted in ({**most, "more": "v"}, {"k" * 257: "v"}, {"k": "v" * 257}):
+        refused = daemon.ask("POST", "/v1/sandboxes", {"labels": wanted})
+        assert (refused.status, refused.code) == (400, "invalid_input"), refused.body
+    for changed in ({"more": "v"}, {"k0": None, "k" * 257: "v"}, {"k0": "v" * 257}):
+        refused = daemon.ask("PATCH", path, {"labels": changed})
+        assert (refused.status, refused.code) == (400, "invalid_input"), refused.body
+    assert daemon.ask("GET", path).json["labels"] == most
+    assert daemon.ask("PATCH", path, {"labels": {"k0": None, "more": "v"}}).status == 200
+
+
+def test_a_tag_is_a_short_line(daemon: Daemon) -> None:
+    path = f"/v1/sandboxes/{daemon.sandbox()}/exec"
+    for wrong in ("t" * 257, "a\nb", "a\x1b[2J"):
+        refused = daemon.ask("POST", path, {"cmd": "true", "tag": wrong})
+        assert (refused.status, refused.code) == (400, "invalid_input"), refused.body
+    assert daemon.ask("POST", path, {"cmd": "true", "tag": "t" * 256}).status == 200
+
+
 def test_a_label_that_no_filter_could_name_is_refused(daemon: Daemon) -> None:
     box = f"/v1/sandboxes/{daemon.sandbox()}"
     wrong = {"labels": {"a=b": "c"}}

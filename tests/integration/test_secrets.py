@@ -226,6 +226,7 @@ def test_a_request_that_cannot_be_met_is_told_without_the_value(daemon: Daemon) 
         ({"secrets": [{**good, "name": VALUE}]}, 400),
         ({"secrets": [good], "backend": "landlock"}, 403),
         ({"secrets": [{**good, "name": f"T{n}"} for n in range(33)]}, 400),
+        ({"secrets": [{**good, "name": f"T{n}", "value": VALUE * 190} for n in range(5)]}, 400),
     ):
         answer = daemon.ask("POST", "/v1/sandboxes", wanted)
         assert answer.status in (status, 501 if status == 403 else status), answer.body

@@ -286,3 +286,15 @@ def test_what_waited_is_written_down_once_a_daemon_comes_up(other: Daemon) -> No
     other.start()
     (expired,) = other.records(kind="approval_expired", request=str(view["request"]))
     assert expired.fields == {"approval": view["id"]}
+
+
+def test_a_note_that_is_too_long_decides_nothing(
+    daemon: Daemon, alice: str, bob: str, box: str
+) -> None:
+    later = Later(lambda: run(daemon, alice, box, "exec"))
+    view = asked(daemon, bob)
+    refused = decide(daemon, bob, view["id"], allow=True, note="x" * 501)
+    assert (refused.status, refused.code) == (400, "invalid_input")
+    assert asked(daemon, bob)["id"] == view["id"] and not made(daemon, box)
+    assert decide(daemon, bob, view["id"], allow=True, note="x" * 500).status == 200
+    assert later.answer().status == 200

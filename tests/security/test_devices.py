@@ -136,3 +136,24 @@ for line in open("/proc/self/mountinfo"):
     for place in writable if wall == "linux" else places:
         if place == "/dev/shm" or place.split("/")[1] != "dev":
             assert {"nosuid", "nodev"} <= set(writable[place].split(",")), place
+
+
+@pytest.mark.parametrize(
+    "way",
+    [{}, {"user": "root"}, {"user": "root", "writable": True}, {"workspace": "{}:cow"}],
+    ids=["usual", "root", "a root that can be written", "copy on write"],
+)
+def test_no_mount_has_set_id_programs_and_none_that_is_written_devices(
+    sandbox: Callable[..., Any], way: dict[str, Any], tmp_path: Path
+) -> None:
+    """Whatever a wall is made of: overlays, copies of the root, mounts of the host's."""
+    (folder := tmp_path / "folder").mkdir()
+    given = {k: v.format(folder) if isinstance(v, str) else v for k, v in way.items()}
+    box = sandbox("linux", mounts=[f"{tmp_path}:/data:rw", f"{tmp_path}:/other"], **given)
+    found = box.run(["cat", "/proc/self/mountinfo"]).stdout.splitlines()
+    assert any(line.split()[4] == "/other" for line in found)
+    for line in found:
+        place, how = line.split()[4], set(line.split()[5].split(","))
+        assert "nosuid" in how, line
+        is_device = place.startswith("/dev/") and place != "/dev/shm"
+        assert "ro" in how or "nodev" in how or is_device, line

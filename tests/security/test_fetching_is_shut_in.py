@@ -3,7 +3,9 @@
 Control: skopeo and umoci run in a cell: a user and a root of their own, no capability, a filter.
 """
 
+import json
 import os
+import resource
 import select
 import socket
 import sys
@@ -12,6 +14,9 @@ from pathlib import Path
 
 import pytest
 from tests.oci import Images
+
+from agentd.image.oci import tools
+from agentd.linux import landlock
 
 # Of a process that waits for a registry's answer, this is to be true whatever it would do.
 _STATUS = {"Seccomp": "2", "NoNewPrivs": "1", **dict.fromkeys(("CapEff", "CapPrm", "CapBnd"), "0")}
@@ -66,3 +71,75 @@ def test_what_fetches_has_nothing_of_the_host(tmp_path: Path, registry: socket.s
     finally:
         pull.kill()
         pull.communicate()
+
+
+# What a program does there that was taken over. Its working directory is the one that it fills.
+ATTACK = """
+import ctypes, errno, json, os, resource, socket, sys
+
+def tried(action, *args):
+    try:
+        action(*args)
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+def unshare():
+    if libc.unshare(0x10000000):
+        raise OSError(ctypes.get_errno(), "")
+
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+tmp = os.statvfs("/tmp")
+print(json.dumps({
+    "descriptors": sum(tried(os.fstat, fd) == "done" for fd in range(3, 1000)),
+    "core": resource.getrlimit(resource.RLIMIT_CORE),
+    "queues": resource.getrlimit(resource.RLIMIT_MSGQUEUE),
+    "file size": resource.getrlimit(resource.RLIMIT_FSIZE),
+    "caps": sum(int(status[name], 16) for name in ("CapEff", "CapPrm", "CapInh", "CapBnd")),
+    "no_new_privs": int(status["NoNewPrivs"]),
+    "interfaces": sorted(x.split(":")[0].strip() for x in list(open("/proc/net/dev"))[2:]),
+    "connect": tried(socket.create_connection, ("127.0.0.1", int(sys.argv[1]))),
+    "namespace": tried(unshare),
+    "own": tried(open, "own", "w"),
+    "tmp": tried(open, "/tmp/own", "w"),
+    "given": tried(os.open, "/given/file", os.O_WRONLY),
+    "null": tried(os.open, "/dev/null", os.O_WRONLY),
+    "zero": tried(os.open, "/dev/zero", os.O_WRONLY),
+    "tmp bytes": tmp.f_blocks * tmp.f_frsize,
+    "tmp files": tmp.f_files,
+    "stdin": os.read(0, 1).decode(),
+    "mounts": [x.split()[4:6] for x in open("/proc/self/mountinfo")],
+}))
+"""
+
+
+def test_what_was_taken_over_has_its_folder_and_nothing_else(
+    tmp_path: Path, registry: socket.socket
+) -> None:
+    """Each control by what only it keeps away."""
+    (work := tmp_path / "work").mkdir()
+    (given := tmp_path / "given").mkdir()
+    (given / "file").touch()
+    for path in (given / "file", given):
+        path.chmod(0o777)
+    said: list[str] = []
+    words = ["python3", "-I", "-c", ATTACK, str(registry.getsockname()[1])]
+    most, reads = 1 << 20, {"/given": str(given)}
+    tools.run(words, work=str(work), reads=reads, seconds=120, say=said.append, file_size=most)
+    found = json.loads(said[-1])
+    assert found["core"] == found["queues"] == [0, 0]
+    assert found["file size"] == [most, most] != list(resource.getrlimit(resource.RLIMIT_FSIZE))
+    assert (found["no_new_privs"], found["caps"] if os.geteuid() == 0 else 0) == (1, 0)
+    assert found["interfaces"] == ["lo"] and found["connect"] != "done"
+    assert found["namespace"] == "EPERM"
+    assert (found["own"], found["tmp"], found["null"]) == ("done", "done", "done")
+    assert found["given"] == "EROFS"
+    assert not landlock.abi_version() or found["zero"] == "EACCES"
+    assert (found["tmp bytes"], found["tmp files"]) == (64 << 20, 4096)
+    assert (found["stdin"], found["descriptors"]) == ("", 0)
+    for place, how in found["mounts"]:
+        assert "nosuid" in how.split(","), place
+        is_written = place in ("/mnt/work", "/tmp", "/proc") or place.startswith("/dev/")
+        assert is_written or "ro" in how.split(","), place

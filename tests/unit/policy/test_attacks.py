@@ -115,6 +115,20 @@ def test_a_worker_has_no_environment(bundle, store, monkeypatch):
     assert b"agentd-secret" not in environment
 
 
+def test_a_worker_leaves_nothing_of_what_it_was_asked_and_is_the_first_to_go(bundle, store):
+    """Its memory has what requests say: no core file has that, nor a file that others read."""
+    opened = store(bundle(ALLOW))
+    opened.decide(example("x.v1", {"text": "a"}))
+    with opened._pool.borrow(1) as process:
+        place = Path(f"/proc/{process._child.pid}")
+        limits, status = (place / "limits").read_text(), (place / "status").read_text()
+        score = (place / "oom_score_adj").read_text()
+    (core,) = [line.split() for line in limits.splitlines() if line.startswith("Max core file")]
+    assert core[4:6] == ["0", "0"]
+    assert "\nUmask:\t0077\n" in status
+    assert score == "1000\n"
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -160,6 +160,10 @@ def test_each_request_of_a_connection_is_judged(judging: Judging) -> None:
             "too many",
         ),
         (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nA: {'b' * 70000}\r\n\r\n", "65536"),
+        (f"GET /v1/x HTTP/1.1\r\nHost: {HOST}\r\nA: b\0c\r\n\r\n", "NUL"),
+        (f"POST /v1/x HTTP/1.0\r\nHost: {HOST}\r\n{CHUNKED}\r\n0\r\n\r\n", "chunked"),
+        (f"POST /v1/x HTTP/1.1\r\nHost: {HOST}\r\n{CHUNKED}{CHUNKED}\r\n0\r\n\r\n", "chunked"),
+        (f"POST /v1/x HTTP/1.1\r\nHost: {HOST}\r\nExpect: 200-ok\r\n\r\n", "expects"),
     ],
 )
 def test_what_two_servers_could_take_for_two_things_goes_no_further(

@@ -5,12 +5,18 @@ import signal
 from typing import Any
 
 from agentd.guest import wire
+from agentd.guest.history import MAX_RUNNING
 from agentd.guest.output import RING_BYTES
 
 
-def detach(client: Any, *argv: str, **fields: object) -> int:
+def tried(client: Any, *argv: str, **fields: object) -> Any:
+    """How it began, or did not."""
     channel = client.request("exec", argv=list(argv), detach=True, **fields)
-    started = client.wait(channel, "started", "failed")
+    return client.wait(channel, "started", "failed")
+
+
+def detach(client: Any, *argv: str, **fields: object) -> int:
+    started = tried(client, *argv, **fields)
     assert started["event"] == "started", started
     return int(started["pid"])
 
@@ -130,3 +136,25 @@ def test_what_cannot_be_attached_to(remote: Any) -> None:
     client.request("exec", argv=["sleep", "600"], tag="attached")
     refused = client.wait(client.request("attach", tag="attached"))
     assert "not detached" in refused["message"]
+
+
+def test_so_many_run_at_once_and_no_two_by_one_tag(remote: Any) -> None:
+    client = remote.connect()
+    for number in range(MAX_RUNNING):
+        detach(client, "sleep", "600", tag=f"t{number}")
+    for fields in ({}, {"tag": "another"}):
+        refused = tried(client, "sleep", "600", **fields)
+        assert (refused["event"], refused["errno"]) == ("failed", errno.EAGAIN)
+    followed = client.request("attach", tag="t0")
+    client.wait(client.request("signal", tag="t0", signal=signal.SIGKILL))
+    client.wait(followed)
+    taken = tried(client, "sleep", "600", tag="t1")
+    assert (taken["event"], taken["errno"]) == ("failed", errno.EEXIST)
+    detach(client, "sleep", "600", tag="t0")
+
+
+def test_a_tag_is_bounded(remote: Any) -> None:
+    client = remote.connect()
+    refused = tried(client, "sleep", "600", tag="t" * 257)
+    assert (refused["event"], "tag" in refused["message"]) == ("failed", True)
+    detach(client, "sleep", "600", tag="t" * 256)

@@ -1,5 +1,6 @@
 """The connection's rules: credit, back-pressure, malformed frames, descriptors, listeners."""
 
+import errno
 import json
 import os
 import socket
@@ -91,6 +92,13 @@ def test_stdin_beyond_the_credit_ends_the_connection(client: Any, remote: Any) -
     channel = client.request("exec", argv=["sleep", "600"], stdin="stream")
     client.send(wire.STDIN, channel, b"x" * wire.INITIAL_WINDOW)
     client.send(wire.STDIN, channel, b"x" * wire.INITIAL_WINDOW)
+    assert "credit" in client.wait_end()
+    assert remote.connect().run("true")["code"] == 0
+
+
+def test_credit_without_end_ends_the_connection(client: Any, remote: Any) -> None:
+    channel = client.request("exec", argv=["sleep", "600"])
+    client.sock.sendall(wire.encode_credit(channel, (1 << 32) - 1) * 300)
     assert "credit" in client.wait_end()
     assert remote.connect().run("true")["code"] == 0
 
@@ -234,6 +242,22 @@ def test_connections_are_bounded_and_freed(remote: Any) -> None:
                     return
             except (BrokenPipeError, ConnectionResetError):
                 continue
+
+
+def test_accepted_connections_are_bounded_too(client: Any, remote: Any) -> None:
+    streams = [remote.stream() for _ in range(MAX_CONNECTIONS - 1)]
+    for stream in streams:
+        stream.settimeout(120)
+        stream.sendall(wire.HELLO)
+        assert stream.recv(4096)
+    ours, theirs = socket.socketpair()
+    with ours:
+        refused = client.wait(client.request("sys.accept", theirs.fileno()))
+        theirs.close()
+        assert (refused["event"], refused["errno"]) == ("error", errno.EAGAIN)
+        assert ours.recv(1) == b""
+    for stream in streams:
+        stream.close()
 
 
 def test_nothing_is_left_open_in_the_agent(remote: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agentd.guest import wire
+from agentd.guest import processes, wire
 from agentd.linux import abi
 from agentd.linux.kernel import KERNEL
 
@@ -396,3 +396,18 @@ def test_a_disk_that_cannot_be_written_to_is_not_what_was_full(
         assert client.run("sh", "-c", "exit 3", cwd=str(tmp_path))["cause"] == cause
     finally:
         KERNEL.umount(str(tmp_path))
+
+
+def test_so_many_commands_run_at_once(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setattr(processes, "MAX_RUNNING", 2)
+    client = request.getfixturevalue("client")  # of an agent that begins only now
+    running = [client.request("exec", argv=["sleep", "600"]) for _ in range(2)]
+    for channel in running:
+        client.wait(channel, "started")
+    refused = client.run("true")
+    assert (refused["event"], refused["errno"]) == ("failed", errno.EAGAIN)
+    client.control(running[0], op="cancel")
+    client.wait(running[0])
+    assert client.run("true")["code"] == 0
