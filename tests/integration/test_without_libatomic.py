@@ -90,7 +90,7 @@ _KILLED_AS_IT_STARTS = """
 import os, sys, time
 from agentd.policy.process import WorkerProcess
 for attempt in range(100):  # it may be missed
-    worker, end = WorkerProcess(), time.monotonic() + 3
+    worker, end = WorkerProcess(), time.monotonic() + 20
     while not (seen := os.listdir(sys.argv[1])) and time.monotonic() < end:
         pass
     worker.close()

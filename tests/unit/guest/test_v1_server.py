@@ -325,9 +325,12 @@ def test_a_client_that_is_gone_takes_its_process_group_along(
 
 
 def test_a_time_limit_kills_the_group_and_says_so(client: Client) -> None:
-    reply = client.run("sh", "-c", "sleep 600 & echo $!; wait", timeout_ms=300)
-    assert reply["exit_code"] == -1
-    assert reply["error"] == "time limit of 300 ms exceeded"
+    for milliseconds in (300, 1000, 5000, 25_000):  # a busy machine may need more until it is up
+        reply = client.run("sh", "-c", "sleep 600 & echo $!; wait", timeout_ms=milliseconds)
+        assert reply["exit_code"] == -1
+        assert reply["error"] == f"time limit of {milliseconds} ms exceeded"
+        if reply["stdout"]:
+            break
     assert until(lambda: not alive(int(reply["stdout"])))
 
 

@@ -48,7 +48,7 @@ def test_no_callers_bodies_fill_the_memory(tmp_path: Path, keyed: bool) -> None:
     """Two callers; one sends bodies and no end of them. The other has room, and so has whatever is
     small; once they hang up, or are answered, there is room again."""
     mib = 1 << 20
-    with Running(tmp_path, WebLimits(held=8 * mib)) as running:
+    with Running(tmp_path, WebLimits(held=8 * mib, stranger=600.0)) as running:
         id_ = running.sandbox()
         upload = f"/v1/sandboxes/{id_}/files?path=/workspace/a&parents=true"
         method, path = ("PUT", upload) if keyed else ("POST", "/v1/run")
@@ -77,7 +77,7 @@ def test_no_callers_unread_answers_fill_the_memory(tmp_path: Path, reads: bool) 
     """More is refused before it is done. There is room again once they are read, or given up."""
     mib = 1 << 20
     # Half of it, four answers: more than four bodies, however small the piece that comes last.
-    with Running(tmp_path, WebLimits(held=8 * mib)) as running:
+    with Running(tmp_path, WebLimits(held=8 * mib, stranger=600.0)) as running:
         small, other = {"X-API-Key": "agd_bob"}, {"X-API-Key": "agd_alice"}
         id_, alices = (
             running.ask("POST", "/v1/sandboxes", {}, whose).json["id"] for whose in (small, other)
@@ -272,7 +272,7 @@ def test_stdin_is_not_too_slow_where_its_command_is(tmp_path: Path) -> None:
 def test_a_reader_of_one_byte_a_second_costs_a_buffer_and_is_cut_off(
     tmp_path: Path, accept: str
 ) -> None:
-    with Running(tmp_path, QUICK) as running:
+    with Running(tmp_path, msgspec.structs.replace(QUICK, stall=5.0)) as running:
         id_, process = running.process("endless", str(GIB))
         with running.raw() as client:
             client.sendall(_output(id_, process, accept))
@@ -439,13 +439,13 @@ def test_who_hangs_up_before_it_is_known_keeps_no_seat(tmp_path: Path) -> None:
 def test_a_stranger_has_seconds_however_busy_it_is(tmp_path: Path) -> None:
     ask = b"GET /v1/sandboxes HTTP/1.1\r\nHost: x\r\nX-API-Key: agd_alice\r\n\r\n"
     with (
-        Running(tmp_path, WebLimits(stranger=1.0)) as running,
-        running.raw() as idle,
-        running.raw() as busy,
+        Running(tmp_path, WebLimits(stranger=3.0)) as running,
         running.raw() as known,
+        contextlib.ExitStack() as stack,
     ):
         known.sendall(ask)
         assert status(known.recv(1 << 16)) == 200
+        idle, busy = (stack.enter_context(running.raw()) for _ in range(2))
         answers = 0
         with contextlib.suppress(ConnectionError):
             while True:  # it keeps the connection busy, and that buys no time
