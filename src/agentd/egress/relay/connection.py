@@ -1,8 +1,8 @@
 """One connection: what a program dialled, judged, dialled for it, and then bytes both ways.
 
-The two ends are dialled and read at once; what the program says first is held back until it names
-the host that was dialled (``hello``), where it names one. A connection that is refused is reset, so
-that the program sees it at once. One that is read is the terminator's then (``passing``).
+Both ends are dialled and read at once; what the program says first is held back until it names the
+host that was dialled (``hello``), where it names one. One that is refused is reset, so that the
+program sees it. One that is read is the terminator's then (``passing``).
 """
 
 import errno
@@ -33,7 +33,8 @@ IDLE_SECONDS, HALF_SECONDS, TOTAL_SECONDS = 3600.0, 120.0, 86400.0
 #: take some megabytes, which the first FEW to other hosts have.
 NEAR_BUFFER, FEW = 128 << 10, 32
 _KEEPALIVE = 60  # seconds: middle boxes forget a connection that says nothing
-_READ_ENDS = IN | GONE | (BOTH & ~OUT)
+_CLOSES = GONE | (BOTH & ~(IN | OUT))  # beside IN, which tells of the end, too
+_READ_ENDS = IN | _CLOSES
 _words = bytearray(max(hello.MAX_HELLO, hello.MAX_HEAD))
 
 Gate = Callable[[bytes], "hello.First | None"]
@@ -261,14 +262,13 @@ class RelayedConnection:
         self._places = []
         if self._upstream is not None:  # the program's end has that from its listener
             self._upstream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._settle()
         if self._reads or self._upstream is None:
-            self._settle()
             self._pass()
             return
         pipes, budget = self._relay.pipes, self._tenant.budget
         self._up = Flow(self._client, self._upstream, pipes, budget)
         self._down = Flow(self._upstream, self._client, pipes, budget)
-        self._settle()
         self._pump(up=True, down=said)
 
     def _drop_upstream(self, *, reset: bool = False) -> None:
@@ -285,13 +285,13 @@ class RelayedConnection:
             self.refuse(f"nobody has said within {asking.ASK_SECONDS:.0f} s whether it is allowed")
         elif not self.connected:
             self.end(f"{self.address} did not answer within {START_SECONDS:.0f} s", reset=True)
-        elif self._strict or self.port == HTTP_PORT:
+        else:
             self.refuse(f"it said nothing whole within {START_SECONDS:.0f} s")
 
     def _settle(self) -> None:
-        """Stop the clock of the start once nothing is awaited any more. What speaks no TLS may stay
-        silent, for its server may speak first."""
-        if self.connected and not (self._gate and (self._strict or self.port == HTTP_PORT)):
+        """Stop the clock of the start. What is neither TLS nor read may wait for its server."""
+        awaited = self._strict or self._reads or self.port == HTTP_PORT
+        if self.connected and not (self._gate and awaited):
             self._start.cancel()
 
     # --- what happens at the two ends ---
@@ -318,20 +318,20 @@ class RelayedConnection:
             self.end("the program went away")
 
     def _upstream_ready(self, mask: int) -> None:
-        if self.connected and self._reads:
-            if mask & GONE:
-                self.end("the host went away", reset=True)
-            return
-        if self.connected:
+        if self.connected and not self._reads:
             assert self._up is not None  # noqa: S101  (for the type checker)
             self._pump(up=self._up.waits or bool(mask & GONE), down=bool(mask & _READ_ENDS))
             return
         assert self._upstream is not None  # noqa: S101  (for the type checker)
-        if mask & GONE:
+        if mask & GONE and self.connected:
+            self.end("the host went away", reset=True)
+        elif mask & GONE:
             why = self._upstream.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             self._dial(why or errno.ECONNRESET)
-        elif mask & OUT:
+        elif mask & OUT and not self.connected:
             self._connect(said=bool(mask & _READ_ENDS))
+        if mask & IN and not mask & _CLOSES and self._reads and self._gate is not None:
+            self.refuse("its requests are to be read, and its host speaks first: that is no HTTP")
 
     def _pump(self, *, up: bool, down: bool) -> None:
         assert self._up is not None and self._down is not None  # noqa: S101

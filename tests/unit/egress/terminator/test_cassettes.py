@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import io
 import json
 import os
@@ -263,6 +264,22 @@ def test_what_is_no_http_is_refused_while_it_is_recorded(world: Judging) -> None
     with world.program(answering(OK), RECORD) as it:
         assert it.ask("once('SSH-2.0-x\\r\\n\\r\\n')").startswith("HTTP/1.1 400")
         assert tape(it).exchanges == ()
+
+
+def test_who_waits_for_a_host_that_speaks_first_is_refused_while_it_is_recorded(
+    world: Judging,
+) -> None:
+    """As that of a database does, whose client says nothing before it."""
+
+    def greet(sock: socket.socket) -> None:
+        sock.sendall(b"I\0\0\0\n8.0.36\0")
+        sock.recv(1)
+
+    with world.program(greet, ("record", f"{HOST}:3306"), plain=True) as it:
+        assert it.ask(f"talk({HOST!r}, 3306)") == errno.ECONNRESET
+        (row,) = it.rows()
+        assert (row["allowed"], row["ended"]) == (False, True)
+        assert "its host speaks first" in row["reason"]
 
 
 def answered(it: JudgedProgram, said: str, end: str) -> None:
