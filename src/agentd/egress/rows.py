@@ -4,7 +4,6 @@ Nothing here waits: what the host does not take in time is dropped, oldest first
 runs in both processes: standard library alone.
 """
 
-import contextlib
 import gc
 import json
 import os
@@ -76,6 +75,7 @@ class RowQueue:
         self._control, self._later, self._collect = control, later, collect
         self._rows: deque[Row] = deque()
         self._lost = 0
+        self._synced: int | None = None
         self._armed = False
 
     def add(self, row: Row) -> None:
@@ -104,26 +104,27 @@ class RowQueue:
             self._later(FLUSH_SECONDS, self._flush)
 
     def sync(self, number: int) -> None:
-        """Tell all that there is now, and that it was told. Where the host does not take it, it
-        does not wait for that long."""
+        """Tell all that there is now, and then that it was told: later, where the host does not
+        take it now, or it would take us for one that hangs."""
+        self._synced = number
         self._flush()
-        with contextlib.suppress(OSError):
-            self._send({"synced": number})
 
     def _flush(self) -> None:
         self._armed = False
         self._collect()
-        while self._rows:
-            batch = self._batch()
-            try:
+        batch: list[Row] = []
+        try:
+            while self._rows:
+                batch = self._batch()
                 self._send({"rows": batch, "lost": self._lost})
-            except BlockingIOError:
+                self._lost, batch = 0, []
+            if self._synced is not None:
+                self._send({"synced": self._synced})
+                self._synced = None
+        except OSError as error:
+            if error.errno in rights.NO_ROOM:  # else the host is gone, as the loop will see
                 self._rows.extendleft(reversed(batch))
                 self.arm()
-                return
-            except OSError:
-                return  # the host is gone, as the loop will see
-            self._lost = 0
 
     def _batch(self) -> list[Row]:
         """Take as many rows as fit into a message: how long one is, hostile ends have a say in."""

@@ -5,9 +5,14 @@
 
 import array
 import contextlib
+import errno
 import os
 import socket
 from collections.abc import Iterable, Sequence
+
+#: Of a unix socket that takes nothing just now: it is full, there is no memory, or too many
+#: descriptors of its user's are on their way.
+NO_ROOM = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS)
 
 
 def send(sock: socket.socket, data: bytes, fds: Sequence[int] = (), flags: int = 0) -> int:

@@ -4,7 +4,6 @@ The relay keeps its own copies and reads no more from them: by them it ends a co
 the terminator does. Nothing goes on for want of a terminator: what it has ends with it.
 """
 
-import array
 import json
 import socket
 from collections.abc import Sequence
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from agentd.egress.relay.budget import UNTOLD
 from agentd.egress.relay.loop import IN, OUT, EventLoop
+from agentd.linux import rights
 
 if TYPE_CHECKING:
     from agentd.egress.relay.connection import RelayedConnection
 
 NONE = "what reads its requests is not there now"
 _MAX_MESSAGE = 4096
+_REST_SECONDS = 0.1
 
 
 class Passing:
@@ -27,7 +28,7 @@ class Passing:
         self._passed: dict[int, RelayedConnection] = {}
         # Of these the ones that the terminator has not taken yet: one sandbox may begin hundreds.
         self._waiting: dict[int, tuple[int, Sequence[int]]] = {}
-        self._full = False
+        self._full = self._rests = False
 
     def link(self, sock: socket.socket) -> None:
         """Take ``sock``, the way to the terminator of now. What another has ends."""
@@ -60,24 +61,37 @@ class Passing:
         self._passed.pop(n, None)
 
     def _flush(self, link: socket.socket) -> None:
-        while self._waiting:
+        while self._waiting and not self._rests:
             n, (sandbox, ends) = next(iter(self._waiting.items()))
             connection = self._passed[n]
             message: dict[str, object] = {"n": n, "sandbox": sandbox}
             message |= {"name": connection.name, "port": connection.port}
             if (budget := connection.tenant.budget) is not None:
                 message["room"] = budget.left
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", ends))]
             try:
-                link.sendmsg([json.dumps(message).encode()], rights, socket.MSG_DONTWAIT)
+                rights.send(link, json.dumps(message).encode(), ends, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._await_room(link, full=True)
                 return
-            except OSError:
-                self._unlink()
+            except OSError as error:
+                if error.errno in rights.NO_ROOM:
+                    self._rest()
+                else:
+                    self._unlink()
                 return
             del self._waiting[n]
         self._await_room(link, full=False)
+
+    def _rest(self) -> None:
+        """Wait for room of which no event tells."""
+
+        def go_on() -> None:
+            self._rests = False
+            if self._link is not None:
+                self._flush(self._link)
+
+        self._rests = True
+        self._loop.later(_REST_SECONDS, go_on, owner=0)
 
     def _await_room(self, link: socket.socket, *, full: bool) -> None:
         if full != self._full:

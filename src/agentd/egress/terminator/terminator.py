@@ -26,6 +26,7 @@ from agentd.linux import rights
 _MAX_LINK_MESSAGE = 4096
 _ENDS = 2
 _TURNS = 32  # connections, then those that are there have theirs
+_REST_SECONDS = 0.1
 
 
 class ReadSandbox:
@@ -205,6 +206,7 @@ class RelayLink:
         self.tasks: dict[asyncio.Task[None], ReadConnection] = {}
         self._loop = asyncio.get_running_loop()
         self._unsent: list[bytes] = []
+        self._rests = False
         self._loop.add_reader(sock.fileno(), self._hear)
 
     def moved(self, connection: ReadConnection, over: bool) -> None:
@@ -219,8 +221,12 @@ class RelayLink:
         self._unsent.append(json.dumps(message).encode())
         self._flush()
 
+    def _go_on(self) -> None:
+        self._rests = False
+        self._flush()
+
     def _flush(self) -> None:
-        if self._sock.fileno() < 0:
+        if self._sock.fileno() < 0 or self._rests:
             return
         while self._unsent:
             try:
@@ -228,8 +234,12 @@ class RelayLink:
             except BlockingIOError:
                 self._loop.add_writer(self._sock.fileno(), self._flush)
                 return
-            except OSError:
-                self._unsent.clear()  # it is gone, as is read soon
+            except OSError as error:
+                if error.errno in rights.NO_ROOM:  # of which no event tells
+                    self._rests = True
+                    self._loop.call_later(_REST_SECONDS, self._go_on)
+                else:
+                    self._unsent.clear()  # it is gone, as is read soon
                 return
             del self._unsent[0]
         self._loop.remove_writer(self._sock.fileno())

@@ -1,0 +1,58 @@
+"""What serves networks finds no room for what it has to say: it says that later."""
+
+import errno
+from pathlib import Path
+
+import pytest
+from tests.captured import eventually
+from tests.unit.egress.terminator.test_cassettes import CLOSE, OK, RECORD, answering
+from tests.unit.egress.terminator.world import HOST, judging
+
+from agentd.egress import process, terminating
+
+TIMES = 3
+SHORT = """
+import socket
+send, left = socket.socket.{call}, [{times}]
+def short(self, data, *more):
+    said = data if isinstance(data, bytes) else data[0]
+    if left[0] and self.family == socket.AF_UNIX and said.startswith({begin!r}):
+        left[0] -= 1
+        raise OSError({why}, "no room")
+    return send(self, data, *more)
+socket.socket.{call} = short
+"""
+
+
+def short_of_room(monkeypatch: pytest.MonkeyPatch, where: object, call: str, begin: bytes) -> None:
+    """Whoever begins then has no room for the first few of what begins so."""
+    code = SHORT.format(call=call, times=TIMES, begin=begin, why=errno.ETOOMANYREFS)
+    module = where.MODULE  # type: ignore[attr-defined]
+    monkeypatch.setattr(where, "MODULE", f"{module} import main; exec({code!r}); from {module}")
+
+
+@pytest.mark.parametrize(
+    ("where", "call", "begin"),
+    [
+        (process, "sendmsg", b'{"n"'),
+        (process, "send", b'{"rows"'),
+        (terminating, "send", b'{"ended"'),
+        (terminating, "send", b'{"rows"'),
+    ],
+    ids=["a connection to read", "what is told of it", "its end", "what was asked over it"],
+)
+def test_what_finds_no_room_just_now_is_neither_lost_nor_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: object, call: str, begin: bytes
+) -> None:
+    tmp_path.chmod(0o755)
+    short_of_room(monkeypatch, where, call, begin)
+    with judging(tmp_path) as world, world.program(answering(OK, OK), RECORD) as it:
+        for _ in range(2):
+            assert str(it.ask(f"once({CLOSE!r})")).endswith("ok"), it.rows()
+
+        def told() -> bool:
+            rows = [row for row in it.rows() if row["name"] == HOST]
+            asked = [row for row in rows if "method" in row]
+            return len(asked) == 2 and len(rows) == 4 and all(row["ended"] for row in rows)
+
+        eventually(told)
