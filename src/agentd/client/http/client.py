@@ -14,7 +14,7 @@ import msgspec
 from agentd._version import __version__
 from agentd.client import arguments, cut
 from agentd.client.http.address import Address
-from agentd.client.http.connection import Connection, Pool
+from agentd.client.http.connection import Connection, NeverAsked, Pool, Woken
 from agentd.client.http.errors import Unreachable, from_answer
 from agentd.model import typed
 from agentd.model.errors import AgentdError, InvalidInput, NotFound
@@ -158,6 +158,10 @@ class HttpClient:
                 if lost is None:
                     raise
                 lost = error
+            except NeverAsked:
+                if lost is not None:  # but by the one that broke
+                    raise Woken from None
+                raise
             except (OSError, http.client.HTTPException) as error:
                 lost = error
         raise self._lost(lost) from lost
@@ -204,7 +208,7 @@ class HttpClient:
         try:
             with cut.of_this_thread().holding(connection):
                 if waker is not None:
-                    connection.wake_by(*waker)
+                    connection.wake_by(*waker, dials_on=ends)
                 response = self._answer(connection, method, path + encoded(query), body, headers)
                 if response.status >= 400:
                     found = response.read(_MAX_ERROR)

@@ -13,7 +13,7 @@ from agentd.client.http import client as clients
 from agentd.client.http import wire
 from agentd.client.http.client import segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
-from agentd.client.http.connection import soon_or_never
+from agentd.client.http.connection import NeverAsked, soon_or_never
 from agentd.client.http.errors import Unreachable, from_event
 from agentd.client.http.noun import HttpNoun
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody, SignalBody
@@ -217,7 +217,7 @@ class HttpCommands(HttpNoun):
             return self._requests.call(
                 "POST", path, body, into=into, once=once, wake=cancel, on_wake=on_wake
             )
-        except AgentdError:
+        except (AgentdError, NeverAsked):
             raise
         except BaseException:
             # Interrupted: nobody waits for it any more.

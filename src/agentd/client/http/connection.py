@@ -33,6 +33,10 @@ class Woken(Exception):
     """The descriptor ``wake`` became readable before the next byte came."""
 
 
+class NeverAsked(Woken):
+    """It did before there was a connection: nothing was said to anybody."""
+
+
 def soon_or_never(seconds: float = _SOON_SECONDS) -> Callable[[], bool]:
     """Return what leaves an answer that has not come so long after it was given up: what takes
     longer waits for somebody. It raises Woken."""
@@ -85,14 +89,15 @@ def dial(
     address: Address,
     context: ssl.SSLContext | None = None,
     begun: Callable[[socket.socket], object] = lambda sock: None,
+    wake: int = -1,
 ) -> socket.socket:
     """Connect a socket; ``begun`` gets it before anything is waited for, so that it can be cut.
-    Raises Unreachable, and GivenUp."""
+    Raises Unreachable, GivenUp, and NeverAsked once ``wake`` is readable."""
     try:
         if address.path:
             plain: socket.socket = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
             return _connected(plain, address)
-        return _tuned(_reached(address, begun), address, context, begun)
+        return _tuned(_reached(address, begun, wake), address, context, begun, wake)
     except (OSError, ssl.SSLError) as error:
         fix = _way_out(error)
         if address.path and isinstance(error, PermissionError):
@@ -123,8 +128,10 @@ def _connected(plain: socket.socket, address: Address) -> socket.socket:
     return plain
 
 
-def _reached(address: Address, begun: Callable[[socket.socket], object]) -> socket.socket:
-    """Connect by TCP to the first of its addresses that answers. Raises OSError, GivenUp."""
+def _reached(
+    address: Address, begun: Callable[[socket.socket], object], wake: int
+) -> socket.socket:
+    """Connect by TCP to the first of its addresses that answers. Raises as ``dial``."""
     last = OSError(errno.EADDRNOTAVAIL, "no address is known by that name")
     for family, kind, number, _, where in socket.getaddrinfo(
         address.host, address.port, type=socket.SOCK_STREAM
@@ -139,9 +146,13 @@ def _reached(address: Address, begun: Callable[[socket.socket], object]) -> sock
             begun(plain)
             why = plain.connect_ex(where)
             if why == errno.EINPROGRESS:
-                why = _finished(plain)
+                # From its begin on a cut wakes who waits; who went before is seen there.
+                _await(plain, select.POLLOUT, wake, time.monotonic() + CONNECT_SECONDS)
+                why = plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if not why:
                 return plain
+        except TimeoutError:
+            why = errno.ETIMEDOUT
         except BaseException:
             plain.close()
             raise
@@ -150,15 +161,19 @@ def _reached(address: Address, begun: Callable[[socket.socket], object]) -> sock
     raise last
 
 
-def _finished(plain: socket.socket) -> int:
-    """Wait for a connection that has begun; return why there is none, or 0. Raises GivenUp."""
-    # From its begin on a cut wakes the poll; who went before is seen here.
-    cut.of_this_thread().check()
+def _await(sock: socket.socket, events: int, wake: int, until: float) -> None:
+    """Wait for one of a socket that begins. Raises GivenUp, NeverAsked, TimeoutError."""
     poller = select.poll()
-    poller.register(plain, select.POLLOUT)
-    is_over = poller.poll(CONNECT_SECONDS * 1000)
+    poller.register(sock, events)
+    if wake >= 0:
+        poller.register(wake, select.POLLIN)
     cut.of_this_thread().check()
-    return plain.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if is_over else errno.ETIMEDOUT
+    found = dict(poller.poll(max(0.0, until - time.monotonic()) * 1000))
+    cut.of_this_thread().check()
+    if wake in found:
+        raise NeverAsked
+    if not found:
+        raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
 
 def _tuned(
@@ -166,6 +181,7 @@ def _tuned(
     address: Address,
     context: ssl.SSLContext | None,
     begun: Callable[[socket.socket], object],
+    wake: int,
 ) -> socket.socket:
     made = plain
     try:
@@ -173,19 +189,30 @@ def _tuned(
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _KEEPALIVE:
             plain.setsockopt(socket.IPPROTO_TCP, option, value)
-        plain.settimeout(CONNECT_SECONDS)
         if context is not None:
-            made = context.wrap_socket(
+            made = tls_socket = context.wrap_socket(
                 plain, server_hostname=address.host, do_handshake_on_connect=False
             )
             begun(made)
-            cut.of_this_thread().check()
-            made.do_handshake()
+            _shake_hands(tls_socket, wake)
         made.settimeout(None)
     except BaseException:
         made.close()
         raise
     return made
+
+
+def _shake_hands(made: ssl.SSLSocket, wake: int) -> None:
+    """Raises as ``_await``, and OSError."""
+    until = time.monotonic() + CONNECT_SECONDS
+    while True:
+        try:
+            made.do_handshake()
+            return
+        except ssl.SSLWantReadError:
+            _await(made, select.POLLIN, wake, until)
+        except ssl.SSLWantWriteError:
+            _await(made, select.POLLOUT, wake, until)
 
 
 def tls(address: Address) -> ssl.SSLContext | None:
@@ -217,8 +244,8 @@ class Connection(http.client.HTTPConnection):
         self._held = 0
         self._dialled: Any = None
 
-    def connect(self) -> None:
-        self.sock = self._dialled = dial(self._address, self._context, self._begin)
+    def connect(self, wake: int = -1) -> None:
+        self.sock = self._dialled = dial(self._address, self._context, self._begin, wake)
         cut.of_this_thread().check()
 
     def _begin(self, sock: socket.socket) -> None:
@@ -248,10 +275,13 @@ class Connection(http.client.HTTPConnection):
         if self._held >= _CORK:
             self._flush()
 
-    def wake_by(self, fd: int, then: Callable[[], bool] | None = None) -> None:
-        """Reads of its answer raise Woken, or do ``then``, once ``fd`` is readable; -1: never."""
+    def wake_by(
+        self, fd: int, then: Callable[[], bool] | None = None, *, dials_on: bool = False
+    ) -> None:
+        """Reads of its answer raise Woken, or do ``then``, once ``fd`` is readable; -1: never. To
+        be connected first it waits no longer than that, either, unless it ``dials_on``."""
         if self._dialled is None:
-            self.connect()
+            self.connect(-1 if dials_on else fd)
         # An answer that ends with its connection has taken ``sock`` away by now.
         self._dialled.wake, self._dialled.on_wake = fd, then
 
