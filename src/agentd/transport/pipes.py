@@ -108,6 +108,10 @@ class Pipes:
         while self.outputs:
             os.close(self.outputs.popitem()[0])
 
+    def __del__(self) -> None:
+        """Those of a command that is forgotten go with it."""
+        self.close()
+
     def register(self, poller: "select.poll", outputs: bool, stdin: bool) -> None:
         if outputs:
             for fd in self.outputs:

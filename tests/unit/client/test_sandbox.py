@@ -207,6 +207,18 @@ def test_a_forgotten_sandbox_is_destroyed_with_a_warning(backend):
     assert backend.walls[0].process.returncode is not None
 
 
+def test_forgotten_commands_keep_no_descriptors(sandbox):
+    sandbox.run("true")
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of their connections
+        for _ in range(4):
+            sandbox.start("exec sleep 600", stdin=True)
+            gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1
+
+
 def test_wrong_input_makes_nothing(backend):
     with pytest.raises(InvalidInput):
         Sandbox.create(memory="lots")
