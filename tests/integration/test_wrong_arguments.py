@@ -239,6 +239,7 @@ _NO_NUMBERS: list[Callable[[Any, str, float], Any]] = [
     ),
     lambda c, s, n: c.keys.create("never", ["read"], ttl=n),
     lambda c, s, n: c.capabilities.call("fs.list.v1", {"path": [{"a": n}]}),
+    lambda c, s, n: c.capabilities.call("fs.list.v1", {"path": {n}}),
     lambda c, s, n: Sandbox.create(url=c.url, ttl=n),
     lambda c, s, n: Sandbox.create(url=c.url, wait=n),
 ]

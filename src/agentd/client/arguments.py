@@ -52,9 +52,10 @@ def finite(body: object) -> None:
             )
         if isinstance(item, Mapping):
             inside += ((name or str(key), value) for key, value in item.items())
-        elif isinstance(item, (list, tuple)):
+        elif isinstance(item, (list, tuple, set, frozenset)):
             inside += ((name, value) for value in item)
-        elif fields := getattr(item, "__struct_fields__", ()):
+        else:
+            fields = getattr(item, "__struct_fields__", getattr(item, "__dataclass_fields__", ()))
             inside += ((field, getattr(item, field)) for field in fields)
 
 
