@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Self
 
 from agentd.client import arguments
+from agentd.client.cut import Cut, GivenUp
 from agentd.model.errors import AgentdError, BackendLost, InvalidInput, Unsupported
 from agentd.model.port import PortLink, host_name
 from agentd.model.units import parse_duration
@@ -135,6 +136,7 @@ class _Carrier(threading.Thread):
         self._client = client
         self._connect = connect
         self._over = over
+        self._cut = Cut()  # of being connected, which a daemon may have wait for somebody
         self._lock = threading.Lock()  # of ``_wake``
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._up = b""  # to the port
@@ -144,6 +146,7 @@ class _Carrier(threading.Thread):
 
     def stop(self) -> None:
         """Wait until it has ended, where it has begun."""
+        self._cut.set()
         with self._lock:
             if self._wake >= 0:
                 os.eventfd_write(self._wake, 1)
@@ -157,17 +160,21 @@ class _Carrier(threading.Thread):
         self._over(self)
 
     def run(self) -> None:
-        # Where it breaks the client hears of that by the end of its connection alone.
-        with contextlib.suppress(AgentdError, OSError):
-            port = self._connect()
-            try:
-                self._client.setblocking(False)
-                while not (self._client_ended and self._port_ended) and self._wait(port):
-                    self._receive(port)
-                    self._send(port)
-            finally:
-                port.close()
-        self.free()
+        try:
+            # Where it breaks the client hears of that by the end of its connection alone.
+            with contextlib.suppress(AgentdError, OSError, GivenUp):
+                self._carry(self._cut.run(self._connect))
+        finally:
+            self.free()
+
+    def _carry(self, port: "Port") -> None:
+        try:
+            self._client.setblocking(False)
+            while not (self._client_ended and self._port_ended) and self._wait(port):
+                self._receive(port)
+                self._send(port)
+        finally:
+            port.close()
 
     def _wait(self, port: "Port") -> bool:
         """Until something can be done. False where it is to stop, or the client has gone."""
