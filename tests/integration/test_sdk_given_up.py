@@ -2,6 +2,8 @@
 asyncio as without, and of a daemon as of this process."""
 
 import asyncio
+import os
+import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -24,7 +26,7 @@ from agentd import (
     SandboxError,
     TooLarge,
 )
-from agentd.client.http import connection
+from agentd.client.http import command, connection, killing
 from agentd.model.api import ExecBody
 
 _POLICY = """
@@ -139,6 +141,20 @@ def test_files_and_ports_that_are_given_up_are_withdrawn_too(
     asyncio.run(give_up())
 
 
+def test_a_forward_is_closed_though_a_connection_of_it_waits_for_an_approval(
+    daemon: Daemon,
+) -> None:
+    with Sandbox.create(url=daemon.url) as sandbox:
+        forward = sandbox.ports.forward(8080)
+        with socket.create_connection(forward.address):
+            until(lambda: "pending" in _states(daemon))
+            closing = threading.Thread(target=forward.close, daemon=True)
+            closing.start()
+            closing.join(60)
+            assert not closing.is_alive(), _states(daemon)
+            until(lambda: "pending" not in _states(daemon))
+
+
 def _withdraw_all(daemon: Daemon) -> None:
     for view in daemon.ask("GET", "/v1/approvals").json:
         daemon.ask("POST", f"/v1/approvals/{view['id']}/withdraw")
@@ -181,6 +197,41 @@ def test_a_dial_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
             full.setblocking(False)
             full.connect_ex(address)
         asyncio.run(give_up(f"http://127.0.0.1:{address[1]}"))
+
+
+def test_a_command_whose_daemon_is_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "DELAYS", (3600.0,))  # until it is looked for again
+
+    async def give_up(own: Daemon) -> None:
+        async with await AsyncSandbox.create(url=own.url) as sandbox:
+            process = await sandbox.start("exec sleep 600")
+            task = asyncio.ensure_future(process.wait())
+            await asyncio.to_thread(own.stop, kill=True)
+            held = process._process._running  # type: ignore[union-attr]
+            await asyncio.to_thread(until, lambda: held._socket is None)  # type: ignore[attr-defined]
+            task.cancel()
+            await asyncio.wait({task}, timeout=30)
+            assert task.cancelled()
+            await asyncio.to_thread(own.start)
+
+    with running() as own:
+        asyncio.run(give_up(own))
+
+
+def test_a_command_of_a_daemon_that_hangs_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(killing, "KILL_SECONDS", 0.5)
+    with running() as own, Sandbox.create(url=own.url) as sandbox:
+        process = sandbox.start("exec sleep 600")
+        assert own.process is not None
+        os.kill(own.process.pid, signal.SIGSTOP)
+        closing = threading.Thread(target=process.close, daemon=True)
+        try:
+            closing.start()
+            closing.join(60)
+            assert not closing.is_alive()
+        finally:
+            os.kill(own.process.pid, signal.SIGCONT)
+        until(lambda: sandbox.run("pgrep -c sleep; true").text == "0\n")  # it was told
 
 
 def test_a_client_needs_no_thread_of_the_loop(daemon: Daemon) -> None:

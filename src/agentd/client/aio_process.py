@@ -9,6 +9,7 @@ from agentd.client import arguments
 from agentd.client.aio_method import aio
 from agentd.client.aio_thread import Threads, Wake
 from agentd.client.chunk import Chunk
+from agentd.client.cut import Cut
 from agentd.client.process import Process, not_ended
 from agentd.client.signature import documented_by
 from agentd.client.wording import of_result
@@ -139,7 +140,7 @@ class AsyncProcess:
                     raise InvalidInput(
                         "the command was closed before it began", remediation="start another"
                     )
-                process = await self._guarded(self._start)
+                process = await self._guarded(self._start, begins=True)
                 if self._stdin is not None:
                     await self._feed(process, self._stdin)
                     await self._guarded(process.close_stdin)
@@ -157,10 +158,14 @@ class AsyncProcess:
     async def _call(self, work: Callable[[Process], T]) -> T:
         return await self._guarded(partial(work, await self._begun()), ends=True)
 
-    async def _guarded(self, call: Callable[[], T], *, ends: bool = False) -> T:
-        """On cancellation the thread is woken and done before the command is killed."""
+    async def _guarded(
+        self, call: Callable[[], T], *, ends: bool = False, begins: bool = False
+    ) -> T:
+        """On cancellation the thread is woken and done before the command is killed; it is cut off,
+        too, from a daemon that has gone, but as it ``begins``: then it may have one to kill."""
+        cut = None if begins else Cut()
         try:
-            return await self._threads.call(call, self._wake, ends=ends)
+            return await self._threads.call(call, self._wake, cut, ends=ends)
         except asyncio.CancelledError:
             await self.close()
             raise

@@ -4,7 +4,6 @@ import http.client
 import os
 import select
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -12,10 +11,12 @@ from contextlib import suppress
 
 import msgspec
 
+from agentd.client import cut
 from agentd.client.http import attached, wire
 from agentd.client.http.client import DELAYS, HttpClient
 from agentd.client.http.errors import Unreachable, from_view
 from agentd.client.http.frames import BINARY, PONG, TEXT, Message
+from agentd.client.http.killing import kill
 from agentd.client.http.websocket import WebSocket
 from agentd.model.api import ResultView
 from agentd.model.cause import Cause, CauseCode
@@ -188,9 +189,7 @@ class RemoteCommand(Stepped):
             return
         if self.exit is None:
             # By a request of its own: whether a message arrives before the close nobody can say.
-            body = {"signal": _SIGKILL}
-            with suppress(AgentdError):
-                self._client.call("POST", f"{self._path}/signal", body, ends=True)
+            kill(self._client, self._path)
         self.detach()
 
     # --- one round ---
@@ -337,7 +336,7 @@ class RemoteCommand(Stepped):
 
     def _attach(self, lost: Exception | None = None, *, first: bool = False) -> None:
         """Again, from the cursors on, but where the end has come by the one that broke. Raises
-        Unreachable when that takes too long."""
+        Unreachable when that takes too long, and GivenUp."""
         socket = self._socket
         with suppress(OSError):  # who sends has perhaps not read that what was sent has arrived
             while socket is not None and self._queued < MAX_QUEUE and (left := socket.receive()):
@@ -355,7 +354,7 @@ class RemoteCommand(Stepped):
         query = {name: at - self._again.get(name, 0) for name, at in self._came.items() if at}
         self._fruitless += 1
         for delay in (0.0, *DELAYS) if self._fruitless <= len(DELAYS) else ():
-            time.sleep(delay)
+            cut.of_this_thread().sleep(delay)
             try:
                 self._socket = WebSocket(self._client, f"{self._path}/attach", query)
             except (OSError, http.client.HTTPException, Unreachable) as error:

@@ -15,6 +15,7 @@ from agentd.client.http.client import segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
 from agentd.client.http.connection import NeverAsked, soon_or_never
 from agentd.client.http.errors import Unreachable, from_event
+from agentd.client.http.killing import KILL_SECONDS, kill
 from agentd.client.http.noun import HttpNoun
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody, SignalBody
 from agentd.model.errors import AgentdError, Conflict
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _PIECE = 256 << 10
-_KILL_SECONDS = 10.0  # that a daemon has to take the kill of what is given up
 # Stdin up to this size goes in the request; larger ones are streamed.
 MAX_INLINE = 8 << 20
 
@@ -137,8 +137,7 @@ class HttpCommands(HttpNoun):
                 capture=capture,
             )
         except BaseException:  # its caller cannot end what it was never given
-            with suppress(AgentdError):
-                self.signal(sandbox, view.id, 9)
+            kill(self._requests, process_path(sandbox, view.id))
             raise
 
     def attach(
@@ -206,7 +205,7 @@ class HttpCommands(HttpNoun):
     ) -> T:
         """Have it begun. Once ``cancel`` is readable it is killed, by its ``tag``; one that has not
         begun a second later, as it waits for an approval, is left: then nobody approves it."""
-        is_left, no_kill = soon_or_never(), soon_or_never(_KILL_SECONDS)
+        is_left, no_kill = soon_or_never(), soon_or_never(KILL_SECONDS)
 
         def give_up() -> bool:
             return tag is None or self._killed(sandbox, tag, cancel, no_kill) or is_left()

@@ -465,10 +465,10 @@ def test_close_kills_what_runs(daemon, sockets, attach):
     sockets.visits = [say()]
     running = attach()
     asked = []
-    running._client.call = lambda *args, **how: asked.append((*args, how))
+    running._client.call = lambda *args, **how: asked.append((*args, how["ends"]))
     running.close()
     running.close()
     path = "/v1/sandboxes/s/processes/p/signal"
-    assert asked == [("POST", path, {"signal": 9}, {"ends": True})]
+    assert asked == [("POST", path, {"signal": 9}, True)]
     with pytest.raises(SandboxError, match="was let go"):
         running.step()
