@@ -18,7 +18,7 @@ A signal to agentd attach leaves the command as it is; so does Ctrl-P Ctrl-Q at 
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    with Interrupts() as interrupts:
+    with Interrupts(of_daemon=True) as interrupts:
         try:
             return _attach(options, interrupts)
         except Interrupted as interrupted:
@@ -36,9 +36,9 @@ def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
             if process is None:
                 process = only(commands.list(options.id), running=True)
             view = commands.get(options.id, process)
-        tty = "pty" in view.output and os.isatty(0) and not options.json
-        cursors = {} if options.all else view.output
-        running = commands.attach(options.id, view.id, cursors, capture=options.json)
+            tty = "pty" in view.output and os.isatty(0) and not options.json
+            cursors = {} if options.all else view.output
+            running = commands.attach(options.id, view.id, cursors, capture=options.json)
         try:
             follow = Follow(running, interrupts, stdin=options.stdin, tty=tty, leaves=True)
             if not follow.run():

@@ -32,7 +32,7 @@ def execute(options: argparse.Namespace) -> int:
     from agentd.client.cli import command
 
     request = command.request(options, options.timeout)
-    with Interrupts() as interrupts:
+    with Interrupts(of_daemon=True) as interrupts:
         try:
             return _run(options, request, interrupts)
         except Interrupted as interrupted:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -9,6 +10,7 @@ from typing import Any
 
 _STOP = b"z"
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+AGAIN_SECONDS = 10.0  # within which another signal is of an impatient finger
 
 
 class Interrupted(BaseException):
@@ -22,14 +24,17 @@ class Interrupted(BaseException):
 class Interrupts:
     """Raises Interrupted inside ``allowed`` blocks; elsewhere a signal waits for the next one.
 
-    So no signal can cut a sandbox's set-up or its clean-up in half. ``wake`` becomes readable when
-    any signal has come, before Python knows: one that comes as a wait begins must end it. ``ended``
+    So no signal can cut a sandbox's set-up or its clean-up in half; ``of_daemon`` one does that
+    comes AGAIN_SECONDS after another, as a daemon may hang. ``wake`` becomes readable when any
+    signal has come, before Python knows: one that comes as a wait begins must end it. ``ended``
     does when it was an ending one, for what is asked of a daemon, which may wait for somebody.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_daemon: bool = False) -> None:
         self.pending: int | None = None
+        self._of_daemon = of_daemon
         self._allowed = False
+        self._since = 0.0  # of time.monotonic(): when one was heeded last, or was to wait
         self._old: dict[int, Any] = {}
         self.wake = self._wake_end = self.ended = self._old_wakes = -1
 
@@ -45,6 +50,7 @@ class Interrupts:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._since = float("inf")  # none is heeded any more
         for number, old in self._old.items():
             signal.signal(number, old)
         signal.set_wakeup_fd(self._old_wakes)
@@ -91,7 +97,11 @@ class Interrupts:
     def _on_end(self, number: int, frame: FrameType | None) -> None:
         first, self.pending = self.pending is None, self.pending or number
         os.eventfd_write(self.ended, 1)
-        if self._allowed and first:
+        now = time.monotonic()
+        again = self._of_daemon and not first and now - self._since > AGAIN_SECONDS
+        if first or again:
+            self._since = now
+        if again or (first and self._allowed):
             raise Interrupted(number)
 
     def _on_resize(self, number: int, frame: FrameType | None) -> None:

@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
         from agentd.client.cli import output
 
         output.say(f"via {where or 'this process'}")
-    with Interrupts() as interrupts:
+    with Interrupts(of_daemon=where is not None) as interrupts:
         try:
             return _run(where, options, interrupts)
         except Interrupted as interrupted:

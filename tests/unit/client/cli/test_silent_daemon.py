@@ -1,16 +1,18 @@
-"""Ctrl-C while nobody answers where the daemon is said to be."""
+"""Ctrl-C while nobody answers where the daemon is said to be, or while a daemon hangs."""
 
+import json
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from agentd.client.cli import exec as exec_
-from agentd.client.cli import run
+from agentd.client.cli import interrupts, run
 from agentd.client.http import connection
 
 ID = "sbx-abcdefghijkl"
@@ -67,3 +69,63 @@ def test_who_waits_for_a_connection_can_be_interrupted(
     finally:
         over.set()
         thread.join()
+
+
+class Hanging(BaseHTTPRequestHandler):
+    """A daemon that begins a command, and then says no more of it."""
+
+    asked, over = threading.Event(), threading.Event()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        begun = {"id": "prc-0123456789abcdef", "sandbox": ID, "argv": ["true"], "tag": None}
+        begun |= {"pid": 1, "state": "running", "started": 1.0, "output": {}}
+        said = json.dumps(begun).encode() if self.path.endswith("/exec") else b""
+        self.send_response(200 if said else 204)
+        self.send_header("Content-Length", str(len(said)))
+        self.end_headers()
+        self.wfile.write(said)
+
+    def do_GET(self) -> None:
+        self.asked.set()
+        self.over.wait()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+class Heard(interrupts.Interrupts):
+    count = 0
+
+    def _on_end(self, number: int, frame: object) -> None:
+        Heard.count += 1
+        super()._on_end(number, None)
+
+
+def press_twice() -> None:
+    Hanging.asked.wait()
+    for before in range(2):
+        os.kill(os.getpid(), signal.SIGINT)
+        while Heard.count == before:
+            time.sleep(0.02)
+
+
+def test_a_second_ctrl_c_waits_no_longer_for_a_daemon_that_hangs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interrupts, "AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr(exec_, "Interrupts", Heard)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
+        server.daemon_threads = True
+        serving = threading.Thread(target=server.serve_forever, args=(0.02,))
+        finger = threading.Thread(target=press_twice)
+        for thread in (serving, finger):
+            thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            assert exec_.main(["--url", url, ID, "--", "true"]) == 130
+        finally:
+            Hanging.over.set()
+            server.shutdown()
+            serving.join()
+            finger.join()
