@@ -19,7 +19,6 @@ _HOST = re.compile(
     r"(?P<scheme>https?)://(?P<host>\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(:(?P<port>\d{1,5}))?/?",
     re.ASCII,
 )
-_LISTENS_SECONDS = 2.0  # a full backlog of a daemon that is busy
 _MAX_PATH = 107  # bytes of sun_path before its NUL, unix(7)
 
 
@@ -138,9 +137,11 @@ def find(
 
 def _listens(path: str) -> bool:
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
-        probe.settimeout(_LISTENS_SECONDS)
+        probe.setblocking(False)
         try:
             probe.connect(path)
+        except BlockingIOError:  # by a daemon that is busy: its queue is full
+            return True
         except OSError:  # nobody there any more, or not for us
             return False
     return True

@@ -24,6 +24,7 @@ MAX_WAIT = 60.0  # seconds for one of those
 # A request up to this size leaves in one write; no answer waits for a second one.
 _CORK = 256 << 10
 _WAKE_AGAIN_MS = 50
+_FULL_SECONDS = 0.05  # between looks at a queue that is full
 _SOON_SECONDS = 1.0  # in which a command has begun, or a sandbox is made, that waits for nobody
 # A peer that is gone without a word is noticed within two minutes, tcp(7).
 _KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))
@@ -96,13 +97,15 @@ def dial(
     try:
         if address.path:
             plain: socket.socket = _Socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            return _connected(plain, address)
+            return _connected(plain, address, wake)
         return _tuned(_reached(address, begun, wake), address, context, begun, wake)
     except (OSError, ssl.SSLError) as error:
         fix = _way_out(error)
         if address.path and isinstance(error, PermissionError):
             fix = "start one of your own with agentd serve, or have its operator let you reach "
             fix += "the socket: group and mode of its [[listen]]"
+        elif address.path and isinstance(error, TimeoutError):
+            fix = "try again: it is busy, or it hangs, and then its operator has to end it"
         raise Unreachable(
             f"no daemon answers at {address}", cause=error.strerror or str(error), remediation=fix
         ) from error
@@ -117,15 +120,33 @@ def _way_out(error: OSError) -> str:
     return "start one with agentd serve, or correct the address"
 
 
-def _connected(plain: socket.socket, address: Address) -> socket.socket:
+def _connected(plain: socket.socket, address: Address, wake: int) -> socket.socket:
+    until = time.monotonic() + CONNECT_SECONDS
     try:
-        plain.settimeout(CONNECT_SECONDS)
-        plain.connect(address.path)
-        plain.settimeout(None)
+        plain.setblocking(False)
+        while (why := plain.connect_ex(address.path)) == errno.EAGAIN:
+            # A busy daemon's queue is full, and nothing tells of room in it.
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(errno.ETIMEDOUT, "it takes no connections now")
+            _rest(min(left, _FULL_SECONDS), wake)
+        if why:
+            raise OSError(why, os.strerror(why))
+        plain.setblocking(True)
     except BaseException:
         plain.close()
         raise
     return plain
+
+
+def _rest(seconds: float, wake: int) -> None:
+    """Raises GivenUp, NeverAsked."""
+    poller = select.poll()
+    if wake >= 0:
+        poller.register(wake, select.POLLIN)
+    if poller.poll(0):
+        raise NeverAsked
+    cut.of_this_thread().sleep(seconds)
 
 
 def _reached(

@@ -86,3 +86,15 @@ def test_the_usual_socket(tmp_path, monkeypatch):
         sock.bind(str(tmp_path / "system.sock"))
         assert address.find(None, env=env).path == str(tmp_path / "system.sock")
         assert address.find("unix:/other", env=env).path == "/other"
+
+
+def test_a_daemon_whose_queue_is_full_is_one_that_runs(tmp_path, monkeypatch):
+    """Else what asks for whatever daemon there is goes on without it, and its policy."""
+    path = str(tmp_path / "s")
+    monkeypatch.setattr(address, "sockets", lambda env: [path])
+    with socket.socket(socket.AF_UNIX) as daemon, socket.socket(socket.AF_UNIX) as waiting:
+        daemon.bind(path)
+        daemon.listen(0)
+        waiting.connect(path)
+        assert address.running(env={}) == Address(path=path)
+    assert address.running(env={}) is None

@@ -115,6 +115,29 @@ def test_nobody_there(url):
     assert caught.value.cause
 
 
+@pytest.mark.parametrize("takes", [True, False])
+def test_a_daemon_whose_queue_is_full_is_waited_for(tmp_path, monkeypatch, takes):
+    monkeypatch.setattr(connection, "CONNECT_SECONDS", 600.0 if takes else 0.1)
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as daemon, socket.socket(socket.AF_UNIX) as waiting:
+        daemon.bind(path)
+        daemon.listen(0)
+        waiting.connect(path)
+
+        def make_room():
+            with daemon.accept()[0]:
+                pass
+
+        room = threading.Timer(0.3, make_room)
+        if takes:
+            room.start()
+            connection.dial(address.parse(f"unix:{path}")).close()
+            room.join()
+        else:
+            with pytest.raises(Unreachable, match="busy, or it hangs"):
+                connection.dial(address.parse(f"unix:{path}"))
+
+
 def test_an_address_of_a_kind_that_the_kernel_has_not_is_passed_over(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         here = server.getsockname()
