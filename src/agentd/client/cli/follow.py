@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _READ = 64 << 10
 _BACKLOG = 256 << 10  # bytes of stdin taken ahead of the command
 DETACH = b"\x10\x11"  # Ctrl-P Ctrl-Q, as others have it
+HELD_SECONDS = 0.5  # that its second key has; the first one alone is the last line of a shell
 
 
 class Follow:
@@ -46,6 +47,7 @@ class Follow:
         shared = not tty and os.isatty(1) and os.isatty(2)
         self._whole = Whole() if shared else None
         self._held = b""  # the begin of DETACH, perhaps
+        self._held_until = 0.0
         self._left = False
 
     def run(self) -> bool:
@@ -79,6 +81,9 @@ class Follow:
                 self._feed()
             if self._left:
                 return
+            if self._held and time.monotonic() >= self._held_until:
+                held, self._held = self._held, b""
+                self._running.write(held)
             for tick, due in self._due.items():
                 if time.monotonic() >= due:
                     tick()
@@ -88,7 +93,8 @@ class Follow:
         self._due[tick] = time.monotonic() + self._ticks[tick]
 
     def _until_tick(self) -> float | None:
-        first = min(self._due.values(), default=None)
+        dues = [*self._due.values(), *([self._held_until] if self._held else [])]
+        first = min(dues, default=None)
         return None if first is None else max(0.0, first - time.monotonic())
 
     def _waiting(self) -> list[int]:
@@ -115,6 +121,7 @@ class Follow:
             data, self._left = data.partition(DETACH)[0], True
         elif self._leaves and data.endswith(DETACH[:1]):
             data, self._held = data[:-1], DETACH[:1]
+            self._held_until = time.monotonic() + HELD_SECONDS
         if data:
             self._running.write(data)
 

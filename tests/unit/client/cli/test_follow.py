@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from agentd.client.cli import follow as follow_
 from agentd.client.cli.follow import Follow
 from agentd.client.cli.interrupts import Interrupts
 
@@ -71,7 +72,8 @@ def test_on_one_terminal_the_other_stream_does_not_cut_a_character():
 @pytest.mark.parametrize(
     "keys", [[b"ab\x10\x11cd"], [b"ab", b"\x10", b"\x11"], [b"ab\x10", b"\x11"]]
 )
-def test_ctrl_p_ctrl_q_lets_go(stdin, keys):
+def test_ctrl_p_ctrl_q_lets_go(stdin, keys, monkeypatch):
+    monkeypatch.setattr(follow_, "HELD_SECONDS", 600.0)
     running = Running()
     with Interrupts() as interrupts:
         follow = Follow(running, interrupts, tty=True, leaves=True)
@@ -100,6 +102,18 @@ def test_a_lone_ctrl_p_is_a_key(stdin):
         assert Follow(running, interrupts, tty=True, leaves=True).run() is True
         thread.join()
     assert running.heard == [b"\x10x"]
+
+
+def test_a_ctrl_p_with_nothing_behind_it_is_a_key_in_a_moment(stdin, monkeypatch):
+    monkeypatch.setattr(follow_, "HELD_SECONDS", 0.05)
+    running = Running()
+    running.write = lambda data: (running.heard.append(data), running.close_stdin())
+    with Interrupts() as interrupts:
+        thread = threading.Timer(0.1, lambda: os.write(stdin, b"\x10"))
+        thread.start()
+        assert Follow(running, interrupts, tty=True, leaves=True).run() is True
+        thread.join()
+    assert running.heard == [b"\x10"]
 
 
 def test_it_ticks():
