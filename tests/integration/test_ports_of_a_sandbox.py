@@ -304,6 +304,24 @@ def test_two_of_whom_neither_hears_the_other_are_not_looked_at_all_the_time(
         assert client.recv(3) == b"xxx"
 
 
+@pytest.mark.parametrize("by", ["the forward", "the server"])
+def test_what_was_cut_off_is_not_taken_for_the_whole(where: dict[str, Any], by: str) -> None:
+    """As by a client of HTTP that is told no length."""
+    with Sandbox.create(**where) as sandbox, sandbox.start(["python3", "-uc", FLOOD]) as server:
+        next(iter(server))
+        forward = sandbox.ports.forward(7003)
+        with socket.create_connection(forward.address, WAIT) as client:
+            assert client.recv(3) == b"xxx"
+            if by == "the forward":
+                forward.close()
+            else:
+                client.sendall(b"y")  # unread, so that the server's end is a reset
+                server.kill()
+            with pytest.raises(ConnectionResetError):
+                while client.recv(65536):
+                    pass
+
+
 def test_where_nothing_listens_the_connection_ends(where: dict[str, Any]) -> None:
     with (
         Sandbox.create(**where) as sandbox,

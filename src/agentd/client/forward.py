@@ -4,6 +4,7 @@ import contextlib
 import os
 import select
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ _PIECE = 64 << 10
 _RETRY_SECONDS = 0.1
 _LAST_SECONDS = 5.0  # that a server has for each piece of what a client said that has gone
 _LAST_PORT = 65535
+_RESET = struct.pack("=ii", 1, 0)  # struct linger: on, and no time
 
 
 class Forward:
@@ -153,6 +155,9 @@ class _Carrier(threading.Thread):
         self.join()
 
     def free(self) -> None:
+        if not self._port_ended or self._down:  # what the client has is not all: it is told so
+            with contextlib.suppress(OSError):
+                self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._client.close()
         with self._lock:
             os.close(self._wake)
@@ -161,7 +166,7 @@ class _Carrier(threading.Thread):
 
     def run(self) -> None:
         try:
-            # Where it breaks the client hears of that by the end of its connection alone.
+            # Where it breaks the client hears of that by the reset of its connection alone.
             with contextlib.suppress(AgentdError, OSError, GivenUp):
                 self._carry(self._cut.run(self._connect))
         finally:
