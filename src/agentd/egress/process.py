@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 from agentd.egress.mark import MARK_BYTES
 from agentd.egress.rows import MAX_MESSAGE  # a table has to fit
-from agentd.linux import privileges, python
+from agentd.linux import privileges, python, rights
 from agentd.model.errors import InvalidInput, SandboxError
 
 MODULE = "agentd.egress.relay.main"
 _SEND_SECONDS = 20.0
-_END_SECONDS = 1.0
+_END_SECONDS, _REST_SECONDS = 1.0, 0.05
 _KILLED = os.CLD_KILLED, signal.SIGKILL  # and not exit code 9
 _NOBODY = 65534
 
@@ -78,11 +78,23 @@ class RelayProcess:
 
     def send(self, data: bytes, sockets: Sequence[socket.socket | io.FileIO] = ()) -> None:
         """Send it. Raises SandboxError where it is gone or takes nothing: it is ended then."""
+        fds, until = [sock.fileno() for sock in sockets], time.monotonic() + _SEND_SECONDS
         try:
-            socket.send_fds(self.control, [data], [sock.fileno() for sock in sockets])
+            while not self._takes(data, fds, until):
+                time.sleep(_REST_SECONDS)
         except OSError as error:
             self.kill(gone=isinstance(error, (BrokenPipeError, ConnectionResetError)))
             raise SandboxError("the network relay takes no messages", cause=str(error)) from error
+
+    def _takes(self, data: bytes, fds: Sequence[int], until: float) -> bool:
+        """Send it; False where there is no room for it just now. Raises OSError."""
+        try:
+            socket.send_fds(self.control, [data], fds)
+        except OSError as error:
+            if error.errno not in rights.NO_ROOM or time.monotonic() > until:
+                raise
+            return False
+        return True
 
     def listen(
         self, hear: Callable[[dict[str, Any]], None], look: Callable[[], None], seconds: float

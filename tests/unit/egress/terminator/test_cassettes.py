@@ -282,6 +282,16 @@ def test_who_waits_for_a_host_that_speaks_first_is_refused_while_it_is_recorded(
         assert "its host speaks first" in row["reason"]
 
 
+def test_a_host_that_ends_its_connection_is_none_that_speaks_first(world: Judging) -> None:
+    with world.program(lambda _: None, ("record", f"{HOST}:3306"), plain=True) as it:
+        it.ask(f"keep({HOST!r}, 3306)")
+        it.ask("sleep(0.3)")  # it has ended it by then
+        it.ask(f"kept[0].send({GET.encode()!r})")
+        it.ask("kept[0].recv(100)")
+        eventually(lambda: all(row["ended"] for row in it.rows()))
+        assert not any("speaks first" in row["reason"] for row in it.rows())
+
+
 def answered(it: JudgedProgram, said: str, end: str) -> None:
     """By the next terminator, once it is there."""
 

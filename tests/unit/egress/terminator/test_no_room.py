@@ -1,7 +1,9 @@
 """What serves networks finds no room for what it has to say: it says that later."""
 
 import errno
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.captured import eventually
@@ -56,3 +58,24 @@ def test_what_finds_no_room_just_now_is_neither_lost_nor_the_end(
             return len(asked) == 2 and len(rows) == 4 and all(row["ended"] for row in rows)
 
         eventually(told)
+
+
+def test_who_hands_a_sandbox_over_and_finds_no_room_ends_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o755)
+    send, left = socket.send_fds, [TIMES]
+
+    def short(sock: socket.socket, data: Any, fds: Any, *more: Any) -> int:
+        if left[0] and fds:
+            left[0] -= 1
+            raise OSError(errno.ETOOMANYREFS, "no room")
+        return send(sock, data, fds, *more)
+
+    with judging(tmp_path) as world:
+        before = world.keeper.pid, world.keeper.terminating.pid
+        monkeypatch.setattr(socket, "send_fds", short)
+        with world.program(answering(OK), RECORD) as it:
+            assert str(it.ask(f"once({CLOSE!r})")).endswith("ok"), it.rows()
+        assert (world.keeper.pid, world.keeper.terminating.pid) == before
+    assert left == [0]
