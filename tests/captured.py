@@ -263,9 +263,9 @@ class Served:
 
 
 def eventually(holds: Callable[[], Any]) -> None:
-    """Raises AssertionError where it does not hold within a minute."""
+    """Raises AssertionError where it does not hold within three minutes."""
     waited = threading.Event()
-    for _ in range(int(1200 * SLOWER)):
+    for _ in range(int(3600 * SLOWER)):
         if holds():
             return
         waited.wait(0.05)
