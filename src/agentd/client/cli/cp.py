@@ -99,7 +99,8 @@ def _get(options: argparse.Namespace, source: _Inside, target: str) -> "Copied":
         )
     with _files(options, source.id) as files:
         if target == "-":
-            stream = _standard(sys.stdout, "output")
+            # Where it was closed ``main`` has put one in its place that keeps nothing.
+            stream = _standard(sys.__stdout__ and sys.stdout, "output")
             return copy.download_stream(files, source.path, stream)
         return copy.download(files, source.path, target, replace=options.force)
 

@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import errno
 import gc
+import io
 import os
 import sys
 
@@ -274,12 +275,19 @@ def _say(line: str) -> None:
 
 def _open_streams() -> None:
     """Open /dev/null for each standard stream that was closed at the start: else what is opened
-    next has its number, and is read as the standard input or gets the output."""
+    next has its number, and is read as the standard input or gets the output. Python has None for
+    it, to which nothing can be written but by print(), and that to stdout in place of stderr."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or _kept_by_nobody(1)
+    sys.stderr = sys.stderr or _kept_by_nobody(2)
+
+
+def _kept_by_nobody(number: int) -> io.TextIOWrapper:
+    return open(number, "w", encoding="utf-8", closefd=False)
 
 
 def _survive_any_text() -> None:

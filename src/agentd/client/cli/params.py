@@ -51,6 +51,8 @@ def text(given: str | None) -> bytes:
 def read(path: str, fix: str = "name a file that you can read", most: int = _MAX_INPUT) -> bytes:
     """Read a file, or standard input for ``-``: at most so many bytes. Raises InvalidInput."""
     with os_errors_as(InvalidInput, f"cannot read {path}", fix):
+        if path == "-" and sys.stdin is None:  # it was closed before we started
+            raise InvalidInput("standard input is closed", remediation="name a file instead of -")
         if path == "-":
             return sys.stdin.buffer.read(most)
         with open(path, "rb") as file:
