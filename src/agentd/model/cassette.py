@@ -35,6 +35,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE = re.compile(r"([\x21-\x7e\x80-\xff]([\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
 _HOST = re.compile(r"[a-z0-9_.-]{1,253}")
+_TARGET = re.compile(r"/[^ \r\n\0]*")
 _WORDS = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 Pairs = tuple[tuple[str, str], ...]
 T = TypeVar("T")
@@ -200,6 +201,10 @@ def exchange_of(number: int, text: bytes) -> RecordedExchange:
         _wrong(
             f"line {number} has the host {found.host[:64]!r}:{found.port}, which is none", _AGAIN
         )
+    is_path = _TARGET.fullmatch(found.target) and found.target.isascii()
+    if not (is_path and _NAME.fullmatch(found.method)):
+        asked = f"{found.method[:32]} {found.target[:64]}"
+        _wrong(f"line {number} has {asked!r}, which no request asks for", "write it as GET /v1/x")
     try:
         sizes = [len(found.body.data), len(found.answer.data)]
     except (ValueError, binascii.Error):

@@ -55,6 +55,10 @@ def _changed(**fields: object) -> str:
         (_with(3, ""), "says at its end that it has 2 exchanges, and has 1", "change the number"),
         (_with(2, "{}\n"), "line 2 does not fit: Object missing required field", "mend it"),
         (_with(2, _changed(speed=1)), "line 2 does not fit: Object contains unknown field", "mend"),
+        (_with(2, _changed(target="v1/x")), "line 2 has 'POST v1/x', which no", "GET /v1/x"),
+        (_with(2, _changed(target="/a b")), "line 2 has 'POST /a b', which no", "GET /v1/x"),
+        (_with(2, _changed(target="/é")), "line 2 has 'POST /é', which no request", "GET /v1/x"),
+        (_with(2, _changed(method="G T")), "line 2 has 'G T /v1/x?a=b', which no", "GET /v1/x"),
         (_with(2, _changed(status=101)), "line 2 has the status 101", "200 to 999"),
         (_with(2, _changed(body={"base64": "?"})), "line 2 has a body that is no base64", "record"),
         (

@@ -53,7 +53,10 @@ def said(page: "ConnectionPage", egress: Iterable[str]) -> str:
     more = f" and {len(refused) - _SHOWN} more" if len(refused) > _SHOWN else ""
     egress = tuple(egress)
     line = f"the network refused {', '.join(shown)}{more}"
-    missing = [_rule(each) for each in refused.values() if _can_be_allowed(each)][:_SHOWN]
+    lacking = [each for each in refused.values() if _can_be_allowed(each)]
+    if REPLAY in egress:  # of a host that it names the cassette lacks an answer, and no rule
+        lacking = [e for e in lacking if not (e.method and f"{e.name}:{e.port}" in egress)]
+    missing = [_rule(each) for each in lacking][:_SHOWN]
     if REPLAY in egress:
         fresh = ",".join(dict.fromkeys(text for text in (*egress, *missing) if text != REPLAY))
         return safe(f"{line}; record it with --net {_quoted(f'record:FILE,{fresh}')}")
