@@ -234,10 +234,14 @@ def test_what_is_not_in_it_is_a_denial_and_other_hosts_are_unknown(
     assert f"{HOST}:443: the cassette has no GET {HOST}:443/v2/x" in reasons
 
 
-def agentd(daemon: Daemon, *words: str) -> "subprocess.CompletedProcess[str]":
+def agentd(
+    daemon: Daemon, *words: str, stdin: str | None = None
+) -> "subprocess.CompletedProcess[str]":
     env = {**os.environ, "AGENTD_URL": daemon.url}
     argv = [sys.executable, "-m", "agentd", *words]
-    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        argv, env=env, input=stdin, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 @pytest.mark.needs("curl")
@@ -251,7 +255,7 @@ def test_by_the_command_line(daemon: Daemon, barred: Daemon, tmp_path: Path) -> 
     missed = agentd(barred, "run", "--net", f"replay:{tape}", "--", *job[:-1], "-f", f"{job[-1]}y")
     assert missed.returncode != 0
     assert f"the cassette has no GET {HOST}:443/v1/xy" in missed.stderr
-    assert f"record it with --net 'record:FILE,{HOST}:443" in missed.stderr
+    assert missed.stderr.endswith(f"; record it with --net record:FILE,{HOST}:443\n")
     failed = agentd(daemon, "run", "--net", f"record:{tape},10.1.2.3:443", "--", *job)
     assert failed.returncode == 2 and "cannot be recorded" in failed.stderr
     # What is no file is not replaced by one, and a link not by what it leads to.
@@ -276,6 +280,11 @@ def test_by_the_command_line(daemon: Daemon, barred: Daemon, tmp_path: Path) -> 
     assert agentd(barred, "exec", box, "--", *job).stdout == made.stdout
     assert agentd(barred, "net", "cassette", box, "--put", tape).returncode == 0
     assert agentd(barred, "exec", box, "--", *job).stdout == made.stdout
+    none = agentd(barred, "net", "cassette", box, "--put", "-", stdin="no cassette")
+    assert none.returncode == 2 and "line 1 is not that of a cassette" in none.stderr
+    put = agentd(barred, "net", "cassette", box, "--put", "-", stdin=printed.stdout)
+    assert (put.returncode, put.stderr) == (0, "")
+    assert agentd(barred, "exec", box, "--", *job).stdout in printed.stdout.replace('\\"', '"')
     agentd(barred, "kill", box)
 
 

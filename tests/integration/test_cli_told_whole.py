@@ -137,6 +137,20 @@ def test_what_writes_a_file_answers_in_json_too(daemon: Daemon, tmp_path: Path) 
     assert json.loads(daemon.cli(*words).stdout) == {"out": str(signed)}
 
 
+def test_a_file_of_the_name_dash_is_standard_output(
+    daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    daemon.sandbox()
+    lines = daemon.cli("audit", "export", "--to", "2", "--out", "-").stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == [1, 2]
+    assert daemon.cli("sign", "--new-key", "key.pem").returncode == 0
+    Path("request").write_text('{"capability": "fs.list.v1"}')
+    signed = daemon.cli("sign", "request", "--key", "key.pem", "--out", "-").stdout
+    assert json.loads(signed)["capability"] == "fs.list.v1"
+    assert not Path("-").exists()
+
+
 def test_a_shell_has_no_json(daemon: Daemon) -> None:
     done = daemon.cli("shell", "--json", daemon.sandbox())
     assert done.returncode == 2 and b"unrecognized arguments: --json" in done.stderr

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,12 @@ def test_without_an_image_it_is_what_was_written(
     capfd.readouterr()
     assert main(["snapshot", "export", kept, archive, "--json"]) == 0
     assert json.loads(capfd.readouterr().out) == {"exported": archive}
+    assert main(["snapshot", "export", kept, "-", "--json"]) == 2
+    words = [sys.executable, "-m", "agentd", "snapshot", "export", kept, "-"]
+    piped = tmp_path / "piped.tar"
+    piped.write_bytes(subprocess.run(words, capture_output=True, check=True).stdout)
     found = names(Path(archive), 0)
+    assert found.keys() == names(piped, 0).keys()
     home = {"home", "home/sandbox", "home/sandbox/h"} - {"home"}
     files = {"workspace", "workspace/w", "workspace/d", "workspace/l", "tmp", "tmp/t", *home}
     assert files <= set(found)
@@ -151,6 +157,9 @@ def test_a_daemons_is_an_admins_to_export(daemon: Daemon, tmp_path: Path) -> Non
     path = str(tmp_path / "cli.tar")
     done = daemon.cli("snapshot", "export", id_, path, key=boss)
     assert done.returncode == 0, done.stderr
+    done = daemon.cli("snapshot", "export", id_, "-", key=boss)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "piped.tar").write_bytes(done.stdout)
     with Client(daemon.url, api_key=boss) as client:
         (tmp_path / "sdk.tar").write_bytes(b"".join(client.snapshots.export(id_)))
         with pytest.raises(NotFound):
@@ -158,7 +167,7 @@ def test_a_daemons_is_an_admins_to_export(daemon: Daemon, tmp_path: Path) -> Non
     asyncio.run(_export(daemon, boss, id_, tmp_path / "aio.tar"))
     with Sandbox.connect(made, url=daemon.url, api_key=boss) as box, box.snapshot() as kept:
         kept.export(tmp_path / "object.tar")
-    for name in ("rest", "cli", "sdk", "aio", "object"):
+    for name in ("rest", "cli", "piped", "sdk", "aio", "object"):
         found = names(tmp_path / f"{name}.tar", 0)
         assert "workspace/a" in found, name
     mine = daemon.sandbox(alice, backend="linux")

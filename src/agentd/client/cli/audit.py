@@ -285,7 +285,7 @@ def _check_range(options: argparse.Namespace, source: "Source") -> None:
 def _export(options: argparse.Namespace, source: "Source") -> int:
     _check_range(options, source)
     lines = source.lines(options.first, options.last)
-    if options.out is None:
+    if options.out in (None, "-"):
         _write(lines)
         return 0
     fix = "name a new file in a directory of yours"

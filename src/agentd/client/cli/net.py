@@ -72,7 +72,7 @@ def _parser() -> Parser:
         "cassette",
         "print what one with record asked; or put in what one with replay answers from",
         "  agentd net cassette sbx-abcdefghijkl > tape.jsonl\n"
-        "  agentd net cassette sbx-abcdefghijkl --put tape.jsonl\n",
+        "  agentd net cassette sbx-abcdefghijkl --put tape.jsonl      - reads standard input\n",
         _cassette,
     )
     cassette.add_argument("id", metavar="SANDBOX", help=remote.SANDBOX_HELP)
@@ -183,16 +183,25 @@ def _set(options: argparse.Namespace) -> int:
 
 
 def _cassette(options: argparse.Namespace) -> int:
-    from agentd.client import cassettes
     from agentd.client.cli import output
 
     with remote.service(options) as service:
         if options.put is None:
             output.write_all(1, service.network.cassette(options.id))
         else:
-            service.network.play(options.id, cassettes.read(options.put))
+            service.network.play(options.id, _put(options.put))
             remote.tell(options, {"sandbox": options.id, "put": options.put})
     return 0
+
+
+def _put(path: str) -> bytes:
+    from agentd.client import cassettes
+    from agentd.client.cli import params
+    from agentd.model.cassette import MAX_CASSETTE
+
+    if path == "-":  # what it holds the service looks at
+        return params.read(path, most=MAX_CASSETTE + 1)
+    return cassettes.read(path)
 
 
 def _watch(options: argparse.Namespace) -> int:

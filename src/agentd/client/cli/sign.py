@@ -62,7 +62,7 @@ def _sign(options: argparse.Namespace) -> int:
     ttl = None if options.ttl is None else parse_duration(options.ttl, "ttl")
     key = load_private(options.key)
     signed = canonical(sign(request, key, audience=options.audience, ttl=ttl)) + b"\n"
-    if options.out is None:
+    if options.out in (None, "-"):
         sys.stdout.buffer.write(signed)
         sys.stdout.flush()
     else:

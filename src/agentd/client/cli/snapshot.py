@@ -5,10 +5,13 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from agentd.client.cli import image_cache, remote, table
+from agentd.client.cli import image_cache, output, remote, table
 from agentd.client.cli.parser import Parser, named
+from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from agentd.client.embedded import Snapshot
     from agentd.model.api import SnapshotView
 
@@ -44,6 +47,10 @@ def main(words: list[str]) -> int:
             if options.file is None
             else f"{options.action} takes one WHAT, and only export a FILE"
         )
+    if options.file == "-" and options.json:
+        raise InvalidInput(
+            "the archive itself goes to standard output", remediation="leave out --json"
+        )
     if options.action in ("take", "ls") or _is_id(options.what):
         return _of_daemon(options)
     from agentd.sandbox import snapshots
@@ -52,6 +59,10 @@ def main(words: list[str]) -> int:
     if options.action == "rm":
         snapshot.delete()
         return remote.tell(options, {"removed": snapshot.path})
+    if options.action == "export" and options.file == "-":
+        from agentd.sandbox import exports  # late: few need it
+
+        return _print(exports.pieces(snapshot.export))
     if options.action == "export":
         snapshot.export(options.file)
         return remote.tell(options, {"exported": options.file})
@@ -72,7 +83,10 @@ def _of_daemon(options: argparse.Namespace) -> int:
         if options.action == "export":
             from agentd.client import exported  # late: few need it
 
-            exported.write(service.snapshots.export(options.what), options.file)
+            pieces = service.snapshots.export(options.what)
+            if options.file == "-":
+                return _print(pieces)
+            exported.write(pieces, options.file)
             return remote.tell(options, {"exported": options.file})
         if options.action == "rm":
             service.snapshots.delete(options.what)
@@ -82,6 +96,13 @@ def _of_daemon(options: argparse.Namespace) -> int:
             return _tell(options, found, found)
         view = service.snapshots.get(options.what)
         return _tell(options, view, (view,))
+
+
+def _print(pieces: "Iterator[bytes]") -> int:
+    """Write an archive to standard output."""
+    for piece in pieces:
+        output.write_all(1, piece)
+    return 0
 
 
 def _tell(options: argparse.Namespace, value: object, found: "tuple[SnapshotView, ...]") -> int:
@@ -109,7 +130,8 @@ def _parser() -> Parser:
         type=named,  # "" would be the folder that one stands in
         help="a sandbox to take, a snapshot's id, or its path",
     )
-    parser.add_argument("file", metavar="FILE", nargs="?", help="the archive that export writes")
+    about = "the archive that export writes; - is standard output"
+    parser.add_argument("file", metavar="FILE", nargs="?", help=about)
     remote.daemon_options(parser)
     return parser
 
