@@ -279,6 +279,19 @@ def test_each_file_that_is_kept_is_its_owners_alone_whatever_the_umask() -> None
             seal.unlink()
 
 
+def test_a_supervisor_has_nothing_of_its_daemons_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It outlives the daemon, and builds what may be broken out of."""
+    monkeypatch.setenv("OPERATORS_TOKEN", OF_CALL)
+    with running() as daemon:
+        assert daemon.process is not None
+        daemon.sandbox()
+        supervisor = int((daemon.state / "supervisor.sock.lock").read_text())
+        for pid, has in ((daemon.process.pid, True), (supervisor, False)):
+            assert (OF_CALL.encode() in Path(f"/proc/{pid}/environ").read_bytes()) is has
+
+
 def test_what_a_policy_says_is_cut_where_it_is_written_down(daemon: Daemon) -> None:
     asked = {"command": "/denied", "env": {f"{'N' * 60}{n}": "x" for n in range(50)}}
     assert daemon.call("shell.exec.v1", asked, key=daemon.key("carol")).code == "policy_denied"

@@ -1,3 +1,4 @@
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,24 @@ def test_what_would_break_the_file_is_refused(tmp_path: Path, name: str, envelop
     with pytest.raises(AuditError, match="cannot be kept"):
         receipts.put(name, envelope)
     receipts.close()
+
+
+def test_links_in_the_place_of_its_files_are_not_followed(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "receipts", tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"others'")
+    receipts = ReceiptStore(str(folder), max_bytes=8)  # a file for each
+    receipts.put("a", b"x")
+    (file,) = folder.iterdir()
+    (folder / f"{file.name}.index.new").symlink_to(elsewhere)
+    with suppress(AuditError):
+        receipts.put("b", b"y")
+    receipts.close()
+    assert elsewhere.read_bytes() == b"others'"
+    newest = max(path for path in folder.iterdir() if not path.is_symlink())
+    newest.rename(tmp_path / "moved")
+    newest.symlink_to(tmp_path / "moved")
+    with pytest.raises(AuditError):
+        ReceiptStore(str(folder))
 
 
 def test_a_directory_that_cannot_be_had(tmp_path: Path) -> None:

@@ -264,6 +264,12 @@ def test_nonsense_is_refused(text):
     refused(provider(), text, "")
 
 
+def test_a_token_has_so_many_bytes_at_most():
+    head = {"alg": "RS256", "kid": "k1"}
+    assert present(provider(), signed(head, claims(more="x" * 8000)))
+    refused(provider(), signed(head, claims(more="x" * (16 << 10))), "16384 bytes")
+
+
 @given(st.text(st.characters(codec="ascii", exclude_characters=" "), max_size=60))
 def test_no_text_is_a_token_by_chance(text):
     try:

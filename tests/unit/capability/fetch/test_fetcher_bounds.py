@@ -10,6 +10,7 @@ import pytest
 from tests.unit.capability.fetch.authority import Authority
 from tests.unit.capability.fetch.servers import Server, fetcher, says
 
+from agentd.capability.fetch import lookup
 from agentd.capability.fetch.fetcher import Fetcher, FetchRequest
 from agentd.model.capability import CallFailed
 
@@ -80,6 +81,36 @@ def test_a_name_server_that_does_not_answer_ends_with_the_time_limit() -> None:
         assert code(FetchRequest(url="http://slow.test/", timeout=0.2), fetch) == "timeout"
     finally:
         answer.set()
+
+
+def test_only_so_many_names_are_looked_up_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name server that does not answer takes no more threads than that."""
+    answer, slots = threading.Event(), threading.BoundedSemaphore(2)
+    asked: list[str] = []
+
+    def hanging(host: str) -> Sequence[str]:
+        asked.append(host)
+        answer.wait()
+        return []
+
+    monkeypatch.setattr(lookup, "_slots", slots)
+    request = FetchRequest(url="http://slow.test/", timeout=0.2)
+    try:
+        for _ in range(100):
+            assert code(request, Fetcher(resolver=hanging)) == "timeout"
+            if len(asked) == 2:
+                break
+        assert code(request, Fetcher(resolver=hanging)) == "timeout"
+        assert len(asked) == 2
+    finally:
+        answer.set()
+        for _ in range(2):  # until both have ended
+            assert slots.acquire(timeout=120)
+
+
+def test_a_name_of_too_many_addresses_has_none() -> None:
+    many = Fetcher(resolver=lambda host: [f"192.0.2.{number}" for number in range(65)])
+    assert code(FetchRequest(url="http://many.test/"), many) == "resolve_failed"
 
 
 def test_redirects_share_one_time_limit(serve: Serve) -> None:

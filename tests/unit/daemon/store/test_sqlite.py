@@ -285,6 +285,15 @@ def test_what_is_not_a_store_is_refused_and_left_as_it_is(tmp_path):
     assert (tmp_path / "store.db").read_bytes() == b"not a database" * 100
 
 
+def test_a_link_in_the_place_of_the_store_is_not_followed(tmp_path):
+    (elsewhere := tmp_path / "elsewhere").touch()
+    (folder := tmp_path / "state").mkdir(0o700)
+    (folder / "store.db").symlink_to(elsewhere)
+    with pytest.raises(StoreError, match="cannot open"):
+        SqliteStore(str(folder))
+    assert elsewhere.read_bytes() == b""
+
+
 def test_a_folder_that_others_may_change_is_refused(tmp_path):
     folder = tmp_path / "open"
     folder.mkdir()
