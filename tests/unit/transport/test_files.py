@@ -207,7 +207,7 @@ def test_a_tunnel_is_closed_whatever_the_agent_goes_on_to_send(agent, monkeypatc
     with agent(script).tunnel(80) as it:
         assert it.recv() == b""
         it.half_close()
-        late = threading.Timer(20, closed.set)
+        late = threading.Timer(120, closed.set)
         late.start()
     assert not closed.is_set()
     closed.set()
