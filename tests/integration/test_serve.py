@@ -362,7 +362,7 @@ def test_a_call_that_goes_on_is_ended_and_whoever_waits_is_told(place: Place) ->
         end(daemon)
         caller.join()
     ((status, view),) = answers
-    assert (status, view["status"], view["cause"]["code"]) == (200, "failed", "cancelled")
+    assert (status, view["status"], view["cause"]["code"]) == (200, "error", "interrupted")
     assert view["receipt"] == view["request_id"]
 
 
