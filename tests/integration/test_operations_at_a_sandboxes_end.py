@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.security.daemons import Daemon, Later, running, until
 
-from agentd import Client
+from agentd import Client, Sandbox
 from agentd.model.errors import AgentdError
 
 POLICY = """
@@ -161,3 +161,17 @@ def test_what_waits_for_approval_is_told_who_ended_its_sandbox(daemon: Daemon, e
     assert answer.json["remediation"], answer.body
     denial = daemon.until_recorded(kind="denial", sandbox=box)
     assert denial.fields["approval"] == answer.code
+
+
+@pytest.mark.parametrize("at", ["here", "a daemon"])
+def test_an_upload_that_takes_all_its_memory_ends_for_that(daemon: Daemon, at: str) -> None:
+    where = {"embedded": True} if at == "here" else {"url": daemon.url}
+    with Sandbox.create(memory="48M", disk="1G", **where) as sandbox:
+        if not sandbox.enforcement["memory"].enforced:
+            pytest.skip("no cgroup of ours bounds memory here")
+        pieces = (bytes(1 << 20) for _ in range(200))
+        assert told_of(lambda: sandbox.files.write("/tmp/large", pieces)) == ("oom", False, True)
+        if at == "a daemon":
+            (end,) = daemon.records(kind="end", sandbox=sandbox.id)
+            cause = end.fields["cause"]
+            assert (cause["code"], cause["infrastructure"]) == ("oom", False), cause

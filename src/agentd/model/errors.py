@@ -18,7 +18,7 @@
       +-- SandboxError          the sandbox could not be built, or it broke
       |     +-- NotReady        what its template starts did not come up in time, or at all
       |     +-- BackendLost     the wall died under its work
-      |     |     +-- SandboxEnded  or somebody ended it, or its lease did
+      |     |     +-- SandboxEnded  or somebody, its lease or want of memory ended it
       |     +-- GuestError      the agent inside broke the protocol
       +-- OperationFailed       the agent answered with an error (a missing file, say)
       +-- CommandFailed         ``run(check=True)`` met a command that did not succeed

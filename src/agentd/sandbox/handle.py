@@ -19,6 +19,7 @@ from agentd.model.errors import (
 )
 from agentd.model.mount import MountMode
 from agentd.model.result import SandboxInfo
+from agentd.sandbox import ending
 from agentd.sandbox.abilities import CHANGES, SNAPSHOT, Ability, incapable, lacking
 from agentd.sandbox.choose import Choice
 from agentd.sandbox.lifecycle import State
@@ -79,11 +80,17 @@ class SandboxHandle:
         return self._wall
 
     def truly(self, error: AgentdError) -> AgentdError:
-        """Return ``error``, or what it comes of where somebody ended the sandbox under what was
-        done there."""
+        """Return ``error``, or what it comes of where the sandbox has ended under what was done
+        there: by somebody, or because its memory ran out."""
+        if not isinstance(error, SandboxError) or isinstance(error, SandboxEnded):
+            return error
         why = self.why
-        broke = isinstance(error, SandboxError) and not isinstance(error, SandboxEnded)
-        return error if why is None or not broke else ended(why)
+        if why is None and isinstance(error, BackendLost) and self._wall is not None:
+            gone = self._wall.wait(ending.DEATH_SECONDS)
+            why = ending.of_wall(self._wall, self.counters, gone=gone) if gone else None
+            if why is not None and why.infrastructure:
+                return error
+        return error if why is None else ended(why)
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:

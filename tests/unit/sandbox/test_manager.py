@@ -23,6 +23,12 @@ class Wall:
     def kill(self):
         self.killed += 1
 
+    def wait(self, timeout=None):
+        return bool(self.killed)
+
+    def counters(self):
+        return {}
+
 
 class Guest:
     def __init__(self):

@@ -56,6 +56,12 @@ class Wall:
         self.calls.append("kill")
         self.go_on.set()
 
+    def wait(self, timeout=None):
+        return "kill" in self.calls
+
+    def counters(self):
+        return {}
+
 
 class Plain:
     """A wall that can do nothing of it."""

@@ -44,6 +44,7 @@ class _Error(msgspec.Struct):
 # Codes without a class of their own: what a caller would catch.
 _CODES: dict[str, type[AgentdError]] = {
     "lease_expired": SandboxEnded,
+    "oom": SandboxEnded,
     "draining": Full,
     "idempotency_mismatch": InvalidInput,
 }

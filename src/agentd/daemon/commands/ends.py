@@ -18,7 +18,9 @@ from agentd.model.result import Exit, NetworkUsage, Result, Timing, Usage
 from agentd.model.secret import check_variables
 from agentd.model.spec import ExecRequest
 from agentd.model.typed import like
-from agentd.sandbox.abilities import NETWORK, TELLS_END
+from agentd.sandbox import ending
+from agentd.sandbox.abilities import NETWORK
+from agentd.sandbox.ending import grown
 from agentd.sandbox.ports import Wall
 from agentd.transport.events import Chunk
 
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from agentd.model.running import Running
     from agentd.sandbox.manager import SandboxHandle
 
-# A wall that dies takes its agent's stream along first; the process itself follows.
-_DEATH_SECONDS = 1.0
 _COUNTED = ("allowed", "denied", "asked", "sent", "received")
 _NO_ROWS = 1 << 62  # a cursor that no connection comes after
 
@@ -160,16 +160,11 @@ def of_wall(
     wall: Wall, error: BackendLost | GuestError, before: Mapping[str, int], ms: float
 ) -> Exit:
     """Return what a broken stream means; a living wall with a lying agent stays an error."""
-    gone = wall.wait(_DEATH_SECONDS)
+    gone = wall.wait(ending.DEATH_SECONDS)
     if isinstance(error, GuestError) and not gone:
         raise error
-    teller = TELLS_END.of(wall) if gone else None
-    told = None if teller is None else teller.ending()
-    if told is not None:
-        cause = told
-    elif grown(before, wall.counters(), "oom"):
-        cause = Cause.of(CauseCode.OOM, "the sandbox ran out of memory and ended")
-    else:
+    cause = ending.of_wall(wall, before, gone=gone)
+    if cause is None:
         cause = Cause.of(CauseCode.BACKEND_LOST, f"the sandbox ended under its work: {error}")
     return Exit(None, None, cause, Usage(wall_ms=ms))
 
@@ -219,10 +214,6 @@ def refine(end: Exit, before: Mapping[str, int], after: Mapping[str, int]) -> Ex
     else:
         return end
     return Exit(end.exit_code, end.signal, cause, end.usage)
-
-
-def grown(before: Mapping[str, int], after: Mapping[str, int], name: str) -> bool:
-    return after.get(name, 0) > before.get(name, 0)
 
 
 def status(end: Exit) -> str:
