@@ -274,7 +274,7 @@ class Command(Stepped):
         """Kill it, for nobody waits for it any more: that is its cause. Never blocks."""
 
         def cancel() -> None:
-            self._ending.why = why
+            self._ending.why = self._ending.why or why  # not why its client is cut off then
             self.running.kill()
 
         if self._listed is None:

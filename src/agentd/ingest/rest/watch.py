@@ -31,7 +31,8 @@ async def watch(exchange: Exchange, query: dict[str, Any]) -> None:
         bridge.offer(None, 0)  # it has begun
         if any(not bridge.offer(one, len(one.path) + _EACH) for one in changes):
             del changes  # ended before the error is told: a traceback would keep it
-            raise Aborted("the client is too slow for so many changes")
+            if not bridge.closed:  # else it was stopped amid a change
+                raise Aborted("the client is too slow for so many changes")
 
     followed = Followed(_MOST, watching)
     with exchange.staying(followed, _COUNTED):

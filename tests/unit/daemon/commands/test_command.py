@@ -6,7 +6,7 @@ import pytest
 from agentd.daemon.commands import ends
 from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command
-from agentd.daemon.commands.ends import DESTROYED, completed, refine, status
+from agentd.daemon.commands.ends import DESTROYED, SHUT_DOWN, completed, refine, status
 from agentd.daemon.commands.listed import Listed
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost, Conflict, GuestError
@@ -195,6 +195,23 @@ def test_no_later_thread_is_taken_for_the_one_that_drove_it(tmp_path):
         manager.close()
         journals.close()
     assert told == ["process prc-1 has ended"] * 8
+
+
+def test_what_a_shutdown_ends_is_told_so_though_its_client_is_cut_off_then(tmp_path):
+    """As of one that takes its time to die: its connection goes with its daemon."""
+    manager, journals = Manager(), Journals(str(tmp_path))
+    try:
+        handle = manager.create(SandboxSpec(isolation=IsolationLevel.NONE, backend="host"))
+        listed = Listed("prc-1", SimpleNamespace(id="sbx-1"), ("sleep",), journals.create("prc-1"))
+        begin = BeginStreamed(completed(ExecRequest(("sleep", "600")), handle))
+        command = Command(handle, begin, None, listed)
+        command.cancel(SHUT_DOWN)
+        command.cancel()
+        command.drive(keep=False)
+        assert command.result.cause.code == "interrupted"
+    finally:
+        manager.close()
+        journals.close()
 
 
 def test_what_is_let_go_with_its_sandbox_is_closed(tmp_path):

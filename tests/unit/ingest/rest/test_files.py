@@ -3,10 +3,15 @@
 import contextlib
 import http.client
 import json
+import threading
+from collections.abc import Iterator
 
 import pytest
 from tests.unit.ingest.fake import until
+from tests.unit.ingest.fake_nouns import FakeFiles
 from tests.unit.ingest.harness import Running, read_all, sse
+
+from agentd.model.api import ChangeView
 
 
 def _files(id_: str, rest: str = "") -> str:
@@ -160,6 +165,27 @@ def test_an_upload_with_a_key_is_done_once(running: Running, size: int) -> None:
         assert (again.json, again.headers["idempotency-replayed"]) == ({"size": size}, "true")
         assert running.ask("PUT", path, b"other bytes", headers).status == 422
     assert running.service.calls.count("write_file") == 1
+
+
+def test_a_watch_that_a_shutdown_ends_amid_changes_is_told_so(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One in which something changes all the time was cut off, as if its client were too slow."""
+    heard = threading.Event()
+
+    def changing(*_: object, **__: object) -> Iterator[ChangeView]:
+        while not heard.wait(0.001):
+            yield ChangeView(kind="modified", path="/a")
+
+    monkeypatch.setattr(FakeFiles, "watch", changing)
+    with running.raw() as client:
+        at = _files(running.sandbox(), "/watch?path=/a")
+        client.sendall(f"GET {at} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert client.recv(12) == b"HTTP/1.1 200"
+        running.begin_to_end(drain=100)
+        told = read_all(client)
+        heard.set()
+    assert b"event: error" in told and b'"draining"' in told
 
 
 def test_a_tar_that_breaks_at_once_is_an_error(running: Running) -> None:
