@@ -109,18 +109,26 @@ class Layout:
         diff_ids: Sequence[str] | None = None,
     ) -> str:
         """The text that ``agentd image pull`` takes. ``diff_ids``: instead of the true ones."""
-        self._tag(self.image(layers, config, packed=packed, diff_ids=diff_ids), tag)
+        self.tag(self.image(layers, config, packed=packed, diff_ids=diff_ids), tag)
         return f"oci:{self.path}:{tag}"
 
     def add_index(self, images: dict[str, Sequence[bytes]], tag: str) -> str:
         """An image of several architectures."""
-        manifests = [
-            self.image(layers, None, architecture=name)
-            | {"platform": {"os": "linux", "architecture": name}}
-            for name, layers in images.items()
-        ]
-        self._tag(self._json(f"{_TYPES}.index.v1+json", {"manifests": manifests}), tag)
+        self.tag(self.index(images), tag)
         return f"oci:{self.path}:{tag}"
+
+    def index(self, images: dict[str, Sequence[bytes]]) -> dict[str, Any]:
+        """The descriptor of one."""
+        return self.index_of(
+            [
+                self.image(layers, None, architecture=name)
+                | {"platform": {"os": "linux", "architecture": name}}
+                for name, layers in images.items()
+            ]
+        )
+
+    def index_of(self, manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        return self._json(f"{_TYPES}.index.v1+json", {"manifests": manifests})
 
     def image(
         self,
@@ -154,7 +162,7 @@ class Layout:
         whole = {"schemaVersion": 2, "mediaType": kind, **value}
         return self.put(kind, json.dumps(whole).encode())
 
-    def _tag(self, descriptor: dict[str, Any], tag: str) -> None:
+    def tag(self, descriptor: dict[str, Any], tag: str) -> None:
         named = {"annotations": {"org.opencontainers.image.ref.name": tag}}
         self._index.append(descriptor | named)
         whole = {"schemaVersion": 2, "manifests": self._index}

@@ -189,6 +189,26 @@ def test_of_many_platforms_this_machines_is_taken(images: Images, layout: Layout
     del many[ARCHITECTURE]
     said = images.run("pull", layout.add_index(many, "none"), "--name", "y", code=125).stderr
     assert "no image found in image index for architecture" in said
+    assert (
+        f"{layout.path}:none has no image for this machine, which is linux/{ARCHITECTURE}" in said
+    )
+    assert "by digest, as skopeo inspect --raw lists them" in said
+
+
+def test_an_index_of_indexes_is_told(images: Images, layout: Layout) -> None:
+    inner = layout.index({ARCHITECTURE: [SMALL]})
+    layout.tag(layout.index_of([inner]), "nested")
+    said = images.run("pull", f"oci:{layout.path}:nested", "--name", "x", code=125).stderr
+    assert f"{layout.path}:nested is an index of indexes" in said
+
+
+def test_of_another_platform_it_is_remarked_as_it_is_pulled(images: Images, layout: Layout) -> None:
+    layout.tag(layout.image([SMALL], None, architecture="s390x"), "other")
+    words = ("pull", f"oci:{layout.path}:other", "--name", "x")
+    own = f"linux/{ARCHITECTURE}"
+    note = f"note: it is linux/s390x, and this machine {own}, on which its programs may not run\n"
+    assert note in images.run(*words).stderr
+    assert "note:" not in images.run("pull", layout.add([SMALL]), "--name", "y").stderr
 
 
 def test_docker_archive_and_oci_archive(images: Images, layout: Layout, tmp_path: Path) -> None:

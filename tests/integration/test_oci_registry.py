@@ -8,9 +8,11 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -251,6 +253,33 @@ def test_a_registry_that_is_not_there_is_told(images: Images) -> None:
     place = f"127.0.0.1:{ports.free()}"
     said = images.run("pull", f"docker://{place}/a:1", code=125).stderr
     assert f"{place} cannot be reached" in said
+
+
+def test_a_registry_that_breaks_off_is_told_as_that(images: Images, layout: Layout) -> None:
+    manifest = layout.image([layer(file("x", os.urandom(4096)))], None)["digest"]
+    blobs = layout.path / "blobs/sha256"
+
+    class Cut(BaseHTTPRequestHandler):
+        """Serves layers by half."""
+
+        def do_GET(self) -> None:
+            digest = manifest if "manifests" in self.path else self.path.rpartition("/")[2]
+            data = b"{}" if self.path == "/v2/" else (blobs / digest[7:]).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Type", "application/vnd.oci.image.manifest.v1+json")
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2] if len(data) > 4096 else data)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Cut) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_address[1]}"
+        said = images.run("pull", f"docker://{place}/a:1", "--insecure", code=125).stderr
+        server.shutdown()
+    assert "unexpected EOF" in said and f"{place} broke off" in said
+    assert "no archive" not in said
 
 
 def test_credentials_that_cannot_be_read_are_told(images: Images, tmp_path: Path) -> None:

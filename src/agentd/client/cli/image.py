@@ -74,7 +74,10 @@ def _parser() -> Parser:
 def _pull(options: argparse.Namespace) -> int:
     with Display("image") as display:
         image = image_oci.pull(options, display.step)
-    return remote.tell(options, image_oci.summary(image), f"{image.name} {image.digest}")
+    told = remote.tell(options, image_oci.summary(image), f"{image.name} {image.digest}")
+    if (note := image.config.remark()) and not options.json:
+        print(f"note: {remote.safe(note)}", file=sys.stderr)
+    return told
 
 
 def _build(options: argparse.Namespace) -> int:

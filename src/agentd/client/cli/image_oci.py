@@ -211,7 +211,7 @@ def summary(image: "OciImage") -> dict[str, Any]:
         "kind": "oci",
         "digest": image.digest,
         "source": image.source,
-        "platform": f"{image.config.os}/{image.config.architecture}",
+        "platform": image.config.platform,
         "layers": len(image.manifest.layers),
         "size": image.size,
         "pulled": image.pulled,
@@ -248,7 +248,7 @@ def inspect(image: "OciImage", options: argparse.Namespace) -> None:
     lines = {
         "digest": image.digest + (" (verified)" if options.verify else ""),
         "source": image.source,
-        "platform": f"{image.config.os}/{image.config.architecture}",
+        "platform": image.config.platform,
         "root": root,
         "disk": disk["path"] if disk else "- (made when a virtual machine first needs it)",
         "pulled": time.strftime("%Y-%m-%d %H:%M", time.localtime(image.pulled)),

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from agentd.image.model import ImageError
 from agentd.image.oci.source import HUB, ImageSource
+from agentd.image.oci.values import architecture
 from agentd.model.errors import InvalidInput
 
 #: Places in the cell, which are skopeo's usual ones.
@@ -250,9 +251,24 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "see ~/.config/containers/policy.json and /etc/containers/policy.json",
     ),
     (
+        ("no image found in image index",),
+        "{text} has no image for this machine, which is {platform}",
+        "name one of its images by digest, as skopeo inspect --raw lists them, if it runs here",
+    ),
+    (
+        ("unexpectedly received a manifest list",),
+        "{text} is an index of indexes, of which none is taken",
+        "name one of its images by digest, as skopeo inspect --raw lists them",
+    ),
+    (
         ("connection refused", "no such host", "i/o timeout"),
         "{host} cannot be reached",
         "see to its name, and to HTTPS_PROXY",
+    ),
+    (
+        ("unexpected eof",),
+        "{host} broke off",
+        "try again; or see to what is between, such as HTTPS_PROXY",
     ),
 )
 
@@ -264,8 +280,10 @@ def explained(error: ImageError, source: ImageSource, action: str = "pull") -> I
     said = error.cause.lower()
     words = {"host": source.registry, "text": source.text, "place": source.place}
     words |= {"action": action, "verb": "have" if action == "pull" else action}
+    words["platform"] = f"linux/{architecture()}"
+    others = "{place}" if source.transport == "docker" else "{host}"  # alike words mean another
     for signs, message, fix in _MEANINGS:
-        if any(sign in said for sign in signs):
+        if others not in message and any(sign in said for sign in signs):
             return ImageError(
                 message.format(**words), cause=error.cause, remediation=fix.format(**words)
             )

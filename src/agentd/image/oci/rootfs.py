@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import platform
 import tarfile
 from typing import BinaryIO
 
@@ -17,12 +16,12 @@ from agentd.image.oci.values import (
     OciManifest,
     RootFs,
     RunConfig,
+    architecture,
     check_kept,
     encode,
 )
 from agentd.model.errors import InvalidInput
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _TIME = "1970-01-01T00:00:00Z"
 
 
@@ -51,12 +50,6 @@ def make_layout(source: str, path: str, bounds: ImageBounds = BOUNDS) -> None:
     )
     manifest = OciManifest(layout.put(encode(config), CONFIG, blobs), (layer,))
     layout.write_index(path, layout.put(encode(manifest), MANIFEST, blobs))
-
-
-def architecture() -> str:
-    """Return this machine's, as OCI calls it."""
-    machine = platform.machine()
-    return _ARCHITECTURES.get(machine, machine)
 
 
 class _Hashing:

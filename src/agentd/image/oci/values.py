@@ -5,6 +5,7 @@ Digests are ``sha256:`` and 64 hex digits. Only what agentd uses is here; other 
 
 import hashlib
 import os
+import platform
 import re
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
@@ -29,6 +30,7 @@ MAX_JSON = 4 << 20
 MAX_LAYERS = 500
 _PATH_BYTES = 4096  # with the NUL at its end
 _NAME_BYTES = 255
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
@@ -92,6 +94,17 @@ class OciConfig(msgspec.Struct, frozen=True):
     def run(self) -> RunConfig:
         return self.config or RunConfig()
 
+    @property
+    def platform(self) -> str:
+        return f"{self.os}/{self.architecture}"
+
+    def remark(self) -> str:
+        """Return what there is to say of its programs on this machine; empty for nothing."""
+        own = f"linux/{architecture()}"
+        if self.platform == own or not (self.os and self.architecture):
+            return ""
+        return f"it is {self.platform}, and this machine {own}, on which its programs may not run"
+
 
 class OciImage(msgspec.Struct, frozen=True):
     """An image in the store. ``chain`` names its unpacked root; ``size`` is that of its blobs, in
@@ -147,16 +160,28 @@ def check_told(data: bytes) -> None:
         )
 
 
+def architecture() -> str:
+    """Return this machine's, as OCI calls it."""
+    machine = platform.machine()
+    return _ARCHITECTURES.get(machine, machine)
+
+
 def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def chain_id(diff_ids: Iterable[str]) -> str:
     """Return all layers' id: sha256 of the chain before and the layer (image-spec, config.md)."""
-    chain = ""
+    return chain_ids(diff_ids)[-1]
+
+
+def chain_ids(diff_ids: Iterable[str]) -> list[str]:
+    """Return the id of no layer, of the first, of the first two, and so on."""
+    chains = [digest_of(b"")]
     for diff_id in diff_ids:
-        chain = digest_of(f"{chain} {diff_id}".encode()) if chain else diff_id
-    return chain or digest_of(b"")
+        whole = digest_of(f"{chains[-1]} {diff_id}".encode()) if len(chains) > 1 else diff_id
+        chains.append(whole)
+    return chains
 
 
 def manifest_of(data: bytes) -> OciManifest:

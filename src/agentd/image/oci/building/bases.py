@@ -11,7 +11,6 @@ from agentd.image.model import Corrupt, NotFound
 from agentd.image.oci import layout, reuse
 from agentd.image.oci.building.stages import BuildStages
 from agentd.image.oci.building.state import NEVER, BuiltLayer, StageState
-from agentd.image.oci.rootfs import architecture
 from agentd.image.oci.roots import ROOT
 from agentd.image.oci.steps import BuiltStep
 from agentd.image.oci.store import OciStore
@@ -25,7 +24,9 @@ from agentd.image.oci.values import (
     OciImage,
     OciManifest,
     RootFs,
+    architecture,
     chain_id,
+    chain_ids,
     check_digest,
     decode,
 )
@@ -94,10 +95,9 @@ class Bases:
     def beneath(self, state: StageState) -> Iterator[tuple[str | None, int]]:
         """Return a root that is there, and how many of the layers it has; those above it were built
         here, so that their archives can be read. (None, 0) where they are all."""
-        for count in range(len(state.layers), -1, -1):
-            chain = chain_id(layer.diff_id for layer in state.layers[:count])
-            if not count:
-                break
+        chains = chain_ids(layer.diff_id for layer in state.layers)
+        for count in range(len(state.layers), 0, -1):
+            chain = chains[count]
             if chain in self._unpacked:
                 yield os.path.join(self._unpacked[chain], ROOT), count
                 return

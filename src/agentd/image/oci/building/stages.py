@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from agentd.image.oci.building.expand import Lookup, Unexpandable, expand
 from agentd.image.oci.building.syntax import Dockerfile, Instructed, split
-from agentd.image.oci.rootfs import architecture
+from agentd.image.oci.values import architecture
 
 SCRATCH = "scratch"
 
