@@ -12,6 +12,9 @@ import pytest
 from tests.conftest import OrdinaryUser
 from tests.integration.on_a_terminal import shown
 
+from agentd.client.cli.main import main
+from agentd.sandbox.backends.process import LandlockBackend
+
 # In it nobody can make a user namespace, root neither.
 _WITHOUT = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -160,3 +163,14 @@ def test_a_default_limit_that_does_not_hold_is_told_on_a_terminal(as_user: Ordin
 
 def _whole(program: str) -> str:
     return f"/usr/bin/{program}" if os.sep not in program else program
+
+
+def test_whoever_is_ended_as_it_looks_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by a handler of SIGTERM of a program that has agentd in it."""
+
+    def ended(self: object) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr(LandlockBackend, "probe", ended)
+    with pytest.raises(SystemExit, match="143"):
+        main(["doctor"])

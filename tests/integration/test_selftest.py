@@ -2,6 +2,7 @@
 exactly the attacks that those controls had stopped."""
 
 import contextlib
+import errno
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 from tests import combinations
 
+from agentd.client.cli.main import main
 from agentd.daemon.pipeline import Pipeline
 from agentd.model.enforcement import Control
 from agentd.model.isolation import IsolationLevel
@@ -423,3 +425,15 @@ def test_a_virtual_machine_passes() -> None:
     assert report.passed, [row for row in _rows(report).values() if row.verdict.bad]
     stopped = [row for row in _rows(report).values() if row.verdict is Verdict.STOPPED]
     assert len(stopped) >= (15 if combinations.ALL else 5)
+
+
+def test_a_wall_that_cannot_be_looked_at_is_told_beside_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def short(self: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(LandlockBackend, "probe", short)
+    assert main(["selftest", "--backend", "landlock", "--json"]) == 1
+    (told,) = json.loads(capsys.readouterr().out)["backends"]
+    assert not told["usable"] and "Too many open files" in told["blockers"][0]["what"]

@@ -140,6 +140,41 @@ EXITS = {
     "closing": "    def close(self):\n        raise SystemExit(0)\n",
 }
 ODD = ("nothing", "planless", "wallless")
+# Of which the wall is to blame, and not the backend; ``kill`` says so, for who waits for it.
+SPITEFUL = (
+    AIR.replace("air", "spiteful").replace("Air", "Spiteful").format(level="NAMESPACE")
+    + """
+    def launch(self, plan):
+        wall = super().launch(plan)
+
+        def fail(*_):
+            raise KeyError("of mine")
+
+        def kill(before=wall.kill):
+            print("killed", flush=True)
+            before()
+
+        for name in ("pause", "resume", "snapshot", "begin_kill", "end", "usage"):
+            setattr(wall, name, fail)
+        wall.fidelity, wall.lacks, wall.kill = "files", {}, kill
+        wall.first_process = lambda: None
+        return wall
+"""
+)
+SPITED = """
+from agentd import Sandbox, SandboxError
+box = Sandbox.create(backend="spiteful")
+for what in (box.pause, box.snapshot, box.close):
+    try:
+        what()
+    except SandboxError as error:
+        print(error.code, error.message, error.remediation, sep="; ")
+"""
+NO_WALLS = {
+    "unheld": "wall.enforcement = None",
+    "misheld": "wall.enforcement = {'network': True}",
+    "bare": "wall = type('Bare', (), {'enforcement': {}, 'kill': wall.kill})()",
+}
 
 
 @pytest.fixture
@@ -372,6 +407,43 @@ def test_one_that_ends_whoever_asks_it_passes_for_nothing(
             assert refused.code in ("unavailable", "sandbox_error"), refused.body
             assert name in ODD or b"SystemExit" in refused.body
         daemon.sandbox()
+
+
+def test_what_a_wall_raises_is_told_as_its_packages_and_it_ends_all_the_same(
+    install: Callable[[str, str], None],
+) -> None:
+    install("spiteful", SPITEFUL)
+    ran = subprocess.run(
+        [sys.executable, "-c", SPITED], capture_output=True, text=True, timeout=120, check=False
+    )
+    used = "sandbox_error; backend spiteful cannot be used: KeyError: 'of mine'; fix or uninstall"
+    assert [line[: len(used)] for line in ran.stdout.splitlines()] == [used, used, "killed"], ran
+    with running() as daemon:
+        made = daemon.sandbox(backend="spiteful")
+        where = f"/v1/sandboxes/{made}"
+        refused = daemon.ask("POST", f"{where}/pause")
+        assert (refused.status, refused.json["code"]) == (502, "sandbox_error"), refused.body
+        assert refused.json["message"] == "backend spiteful cannot be used: KeyError: 'of mine'"
+        daemon.ask("DELETE", where)
+        other = daemon.sandbox()  # the supervisor that had to end it is still there
+        assert daemon.ask("GET", f"/v1/sandboxes/{other}").status == 200
+
+
+def test_what_is_no_wall_is_told_as_it_is_built(install: Callable[[str, str], None]) -> None:
+    for name, line in NO_WALLS.items():
+        source = AIR.replace("air", name).replace("Air", name.capitalize())
+        member = f"""
+    def launch(self, plan):
+        wall = super().launch(plan)
+        {line}
+        return wall
+"""
+        install(name, source.format(level="PROCESS") + member)
+    for name in NO_WALLS:
+        ran = agentd("run", "--isolation", "process", "--backend", name, "--", "true")
+        assert ran.returncode == 125 and "internal" not in ran.stderr, ran
+        wrong = "its wall has no workspace" if name == "bare" else "the enforcement of its wall is"
+        assert f"backend {name} cannot be used: TypeError: {wrong}" in ran.stderr, ran
 
 
 def test_one_that_builds_nothing_from_a_snapshot_passes_for_nothing(

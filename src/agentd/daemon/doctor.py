@@ -17,7 +17,6 @@ from agentd.policy.build import worker
 from agentd.sandbox import backends
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.limits import file_max, usual
-from agentd.sandbox.ports import Backend
 from agentd.transport.text import safe_text
 
 if TYPE_CHECKING:
@@ -227,13 +226,14 @@ def _version(program: str) -> str:
 
 def _examine(name: str) -> Finding:
     """A third party's may raise anything, wherever it is asked."""
+    anything = backends.anything(name)
     try:
-        backend: Backend = backends.load(name)
+        backend = backends.load(name)
     except AgentdError as error:
         blocker = Blocker(str(error.message), error.remediation)
         return Finding(name, "unknown", (), Availability(False, (blocker,)))
     try:
-        found = _probe(backend)
+        found = backends.examined(backend)
         return Finding(
             name,
             backend.level.label,
@@ -243,16 +243,9 @@ def _examine(name: str) -> Finding:
             tuple(sorted(backends.abilities(name) - set(getattr(backend, "lacks", ())))),
             backends.fidelity(name),
         )
-    except backends.ANYTHING as error:
+    except anything as error:
         blocker = backends.broken("examined", error)
         return Finding(name, backend.level.label, (), Availability(False, (blocker,)))
     finally:
-        with contextlib.suppress(*backends.ANYTHING):
+        with contextlib.suppress(*anything):
             backend.close()
-
-
-def _probe(backend: Backend) -> Availability:
-    try:
-        return backends.probe(backend)
-    except (AgentdError, OSError) as error:
-        return Availability(False, (Blocker(str(error), "see the message; then try again"),))

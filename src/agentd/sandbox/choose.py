@@ -151,7 +151,7 @@ def _weaker(spec: SandboxSpec, load: Loader, allowed: Collection[str]) -> Backen
         return None
     levels = [one for one in IsolationLevel if IsolationLevel.NONE < one < spec.isolation]
     for backend in _of_levels(levels[::-1], load, allowed, []):
-        with contextlib.suppress(*backends.ANYTHING):
+        with contextlib.suppress(*backends.anything(backend.name)):
             if backends.probe(backend).usable:
                 backend.plan(msgspec.structs.replace(spec, isolation=backend.level))
                 return backend

@@ -1,12 +1,12 @@
 """Has a backend build a sandbox's wall; whatever is in its way is an error of ours."""
 
 import contextlib
-from collections.abc import Iterator
 
 from agentd.model.errors import AgentdError, OperationFailed, SandboxError
 from agentd.model.system import scarce
 from agentd.sandbox import backends
 from agentd.sandbox.abilities import FORK, incapable
+from agentd.sandbox.backends import others
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.ports import Backend, Restores, Wall
 from agentd.sandbox.volume_lease import holder
@@ -14,18 +14,6 @@ from agentd.sandbox.volume_lease import holder
 _UNBUILT = "the sandbox could not be built"
 #: Places of a sandbox's own, which cover what an image has there.
 _OWN = ("/workspace", "/tmp", "/home/sandbox", "/dev/shm")
-
-
-@contextlib.contextmanager
-def of_others(name: str, what: str) -> Iterator[None]:
-    """Have an error of ours say what a third party's backend raised as it was ``what``."""
-    try:
-        yield
-    except backends.ANYTHING as error:
-        if isinstance(error, AgentdError) or name in backends.BUILTIN:
-            raise
-        why = backends.broken(what, error)
-        raise SandboxError(f"backend {name} {why.what}", remediation=why.fix) from error
 
 
 def launch(handle: SandboxHandle) -> Wall:
@@ -43,8 +31,8 @@ def _launched(handle: SandboxHandle) -> Wall:
     backend, plan = handle.choice
     try:
         if handle.source is None:
-            return backends.launch(backend, plan)
-        return backends.restore(restorer(backend, "restore"), plan, handle.source)
+            return others.launch(backend, plan)
+        return others.restore(backend.name, restorer(backend, "restore"), plan, handle.source)
     except backends.ANYTHING as error:
         if isinstance(error, AgentdError) or backend.name in backends.BUILTIN:
             raise

@@ -14,10 +14,11 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends, lifecycle
 from agentd.sandbox.abilities import BRANCH, ENDS_EARLY, PAUSE, fidelity
+from agentd.sandbox.backends.others import of_others
 from agentd.sandbox.choose import Choice, choose
 from agentd.sandbox.finisher import Finisher
 from agentd.sandbox.handle import SandboxHandle
-from agentd.sandbox.launching import begin, launch, of_others, restorer
+from agentd.sandbox.launching import begin, launch, restorer
 from agentd.sandbox.lifecycle import Do, LifecycleEvent, State
 from agentd.sandbox.ports import Backend, Wall
 from agentd.transport.guest import Guest
@@ -324,14 +325,14 @@ class Manager:
             # The kill begins first: an agent that ends need not notice its connections close.
             early = ENDS_EARLY.of(handle._wall)
             if early is not None:
-                early.begin_kill()
+                with contextlib.suppress(SandboxError):  # a third party's: the kill goes on
+                    early.begin_kill()
             if handle._guest is not None:
                 handle._guest.close()
             return None
         if instruction is Do.KILL:
             if handle._wall is not None:
-                with of_others(handle.backend, "ended"):
-                    self._kill(handle._wall)
+                self._kill(handle._wall)
             return LifecycleEvent.WALL_GONE
         if instruction is Do.FORGET:
             with self._lock:
@@ -370,10 +371,11 @@ class Manager:
         """Kill it: nothing runs behind it when this returns; what it held may last a moment."""
         early = ENDS_EARLY.of(wall)
         if early is not None:
-            early.end()
-            self._finisher.soon(wall.kill)
-        else:
-            wall.kill()
+            with contextlib.suppress(SandboxError):  # a third party's: the kill says more
+                early.end()
+                self._finisher.soon(wall.kill)
+                return
+        wall.kill()
 
 
 def _close(backend: Backend) -> None:

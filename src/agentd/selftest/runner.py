@@ -83,7 +83,7 @@ def _of(
 
 def _behind(yard: "_Yard", suite: Sequence[Attack], told: Told) -> BackendReport:
     backend = yard.backend
-    availability = backends.probe(backend)
+    availability = backends.examined(backend)
     level = backend.level.label
     if not availability.usable:
         return BackendReport(backend.name, level, False, tuple(availability.blockers))
@@ -118,7 +118,7 @@ def _attack(yard: "_Yard", attack: Attack) -> AttackRow:
         detail = f"refused: {refusal}"
     except (BackendLost, GuestError) as error:
         verdict, detail = Verdict.THROUGH, f"the sandbox broke: {error}"
-    except backends.ANYTHING as error:
+    except backends.anything(yard.backend.name) as error:
         verdict, detail = Verdict.UNDECIDED, str(error) or type(error).__name__
     return AttackRow(attack.name, controls, verdict, detail, (time.monotonic() - started) * 1000)
 

@@ -87,6 +87,15 @@ def test_a_weaker_wall_that_would_do_is_named_whoever_brings_it(walls, monkeypat
         choose(spec, walls.__getitem__)
 
 
+def test_whoever_is_ended_as_a_weaker_wall_is_looked_at_ends(walls, monkeypatch):
+    def ended():
+        raise SystemExit(143)
+
+    monkeypatch.setattr(walls["linux"], "probe", ended)
+    with pytest.raises(SystemExit):
+        choose(SandboxSpec(isolation=IsolationLevel.MICROVM), walls.__getitem__)
+
+
 @pytest.mark.parametrize(("usable", "name"), [(True, "firecracker"), (False, "qemu")])
 def test_a_microvm_is_firecrackers_where_that_works(walls, monkeypatch, usable, name):
     known = {

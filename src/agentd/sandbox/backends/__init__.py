@@ -8,12 +8,18 @@ from agentd.model.isolation import IsolationLevel
 if TYPE_CHECKING:
     from agentd.model.availability import Availability, Blocker
     from agentd.model.spec import SandboxSpec
-    from agentd.sandbox.ports import Backend, Plan, Restores, Wall
+    from agentd.sandbox.ports import Backend, Plan
 
 ENTRY_POINTS = "agentd.backends"
 #: What is caught of a third party's, which may raise anything: SystemExit would end us, and as 0
 #: pass for success.
 ANYTHING = (Exception, SystemExit)
+
+
+def anything(name: str) -> tuple[type[BaseException], ...]:
+    """Return what is caught of a backend, whatever it is asked: of ours a SystemExit is none of its
+    own but a signal handler's, of whoever embeds us."""
+    return (Exception,) if name in BUILTIN else ANYTHING
 
 
 class Known(NamedTuple):
@@ -99,28 +105,23 @@ def probe(backend: "Backend") -> "Availability":
     return found
 
 
+def examined(backend: "Backend") -> "Availability":
+    """As ``probe``, for who only looks: what one of ours raises is a reason why it does not."""
+    from agentd.model.availability import Availability, Blocker
+    from agentd.model.errors import AgentdError
+
+    try:
+        return probe(backend)
+    except (AgentdError, OSError) as error:
+        return Availability(False, (Blocker(str(error), "see the message; then try again"),))
+
+
 def plan(backend: "Backend", spec: "SandboxSpec") -> "Plan":
     """Return its plan. Raises what it raises, TypeError for a third party's that returns none."""
     made = backend.plan(spec)
     if made is None:
         raise TypeError("plan() returned None, and no plan")
     return made
-
-
-def launch(backend: "Backend", plan: "Plan") -> "Wall":
-    """Return the wall that it builds. Raises as ``plan``."""
-    wall = backend.launch(plan)
-    if wall is None:
-        raise TypeError("launch() returned None, and no wall")
-    return wall
-
-
-def restore(backend: "Restores", plan: "Plan", folder: str) -> "Wall":
-    """Return the wall that it builds from a snapshot. Raises as ``plan``."""
-    wall = backend.restore(plan, folder)
-    if wall is None:
-        raise TypeError("restore() returned None, and no wall")
-    return wall
 
 
 def broken(what: str, error: BaseException) -> "Blocker":

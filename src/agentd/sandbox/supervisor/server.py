@@ -18,7 +18,7 @@ from agentd.model.errors import BackendLost, InvalidInput, SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import abilities, backends, guard
 from agentd.sandbox.abilities import Ability, Method, incapable
-from agentd.sandbox.backends import identity
+from agentd.sandbox.backends import identity, others
 from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.ports import Backend, Plan, Wall
 from agentd.sandbox.supervisor import asking, wire
@@ -245,7 +245,8 @@ class Supervisor:
             entry = self._entries.pop(str(message.get("id")), None)
         early = None if entry is None else abilities.ENDS_EARLY.of(entry.wall)
         if early is not None:
-            early.begin_kill()
+            with contextlib.suppress(SandboxError):  # a third party's: the kill goes on
+                early.begin_kill()
         try:
             self._submit(message, self._kill, daemon, message, entry)
         except RuntimeError:  # we are ending
@@ -363,11 +364,11 @@ class Supervisor:
 def _built(backend: Backend, plan: Plan, folder: object) -> Wall:
     """``folder`` is the state of a snapshot to begin with, or None."""
     if folder is None:
-        return backends.launch(backend, plan)
+        return others.launch(backend, plan)
     restores = abilities.FORK.of(backend)
     if restores is None:
         raise incapable(backend.name, abilities.FORK, "restore")
-    return backends.restore(restores, plan, str(folder))
+    return others.restore(backend.name, restores, plan, str(folder))
 
 
 def _told(wall: object) -> Cause | None:
