@@ -194,10 +194,11 @@ def test_credentials_are_found_as_docker_and_podman_find_them(
     images: Images, layout: Layout, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = start(password="secret")
-    push(layout.add([layer(file("a"))]), place, "a:1", "--dest-creds", "me:secret")
-    words = ("pull", f"docker://{place}/a:1", "--insecure", "--name", "a")
+    push(layout.add([layer(file("a"))]), place, "ours/a:1", "--dest-creds", "me:secret")
+    words = ("pull", f"docker://{place}/ours/a:1", "--insecure", "--name", "a")
     said = images.run(*words, code=125).stderr
-    assert f"{place} does not let us have docker://{place}/a:1" in said and "docker login" in said
+    assert f"{place} does not let us have docker://{place}/ours/a:1" in said
+    assert "docker login" in said
     (tmp_path / ".docker").mkdir()
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
@@ -212,6 +213,10 @@ def test_credentials_are_found_as_docker_and_podman_find_them(
         ({"auths": {f"https://{place}": right}}, ""),
         ({"credHelpers": {place: "good"}, "auths": {place: wrong}}, ""),
         ({"credsStore": "good", "auths": {place: {}}}, ""),
+        ({"auths": {place: wrong, f"{place}/ours": right}}, ""),
+        ({"auths": {f"{place}/ours": wrong, f"{place}/ours/a": right}}, ""),
+        ({"auths": {place: right, f"{place}/ours": wrong}}, "does not let us have"),
+        ({"auths": {place: wrong, f"{place}/our": right}}, "does not let us have"),
         ({"auths": {place: wrong}}, "does not let us have"),
         ({"credsStore": "empty"}, "does not let us have"),
         ({"credHelpers": {place: "broken"}}, "no keyring is unlocked"),

@@ -51,7 +51,7 @@ def access(source: ImageSource, *, insecure: bool, side: str = "src") -> Access:
     """Return how; ``side`` is "dest" where it is pushed to. Raises InvalidInput, ImageError."""
     files = {POLICY: policy(), **_configuration()}
     words = (f"--{side}-tls-verify=false",) if insecure else ()
-    found = _credentials(source.registry)
+    found = _credentials(source)
     if found is not None:
         files[AUTH] = json.dumps({"auths": {source.registry: found}}).encode()
         words = (*words, f"--{side}-authfile", AUTH)
@@ -98,14 +98,14 @@ def _files(top: str) -> Iterator[str]:
         yield from (os.path.join(folder, name) for name in sorted(names))
 
 
-def _credentials(registry: str) -> Credentials | None:
+def _credentials(source: ImageSource) -> Credentials | None:
     """What docker or podman would send there, None for nothing. Raises InvalidInput, ImageError."""
     for path in _auth_files():
         try:
             config = _json(path)
         except FileNotFoundError:
             continue
-        if (found := _of(config, registry)) is not None:
+        if (found := _of(config, source)) is not None:
             return found
     return None
 
@@ -120,13 +120,16 @@ def _auth_files() -> list[str]:
     return [path for path in (*files, os.path.join(docker, "config.json")) if path]
 
 
-def _of(config: Any, registry: str) -> Credentials | None:
+def _of(config: Any, source: ImageSource) -> Credentials | None:
+    registry, parts = source.registry, source.repository.split("/")
+    # Of a namespace, or one repository: containers-auth.json(5) has the longest first.
+    within = ["/".join(parts[:count]) for count in range(len(parts), 1, -1)]
     keys = _HUB_KEYS if registry == HUB else (registry, f"https://{registry}")
     helpers, auths = _table(config, "credHelpers"), _table(config, "auths")
     for key in keys:
         if isinstance(helper := helpers.get(key), str):
             return _ask(helper, key)
-    for key in keys:
+    for key in (*within, *keys):
         entry = auths.get(key)
         if isinstance(entry, dict) and (entry.get("auth") or entry.get("identitytoken")):
             return {n: str(entry[n]) for n in ("auth", "identitytoken") if entry.get(n)}

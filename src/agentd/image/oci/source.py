@@ -48,6 +48,15 @@ class ImageSource(NamedTuple):
         named = slash and ("." in first or ":" in first or first == "localhost")
         return first if named else HUB
 
+    @property
+    def repository(self) -> str:
+        """Return it with its registry, without tag and digest: docker.io/library/python."""
+        above, slash, last = self.place.partition("@")[0].rpartition("/")
+        name = above + slash + last.partition(":")[0]
+        if name.startswith(f"{self.registry}/"):
+            return name
+        return f"{HUB}/{name}" if slash else f"{HUB}/library/{name}"
+
     def name(self) -> str:
         """Return what it is called where nobody says otherwise. Raises InvalidInput."""
         if self.transport == "docker":
