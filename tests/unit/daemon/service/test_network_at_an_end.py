@@ -27,7 +27,7 @@ class Gone:
 
 class Handle(SandboxHandle):
     def __init__(self, why):
-        self.id, self.why = "sbx-1", why
+        self.id, self.why, self._wall = "sbx-1", why, None
         self.spec = SandboxSpec(net="restricted", egress=("example.com",))
 
     def able(self, ability, what):
