@@ -3,6 +3,7 @@ import pty
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -77,28 +78,34 @@ def test_ctrl_p_ctrl_q_lets_go(stdin, keys, monkeypatch):
     running = Running()
     with Interrupts() as interrupts:
         follow = Follow(running, interrupts, tty=True, leaves=True)
-        thread = threading.Timer(0.1, lambda: [_typed(stdin, key, running) for key in keys])
-        thread.start()
+        thread = _types(stdin, keys, running)
         assert follow.run() is False
         thread.join()
     assert b"".join(running.heard) == b"ab"
 
 
-def _typed(fd, keys, running):
-    steps = running.steps
-    os.write(fd, keys)
-    for _ in range(200):
-        if running.steps > steps:
-            return
-        threading.Event().wait(0.01)
+def _types(fd, keys, running):
+    """A thread that types, each key once what was before it is waited for no more: the first one
+    once the terminal is raw, which throws away what was typed until then."""
+
+    def typing():
+        for count, key in enumerate(keys):
+            for _ in range(18_000):
+                if running.steps > count:
+                    break
+                time.sleep(0.01)
+            os.write(fd, key)
+
+    thread = threading.Thread(target=typing)
+    thread.start()
+    return thread
 
 
 def test_a_lone_ctrl_p_is_a_key(stdin):
     running = Running()
     running.write = lambda data: (running.heard.append(data), running.close_stdin())
     with Interrupts() as interrupts:
-        thread = threading.Timer(0.1, lambda: os.write(stdin, b"\x10x"))
-        thread.start()
+        thread = _types(stdin, [b"\x10x"], running)
         assert Follow(running, interrupts, tty=True, leaves=True).run() is True
         thread.join()
     assert running.heard == [b"\x10x"]
@@ -109,8 +116,7 @@ def test_a_ctrl_p_with_nothing_behind_it_is_a_key_in_a_moment(stdin, monkeypatch
     running = Running()
     running.write = lambda data: (running.heard.append(data), running.close_stdin())
     with Interrupts() as interrupts:
-        thread = threading.Timer(0.1, lambda: os.write(stdin, b"\x10"))
-        thread.start()
+        thread = _types(stdin, [b"\x10"], running)
         assert Follow(running, interrupts, tty=True, leaves=True).run() is True
         thread.join()
     assert running.heard == [b"\x10"]
