@@ -201,3 +201,21 @@ def test_the_section_of_the_page_is_followed_to_the_letter(tmp_path: Path) -> No
     assert re.search(r"^\d+ passed, \d+ skipped in ", said, re.M), said
     assert "the door hooks does not claim: read_file" in said
     assert "hooks does not claim: run\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("driver", "said"),
+    [
+        ("nosuch:X", "--door nosuch:X: No module named 'nosuch' (write it as MODULE:DRIVER)"),
+        ("not_installed", "has no attribute ''"),
+        (":X", "(write it as MODULE:DRIVER)"),
+        ("os:path", "--door os:path: it is no Driver that names a door"),
+        ("not_installed:Closed", "there is no door 'closed'"),
+    ],
+)
+def test_without_a_door_the_run_ends_at_once(tmp_path: Path, driver: str, said: str) -> None:
+    text = "from agentd.testing.doors import Driver\nclass Closed(Driver):\n    door = 'closed'\n"
+    (tmp_path / "not_installed.py").write_text(text)
+    code, out = suite(tmp_path, "--pyargs", "agentd.testing.doors", "--door", driver)
+    assert code == 4 and said in out, out[-2000:]
+    assert "errors" not in out

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+#: That of agentd's own door.
+REST = "agentd.testing.doors.rest:Rest"
 #: What a driver may say of ``run`` in ``tells``.
 TELLS = {
     "stderr": "what the command wrote to stderr, apart from stdout",

@@ -2,7 +2,7 @@
 
 import pytest
 
-REST = "agentd.testing.doors.rest:Rest"
+from agentd.testing.doors.driver import REST
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -24,3 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "claims(name, ...): what a door must claim to be asked this")
+    if config.getoption("--door"):  # what is none ends the run here, and not in each module
+        from agentd.testing.doors.drivers import drivers
+
+        drivers(config)
