@@ -120,6 +120,9 @@ def test_off_the_hosts_devices_are_opened(sandbox: Callable[..., Any]) -> None:
     assert answers["/dev/kmsg"] == "opened"
 
 
+MOUNTS = ["cat", "/proc/self/mountinfo"]
+
+
 @pytest.mark.parametrize("wall", ["linux", "oci"])
 def test_no_place_has_devices(sandbox: Callable[..., Any], wall: str, tmp_path: Path) -> None:
     """Every one that can be written is mounted nodev, nosuid: a node from elsewhere is dead."""
@@ -146,14 +149,28 @@ for line in open("/proc/self/mountinfo"):
 def test_no_mount_has_set_id_programs_and_none_that_is_written_devices(
     sandbox: Callable[..., Any], way: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Whatever a wall is made of: overlays, copies of the root, mounts of the host's."""
+    """Whatever the wall is made of: overlays, copies of the root, mounts of the host's."""
     (folder := tmp_path / "folder").mkdir()
     given = {k: v.format(folder) if isinstance(v, str) else v for k, v in way.items()}
     box = sandbox("linux", mounts=[f"{tmp_path}:/data:rw", f"{tmp_path}:/other"], **given)
-    found = box.run(["cat", "/proc/self/mountinfo"]).stdout.splitlines()
+    found = box.run(MOUNTS).stdout.splitlines()
     assert any(line.split()[4] == "/other" for line in found)
     for line in found:
         place, how = line.split()[4], set(line.split()[5].split(","))
         assert "nosuid" in how, line
         is_device = place.startswith("/dev/") and place != "/dev/shm"
         assert "ro" in how or "nodev" in how or is_device, line
+
+
+def test_of_a_runtimes_mounts_only_its_own_have_either(
+    sandbox: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The root that a runtime makes is read-only; the devices, and what is over /proc, are its."""
+    box = sandbox("oci", mounts=[f"{tmp_path}:/data:rw", f"{tmp_path}:/other"])
+    found = {line.split()[4]: line.split()[5] for line in box.run(MOUNTS).stdout.splitlines()}
+    assert {"/data", "/other", "/workspace", "/usr"} <= set(found)
+    for place, how in found.items():
+        if place != "/" and place.split("/")[1] not in ("dev", "proc"):
+            assert {"nosuid", "nodev"} <= set(how.split(",")), place
+    assert {"nosuid", "nodev", "noexec"} <= set(found["/proc"].split(","))
+    assert "ro" in found["/"].split(",")

@@ -329,6 +329,17 @@ def test_a_stream_that_inflates_a_lot(box: Any, form: str) -> None:
     assert fails(box, data, max_ratio=100_000, max_bytes=1 << 20).code == "too_large"
 
 
+def test_an_xz_stream_that_asks_for_a_gibibyte_to_be_read_by(box: Any) -> None:
+    """By the dictionary that its header says, however little is in it (.xz format, 5.3.1)."""
+    data = bytearray(lzma.compress(tar_of(FILES)))
+    end = 12 + (data[12] + 1) * 4  # of the block's header
+    assert (data[14], data[15]) == (0x21, 1)  # LZMA2, and its one property
+    data[16] = 36
+    data[end - 4 : end] = struct.pack("<I", zlib.crc32(data[12 : end - 4]))
+    assert lzma.decompress(data) == tar_of(FILES)
+    assert fails(box, bytes(data)).code == "corrupt"
+
+
 def test_a_zip_member_that_inflates_a_lot(box: Any) -> None:
     data = zip_of({"a": bytes(32 << 20)})
     assert fails(box, data).code == "bomb"
