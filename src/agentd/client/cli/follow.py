@@ -1,6 +1,7 @@
 """A command on the caller's terminal or pipes: output out, input in, until its end."""
 
 import os
+import select
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -77,13 +78,14 @@ class Follow:
                 write_all(1 if name == "stdout" else 2, self._passed(name, data))
             if self._interrupts.wake in ready:
                 self._woken()
-            if 0 in ready:
+            # What is late has waited for a second key, which output may have kept us from.
+            late = bool(self._held) and time.monotonic() >= self._held_until
+            if 0 in ready or (late and select.select([0], [], [], 0)[0]):
                 self._feed()
+            elif late:
+                self._pass_held()
             if self._left:
                 return
-            if self._held and time.monotonic() >= self._held_until:
-                held, self._held = self._held, b""
-                self._running.write(held)
             for tick, due in self._due.items():
                 if time.monotonic() >= due:
                     tick()
@@ -113,6 +115,7 @@ class Follow:
             data = b""
         if not data:
             self._feeding = False
+            self._pass_held()
             self._running.close_stdin()
             return
         data = self._held + data
@@ -124,6 +127,11 @@ class Follow:
             self._held_until = time.monotonic() + HELD_SECONDS
         if data:
             self._running.write(data)
+
+    def _pass_held(self) -> None:
+        held, self._held = self._held, b""
+        if held:
+            self._running.write(held)
 
     def _woken(self) -> None:
         stopped = self._interrupts.drain()

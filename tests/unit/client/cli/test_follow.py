@@ -1,5 +1,7 @@
+import contextlib
 import os
 import pty
+import select
 import subprocess
 import sys
 import threading
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from agentd.client.cli import follow as follow_
+from agentd.client.cli import terminal
 from agentd.client.cli.follow import Follow
 from agentd.client.cli.interrupts import Interrupts
 
@@ -20,8 +23,6 @@ class Running(SimpleNamespace):
         super().__init__(exit=None, backlog=0, heard=[], sizes=[], steps=0)
 
     def step(self, timeout, extra_fds):
-        import select
-
         self.steps += 1
         ready = select.select(list(extra_fds), [], [], timeout)[0]
         return [], ready
@@ -120,6 +121,41 @@ def test_a_ctrl_p_with_nothing_behind_it_is_a_key_in_a_moment(stdin, monkeypatch
         assert Follow(running, interrupts, tty=True, leaves=True).run() is True
         thread.join()
     assert running.heard == [b"\x10"]
+
+
+def test_ctrl_q_that_output_kept_from_us_still_lets_go(stdin, monkeypatch):
+    """As a terminal does that takes its time for a flood of output."""
+    monkeypatch.setattr(follow_, "HELD_SECONDS", 0.0)
+
+    class Flooding(Running):
+        def step(self, timeout, extra_fds):
+            if self.steps == 0:
+                os.write(stdin, b"\x10")
+            if self.steps == 1:
+                self.steps = 2
+                return [("stdout", b"x")], []
+            return super().step(60 if self.steps == 0 else timeout, extra_fds)
+
+    def slowly(fd, data):
+        os.write(stdin, b"\x11")
+        assert select.select([0], [], [], 60)[0]
+
+    monkeypatch.setattr(follow_, "write_all", slowly)
+    running = Flooding()
+    with Interrupts() as interrupts:
+        assert Follow(running, interrupts, tty=True, leaves=True).run() is False
+    assert running.heard == []
+
+
+def test_a_ctrl_p_before_the_end_of_the_terminal_is_passed_on_before_it(monkeypatch):
+    running, reads = Running(), [b"\x10", b""]
+    running.step = lambda timeout, fds: ([], [0])
+    running.close_stdin = lambda: (running.heard.append("end"), setattr(running, "exit", "ended"))
+    monkeypatch.setattr(terminal, "raw", contextlib.nullcontext)
+    monkeypatch.setattr(follow_.os, "read", lambda fd, size: reads.pop(0))
+    with Interrupts() as interrupts:
+        Follow(running, interrupts, tty=True, leaves=True).run()
+    assert running.heard == [b"\x10", "end"]
 
 
 def test_it_ticks():
