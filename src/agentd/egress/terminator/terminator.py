@@ -235,7 +235,8 @@ class RelayLink:
                 self._loop.add_writer(self._sock.fileno(), self._flush)
                 return
             except OSError as error:
-                if error.errno in rights.NO_ROOM:  # of which no event tells
+                if error.errno in rights.NO_ROOM:  # of which no event tells, or one all the time
+                    self._loop.remove_writer(self._sock.fileno())
                     self._rests = True
                     self._loop.call_later(_REST_SECONDS, self._go_on)
                 else:

@@ -1,9 +1,11 @@
 """What serves networks finds no room for what it has to say: it says that later."""
 
+import asyncio
 import errno
 import socket
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from tests.captured import eventually
@@ -11,6 +13,7 @@ from tests.unit.egress.terminator.test_cassettes import CLOSE, OK, RECORD, answe
 from tests.unit.egress.terminator.world import HOST, judging
 
 from agentd.egress import process, terminating
+from agentd.egress.terminator.terminator import RelayLink
 
 TIMES = 3
 SHORT = """
@@ -79,3 +82,31 @@ def test_who_hands_a_sandbox_over_and_finds_no_room_ends_no_others(
             assert str(it.ask(f"once({CLOSE!r})")).endswith("ok"), it.rows()
         assert (world.keeper.pid, world.keeper.terminating.pid) == before
     assert left == [0]
+
+
+def test_who_rests_for_want_of_room_is_not_asked_to_go_on_all_the_time() -> None:
+    """As by a socket that is no longer full."""
+
+    async def rests() -> bool:
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            link, said = RelayLink(cast("Any", None), ours), 0
+            while not link._unsent:
+                link.ended(1, "x" * 300, (0, 0))
+                said += 1
+            with pytest.MonkeyPatch.context() as patch:
+                send = Mock(side_effect=OSError(errno.ENOBUFS, "no room"))
+                patch.setattr(link, "_sock", Mock(fileno=ours.fileno, send=send))
+                for _ in range(said - 1):
+                    theirs.recv(4096)
+                while not send.called:
+                    await asyncio.sleep(0.01)
+            still = loop.remove_writer(ours.fileno())
+            while link._unsent:
+                await asyncio.sleep(0.01)
+            assert theirs.recv(4096)
+            loop.remove_reader(ours.fileno())
+            return still
+
+    assert asyncio.run(asyncio.wait_for(rests(), 60)) is False
