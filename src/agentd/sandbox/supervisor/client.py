@@ -19,6 +19,7 @@ from agentd.sandbox.backends import identity
 from agentd.sandbox.supervisor import wire
 
 _START_SECONDS = 60.0  # of one that hangs, or of a busy machine
+_AGAIN_SECONDS = 10.0  # likewise, for who tries again by itself: its daemon waits for that to end
 _POLL_SECONDS = 0.02
 # The longest of all is building an image and booting a template under software emulation.
 ANSWER_SECONDS = 300.0
@@ -190,9 +191,9 @@ class PendingAnswer:
 
 def connect(path: str, on_ended: OnEnded, on_asked: OnAsked = _nobody) -> SupervisorLink:
     """Connect to the supervisor at ``path``, started if there is none. Raises SandboxError."""
-    link = SupervisorLink(_connected(path, _deadline()), on_ended, on_asked)
+    link = SupervisorLink(_connected(path, time.monotonic() + _START_SECONDS), on_ended, on_asked)
     try:
-        _see_answer(link, path)
+        _see_answer(link, path, _START_SECONDS)
     except BaseException:
         link.close()
         raise
@@ -201,23 +202,19 @@ def connect(path: str, on_ended: OnEnded, on_asked: OnAsked = _nobody) -> Superv
 
 def reconnect(link: SupervisorLink, path: str) -> None:
     """Connect a lost link again. Raises SandboxError; it is still lost then."""
-    link.replace(_connected(path, _deadline()))
-    _see_answer(link, path)
+    link.replace(_connected(path, time.monotonic() + _AGAIN_SECONDS))
+    _see_answer(link, path, _AGAIN_SECONDS)
 
 
-def _see_answer(link: SupervisorLink, path: str) -> None:
-    deadline = _deadline()
-    while not _answers(link):
+def _see_answer(link: SupervisorLink, path: str, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not _answers(link, seconds):
         # It was about to end when it took us: its socket is gone by now, or will be.
         if time.monotonic() >= deadline:
             raise SandboxError(f"the supervisor at {path} ends again and again")
         time.sleep(_POLL_SECONDS)
-        link.lost.wait(_START_SECONDS)
+        link.lost.wait(seconds)
         link.replace(_connected(path, deadline))
-
-
-def _deadline() -> float:
-    return time.monotonic() + _START_SECONDS
 
 
 def _connected(path: str, deadline: float) -> socket.socket:
@@ -240,10 +237,10 @@ def _connected(path: str, deadline: float) -> socket.socket:
             return sock
 
 
-def _answers(link: SupervisorLink) -> bool:
+def _answers(link: SupervisorLink, seconds: float) -> bool:
     try:
         # An older one does not know of ids, and takes no notice.
-        link.ask("hello", _START_SECONDS, ids=list(identity.configured()))
+        link.ask("hello", seconds, ids=list(identity.configured()))
     except BackendLost:
         return False
     return True

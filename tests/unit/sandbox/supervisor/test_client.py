@@ -4,9 +4,11 @@ import os
 import socket
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
+from agentd.model.errors import SandboxError
 from agentd.sandbox.supervisor import client
 
 
@@ -24,5 +26,20 @@ def test_one_that_a_busy_machine_takes_half_a_minute_to_start_is_waited_for(
 
     monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     monkeypatch.setattr(client, "_start", lambda path: None)
-    with listener, client._connected(path, client._deadline()) as ours:
+    with listener, client._connected(path, client._START_SECONDS) as ours:
         assert ours.getpeername() == path
+
+
+def test_who_tries_again_by_itself_is_told_in_ten_seconds_that_none_comes_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, link = [0.0], Mock(spec=client.SupervisorLink)
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(client, "_start", lambda path: None)
+    with pytest.raises(SandboxError, match="did not come up"):
+        client.reconnect(link, str(tmp_path / "supervisor.sock"))
+    assert now[0] == pytest.approx(10, abs=1)
