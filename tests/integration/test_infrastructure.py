@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from tests.integration.test_ended_by_itself import _first_above as first_above
+from tests.integration.test_ended_by_itself import _moment as moment
 from tests.security.daemons import Daemon, Later, running, until
 
 from agentd import BackendLost, CommandFailed, Sandbox
@@ -89,13 +90,13 @@ def test_a_command_that_is_just_being_started_is_told_who_ended_its_sandbox(
     shared: Daemon,
 ) -> None:
     """Its process is not there yet: the sandbox is idle, and ended while the answer waits."""
-    box = shared.sandbox()
+    box, seconds = shared.sandbox(), moment()
     processes = f"/v1/sandboxes/{box}/processes"
-    begun = {"cmd": "exec sleep 615.25", "wait": False}
+    begun = {"cmd": f"exec sleep {seconds}", "wait": False}
     first = shared.ask("POST", f"/v1/sandboxes/{box}/exec", begun).json["id"]
-    up = f"/v1/sandboxes/{box}/exec", {"cmd": "pgrep -f '^sleep 615.25'"}
+    up = f"/v1/sandboxes/{box}/exec", {"cmd": f"pgrep -f '^sleep {seconds}'"}
     until(lambda: shared.ask("POST", *up).json["exit_code"] == 0)
-    agent = first_above("615.25")
+    agent = first_above(seconds)
     shared.ask("POST", f"{processes}/{first}/signal", {"signal": 9})
     until(lambda: shared.ask("GET", f"{processes}/{first}").json["state"] != "running")
     os.kill(agent, signal.SIGSTOP)
@@ -125,11 +126,11 @@ def test_closed_in_this_process(shared: Daemon) -> None:
 
 
 def test_a_wall_that_dies_is_the_machines(shared: Daemon) -> None:
-    box = shared.sandbox()
-    waits = waiting(shared, box, "exec sleep 614.75")
-    up = f"/v1/sandboxes/{box}/exec", {"cmd": "pgrep -f '^sleep 614.75'"}
+    box, seconds = shared.sandbox(), moment()
+    waits = waiting(shared, box, f"exec sleep {seconds}")
+    up = f"/v1/sandboxes/{box}/exec", {"cmd": f"pgrep -f '^sleep {seconds}'"}
     until(lambda: shared.ask("POST", *up).json["exit_code"] == 0)
-    os.kill(first_above("614.75"), signal.SIGKILL)
+    os.kill(first_above(seconds), signal.SIGKILL)
     told = waits.answer().json
     assert told["cause"]["code"] == "backend_lost" and told["cause"]["infrastructure"] is True
     assert BackendLost("gone").infrastructure
