@@ -56,7 +56,7 @@ def finite(body: object) -> None:
             inside += ((name, value) for value in item)
         else:
             fields = getattr(item, "__struct_fields__", getattr(item, "__dataclass_fields__", ()))
-            inside += ((field, getattr(item, field)) for field in fields)
+            inside += ((field, getattr(item, field, None)) for field in fields)
 
 
 def function(value: "Callable[..., object] | None", name: str) -> None:

@@ -16,7 +16,10 @@ _SIGKILL = 9
 
 def kill(client: "HttpClient", path: str) -> None:
     """Have the process at ``path`` killed, as far as its daemon answers in time."""
-    given_up = os.eventfd(1, os.EFD_CLOEXEC)
+    try:
+        given_up = os.eventfd(1, os.EFD_CLOEXEC)
+    except OSError:  # no descriptor is left: without a bound of ours
+        given_up = -1
     try:
         with suppress(AgentdError, Woken):
             client.call(
@@ -26,4 +29,5 @@ def kill(client: "HttpClient", path: str) -> None:
                 on_wake=soon_or_never(KILL_SECONDS),
             )
     finally:
-        os.close(given_up)
+        if given_up >= 0:
+            os.close(given_up)
