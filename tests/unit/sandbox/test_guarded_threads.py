@@ -205,6 +205,30 @@ def test_what_could_not_be_killed_is_killed_when_its_lease_ends(
         thread.join(WAIT)
 
 
+def test_a_wall_that_does_not_say_how_it_ended_is_freed_all_the_same(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails() -> None:
+        raise KeyError("of mine")
+
+    wall = _Stubborn(SystemExit("it is killed once"))
+    monkeypatch.setattr(wall, "counters", fails)
+    wall.asked = 2  # it has ended
+    supervisor = Supervisor(load=lambda name: wall)  # type: ignore[arg-type,return-value]
+    threads = [threading.Thread(target=supervisor.serve, args=(pair[1],))]
+    threads.append(threading.Thread(target=supervisor.watch))
+    for thread in threads:
+        thread.start()
+    ended = threading.Semaphore(0)
+    link = SupervisorLink(pair[0], lambda *_: ended.release())
+    link.ask("launch", WAIT, backend="stubborn", id="wall-1", spec={}, lease=None)
+    assert ended.acquire(timeout=WAIT)
+    link.close()
+    supervisor.close()
+    for thread in threads:
+        thread.join(WAIT)
+
+
 @pytest.mark.parametrize("kind", [SandboxError, SystemExit])
 def test_what_cannot_be_freed_keeps_nothing_after_it(
     told: list[BaseException | None], kind: type[BaseException]

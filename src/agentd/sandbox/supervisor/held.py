@@ -1,12 +1,17 @@
 """What the supervisor holds of one sandbox, and how it describes it to a daemon."""
 
+import contextlib
 import math
 import threading
 import time
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 
+from agentd.model.cause import Cause
 from agentd.model.enforcement import Control
+from agentd.model.errors import SandboxError
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import abilities
 from agentd.sandbox.ports import Wall
@@ -33,6 +38,26 @@ class WallRecord(msgspec.Struct, frozen=True):
     pipe_bytes: int = 0  # that a pipe of its output holds, if not as many as usual
 
 
+class LastSeen(NamedTuple):
+    """What is known of a wall that ended by itself, once it is freed."""
+
+    ending: Cause | None = None
+    counters: Mapping[str, int] = {}
+
+    @property
+    def why(self) -> str:
+        """How it ended: a code and words."""
+        if self.ending is not None:
+            return f"{self.ending.code}: {self.ending.message}"
+        ooms = self.counters.get("oom", 0)
+        if ooms:
+            return f"oom: its first process ended, and memory had run out in it ({ooms} times)"
+        return "its first process ended"
+
+
+NOT_SEEN = LastSeen()
+
+
 class HeldWall:
     """A sandbox with its wall. ``deadline`` is of CLOCK_BOOTTIME: suspend counts, clock steps
     do not."""
@@ -45,6 +70,17 @@ class HeldWall:
         self.deadline: float | None = None
         self.paused = False
         self.lock = threading.Lock()
+
+    def ending(self) -> Cause | None:
+        """Return how it ended by itself; None where that is unknown."""
+        teller = abilities.TELLS_END.of(self.wall)
+        return None if teller is None else teller.ending()
+
+    def last_seen(self) -> LastSeen:
+        """Look at one that has ended by itself, while it is not freed."""
+        with contextlib.suppress(SandboxError):  # a third party's: it is freed all the same
+            return LastSeen(self.ending(), self.wall.counters())
+        return NOT_SEEN
 
     def describe(self) -> WallRecord:
         snapshots = abilities.SNAPSHOT.of(self.wall)

@@ -178,8 +178,9 @@ class RemoteWall:
         return socket.socket(fileno=fds[0])
 
     def counters(self) -> dict[str, int]:
-        if self._group is not None:
-            return self._group.counters()
+        if self._group is not None and ((found := self._group.counters()) or self.alive()):
+            return found
+        # Of one that has ended the group is soon gone: the supervisor knows what it had counted.
         counters: dict[str, int] = self._ask_of_the_living("counters", {})
         return counters
 

@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from agentd.sandbox.backends import identity, others
 from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.ports import Backend, Plan, Wall
 from agentd.sandbox.supervisor import asking, wire
-from agentd.sandbox.supervisor.held import HeldWall, after, boottime
+from agentd.sandbox.supervisor.held import NOT_SEEN, HeldWall, LastSeen, after, boottime
 from agentd.sandbox.supervisor.wire import Message
 from agentd.sandbox.supervisor.workers import Workers
 from agentd.sandbox.volume_lease import holder
@@ -50,7 +50,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._backends: dict[str, Backend] = {}
         self._entries: dict[str, HeldWall] = {}
-        self._endings: dict[str, Cause | None] = {}  # of walls that ended by themselves
+        self._last_seen: dict[str, LastSeen] = {}  # of walls that ended by themselves
         self.daemon: socket.socket | None = None  # who is connected now
         self._sending = threading.Lock()
         self._workers = Workers(_WORKERS)
@@ -68,7 +68,7 @@ class Supervisor:
             "list": self._list,
             "stream": self._stream,
             "process": lambda m: (None, _first_process(self._entry(m).wall)),
-            "counters": lambda m: (self._entry(m).wall.counters(), []),
+            "counters": lambda m: (self._counters(m), []),
             "usage": lambda m: (self._entry(m).wall.usage(), []),
             "ending": lambda m: (self._ending(str(m.get("id"))), []),
             "save": lambda m: (self._entry(m).wall.save(), []),
@@ -129,8 +129,9 @@ class Supervisor:
         if entry.deadline is not None and boottime() >= entry.deadline:
             self._end(entry, "lease_expired")
         elif not entry.wall.alive():
-            self._keep_ending(entry)
-            self._end(entry, "backend_lost", _why(entry.wall))
+            last = entry.last_seen()
+            self._keep(entry.id, last)
+            self._end(entry, "backend_lost", last.why)
 
     def close(self) -> None:
         """End every sandbox and free the backends; idempotent."""
@@ -347,18 +348,20 @@ class Supervisor:
         with self._lock:
             entry = self._entries.get(id_)
             if entry is None:
-                return self._endings.get(id_)
-        return _told(entry.wall)
+                return self._last_seen.get(id_, NOT_SEEN).ending
+        return entry.ending()
 
-    def _keep_ending(self, entry: HeldWall) -> None:
-        """Keep it for whoever asks late: a command's follower looks at its stream first."""
-        told = _told(entry.wall)
-        if told is None:
-            return
+    def _counters(self, message: Message) -> Mapping[str, int]:
         with self._lock:
-            self._endings[entry.id] = told
-            while len(self._endings) > _MAX_ENDINGS:
-                del self._endings[next(iter(self._endings))]
+            last = self._last_seen.get(str(message.get("id")), NOT_SEEN)
+        return last.counters or self._entry(message).wall.counters()
+
+    def _keep(self, id_: str, last: LastSeen) -> None:
+        """Keep it for whoever asks late: a command's follower looks at its stream first."""
+        with self._lock:
+            self._last_seen[id_] = last
+            while len(self._last_seen) > _MAX_ENDINGS:
+                del self._last_seen[next(iter(self._last_seen))]
 
 
 def _built(backend: Backend, plan: Plan, folder: object) -> Wall:
@@ -369,22 +372,6 @@ def _built(backend: Backend, plan: Plan, folder: object) -> Wall:
     if restores is None:
         raise incapable(backend.name, abilities.FORK, "restore")
     return others.restore(backend.name, restores, plan, str(folder))
-
-
-def _told(wall: object) -> Cause | None:
-    teller = abilities.TELLS_END.of(wall)
-    return None if teller is None else teller.ending()
-
-
-def _why(wall: Wall) -> str:
-    """Return what is known of how it ended by itself, while it is not freed: a code and words."""
-    told = _told(wall)
-    if told is not None:
-        return f"{told.code}: {told.message}"
-    ooms = wall.counters().get("oom", 0)
-    if ooms:
-        return f"oom: its first process ended, and memory had run out in it ({ooms} times)"
-    return "its first process ended"
 
 
 def _first_process(wall: object) -> list[int]:
