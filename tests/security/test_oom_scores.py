@@ -18,8 +18,9 @@ from agentd.image.oci import make_disk, tools
 from agentd.linux import process
 
 SCORE = Path("/proc/self/oom_score_adj")
-# Of no other process that tests.
-SPARED = -100 - os.getpid() % 800
+# Of no other process that tests, and no multiple of ten, as those are that systems give.
+_NTH = os.getpid() % 720
+SPARED = -101 - _NTH - _NTH // 9
 OWN = f"""
 said("given", open("/proc/self/oom_score_adj").read().strip())
 def spared():
