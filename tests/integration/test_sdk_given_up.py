@@ -219,7 +219,7 @@ def test_a_command_whose_daemon_is_away_is_given_up(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_command_of_a_daemon_that_hangs_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(killing, "KILL_SECONDS", 0.5)
+    monkeypatch.setattr(killing, "KILL_SECONDS", 3.0)
     with running() as own, Sandbox.create(url=own.url) as sandbox:
         process = sandbox.start("exec sleep 600")
         assert own.process is not None

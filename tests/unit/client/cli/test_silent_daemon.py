@@ -43,8 +43,8 @@ def interrupt_who_dials(url: str, over: threading.Event) -> None:
     port, before = int(url.rpartition(":")[2]), 0 if url.startswith("https") else 4
     while not over.is_set() and len(states(port)) <= before:
         time.sleep(0.02)
-    time.sleep(0.2)  # it waits by now, or is about to: either is to end
-    os.kill(os.getpid(), signal.SIGINT)
+    if not over.wait(0.2):  # it waits by now, or is about to: either is to end
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("silent", ["http", "https"], indirect=True)
@@ -105,8 +105,9 @@ class Heard(interrupts.Interrupts):
 def press_twice() -> None:
     Hanging.asked.wait()
     for before in range(2):
-        os.kill(os.getpid(), signal.SIGINT)
-        while Heard.count == before:
+        if not Hanging.over.is_set():  # else it would be pytest that is interrupted
+            os.kill(os.getpid(), signal.SIGINT)
+        while Heard.count == before and not Hanging.over.is_set():
             time.sleep(0.02)
 
 
@@ -126,6 +127,7 @@ def test_a_second_ctrl_c_waits_no_longer_for_a_daemon_that_hangs(
             assert exec_.main(["--url", url, ID, "--", "true"]) == 130
         finally:
             Hanging.over.set()
+            Hanging.asked.set()
             server.shutdown()
             serving.join()
             finger.join()
