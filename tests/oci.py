@@ -22,6 +22,9 @@ import zstandard
 from agentd.client.cli.main import main
 
 _TYPES = "application/vnd.oci.image"
+_INDEX = f"{_TYPES}.index.v1+json"
+#: An index as docker has it.
+LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 _PACK: dict[str, Callable[[bytes], bytes]] = {
     "": lambda data: data,
     "gzip": functools.lru_cache(8)(lambda data: gzip.compress(data, 1, mtime=0)),
@@ -117,18 +120,19 @@ class Layout:
         self.tag(self.index(images), tag)
         return f"oci:{self.path}:{tag}"
 
-    def index(self, images: dict[str, Sequence[bytes]]) -> dict[str, Any]:
+    def index(self, images: dict[str, Sequence[bytes]], kind: str = _INDEX) -> dict[str, Any]:
         """The descriptor of one."""
         return self.index_of(
             [
                 self.image(layers, None, architecture=name)
                 | {"platform": {"os": "linux", "architecture": name}}
                 for name, layers in images.items()
-            ]
+            ],
+            kind,
         )
 
-    def index_of(self, manifests: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        return self._json(f"{_TYPES}.index.v1+json", {"manifests": manifests})
+    def index_of(self, manifests: Sequence[dict[str, Any]], kind: str = _INDEX) -> dict[str, Any]:
+        return self._json(kind, {"manifests": manifests})
 
     def image(
         self,

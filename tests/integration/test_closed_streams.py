@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,8 +45,21 @@ def test_without_a_standard_error_nothing_of_it_is_in_the_output(words: str) -> 
     assert (ran.stdout, ran.returncode) == (told.stdout, told.returncode)
 
 
-@pytest.mark.parametrize("words", ["sign - --key /dev/null", "call shell.exec.v1 --params @-"])
+@pytest.mark.parametrize(
+    "words",
+    ["sign - --key /dev/null", "call shell.exec.v1 --params @-", "image build -t x -f - /tmp"],
+)
 def test_what_is_to_be_read_from_a_closed_input_is_refused(words: str) -> None:
     ran = _agentd(f"{words} <&-")
     assert "standard input is closed (name a file instead of -)" in ran.stderr
     assert (ran.stdout, ran.returncode) == ("", 2)
+
+
+def test_what_is_to_be_written_to_a_closed_output_is_refused(tmp_path: Path) -> None:
+    key, request = tmp_path / "key.pem", tmp_path / "request"
+    assert _agentd(f"sign --new-key {key}").returncode == 0
+    request.write_text('{"capability": "fs.list.v1"}')
+    for words in (f"sign {request} --key {key} --out -", "snapshot export /nonexistent -"):
+        ran = _agentd(f"{words} >&-")
+        assert "standard output is closed (name a file instead of -)" in ran.stderr, ran
+        assert ran.returncode == 2

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from tests import ports
-from tests.oci import ARCHITECTURE, Images, Layout, busybox, file, layer
+from tests.oci import ARCHITECTURE, LIST, Images, Layout, busybox, file, layer
 
 from agentd import Sandbox
 
@@ -258,6 +258,29 @@ def test_a_registry_that_is_not_there_is_told(images: Images) -> None:
     place = f"127.0.0.1:{ports.free()}"
     said = images.run("pull", f"docker://{place}/a:1", code=125).stderr
     assert f"{place} cannot be reached" in said
+
+
+def test_an_index_of_dockers_without_this_platform_is_told(images: Images, layout: Layout) -> None:
+    digest = layout.index({"s390x": [layer(file("a"))]}, LIST)["digest"]
+    listed = (layout.path / "blobs/sha256" / digest[7:]).read_bytes()
+
+    class Registry(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            data = b"{}" if self.path == "/v2/" else listed
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Type", LIST)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Registry) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_address[1]}"
+        said = images.run("pull", f"docker://{place}/a:1", "--insecure", code=125).stderr
+        server.shutdown()
+    assert f"{place}/a:1 has no image for this machine" in said
 
 
 def test_a_registry_that_breaks_off_is_told_as_that(images: Images, layout: Layout) -> None:

@@ -285,6 +285,8 @@ def _check_range(options: argparse.Namespace, source: "Source") -> None:
 def _export(options: argparse.Namespace, source: "Source") -> int:
     _check_range(options, source)
     lines = source.lines(options.first, options.last)
+    if options.out == "-":
+        output.check_open()
     if options.out in (None, "-"):
         _write(lines)
         return 0

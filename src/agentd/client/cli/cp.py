@@ -5,9 +5,9 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, NamedTuple
 
-from agentd.client.cli import remote
+from agentd.client.cli import output, remote
 from agentd.model.errors import InvalidInput, OperationFailed
 
 if TYPE_CHECKING:
@@ -85,8 +85,11 @@ def _upload(options: argparse.Namespace, source: str, target: _Inside) -> "Copie
         copy.check_source(source)  # before anybody is asked
     with _files(options, target.id) as files:
         if source == "-":
-            stream = _standard(sys.stdin, "input")
-            return copy.upload_stream(files, stream, target.path, replace=options.force)
+            if sys.stdin is None:  # it was closed before we started
+                raise InvalidInput(
+                    "standard input is closed", remediation="name a file instead of -"
+                )
+            return copy.upload_stream(files, sys.stdin.buffer, target.path, replace=options.force)
         return copy.upload(files, source, target.path, replace=options.force)
 
 
@@ -99,9 +102,8 @@ def _get(options: argparse.Namespace, source: _Inside, target: str) -> "Copied":
         )
     with _files(options, source.id) as files:
         if target == "-":
-            # Where it was closed ``main`` has put one in its place that keeps nothing.
-            stream = _standard(sys.__stdout__ and sys.stdout, "output")
-            return copy.download_stream(files, source.path, stream)
+            output.check_open()
+            return copy.download_stream(files, source.path, sys.stdout.buffer)
         return copy.download(files, source.path, target, replace=options.force)
 
 
@@ -111,13 +113,6 @@ def _files(options: argparse.Namespace, id_: str) -> "Iterator[Files]":
 
     with remote.service(options) as service:
         yield Files(service.files, id_)
-
-
-def _standard(stream: TextIO | None, name: str) -> IO[bytes]:
-    """Python has none where the descriptor was closed before it started."""
-    if stream is None:
-        raise InvalidInput(f"standard {name} is closed", remediation="name a file instead of -")
-    return stream.buffer
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 
-from agentd.client.cli import remote
+from agentd.client.cli import output, remote
 from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 from agentd.model.system import os_errors_as
@@ -62,6 +62,8 @@ def _sign(options: argparse.Namespace) -> int:
     ttl = None if options.ttl is None else parse_duration(options.ttl, "ttl")
     key = load_private(options.key)
     signed = canonical(sign(request, key, audience=options.audience, ttl=ttl)) + b"\n"
+    if options.out == "-":
+        output.check_open()
     if options.out in (None, "-"):
         sys.stdout.buffer.write(signed)
         sys.stdout.flush()

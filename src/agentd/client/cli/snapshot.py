@@ -51,6 +51,8 @@ def main(words: list[str]) -> int:
         raise InvalidInput(
             "the archive itself goes to standard output", remediation="leave out --json"
         )
+    if options.file == "-":
+        output.check_open()
     if options.action in ("take", "ls") or _is_id(options.what):
         return _of_daemon(options)
     from agentd.sandbox import snapshots

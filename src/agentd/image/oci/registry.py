@@ -254,7 +254,7 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         "see ~/.config/containers/policy.json and /etc/containers/policy.json",
     ),
     (
-        ("no image found in image index",),
+        ("no image found in image index", "no image found in manifest list"),
         "{text} has no image for this machine, which is {platform}",
         "name one of its images by digest, as skopeo inspect --raw lists them, if it runs here",
     ),

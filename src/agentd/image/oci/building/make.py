@@ -163,6 +163,8 @@ def _stages(wanted: Wanted) -> tuple[BuildStages, BuildStage]:
 
 def _dockerfile(wanted: Wanted) -> tuple[str, str]:
     """Its name for errors, and its text. Raises InvalidInput."""
+    if wanted.file == "-" and sys.stdin is None:  # it was closed before we started
+        raise InvalidInput("standard input is closed", remediation="name a file instead of -")
     if wanted.file == "-":
         return "-", files.text_of(sys.stdin.fileno(), "the standard input", syntax.MAX_BYTES)
     if wanted.file is not None:
