@@ -23,7 +23,7 @@ from agentd.egress.tally import TALLY
 from agentd.egress.terminating import Reading, Terminating
 from agentd.model.errors import InvalidInput, SandboxError
 
-_START_SECONDS, _REST_SECONDS, _SYNC_SECONDS = 60.0, 20.0, 2.0
+_START_SECONDS, _REST_SECONDS, _SYNC_SECONDS = 60.0, 20.0, 10.0
 _LOOK_SECONDS = 5.0  # between looks at resolv.conf and hosts, and at the relay
 _HANG_SECONDS = 60.0  # without a word: a busy machine's takes its time
 T = TypeVar("T")
