@@ -103,14 +103,15 @@ class Pipes:
             os.close(fd)
 
     def close(self) -> None:
-        self.hand_over()
-        self.close_stdin()
+        """Close all that is open; idempotent."""
+        if self.theirs:
+            self.hand_over()
+        if self.stdin is not None:
+            self.close_stdin()
         while self.outputs:
             os.close(self.outputs.popitem()[0])
 
-    def __del__(self) -> None:
-        """Those of a command that is forgotten go with it."""
-        self.close()
+    __del__ = close  # those of a command that is forgotten go with it
 
     def register(self, poller: "select.poll", outputs: bool, stdin: bool) -> None:
         if outputs:
