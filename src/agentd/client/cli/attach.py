@@ -26,7 +26,7 @@ def main(words: list[str]) -> int:
 
 
 def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
-    from agentd.client.cli import output
+    from agentd.client.cli import output, streams
     from agentd.client.cli.follow import Follow
 
     with remote.service(options) as service:
@@ -47,7 +47,7 @@ def _attach(options: argparse.Namespace, interrupts: Interrupts) -> int:
         finally:
             running.detach()
     if options.json:
-        output.write_all(1, output.as_json(result))
+        streams.write_all(1, output.as_json(result))
     else:
         output.explain(result.cause, "attach", truncated=result.truncated)
     return output.exit_code(result)

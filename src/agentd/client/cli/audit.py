@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from agentd.client.cli import kept, output, remote
+from agentd.client.cli import kept, output, remote, streams
 from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 from agentd.model.system import os_errors_as
@@ -286,7 +286,7 @@ def _export(options: argparse.Namespace, source: "Source") -> int:
     _check_range(options, source)
     lines = source.lines(options.first, options.last)
     if options.out == "-":
-        output.check_open()
+        streams.check_output()
     if options.out in (None, "-"):
         _write(lines)
         return 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from agentd.client.cli import output, remote
+from agentd.client.cli import remote, streams
 from agentd.model.errors import InvalidInput, OperationFailed
 
 if TYPE_CHECKING:
@@ -85,11 +85,8 @@ def _upload(options: argparse.Namespace, source: str, target: _Inside) -> "Copie
         copy.check_source(source)  # before anybody is asked
     with _files(options, target.id) as files:
         if source == "-":
-            if sys.stdin is None:  # it was closed before we started
-                raise InvalidInput(
-                    "standard input is closed", remediation="name a file instead of -"
-                )
-            return copy.upload_stream(files, sys.stdin.buffer, target.path, replace=options.force)
+            stream = streams.opened_input()
+            return copy.upload_stream(files, stream, target.path, replace=options.force)
         return copy.upload(files, source, target.path, replace=options.force)
 
 
@@ -102,7 +99,7 @@ def _get(options: argparse.Namespace, source: _Inside, target: str) -> "Copied":
         )
     with _files(options, source.id) as files:
         if target == "-":
-            output.check_open()
+            streams.check_output()
             return copy.download_stream(files, source.path, sys.stdout.buffer)
         return copy.download(files, source.path, target, replace=options.force)
 

@@ -40,7 +40,7 @@ def execute(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interrupts) -> int:
-    from agentd.client.cli import output, waiting
+    from agentd.client.cli import output, streams, waiting
     from agentd.client.cli.follow import Follow
 
     with remote.service(options) as service:
@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interr
                 return 0
             result = running.finish()
     if options.json:
-        output.write_all(1, output.as_json(result))
+        streams.write_all(1, output.as_json(result))
     else:
         output.explain(result.cause, options.name, truncated=result.truncated)
         denied = getattr(result.usage.network, "denied", 0)  # there is none without rules

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from agentd.client.cli.interrupts import Interrupts
-from agentd.client.cli.output import write_all
+from agentd.client.cli.streams import write_all
 from agentd.model.characters import Whole
 from agentd.model.running import drive
 

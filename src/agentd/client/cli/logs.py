@@ -44,7 +44,7 @@ def _whole(events: Iterator[tuple[str, object]]) -> Iterator[tuple[str, object]]
 
 
 def _write(name: str, value: object, options: argparse.Namespace) -> None:
-    from agentd.client.cli import output
+    from agentd.client.cli import output, streams
 
     about = value["stream"] if name == "lost" and isinstance(value, dict) else name
     if options.stream not in (None, about):
@@ -52,7 +52,7 @@ def _write(name: str, value: object, options: argparse.Namespace) -> None:
     if options.json:
         _write_json(name, value)
     elif isinstance(value, bytes):
-        output.write_all(2 if name == "stderr" else 1, value)
+        streams.write_all(2 if name == "stderr" else 1, value)
     elif name == "lost" and isinstance(value, dict):
         gone = int(value["to"]) - int(value["from"])
         output.say(f"{gone} bytes of {value['stream']} are gone", "logs")

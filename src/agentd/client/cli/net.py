@@ -183,11 +183,11 @@ def _set(options: argparse.Namespace) -> int:
 
 
 def _cassette(options: argparse.Namespace) -> int:
-    from agentd.client.cli import output
+    from agentd.client.cli import streams
 
     with remote.service(options) as service:
         if options.put is None:
-            output.write_all(1, service.network.cassette(options.id))
+            streams.write_all(1, service.network.cassette(options.id))
         else:
             service.network.play(options.id, _put(options.put))
             remote.tell(options, {"sandbox": options.id, "put": options.put})

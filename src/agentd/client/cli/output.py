@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TextIO
 from agentd.client.cli.remote import json_line, safe
 from agentd.model.cause import Cause, CauseCode
 from agentd.model.characters import as_texts
-from agentd.model.errors import AgentdError, InvalidInput
+from agentd.model.errors import AgentdError
 from agentd.model.result import Result
 
 if TYPE_CHECKING:
@@ -138,28 +138,3 @@ def list_changes(changes: tuple[str, ...], applied: bool) -> None:
         # A file's name is the sandbox's choice: it must not reach the terminal as control codes.
         print(f"  {safe(line)}", file=sys.stderr)
     sys.stderr.flush()
-
-
-def check_open() -> None:
-    """For what is to be written to ``-``. Raises InvalidInput where standard output was closed at
-    the start: ``main`` has put one in its place that keeps nothing."""
-    if sys.__stdout__ is None:
-        raise InvalidInput("standard output is closed", remediation="name a file instead of -")
-
-
-def write_all(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(fd, view) :]
-        except BlockingIOError:
-            _wait_writable(fd)
-
-
-def _wait_writable(fd: int) -> None:
-    # Whoever shares the terminal or pipe with us may have made it non-blocking.
-    import select
-
-    poller = select.poll()
-    poller.register(fd, select.POLLOUT)
-    poller.poll()

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from agentd.client.cli import output
+from agentd.client.cli import output, streams
 from agentd.model.errors import InvalidInput
 from agentd.model.system import os_errors_as
 
@@ -51,10 +51,8 @@ def text(given: str | None) -> bytes:
 def read(path: str, fix: str = "name a file that you can read", most: int = _MAX_INPUT) -> bytes:
     """Read a file, or standard input for ``-``: at most so many bytes. Raises InvalidInput."""
     with os_errors_as(InvalidInput, f"cannot read {path}", fix):
-        if path == "-" and sys.stdin is None:  # it was closed before we started
-            raise InvalidInput("standard input is closed", remediation="name a file instead of -")
         if path == "-":
-            return sys.stdin.buffer.read(most)
+            return streams.opened_input().read(most)
         with open(path, "rb") as file:
             return file.read(most)
 

@@ -34,9 +34,9 @@ def main(words: list[str]) -> int:
             return 128 + interrupted.number
         except AgentdError as error:
             if options.json and not isinstance(error, InvalidInput):
-                from agentd.client.cli import output
+                from agentd.client.cli import output, streams
 
-                output.write_all(1, output.error_json(error))
+                streams.write_all(1, output.error_json(error))
             raise
 
 
@@ -197,13 +197,13 @@ def _keep(
 def _report(
     service: "Service", view: "SandboxView", options: argparse.Namespace, result: "Result"
 ) -> int:
-    from agentd.client.cli import output, refused
+    from agentd.client.cli import output, refused, streams
 
     kept = _keep(service, view, options, ok=result.status == "ok")
     if options.json:
         via = service.url or "embedded"
         told = output.as_json(result, kept.changes, kept.saved, via=via, error=kept.error)
-        output.write_all(1, told)
+        streams.write_all(1, told)
     else:
         output.explain(result.cause, truncated=result.truncated)
         failed = result.status != "ok"

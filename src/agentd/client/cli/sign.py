@@ -5,7 +5,7 @@ import os
 import stat
 import sys
 
-from agentd.client.cli import output, remote
+from agentd.client.cli import remote, streams
 from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 from agentd.model.system import os_errors_as
@@ -63,7 +63,7 @@ def _sign(options: argparse.Namespace) -> int:
     key = load_private(options.key)
     signed = canonical(sign(request, key, audience=options.audience, ttl=ttl)) + b"\n"
     if options.out == "-":
-        output.check_open()
+        streams.check_output()
     if options.out in (None, "-"):
         sys.stdout.buffer.write(signed)
         sys.stdout.flush()

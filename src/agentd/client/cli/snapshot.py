@@ -5,7 +5,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from agentd.client.cli import image_cache, output, remote, table
+from agentd.client.cli import image_cache, remote, streams, table
 from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 
@@ -52,7 +52,7 @@ def main(words: list[str]) -> int:
             "the archive itself goes to standard output", remediation="leave out --json"
         )
     if options.file == "-":
-        output.check_open()
+        streams.check_output()
     if options.action in ("take", "ls") or _is_id(options.what):
         return _of_daemon(options)
     from agentd.sandbox import snapshots
@@ -103,7 +103,7 @@ def _of_daemon(options: argparse.Namespace) -> int:
 def _print(pieces: "Iterator[bytes]") -> int:
     """Write an archive to standard output."""
     for piece in pieces:
-        output.write_all(1, piece)
+        streams.write_all(1, piece)
     return 0
 
 

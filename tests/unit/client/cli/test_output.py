@@ -1,6 +1,5 @@
 import base64
 import json
-import os
 
 import pytest
 
@@ -124,24 +123,3 @@ def test_changes_are_listed_without_control_codes(capfd):
     assert "1 change in the workspace, written to the host" in capfd.readouterr().err
     output.list_changes((), applied=False)
     assert capfd.readouterr().err == "agentd run: no changes in the workspace\n"
-
-
-def test_everything_is_written_to_a_pipe_that_does_not_block():
-    import threading
-
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    data = os.urandom(1 << 20)
-    got = bytearray()
-
-    def reader():
-        while piece := os.read(read_end, 1 << 16):
-            got.extend(piece)
-
-    thread = threading.Thread(target=reader)
-    thread.start()
-    output.write_all(write_end, data)
-    os.close(write_end)
-    thread.join()
-    os.close(read_end)
-    assert got == data
