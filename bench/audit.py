@@ -164,8 +164,8 @@ def _receipts(folder: Path) -> Case:
 
 def _execution() -> Any:
     from agentd.audit.receipt import Decided, Execution
-    from agentd.model.cause import Cause, CauseCode
     from agentd.model.enforcement import Control
+    from agentd.model.result import Cause, CauseCode
 
     controls = {
         f"control_{number}": Control("default", True, "as the kernel enforces it")

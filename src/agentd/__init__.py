@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from agentd.client.service import Client
     from agentd.model.api import CallView
     from agentd.model.capability import CallFailed
-    from agentd.model.cause import Cause, CauseCode
     from agentd.model.enforcement import Control, Enforcement
     from agentd.model.errors import (
         AgentdError,
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from agentd.model.isolation import IsolationLevel
     from agentd.model.mount import Mount
     from agentd.model.options import Command, ExecOptions, SandboxOptions
-    from agentd.model.result import Result, SandboxInfo, Timing, Usage
+    from agentd.model.result import Cause, CauseCode, Result, SandboxInfo, Timing, Usage
     from agentd.model.secret import Secret
     from agentd.model.spec import ExecLimits, Pty
     from agentd.transport.files import Change, Entry
@@ -73,7 +72,6 @@ _WHERE = {
     "agentd.client.service": "Client",
     "agentd.model.api": "CallView",
     "agentd.model.capability": "CallFailed",
-    "agentd.model.cause": "Cause CauseCode",
     "agentd.model.enforcement": "Control Enforcement",
     "agentd.model.errors": "AgentdError BackendLost Conflict Forbidden Full GuestError "
     "InvalidInput NotFound NotReady OperationFailed PolicyDenied QuotaExceeded Refused "
@@ -81,7 +79,7 @@ _WHERE = {
     "agentd.model.isolation": "IsolationLevel",
     "agentd.model.mount": "Mount",
     "agentd.model.options": "Command ExecOptions SandboxOptions",
-    "agentd.model.result": "Result SandboxInfo Timing Usage",
+    "agentd.model.result": "Cause CauseCode Result SandboxInfo Timing Usage",
     "agentd.model.secret": "Secret",
     "agentd.model.spec": "ExecLimits Pty",
     "agentd.transport.files": "Change Entry",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentd.client.sandbox import Sandbox
-from agentd.model.cause import CauseCode
+from agentd.model.result import CauseCode
 from agentd.testing.walls.claims import needs
 
 pytestmark = pytest.mark.parametrize("kind", ["linux", "linux over HTTP"], indirect=True)

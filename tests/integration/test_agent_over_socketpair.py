@@ -14,8 +14,8 @@ import time
 import pytest
 
 from agentd.guest import wire
-from agentd.model.cause import CauseCode
 from agentd.model.errors import BackendLost, OperationFailed
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest, Pty
 from agentd.transport.guest import Guest
 

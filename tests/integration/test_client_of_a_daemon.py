@@ -22,8 +22,8 @@ import pytest
 from agentd import AsyncSandbox, Client, Sandbox
 from agentd.client.http import address
 from agentd.client.http.client import HttpClient
-from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, Conflict, InvalidInput, NotFound, Refused
+from agentd.model.result import CauseCode
 
 
 class Daemon:

@@ -17,9 +17,9 @@ from agentd.client.embedded_service import EmbeddedService
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.image import build as images
-from agentd.model.cause import CauseCode
 from agentd.model.limits import MIB, Limits
 from agentd.model.principal import local
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.backends.firecracker.backend import FirecrackerBackend
 from agentd.sandbox.backends.firecracker.wall import FirecrackerWall

@@ -29,11 +29,11 @@ from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.image import build as images
 from agentd.linux import process
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError, BackendLost, Refused, SandboxError
 from agentd.model.limits import MIB, Limits
 from agentd.model.mount import Mount, MountMode, parse_volume, parse_workspace
 from agentd.model.principal import local
+from agentd.model.result import Cause, CauseCode
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.backends.cgroups import own_hierarchy
 from agentd.sandbox.backends.qemu import plan

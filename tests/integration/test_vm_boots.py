@@ -10,8 +10,8 @@ from tests.vm.debian import Unavailable
 from tests.vm.lines import Lines
 
 from agentd.image.model import Image
-from agentd.model.cause import CauseCode
 from agentd.model.errors import Refused
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest, Pty
 from agentd.transport.guest import Guest
 

@@ -13,8 +13,8 @@ from tests.vm.debian import Unavailable
 from tests.vm.lines import Lines
 
 from agentd.guest import wire
-from agentd.model.cause import CauseCode
 from agentd.model.errors import BackendLost, InvalidInput, OperationFailed
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest, Pty
 from agentd.transport.guest import Guest
 

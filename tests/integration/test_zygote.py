@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from agentd.linux import landlock
-from agentd.model.cause import CauseCode
 from agentd.model.limits import Limits
-from agentd.model.result import Exit
+from agentd.model.result import CauseCode, Exit
 from agentd.model.spec import ExecRequest, Pty, SandboxSpec
 from agentd.sandbox.backends.linux.backend import LinuxBackend
 from agentd.transport.guest import Guest

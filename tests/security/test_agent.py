@@ -20,8 +20,8 @@ import pytest
 from agentd.daemon.commands.ends import refine
 from agentd.guest import wire
 from agentd.linux.cgroup import Hierarchy
-from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, BackendLost
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest, Pty
 from agentd.sandbox.backends.cgroups import own_hierarchy
 from agentd.transport.guest import Guest

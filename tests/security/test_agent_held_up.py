@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from agentd.model.cause import CauseCode
 from agentd.model.errors import OperationFailed
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest
 
 # Stops every process that is born after it, as soon as it is there: also one that the agent has

@@ -12,8 +12,7 @@ import pytest
 
 from agentd.daemon.commands.ends import refine
 from agentd.linux.cgroup import Hierarchy
-from agentd.model.cause import CauseCode
-from agentd.model.result import Exit
+from agentd.model.result import CauseCode, Exit
 from agentd.model.spec import ExecRequest
 from agentd.sandbox.backends.cgroups import own_hierarchy
 

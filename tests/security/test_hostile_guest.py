@@ -16,8 +16,8 @@ from tests.vm import boot, hostile
 from tests.vm.boot import Machine
 from tests.vm.debian import Unavailable
 
-from agentd.model.cause import CauseCode
 from agentd.model.errors import BackendLost, GuestError
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest
 from agentd.transport.guest import Guest
 

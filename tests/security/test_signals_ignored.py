@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from agentd.model.cause import CauseCode
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest
 
 IGNORE = """

@@ -21,11 +21,10 @@ from agentd.audit.keypair import KeyPair, PublicKey
 from agentd.audit.record import LogEntry, plain
 from agentd.model import typed
 from agentd.model.audit import Event, Kind, Position, Record
-from agentd.model.cause import Cause
 from agentd.model.enforcement import Control
 from agentd.model.errors import InvalidInput
 from agentd.model.redact import Redactor
-from agentd.model.result import NetworkUsage, Usage
+from agentd.model.result import Cause, NetworkUsage, Usage
 
 MAX_CONTROLS = 64
 MAX_OUTPUTS = 32

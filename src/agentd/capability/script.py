@@ -15,9 +15,8 @@ from agentd.capability.bundle import bundled
 from agentd.capability.port import Inside
 from agentd.model import typed
 from agentd.model.capability import CallFailed
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError, BackendLost, InvalidInput
-from agentd.model.result import Result
+from agentd.model.result import Cause, CauseCode, Result
 from agentd.model.spec import ExecRequest
 
 T = TypeVar("T")

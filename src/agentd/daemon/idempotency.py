@@ -35,8 +35,8 @@ from agentd.daemon.store.sqlite import SqliteStore
 from agentd.daemon.store.view import Transaction
 from agentd.model import context
 from agentd.model.answer import Answer, Authorise, Carry, Work
-from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
+from agentd.model.result import CauseCode
 
 MAX_ANSWER = 1 << 20  # bytes; of a larger one only that it was given is kept
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")

@@ -10,12 +10,11 @@ import msgspec
 
 from agentd.model import typed
 from agentd.model.audit import Record
-from agentd.model.cause import Cause
 from agentd.model.decision import Decision
 from agentd.model.enforcement import Control
 from agentd.model.options import SandboxOptions
 from agentd.model.packages import LockedPackage
-from agentd.model.result import SandboxInfo, Timing, Usage
+from agentd.model.result import Cause, SandboxInfo, Timing, Usage
 from agentd.model.secret import Secret
 from agentd.model.spec import ExecLimits, Pty
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from agentd.model.cause import Cause
 from agentd.model.options import ExecOptions, SandboxOptions
+from agentd.model.result import Cause
 
 if TYPE_CHECKING:
     from agentd.model.api import CallView

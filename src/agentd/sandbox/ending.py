@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from agentd.model.cause import Cause, CauseCode
+from agentd.model.result import Cause, CauseCode
 from agentd.sandbox.abilities import TELLS_END
 from agentd.sandbox.ports import Wall
 

@@ -27,8 +27,8 @@ from agentd.sandbox.ports import CopyOnWrite, Snapshotable, Wall
 from agentd.transport.guest import Guest
 
 if TYPE_CHECKING:
-    from agentd.model.cause import Cause
     from agentd.model.isolation import IsolationLevel
+    from agentd.model.result import Cause
     from agentd.model.spec import SandboxSpec
 
 P = TypeVar("P")

@@ -11,10 +11,10 @@ from typing import Protocol
 from agentd.egress.asked import Asker
 from agentd.egress.connections import ConnectionList
 from agentd.model.availability import Availability
-from agentd.model.cause import Cause
 from agentd.model.egress import EgressBounds
 from agentd.model.enforcement import Control, Enforcement
 from agentd.model.isolation import IsolationLevel
+from agentd.model.result import Cause
 from agentd.model.secret import SecretValue
 from agentd.model.spec import SandboxSpec
 

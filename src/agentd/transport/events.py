@@ -12,9 +12,8 @@ import msgspec
 
 from agentd.guest import wire
 from agentd.model import typed
-from agentd.model.cause import REMEDIATION, Cause, CauseCode
 from agentd.model.errors import GuestError, OperationFailed
-from agentd.model.result import Exit, Usage
+from agentd.model.result import REMEDIATION, Cause, CauseCode, Exit, Usage
 from agentd.model.spec import ExecRequest
 from agentd.transport.connection import Channel, Frame
 from agentd.transport.text import kernel_text, safe_text

@@ -10,10 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from agentd.guest import wire
-from agentd.model.cause import CauseCode
 from agentd.model.control import check_signal, check_window
 from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput
-from agentd.model.result import Exit
+from agentd.model.result import CauseCode, Exit
 from agentd.model.running import Stepped
 from agentd.transport.connection import V2Connection, encode_request, milliseconds
 from agentd.transport.events import Chunk, CommandChannel, LostOutput, limit_exit

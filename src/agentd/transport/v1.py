@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from agentd.model import context, typed
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError, BackendLost, GuestError, InvalidInput, Refused
 from agentd.model.limits import DEFAULTS, MIB
-from agentd.model.result import Exit, Usage
+from agentd.model.result import Cause, CauseCode, Exit, Usage
 from agentd.model.running import Stepped
 from agentd.model.spec import ExecRequest
 from agentd.transport.connection import milliseconds, ready, shut

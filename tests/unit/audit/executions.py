@@ -3,9 +3,8 @@
 import msgspec
 
 from agentd.audit.receipt import Decided, Execution
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control
-from agentd.model.result import Usage
+from agentd.model.result import Cause, CauseCode, Usage
 
 DIGEST = "sha256:" + "ab" * 32
 

@@ -15,11 +15,10 @@ from agentd.audit.reissue import reissue, reissue_newest
 from agentd.audit.shared import SharedLog
 from agentd.audit.verify import verify
 from agentd.model.audit import Event, Kind
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control
 from agentd.model.errors import InvalidInput
 from agentd.model.redact import HIDDEN
-from agentd.model.result import NetworkUsage, Usage
+from agentd.model.result import Cause, CauseCode, NetworkUsage, Usage
 
 
 def test_a_receipt_says_what_was_done_and_where_it_is_recorded(log: AuditLog, key: KeyPair) -> None:

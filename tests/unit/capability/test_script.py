@@ -11,9 +11,8 @@ import pytest
 
 from agentd.capability import script
 from agentd.model.capability import CallFailed
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost, InvalidInput
-from agentd.model.result import Result, SandboxInfo, Timing, Usage
+from agentd.model.result import Cause, CauseCode, Result, SandboxInfo, Timing, Usage
 from agentd.model.spec import ExecRequest
 
 

@@ -10,8 +10,8 @@ import pytest
 from agentd import AsyncSandbox, ExecLimits
 from agentd.client.aio_thread import MAX_THREADS
 from agentd.client.sandbox import CommandFailed
-from agentd.model.cause import CauseCode
 from agentd.model.errors import InvalidInput, OperationFailed, PolicyDenied
+from agentd.model.result import CauseCode
 
 
 def go(test):

@@ -9,8 +9,8 @@ import pytest
 from agentd import ExecLimits, Sandbox
 from agentd.client.chunk import Chunk
 from agentd.client.sandbox import CommandFailed
-from agentd.model.cause import CauseCode
 from agentd.model.errors import InvalidInput, OperationFailed, Refused, SandboxError
+from agentd.model.result import CauseCode
 
 
 @pytest.fixture

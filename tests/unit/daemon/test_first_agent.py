@@ -13,10 +13,9 @@ import pytest
 from tests.vm import v1_only
 
 from agentd.daemon.pipeline import Pipeline
-from agentd.model.cause import CauseCode
 from agentd.model.errors import GuestError, Refused
 from agentd.model.principal import local
-from agentd.model.result import SandboxInfo
+from agentd.model.result import CauseCode, SandboxInfo
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.transport.guest import Guest
 

@@ -4,11 +4,10 @@ import msgspec
 import pytest
 
 from agentd.daemon.pipeline import Pipeline
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import InvalidInput, Refused, SandboxError
 from agentd.model.limits import Limits
 from agentd.model.principal import local
-from agentd.model.result import Exit, SandboxInfo
+from agentd.model.result import Cause, CauseCode, Exit, SandboxInfo
 from agentd.model.spec import ExecRequest, SandboxSpec
 
 

@@ -17,12 +17,11 @@ from agentd.daemon.events import EventFeed
 from agentd.daemon.service.links import Links
 from agentd.model.api import ApprovalView, CallBody, CallView, KeyView, SnapshotView, VolumeView
 from agentd.model.capability import CallFailed
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.credential import Credential
 from agentd.model.decision import Decision
 from agentd.model.errors import NotFound, QuotaExceeded, Unauthenticated
 from agentd.model.principal import SCOPES, Principal
-from agentd.model.result import Timing, Usage
+from agentd.model.result import Cause, CauseCode, Timing, Usage
 
 if TYPE_CHECKING:
     from tests.unit.ingest.fake_sandbox import FakeSandbox

@@ -9,10 +9,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 
 from agentd.model.api import EntryView, ExecBody, ProcessView, ResultView, SandboxBody, SandboxView
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost, OperationFailed
 from agentd.model.output import OutputEvent
-from agentd.model.result import SandboxInfo, Timing, Usage
+from agentd.model.result import Cause, CauseCode, SandboxInfo, Timing, Usage
 
 PIECE = b"y" * (64 << 10)
 

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.result import Result, SandboxInfo, Timing, Usage
+from agentd.model.result import Cause, CauseCode, Result, SandboxInfo, Timing, Usage
 from agentd.selftest.attack import REFUSALS, AttackOutcome, by, refused, said_only, shown
 from agentd.selftest.attacks import ATTACKS, agent, limits
 from agentd.selftest.planted import Planted

@@ -13,9 +13,9 @@ from tests.unit.transport.conftest import HELLO
 
 from agentd.guest import wire
 from agentd.model import context
-from agentd.model.cause import CauseCode
 from agentd.model.errors import BackendLost, GuestError, InvalidInput, OperationFailed, Refused
 from agentd.model.holds import Unwanted
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest, Pty
 from agentd.transport.guest import Guest
 

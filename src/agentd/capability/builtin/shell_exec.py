@@ -9,9 +9,8 @@ from agentd.capability.builtin import fs, text
 from agentd.capability.port import Call, Inside
 from agentd.capability.shape import array, choice, mapping, parameters, string
 from agentd.model.capability import About, Bounds, Example, Needs, Outcome
-from agentd.model.cause import CauseCode
 from agentd.model.errors import InvalidInput
-from agentd.model.result import Result
+from agentd.model.result import CauseCode, Result
 from agentd.model.spec import ExecRequest
 
 # Two streams of so many bytes are less than ``Bounds.output`` as base64.

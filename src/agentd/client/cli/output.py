@@ -5,10 +5,9 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from agentd.client.cli.remote import json_line, safe
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.characters import as_texts
 from agentd.model.errors import AgentdError
-from agentd.model.result import Result
+from agentd.model.result import Cause, CauseCode, Result
 
 if TYPE_CHECKING:
     from agentd.client.ports import Snapshot

@@ -19,10 +19,9 @@ from agentd.client.http.frames import BINARY, PONG, TEXT, Message
 from agentd.client.http.killing import kill
 from agentd.client.http.websocket import WebSocket
 from agentd.model.api import ResultView
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
 from agentd.model.errors import AgentdError, Conflict, InvalidInput, SandboxError
-from agentd.model.result import Result
+from agentd.model.result import Cause, CauseCode, Result
 from agentd.model.running import Stepped
 
 # Output read ahead of the caller, and stdin taken from it ahead of the connection.

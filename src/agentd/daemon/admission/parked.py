@@ -14,9 +14,9 @@ from agentd.daemon.service.quotas import about_to_end
 from agentd.model import context
 from agentd.model.api import ApprovalView
 from agentd.model.audit import Event, Kind, Record
-from agentd.model.cause import Cause
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, BackendLost, Refused
+from agentd.model.result import Cause
 from agentd.sandbox.handle import ended
 
 

@@ -19,12 +19,11 @@ from agentd.daemon.admission.acts import Act
 from agentd.daemon.commands.ends import SHUT_DOWN, cause_of
 from agentd.model.audit import Event, Kind
 from agentd.model.canonical import canonical
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Decision
 from agentd.model.enforcement import Control
 from agentd.model.errors import AgentdError
 from agentd.model.redact import Redactor
-from agentd.model.result import Result, SandboxInfo, Usage
+from agentd.model.result import Cause, CauseCode, Result, SandboxInfo, Usage
 
 if TYPE_CHECKING:
     from agentd.audit.issuing import AtOnce

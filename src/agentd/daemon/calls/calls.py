@@ -22,11 +22,10 @@ from agentd.daemon.calls.inside import HandleInside, Nowhere
 from agentd.model import context
 from agentd.model.api import CallBody, CallView, SandboxBody
 from agentd.model.capability import About, Outcome
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Obligations
 from agentd.model.errors import InvalidInput, PolicyDenied, Refused
 from agentd.model.principal import Principal
-from agentd.model.result import Result, Timing, Usage
+from agentd.model.result import Cause, CauseCode, Result, Timing, Usage
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
 

@@ -24,10 +24,9 @@ from agentd.daemon.commands.ends import (
 )
 from agentd.daemon.commands.listed import CommandInput, KeptOutput
 from agentd.model import context
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.control import check_signal, check_window
 from agentd.model.errors import AgentdError, BackendLost, GuestError, Refused
-from agentd.model.result import Exit, Result, Usage
+from agentd.model.result import Cause, CauseCode, Exit, Result, Usage
 from agentd.model.running import HasEnded, Stepped, drive
 from agentd.transport.events import Chunk, LostOutput
 

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from agentd._version import __version__
 from agentd.daemon.observe.meter import Meter
-from agentd.model.cause import CauseCode
+from agentd.model.result import CauseCode
 
 if TYPE_CHECKING:
     from agentd.daemon.admission.control import AdmissionControl

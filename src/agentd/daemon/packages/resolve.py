@@ -13,11 +13,11 @@ from agentd.daemon.packages.python import TargetPython
 from agentd.daemon.packages.rules import PackageRules
 from agentd.guest.tar import TarError
 from agentd.guest.unpack import Unpacker
-from agentd.model.cause import CauseCode
 from agentd.model.errors import Refused, SandboxError, Unavailable
 from agentd.model.limits import Limits
 from agentd.model.mount import Mount, MountMode
 from agentd.model.packages import LockedPackage
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox import progress
 from agentd.sandbox.handle import SandboxHandle

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from agentd.model.cause import Cause
 from agentd.model.enforcement import Control
 from agentd.model.errors import SandboxError
+from agentd.model.result import Cause
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import abilities
 from agentd.sandbox.ports import Wall

@@ -14,9 +14,9 @@ from agentd.linux import cgroup
 from agentd.linux.pidfd import Pidfd
 from agentd.model import typed
 from agentd.model.availability import Availability
-from agentd.model.cause import Cause
 from agentd.model.egress import asks
 from agentd.model.errors import AgentdError, BackendLost, InvalidInput, Refused
+from agentd.model.result import Cause
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import backends
 from agentd.sandbox.abilities import FORK, Method, methods

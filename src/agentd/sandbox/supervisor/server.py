@@ -13,8 +13,8 @@ import msgspec
 from agentd.egress.tally import TALLY
 from agentd.linux import rights
 from agentd.model import typed
-from agentd.model.cause import Cause
 from agentd.model.errors import BackendLost, InvalidInput, SandboxError
+from agentd.model.result import Cause
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import abilities, backends, guard
 from agentd.sandbox.abilities import Ability, Method, incapable

@@ -1,7 +1,7 @@
 """The agent inside the sandbox: what it says is what the caller is told."""
 
 from agentd.guest import wire
-from agentd.model.cause import CauseCode
+from agentd.model.result import CauseCode
 from agentd.selftest.attack import (
     FILTERED,
     Attack,

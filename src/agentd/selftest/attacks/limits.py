@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from agentd.model.cause import CauseCode
 from agentd.model.limits import MIB, Limits
+from agentd.model.result import CauseCode
 from agentd.selftest.attack import Attack, AttackOutcome, Judge, Judged, by, shown, unfinished
 from agentd.selftest.report import Verdict
 

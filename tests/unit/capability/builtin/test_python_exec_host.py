@@ -11,8 +11,7 @@ from agentd.capability import schema
 from agentd.capability.builtin.python_exec import CAPABILITY
 from agentd.capability.call import CallContext
 from agentd.model.capability import CallFailed
-from agentd.model.cause import Cause, CauseCode
-from agentd.model.result import Result, SandboxInfo, Timing, Usage
+from agentd.model.result import Cause, CauseCode, Result, SandboxInfo, Timing, Usage
 from agentd.model.spec import ExecRequest
 
 OK = {"value": {"status": "ok"}}

@@ -9,8 +9,8 @@ import pytest
 from tests.unit.ingest.harness import Running
 
 from agentd.client.cli import main as cli
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import PolicyDenied, Undecided
+from agentd.model.result import Cause, CauseCode
 
 
 @pytest.fixture(autouse=True)

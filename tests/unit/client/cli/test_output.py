@@ -4,10 +4,9 @@ import json
 import pytest
 
 from agentd.client.cli import output
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control
 from agentd.model.errors import Unavailable
-from agentd.model.result import Result, SandboxInfo, Timing, Usage
+from agentd.model.result import Cause, CauseCode, Result, SandboxInfo, Timing, Usage
 
 FIELDS = [
     "request_id",

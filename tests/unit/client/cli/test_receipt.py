@@ -11,9 +11,9 @@ from agentd.client.cli import main as entry
 from agentd.client.cli import receipt as cli
 from agentd.client.http.errors import Unreachable
 from agentd.model.audit import Position
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.enforcement import Control
 from agentd.model.errors import InvalidInput, NotFound
+from agentd.model.result import Cause, CauseCode
 
 DIGEST = "sha256:" + "ab" * 32
 

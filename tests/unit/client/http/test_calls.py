@@ -12,10 +12,9 @@ from agentd.client.http import calls
 from agentd.client.http.errors import Unreachable
 from agentd.model.api import CallBody, CallView
 from agentd.model.capability import CallFailed
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, BackendLost, PolicyDenied, Undecided
-from agentd.model.result import Timing, Usage
+from agentd.model.result import Cause, CauseCode, Timing, Usage
 
 BODY = CallBody("fs.read.v1", {"path": "a"}, "sbx-1", bundle="sha256:x")
 VIEW = CallView(

@@ -15,8 +15,8 @@ from agentd.client.http.client import HttpClient
 from agentd.client.http.command import RemoteCommand
 from agentd.client.http.errors import Unreachable
 from agentd.client.sandbox import Process
-from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, InvalidInput, NotFound, SandboxError
+from agentd.model.result import CauseCode
 from agentd.model.running import execute
 
 STREAMS = {"stdout": 1, "stderr": 2, "pty": 3}

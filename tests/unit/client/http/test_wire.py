@@ -6,10 +6,9 @@ import pytest
 from agentd.client import build
 from agentd.client.http import wire
 from agentd.model.api import ExecBody, ResultView, SandboxBody
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import AgentdError, InvalidInput
 from agentd.model.isolation import IsolationLevel
-from agentd.model.result import SandboxInfo, Timing, Usage
+from agentd.model.result import Cause, CauseCode, SandboxInfo, Timing, Usage
 from agentd.model.spec import ExecLimits, ExecRequest, Pty
 
 

@@ -12,10 +12,9 @@ from tests.unit.daemon.known import DIGEST, act, handle_of
 from agentd.daemon.admission import records
 from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.gate import ran
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, NotFound
-from agentd.model.result import Result, SandboxInfo, Timing, Usage
+from agentd.model.result import Cause, CauseCode, Result, SandboxInfo, Timing, Usage
 
 BEGAN = 1_764_000_000.0
 

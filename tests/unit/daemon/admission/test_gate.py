@@ -6,11 +6,11 @@ from tests.unit.daemon.known import ALICE, Says, allowing, handle_of
 from agentd.audit import read
 from agentd.audit.receipt import verify
 from agentd.daemon.admission import acts
-from agentd.model.cause import CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import PolicyDenied
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest, SandboxSpec
 
 MICROVM = IsolationLevel.MICROVM

@@ -13,9 +13,9 @@ from agentd.daemon.admission.acts import Place
 from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.gate import ran
 from agentd.daemon.admission.records import digest
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import NotFound
+from agentd.model.result import Cause, CauseCode
 from agentd.model.spec import SandboxSpec
 
 

@@ -15,12 +15,12 @@ from agentd.daemon.pipeline import Pipeline
 from agentd.model import context
 from agentd.model.api import CallBody, SandboxBody
 from agentd.model.capability import About, CallFailed, Needs, Outcome
-from agentd.model.cause import CauseCode
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, InvalidInput, NotFound, PolicyDenied, Refused
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
 from agentd.model.principal import Principal
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.manager import Manager
 

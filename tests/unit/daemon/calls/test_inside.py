@@ -7,9 +7,9 @@ import pytest
 from agentd.client import build
 from agentd.daemon.calls.inside import HandleInside
 from agentd.daemon.pipeline import Pipeline, run
-from agentd.model.cause import CauseCode
 from agentd.model.limits import Limits
 from agentd.model.principal import local
+from agentd.model.result import CauseCode
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.manager import Manager
 

@@ -8,10 +8,9 @@ from agentd.daemon.commands.begin import BeginStreamed
 from agentd.daemon.commands.command import Command
 from agentd.daemon.commands.ends import DESTROYED, SHUT_DOWN, completed, refine, status
 from agentd.daemon.commands.listed import Listed
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost, Conflict, GuestError
 from agentd.model.isolation import IsolationLevel
-from agentd.model.result import Exit, SandboxInfo
+from agentd.model.result import Cause, CauseCode, Exit, SandboxInfo
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.journal.journals import Journals
 from agentd.sandbox.manager import Manager

@@ -12,8 +12,7 @@ from agentd.daemon.observe.log import Log
 from agentd.daemon.observe.metrics import PROCESS, TABLE, Metrics
 from agentd.daemon.store.sqlite import SqliteStore, WriteCounts
 from agentd.model.api import ResultView
-from agentd.model.cause import Cause, CauseCode
-from agentd.model.result import SandboxInfo, Timing, Usage
+from agentd.model.result import Cause, CauseCode, SandboxInfo, Timing, Usage
 from agentd.sandbox.journal.events import Gap
 
 ROOT = Path(__file__).parents[4]

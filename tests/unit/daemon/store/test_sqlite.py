@@ -19,10 +19,9 @@ from agentd.daemon.store.records import (
 )
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import commit
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits
-from agentd.model.result import Exit
+from agentd.model.result import Cause, CauseCode, Exit
 from agentd.model.spec import SandboxSpec
 
 HOLDER = """

@@ -1,6 +1,6 @@
 """How Firecracker ended, by its exit code: FcExitCode of its src/vmm/src/lib.rs."""
 
-from agentd.model.cause import CauseCode
+from agentd.model.result import CauseCode
 from agentd.sandbox.backends.vm import ending
 from agentd.sandbox.backends.vm.ending import LOG, NEW, Ending
 

@@ -12,10 +12,9 @@ from agentd.image import build as images
 from agentd.image.model import OWN
 from agentd.linux import anyip, container, privileges
 from agentd.model.availability import Availability, Blocker
-from agentd.model.cause import CauseCode
 from agentd.model.errors import Refused, SandboxError
 from agentd.model.isolation import IsolationLevel
-from agentd.model.result import Exit
+from agentd.model.result import CauseCode, Exit
 from agentd.model.spec import DEFAULT_IMAGE, ExecRequest, SandboxSpec
 from agentd.sandbox import progress
 from agentd.sandbox.backends import identity, leases

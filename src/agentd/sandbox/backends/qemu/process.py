@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from agentd.linux import cgroup, dialled, kvm
-from agentd.model.cause import CauseCode
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
+from agentd.model.result import CauseCode
 from agentd.model.system import os_errors_as
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.qemu import plan as plans

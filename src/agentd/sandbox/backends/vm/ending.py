@@ -4,8 +4,8 @@ import re
 import signal
 from typing import NamedTuple
 
-from agentd.model.cause import Cause, CauseCode
 from agentd.model.errors import BackendLost
+from agentd.model.result import Cause, CauseCode
 from agentd.transport.text import safe_text
 
 NEW = "create a new sandbox"

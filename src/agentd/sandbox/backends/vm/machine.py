@@ -10,9 +10,9 @@ from typing import Generic, TypeVar
 
 from agentd.linux.cgroup import Group
 from agentd.linux.waiting import is_ready
-from agentd.model.cause import Cause
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import AgentdError, SandboxError
+from agentd.model.result import Cause
 from agentd.sandbox.backends.linux.network import SandboxNetwork, give_abilities
 from agentd.sandbox.backends.vm.ceiling import Ceiling
 from agentd.sandbox.backends.vm.ending import Ending, safe_log, tail

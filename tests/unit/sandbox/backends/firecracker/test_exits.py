@@ -1,6 +1,6 @@
 import pytest
 
-from agentd.model.cause import CauseCode
+from agentd.model.result import CauseCode
 from agentd.sandbox.backends.firecracker.exits import of_status
 
 

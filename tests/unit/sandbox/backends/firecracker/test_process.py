@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from tests.firecracker import programs
 
-from agentd.model.cause import CauseCode
 from agentd.model.errors import BackendLost, SandboxError
+from agentd.model.result import CauseCode
 from agentd.sandbox.backends.cgroups import group_name
 from agentd.sandbox.backends.firecracker import config, jailer, process
 from agentd.sandbox.backends.firecracker.api import ApiError

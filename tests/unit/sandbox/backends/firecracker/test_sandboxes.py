@@ -21,9 +21,9 @@ from agentd.client.embedded_service import EmbeddedService
 from agentd.client.sandbox import Sandbox
 from agentd.daemon.pipeline import Pipeline
 from agentd.linux import cgroup
-from agentd.model.cause import CauseCode
 from agentd.model.errors import BackendLost, Refused, SandboxError, Unsupported
 from agentd.model.principal import local
+from agentd.model.result import CauseCode
 from agentd.sandbox import abilities
 from agentd.sandbox.backends.vm import ceiling, states
 from agentd.sandbox.manager import Manager

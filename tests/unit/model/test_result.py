@@ -8,8 +8,8 @@ import pytest
 
 import agentd
 from agentd.model import errors
-from agentd.model.cause import INFRASTRUCTURE, Cause, CauseCode
 from agentd.model.errors import AgentdError
+from agentd.model.result import INFRASTRUCTURE, Cause, CauseCode
 
 PAGE = (Path(__file__).parents[3] / "docs/causes.md").read_text()
 
