@@ -2,18 +2,9 @@
 
 import codecs
 import re
-from base64 import b64encode
 from collections.abc import Iterator
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def as_texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
-    """Write both as text, or both as base64; and return which, "utf-8" or "base64"."""
-    try:
-        return stdout.decode(), stderr.decode(), "utf-8"
-    except UnicodeDecodeError:
-        return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"
 
 
 def without_surrogates(name: str) -> str:

@@ -1,5 +1,6 @@
-"""What came of a request, and why it ended so."""
+"""What came of a request: its output, how it ended, and why so."""
 
+from base64 import b64encode
 from enum import StrEnum
 
 import msgspec
@@ -163,3 +164,11 @@ class Result(msgspec.Struct, frozen=True):
     def stderr_text(self) -> str:
         """Standard error as text; bytes that are not UTF-8 become U+FFFD."""
         return self.stderr.decode(errors="replace")
+
+
+def as_texts(stdout: bytes, stderr: bytes) -> tuple[str, str, str]:
+    """Write both as text, or both as base64; and return which, "utf-8" or "base64"."""
+    try:
+        return stdout.decode(), stderr.decode(), "utf-8"
+    except UnicodeDecodeError:
+        return b64encode(stdout).decode(), b64encode(stderr).decode(), "base64"

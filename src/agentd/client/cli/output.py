@@ -5,9 +5,8 @@ import sys
 from typing import TYPE_CHECKING, TextIO
 
 from agentd.client.cli.remote import json_line, safe
-from agentd.model.characters import as_texts
 from agentd.model.errors import AgentdError
-from agentd.model.result import Cause, CauseCode, Result
+from agentd.model.result import Cause, CauseCode, Result, as_texts
 
 if TYPE_CHECKING:
     from agentd.client.ports import Snapshot

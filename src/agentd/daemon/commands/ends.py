@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from agentd.model.api import ResultView
-from agentd.model.characters import as_texts
 from agentd.model.egress import RESTRICTED, cassette
 from agentd.model.errors import AgentdError, BackendLost, GuestError, SandboxEnded, SandboxError
 from agentd.model.packages import with_packages
-from agentd.model.result import Cause, CauseCode, Exit, NetworkUsage, Result, Timing, Usage
+from agentd.model.result import (
+    Cause,
+    CauseCode,
+    Exit,
+    NetworkUsage,
+    Result,
+    Timing,
+    Usage,
+    as_texts,
+)
 from agentd.model.secret import check_variables
 from agentd.model.spec import ExecRequest
 from agentd.model.typed import like
