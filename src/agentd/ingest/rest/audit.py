@@ -2,8 +2,7 @@
 
 import msgspec
 
-from agentd.ingest.rest.operation import Arguments, Parameter
-from agentd.ingest.rest.table import OperationTable
+from agentd.ingest.rest.operation import Arguments, OperationTable, Parameter
 from agentd.model.api import AuditHead, AuditPage
 from agentd.model.audit import Record
 from agentd.model.service import Service

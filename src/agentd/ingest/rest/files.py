@@ -1,9 +1,8 @@
 """Files and folders of a sandbox."""
 
 from agentd.ingest.rest.download import BYTES, TAR, get_file, get_tar
-from agentd.ingest.rest.operation import Arguments, Parameter
+from agentd.ingest.rest.operation import Arguments, OperationTable, Parameter
 from agentd.ingest.rest.output import EVENTS
-from agentd.ingest.rest.table import OperationTable
 from agentd.ingest.rest.upload import put_file, put_tar
 from agentd.ingest.rest.watch import watch
 from agentd.model.api import EntryView, MkdirBody, MoveBody

@@ -1,7 +1,6 @@
 """Addresses of ports for browsers."""
 
-from agentd.ingest.rest.operation import Arguments
-from agentd.ingest.rest.table import OperationTable
+from agentd.ingest.rest.operation import Arguments, OperationTable
 from agentd.model.port import LinkBody, PortLink
 from agentd.model.service import Service
 

@@ -2,8 +2,7 @@
 
 from agentd.ingest.rest.cassettes import LINES, get_cassette, put_cassette
 from agentd.ingest.rest.download import BYTES
-from agentd.ingest.rest.operation import Arguments, Parameter
-from agentd.ingest.rest.table import OperationTable
+from agentd.ingest.rest.operation import Arguments, OperationTable, Parameter
 from agentd.model.network import ConnectionPage, NetworkBody, NetworkView
 from agentd.model.service import Service
 

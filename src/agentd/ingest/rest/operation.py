@@ -1,16 +1,18 @@
-"""One row of the table in docs/api.md, and how an ordinary one is answered.
+"""The table in docs/api.md: each row is written above the function that answers it; and how an
+ordinary one is answered.
 
 An ordinary operation is one call of the service: decoding, the call and encoding are all done by
 one thread, so that a request costs one hop there and one back. Who asks is found out before that:
 each caller has a share of the threads."""
 
 import contextlib
+import inspect
 import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -27,6 +29,7 @@ from agentd.model.capability import CallFailed
 from agentd.model.door import DoorService
 from agentd.model.errors import AgentdError, InvalidInput, Refused
 
+F = TypeVar("F", bound=Callable[..., object])
 _MOST = 64
 _TAKES: Mapping[type | str, str] = {
     int: "a whole number, in decimal",
@@ -256,6 +259,31 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
             raise InvalidInput("this takes no body", remediation="send it without one")
         value = self.call(service, Arguments(exchange.path, query, body, raw))
         return answer(value, self.status)
+
+
+class OperationTable(list[Operation]):
+    """Holds the operations of a module, in order."""
+
+    def row(self, method: str, path: str, scope: str, **facts: Any) -> Callable[[F], F]:
+        """Add the decorated function as an operation; ``facts`` are Operation's other fields.
+
+        A coroutine function answers by itself. ``help`` is its docstring's first line, ``answer``
+        the type that the function returns; one that returns None is answered with 204.
+        """
+
+        def add(function: F) -> F:
+            kind = "stream" if inspect.iscoroutinefunction(function) else "call"
+            if kind == "call":
+                returned = function.__annotations__["return"]
+                facts.setdefault("answer", returned)
+                facts.setdefault("status", 204 if returned is None else 200)
+            words = (function.__doc__ or "").partition("\n")[0].removesuffix(".")
+            facts.setdefault("help", words[:1].lower() + words[1:])
+            facts[kind] = function
+            self.append(Operation(method=method, path=path, scope=scope, **facts))
+            return function
+
+        return add
 
 
 def decode(exchange: Exchange, kind: Any, raw: bytes) -> Any:
