@@ -18,11 +18,10 @@ from agentd.ingest.rest import (
     secrets,
     volumes,
 )
-from agentd.ingest.rest.api import Api, Exchange, Socket
+from agentd.ingest.rest.api import JSON, Api, Exchange, Socket, encode
 from agentd.ingest.rest.openapi import document
 from agentd.ingest.rest.operation import Operation
 from agentd.ingest.rest.port_hosts import PortHosts
-from agentd.ingest.rest.respond import JSON, encode
 from agentd.ingest.rest.sockets import attach, execute
 from agentd.ingest.rest.tunnels import tunnel
 from agentd.ingest.web.door import Mount

@@ -1,8 +1,8 @@
 """Requests that wait for somebody to allow them."""
 
+from agentd.ingest.rest.api import Reply
 from agentd.ingest.rest.operation import Arguments, OperationTable
 from agentd.ingest.rest.pages import QUERY, place_of, reply
-from agentd.ingest.rest.respond import Reply
 from agentd.model.api import ApprovalView, DecideBody
 from agentd.model.door import DoorService
 from agentd.model.service import Service

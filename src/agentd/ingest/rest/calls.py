@@ -3,10 +3,9 @@
 import base64
 from typing import Any
 
-from agentd.ingest.rest.api import Exchange
+from agentd.ingest.rest.api import Exchange, answer
 from agentd.ingest.rest.operation import LARGE, Arguments, OperationTable, decode
 from agentd.ingest.rest.output import EVENTS, last_event
-from agentd.ingest.rest.respond import answer
 from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.errors import internal
 from agentd.ingest.web.followed import Followed

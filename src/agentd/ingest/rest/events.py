@@ -8,10 +8,9 @@ import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-from agentd.ingest.rest.api import Exchange
+from agentd.ingest.rest.api import Exchange, answer, encode
 from agentd.ingest.rest.operation import OperationTable, Parameter
 from agentd.ingest.rest.output import EVENTS, last_event
-from agentd.ingest.rest.respond import answer, encode
 from agentd.ingest.web.signal import Signal
 from agentd.ingest.web.standing import Standing, standing
 from agentd.model.door import DoorService

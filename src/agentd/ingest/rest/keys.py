@@ -1,8 +1,8 @@
 """API keys."""
 
+from agentd.ingest.rest.api import Reply
 from agentd.ingest.rest.operation import Arguments, OperationTable
 from agentd.ingest.rest.pages import QUERY, page
-from agentd.ingest.rest.respond import Reply
 from agentd.model.api import KeyBody, KeyView
 from agentd.model.service import Service
 

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from agentd.ingest.rest.api import Exchange
+from agentd.ingest.rest.api import Exchange, error_answer
 from agentd.ingest.rest.operation import Arguments, OperationTable
-from agentd.ingest.rest.respond import error_answer
 from agentd.ingest.web.errors import Draining
 from agentd.model.answer import Answer
 from agentd.model.api import BackendView, Stats

@@ -18,8 +18,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from agentd.ingest.rest import unfit
-from agentd.ingest.rest.api import Exchange
-from agentd.ingest.rest.respond import answer, as_sent, error_answer
+from agentd.ingest.rest.api import Exchange, answer, as_sent, error_answer
 from agentd.ingest.web.errors import UnsupportedMediaType
 from agentd.ingest.web.rooms import Room, caller
 from agentd.model import typed

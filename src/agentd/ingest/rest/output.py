@@ -7,10 +7,9 @@ from typing import Any
 
 import msgspec
 
-from agentd.ingest.rest.api import Exchange
+from agentd.ingest.rest.api import Exchange, encode, error_in_json
 from agentd.ingest.rest.follower import Follower, Stopped
 from agentd.ingest.rest.operation import OperationTable, Parameter
-from agentd.ingest.rest.respond import encode, error_in_json
 from agentd.ingest.web.exchange import Aborted
 from agentd.ingest.web.standing import Standing, standing
 from agentd.ingest.web.status import FAILED, status_of

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from agentd.ingest.rest.api import Reply
 from agentd.ingest.rest.operation import Parameter
-from agentd.ingest.rest.respond import Reply
 from agentd.model.errors import InvalidInput
 
 T = TypeVar("T")

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from agentd.ingest.rest.api import Exchange
+from agentd.ingest.rest.api import Exchange, Reply
 from agentd.ingest.rest.operation import Arguments, OperationTable, Parameter
 from agentd.ingest.rest.output import OUTPUT
 from agentd.ingest.rest.pages import QUERY, page
-from agentd.ingest.rest.respond import Reply
 from agentd.model import api
 from agentd.model.answer import Answer
 from agentd.model.api import ProcessView, ResultView

@@ -1,9 +1,9 @@
 """Sandboxes and snapshots."""
 
+from agentd.ingest.rest.api import Reply
 from agentd.ingest.rest.download import TAR, get_snapshot
 from agentd.ingest.rest.operation import Arguments, OperationTable, Parameter, labels
 from agentd.ingest.rest.pages import QUERY, not_a_cursor, page
-from agentd.ingest.rest.respond import Reply
 from agentd.model import api
 from agentd.model.api import SandboxPage, SandboxView, SnapshotView
 from agentd.model.door import DoorService

@@ -1,8 +1,8 @@
 """Secrets that the daemon keeps: set, listed and removed, never read back."""
 
+from agentd.ingest.rest.api import Reply
 from agentd.ingest.rest.operation import Arguments, OperationTable
 from agentd.ingest.rest.pages import QUERY, page
-from agentd.ingest.rest.respond import Reply
 from agentd.model.kept_secret import SecretBody, SecretView
 from agentd.model.service import Service
 

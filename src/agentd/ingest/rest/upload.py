@@ -5,9 +5,8 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from agentd.ingest.rest.api import Exchange
+from agentd.ingest.rest.api import Exchange, answer, as_sent
 from agentd.ingest.rest.operation import fingerprint, recordable
-from agentd.ingest.rest.respond import answer, as_sent
 from agentd.ingest.web.bridge import Bridge, fill
 from agentd.model.answer import Answer, Authorise
 from agentd.model.api import Repeat

@@ -1,8 +1,8 @@
 """Named volumes."""
 
+from agentd.ingest.rest.api import Reply
 from agentd.ingest.rest.operation import Arguments, OperationTable
 from agentd.ingest.rest.pages import QUERY, page
-from agentd.ingest.rest.respond import Reply
 from agentd.model.api import VolumeBody, VolumeView
 from agentd.model.errors import InvalidInput
 from agentd.model.service import Service

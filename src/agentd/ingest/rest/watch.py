@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from agentd.ingest.rest.api import Exchange
+from agentd.ingest.rest.api import Exchange, encode
 from agentd.ingest.rest.output import EVENTS, last_event
-from agentd.ingest.rest.respond import encode
 from agentd.ingest.web.bridge import Bridge
 from agentd.ingest.web.errors import Draining
 from agentd.ingest.web.exchange import Aborted

@@ -13,8 +13,8 @@ from tests.unit.ingest.harness import ALICE, BOB, Reply, Running
 from agentd.audit.errors import AuditBusy, AuditError
 from agentd.auth import signing
 from agentd.daemon.admission.parked import ApprovalDenied, ApprovalExpired
+from agentd.ingest.rest.api import error_answer
 from agentd.ingest.rest.operation import recordable
-from agentd.ingest.rest.respond import error_answer
 from agentd.ingest.web.status import status_of
 from agentd.model import errors
 from agentd.model.answer import Answer
