@@ -10,7 +10,7 @@ from agentd.linux.peer import peer_of
 from agentd.model.credential import Credential
 from agentd.model.errors import Forbidden, InvalidInput, Unauthenticated
 from agentd.model.principal import local
-from agentd.serve import authentication
+from agentd.serve.gatekeeper import chain_of
 
 
 class Memory(dict):
@@ -35,7 +35,7 @@ def load(tmp_path, text="", env=None):
 
 def test_a_workstation_lets_in_oneself_and_ones_keys(tmp_path):
     store, found = Memory(), load(tmp_path)
-    chain = authentication.chain(found, store)
+    chain = chain_of(found, store)
     me = chain.authenticate(Credential(peer_uid=os.geteuid()))
     assert me.may("admin") and me.via == "peer"
     made = key_service(found, store).create(me, "ci", ["run"])
@@ -51,7 +51,7 @@ def test_keys_that_are_switched_off_open_nothing(tmp_path):
     store, found = Memory(), load(tmp_path, "auth.keys.enabled = false")
     made = key_service(found, store).create(ADMIN, "ci", ["run"])
     with pytest.raises(Unauthenticated, match="of this kind"):
-        authentication.chain(found, store).authenticate(Credential(api_key=made.key))
+        chain_of(found, store).authenticate(Credential(api_key=made.key))
 
 
 def test_the_bounds_of_keys_are_the_configurations(tmp_path):
@@ -62,7 +62,7 @@ def test_the_bounds_of_keys_are_the_configurations(tmp_path):
 
 def test_insecure_lets_in_anyone_and_only_then(tmp_path):
     text = "daemon.insecure = true\n[[listen]]\naddress = '127.0.0.1:1'\n"
-    chain = authentication.chain(load(tmp_path, text), Memory())
+    chain = chain_of(load(tmp_path, text), Memory())
     assert chain.authenticate(Credential()).may("run")
 
 
@@ -89,7 +89,7 @@ def test_tokens_and_certificates_are_as_configured(tmp_path):
         match = "dns:ci"
         principal = "ci"
     """
-    chain = authentication.chain(load(tmp_path, text), Memory())
+    chain = chain_of(load(tmp_path, text), Memory())
     with pytest.raises(Unauthenticated, match="token is not valid"):
         chain.authenticate(Credential(authorization="Bearer a.b.c"))
     with pytest.raises(Unauthenticated, match="certificate is malformed"):
@@ -103,4 +103,4 @@ def test_the_peer_of_a_socket_becomes_a_principal(tmp_path):
     with ours, theirs:
         peer = peer_of(ours)
     credential = Credential(peer_uid=peer.uid, peer_pid=peer.pid, foreign=peer.foreign)
-    assert authentication.chain(load(tmp_path), Memory()).authenticate(credential).may("admin")
+    assert chain_of(load(tmp_path), Memory()).authenticate(credential).may("admin")
