@@ -1,17 +1,22 @@
-"""What a caller can call by name."""
+"""What a caller can call by name: the registry, as it is told over any wire, and the calls."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from agentd.daemon.calls import catalogue
-from agentd.daemon.calls.ends import readable_once
+import msgspec
+
+from agentd.capability.registry import Registry
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun
 from agentd.model import context, typed
 from agentd.model.api import CallBody, CallView, CapabilityView, SandboxBody
 from agentd.model.canonical import loads_strict
+from agentd.model.capability import About, Example
 from agentd.model.principal import Principal
 from agentd.model.service import Emit
+from agentd.policy.scopes import scope_of
 
 _AS_USUAL = SandboxBody()
 _NOT_SIGNED: Mapping[str, Any] = {}
@@ -23,7 +28,7 @@ class DaemonCapabilities(Noun):
     @observed("capabilities")
     def list(self) -> tuple[CapabilityView, ...]:
         self._who.require("read")
-        return tuple(catalogue.views(self._parts.control.registry))
+        return tuple(views(self._parts.control.registry))
 
     @observed("call")
     def call(
@@ -64,3 +69,38 @@ class DaemonCapabilities(Noun):
             view = parts.calls.call(acting, body, emit, via="http", cancel=told)
         parts.ledger.used_cpu(acting.name, view.usage.cpu_ms / 1000)
         return view
+
+
+def views(registry: Registry) -> list[CapabilityView]:
+    """List those that can be called, then those that cannot, with the reason."""
+    found = registry.all()
+    broken = [CapabilityView(name, blocker=str(error)) for name, error in found.broken.items()]
+    return [view(capability.about) for capability in found.capabilities] + broken
+
+
+def view(about: About) -> CapabilityView:
+    return CapabilityView(
+        name=about.name,
+        summary=about.summary,
+        scope=scope_of(about.name),
+        needs=about.needs.told(),
+        parameters=dict(about.schema),
+        examples=tuple(_example(example) for example in about.examples),
+    )
+
+
+def _example(example: Example) -> dict[str, Any]:
+    found: dict[str, Any] = msgspec.to_builtins(example)
+    return found
+
+
+@contextmanager
+def readable_once(gone: context.Gone) -> Iterator[int]:
+    """Yield a descriptor, the block's own, that is readable once who waits has ``gone``."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    try:
+        with gone.telling(lambda: os.write(writer, b"e")):
+            yield reader
+    finally:
+        os.close(writer)
+        os.close(reader)
