@@ -13,10 +13,9 @@ from agentd.ingest.rest.api import Exchange, Socket
 from agentd.ingest.rest.ports import Target, with_query
 from agentd.ingest.rest.tunnels import port_of
 from agentd.ingest.web.exchange import CREDENTIALS
-from agentd.ingest.web.sites import check_same_site
 from agentd.model.answer import Answer
 from agentd.model.door import DoorService
-from agentd.model.errors import GuestError, OperationFailed, Unauthenticated
+from agentd.model.errors import Forbidden, GuestError, OperationFailed, Unauthenticated
 from agentd.model.gatekeeper import Gatekeeper
 from agentd.model.port import LINK_PATH, PortDomain, PortHost
 
@@ -24,6 +23,7 @@ _LINK = re.compile(re.escape(LINK_PATH.encode()) + rb"([A-Za-z0-9_-]{1,128})(?=/
 # The prefix lets no page of another host below the same domain set it (RFC 6265bis, 4.1.3.2).
 _PLAIN, _SECURE = b"agentd-link", b"__Host-agentd-link"
 _AUTHORIZATION = b"authorization"
+_OF_SITE = frozenset((b"host", b"origin", b"sec-fetch-site", b"sec-fetch-mode", b"sec-fetch-dest"))
 
 
 class HostTarget(Target):
@@ -121,7 +121,7 @@ async def _service(request: Exchange | Socket, target: HostTarget) -> DoorServic
     known = link.is_unix or link.credential.certificate is not None
     named = any(name in CREDENTIALS for name, _ in scope["headers"])
     if target.token is None and (tokens or not named):
-        check_same_site(scope)  # a cookie and a connection say nothing of who wrote the request
+        _check_same_site(scope)  # a cookie and a connection say nothing of who wrote the request
     if tokens:
         target.by_link = True
         gatekeeper = request.door.gatekeeper
@@ -166,3 +166,28 @@ def _unanswered(error: OperationFailed) -> GuestError:
     return GuestError(
         error.message, cause=error.cause, remediation="start a server on that port, and come again"
     )
+
+
+def _check_same_site(scope: Any) -> None:
+    """Raises Forbidden for what a page of another origin asks, but to be opened in its place.
+
+    A sibling below the same domain is another origin, too: SameSite cookies do not keep it away.
+    Browsers say who asks in Sec-Fetch-Site (Fetch Metadata); where that is missing, Origin does.
+    """
+    found = {name: value for name, value in scope["headers"] if name in _OF_SITE}
+    site = found.get(b"sec-fetch-site")
+    if site is None:
+        origin = found.get(b"origin")
+        own = origin is None or origin.partition(b"://")[2].lower() == found[b"host"].lower()
+    else:
+        own = site in (b"same-origin", b"none") or (
+            scope.get("method") in ("GET", "HEAD")
+            and found.get(b"sec-fetch-mode") == b"navigate"
+            and found.get(b"sec-fetch-dest") == b"document"
+        )
+    if not own:
+        raise Forbidden(
+            "a page of another site asks this",
+            cause=f"its origin is {found.get(b'origin', b'not said')[:200].decode('latin-1')}",
+            remediation="open it by itself, in a window of its own",
+        )
