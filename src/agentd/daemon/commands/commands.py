@@ -14,7 +14,6 @@ from agentd.daemon import events
 from agentd.daemon.admission.gate import Gate
 from agentd.daemon.commands import begun
 from agentd.daemon.commands.again import BeginAgain, kill_once_it_goes_on
-from agentd.daemon.commands.awaited import AwaitedCommands
 from agentd.daemon.commands.begin import (
     BeginDetached,
     BeginStreamed,
@@ -24,7 +23,7 @@ from agentd.daemon.commands.begin import (
     stdin_of,
 )
 from agentd.daemon.commands.command import Command, Emit
-from agentd.daemon.commands.ends import completed
+from agentd.daemon.commands.ends import AwaitedCommands, completed
 from agentd.daemon.commands.listed import ENDED, MAX_KEPT, RUNNING, Listed, Register
 from agentd.daemon.commands.parts import EndedParts
 from agentd.daemon.commands.past import Past
