@@ -1,16 +1,41 @@
-"""The commands of a caller's sandboxes."""
+"""The commands of a caller's sandboxes, and what is followed of their output."""
 
 from collections.abc import Callable, Mapping, Sequence
 
-from agentd.daemon.commands.output import FollowedOutput
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun
 from agentd.daemon.service.sandboxes import DaemonSandboxes
+from agentd.model import typed
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody
 from agentd.model.errors import Conflict, InvalidInput
-from agentd.model.output import MAX_OUTPUT, STREAMS, too_long
+from agentd.model.output import MAX_OUTPUT, STREAMS, OutputEvent, too_long
+from agentd.sandbox.journal.events import Gap, JournalChunk
+from agentd.sandbox.journal.follower import JournalFollower
 
 _PIECE = 1 << 20
+
+
+class FollowedOutput:
+    """Implements ``model.output.Output`` by a follower of a journal."""
+
+    def __init__(self, follower: JournalFollower) -> None:
+        self._follower = follower
+
+    def read(self, limit: int) -> Sequence[OutputEvent]:
+        return [_event(event) for event in self._follower.read(limit)]
+
+    def close(self) -> None:
+        self._follower.close()
+
+
+def _event(event: object) -> OutputEvent:
+    if isinstance(event, JournalChunk):
+        return OutputEvent("data", event.stream, event.offset, event.data, len(event.data))
+    if isinstance(event, Gap):
+        return OutputEvent("lost", event.stream, event.offset, b"", event.length)
+    info = getattr(event, "info", b"")
+    result = typed.decoder(ResultView).decode(info) if info else None
+    return OutputEvent("exit", result=result)
 
 
 class DaemonCommands(Noun):

@@ -15,7 +15,7 @@ from tests.unit.ingest.harness import ALICE, Running, sse
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect, unix_connect
 
-from agentd.daemon.commands.output import FollowedOutput
+from agentd.daemon.service.commands import FollowedOutput
 from agentd.ingest.web.rooms import STREAM
 from agentd.sandbox.journal.journal import Journal
 
