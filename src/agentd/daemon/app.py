@@ -39,7 +39,7 @@ from agentd.daemon.secrets import SecretStore
 from agentd.daemon.service.keystore import StoredKeys, key_service
 from agentd.daemon.service.links import Links
 from agentd.daemon.service.nonces import StoredNonces
-from agentd.daemon.service.parts import Parts
+from agentd.daemon.service.noun import Parts
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
 from agentd.daemon.service.retention import Retention

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from agentd.daemon.admission import acts
 from agentd.daemon.observe.observed import observed
-from agentd.daemon.service.noun import Noun
-from agentd.daemon.service.parts import Parts
+from agentd.daemon.service.noun import Noun, Parts
 from agentd.model.errors import InvalidInput, Refused, Unsupported
 from agentd.model.port import PortLink
 from agentd.model.principal import Principal

@@ -15,8 +15,7 @@ from agentd.daemon.service.files import DaemonFiles
 from agentd.daemon.service.keys import DaemonKeys
 from agentd.daemon.service.machine import DaemonMachine
 from agentd.daemon.service.network import DaemonNetwork
-from agentd.daemon.service.noun import Noun
-from agentd.daemon.service.parts import Parts
+from agentd.daemon.service.noun import Noun, Parts
 from agentd.daemon.service.ports import DaemonPorts
 from agentd.daemon.service.sandboxes import DaemonSandboxes, DaemonSnapshots
 from agentd.daemon.service.secrets import DaemonSecrets
