@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from agentd.auth.credential import bearer
 from agentd.auth.jwks import FileKeySet, Jwk, KeySet, UrlKeySet
 from agentd.model.credential import Credential
 from agentd.model.errors import InvalidInput, Unauthenticated
@@ -58,7 +57,7 @@ class JwtProvider:
             self._issuers[issuer.issuer] = (issuer, keys)
 
     def authenticate(self, credential: Credential) -> Principal | None:
-        token = bearer(credential)
+        token = credential.bearer
         if token is None or token.count(".") != 2:
             return None
         header, claims = self._peek(token)

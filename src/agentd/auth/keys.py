@@ -11,7 +11,6 @@ from typing import Protocol
 
 import msgspec
 
-from agentd.auth.credential import bearer
 from agentd.model.credential import Credential
 from agentd.model.errors import (
     Forbidden,
@@ -88,7 +87,7 @@ class KeyProvider:
     def authenticate(self, credential: Credential) -> Principal | None:
         key = credential.api_key
         if key is None:
-            key = bearer(credential)
+            key = credential.bearer
             if key is None or not key.startswith(PREFIX):
                 return None
         record = self._verified(key)

@@ -18,6 +18,14 @@ class Credential(msgspec.Struct, frozen=True, kw_only=True):
     api_key: str | None = None  # of X-API-Key
     certificate: bytes | None = None
 
+    @property
+    def bearer(self) -> str | None:
+        """The token of ``Authorization: Bearer TOKEN`` (RFC 6750 §2.1), or None."""
+        scheme, space, token = (self.authorization or "").partition(" ")
+        if not space or scheme.lower() != "bearer":
+            return None
+        return token.strip() or None
+
     def __repr__(self) -> str:
         """Leave out the secrets: this ends up in logs and tracebacks."""
         present = [

@@ -1,6 +1,5 @@
 import pytest
 
-from agentd.auth.credential import bearer
 from agentd.model.credential import Credential
 
 
@@ -17,7 +16,7 @@ from agentd.model.credential import Credential
     ],
 )
 def test_a_bearer_token(header, token):
-    assert bearer(Credential(authorization=header)) == token
+    assert Credential(authorization=header).bearer == token
 
 
 def test_what_is_printed_holds_no_secret():
