@@ -24,14 +24,12 @@ class Connections:
         self,
         open_stream: Callable[[], socket.socket],
         timeout: float,
-        max_idle: int = MAX_IDLE,
         *,
         known: bool = False,
     ) -> None:
         """``known``: the agent is ours, and speaks v2; no answer to a greeting is waited for."""
         self._open_stream = open_stream
         self._timeout = timeout
-        self._max_idle = max_idle
         self._known = known
         self._lock = threading.Lock()
         self._idle: list[V2Connection | V1Connection] = []
@@ -108,7 +106,7 @@ class Connections:
         with self._lock:
             generation = self._used.pop(connection, -1)
             fresh = generation == self._generation and not self._closed
-            if fresh and len(self._idle) < self._max_idle:
+            if fresh and len(self._idle) < MAX_IDLE:
                 self._idle.append(connection)
                 return
         connection.close()

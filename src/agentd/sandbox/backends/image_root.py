@@ -113,9 +113,9 @@ class ImageRoot:
             found.append((workdir, True))
         return found
 
-    def mounted(self, mounts: Iterable[Mount], *, bare: bool = False) -> list[str]:
+    def mounted(self, mounts: Iterable[Mount]) -> list[str]:
         """Return where each is, behind the image's links. Raises as ``places``."""
-        return self._seen(mounts, bare=bare)[1]
+        return self._seen(mounts, bare=False)[1]
 
     def uid(self) -> int:
         """Return whom it runs as. Raises Refused for a user whom the image does not have."""
