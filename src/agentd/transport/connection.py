@@ -7,7 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,6 +15,9 @@ from agentd.guest import wire
 from agentd.model.errors import BackendLost, GuestError, InvalidInput
 from agentd.transport.greeting import Greeting
 from agentd.transport.text import safe_text
+
+if TYPE_CHECKING:
+    from agentd.transport.v1 import V1Connection
 
 # Grants are batched: a CREDIT frame a data frame would double the traffic. Where there is much,
 # more may be on its way: each grant wakes the agent.
@@ -130,16 +133,6 @@ def shut(stream: socket.socket) -> None:
         stream.shutdown(socket.SHUT_RDWR)
 
 
-class GreetedStream(Protocol):
-    """A greeted one, of whichever protocol."""
-
-    def fileno(self) -> int: ...
-    def close(self) -> None: ...
-
-
-Reopen = Callable[[], GreetedStream]
-
-
 class V2Connection:
     """Owns the socket. Descriptors are sent, and never received: the kernel discards what a guest
     attaches, because recv gives no room for it (unix(7), SCM_RIGHTS)."""
@@ -155,7 +148,8 @@ class V2Connection:
         self._early = self._greeting.rest
         self._read = READ
         self._number = 0
-        self._again: Reopen | None = None  # until the agent was heard, where it may be dead
+        # Until the agent was heard, where it may be dead.
+        self._again: Callable[[], V2Connection | V1Connection] | None = None
         self._kept = bytearray()  # what was sent meanwhile
         self._told: set[int] = set()  # channels whose one answer is still to come
 
@@ -253,7 +247,7 @@ class V2Connection:
         """What the agent offers; None until it has answered the greeting."""
         return self._greeting.features
 
-    def reuse(self, reopen: "Reopen") -> None:
+    def reuse(self, reopen: "Callable[[], V2Connection | V1Connection]") -> None:
         """Use one that idled, and may have died without a sign, as every stream to a machine does
         when that is snapshotted. Until the agent is heard, what is sent is kept, and where the
         stream turns out to be dead it is sent over one that ``reopen`` makes: an agent that has

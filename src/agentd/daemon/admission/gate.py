@@ -6,7 +6,7 @@ Anything that is in doubt is a refusal, and a refusal is written down as well.
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -20,6 +20,9 @@ from agentd.model.errors import AgentdError, PolicyDenied, Refused, Undecided
 from agentd.model.principal import ORDINARY, Principal
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.handle import SandboxHandle
+
+if TYPE_CHECKING:
+    from agentd.daemon.admission.parked import Parked
 
 ANSWERS = ("allow", "deny", "undecided")
 NO_POLICY = Decision(allow=True, reasons=("no policy is configured",))
@@ -42,12 +45,6 @@ class DecidingPolicy(Protocol):
     def decide(self, asked: Asked) -> Decision: ...
 
 
-class Approves(Protocol):
-    def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
-        """Wait until it is decided, or ``cancel`` is readable. Raises Refused where it is denied,
-        or nobody decides."""
-
-
 class Gate:
     """Admits acts. Thread-safe. Without a ``policy`` all that a principal's scopes let through is
     allowed."""
@@ -56,7 +53,7 @@ class Gate:
         self,
         policy: DecidingPolicy | None,
         records: Records,
-        approvals: Approves | None = None,
+        approvals: "Parked | None" = None,
         learn: Callable[[Asked], None] | None = None,
     ) -> None:
         """``learn`` is told every question, for a policy that is to be learned from them."""

@@ -78,8 +78,8 @@ class Parked:
                 self._write(*_outcome(found), *about)
 
     def approve(self, act: Act, decision: Decision, cancel: int = -1) -> None:
-        """Wait until it is approved. Raises ApprovalDenied, ApprovalExpired, ApprovalWithdrawn,
-        Full, ..."""
+        """Wait until it is approved, or ``cancel`` is readable. Raises ApprovalDenied,
+        ApprovalExpired, ApprovalWithdrawn, Full, ..."""
         asked = self._approvals.ask(_summary(act, decision), act.who, act.request)
         gone: ApprovalWithdrawn | None = None
         try:

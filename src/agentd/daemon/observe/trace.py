@@ -7,9 +7,12 @@ OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT or OTEL_TRACES_E
 import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from agentd.model import context
+
+if TYPE_CHECKING:
+    from agentd.daemon.observe.otel import OtelTracer
 
 _ASKED = (
     "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -19,18 +22,7 @@ _ASKED = (
 Values = Mapping[str, "str | int | float | bool"]
 _EMPTY: Values = {}
 _NO_PARENT: Mapping[str, str] = {}
-
-
-class Tracer(Protocol):
-    def span(
-        self, name: str, values: Values, parent: Mapping[str, str]
-    ) -> AbstractContextManager[Any]: ...
-    def past(self, name: str, seconds: float, values: Values) -> None: ...
-    def carrier(self) -> dict[str, str]: ...
-    def close(self) -> None: ...
-
-
-_tracer: Tracer | None = None
+_tracer: "OtelTracer | None" = None
 _NOTHING: AbstractContextManager[Any] = nullcontext()
 
 
@@ -39,7 +31,7 @@ def wanted(env: Mapping[str, str]) -> bool:
     return not off and any(env.get(name, "none") not in ("", "none") for name in _ASKED)
 
 
-def start(tracer: Tracer | None = None) -> str:
+def start(tracer: "OtelTracer | None" = None) -> str:
     """Return why there will be no traces though they are asked for, or ""."""
     global _tracer  # noqa: PLW0603  one a process, as OpenTelemetry has it
     if tracer is None and wanted(os.environ):

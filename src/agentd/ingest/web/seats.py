@@ -6,21 +6,14 @@ it has fewer than principals have left, so there is always one that no principal
 """
 
 from collections import Counter
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from agentd.model.errors import Full
 
+if TYPE_CHECKING:
+    from agentd.ingest.web.link import Link
+
 _TURNED_AWAY = 64  # that are told so; the next ones are cut
-
-
-class Sitting(Protocol):
-    @property
-    def address(self) -> str: ...
-    @property
-    def principal(self) -> str: ...
-    @property
-    def has_asked(self) -> bool: ...
-    def cut(self) -> None: ...
 
 
 class Seats:
@@ -28,12 +21,12 @@ class Seats:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._strangers: dict[str, dict[Sitting, None]] = {}  # by address, oldest first
+        self._strangers: dict[str, dict[Link, None]] = {}  # by address, oldest first
         self._strange = 0
         self._known: Counter[str] = Counter()  # by principal
-        self._turned_away: set[Sitting] = set()
+        self._turned_away: set[Link] = set()
 
-    def enter(self, one: Sitting) -> bool:
+    def enter(self, one: "Link") -> bool:
         """Take a seat; False where every one is a principal's: it is to be told so, or was cut."""
         if self._strange + self._known.total() >= self._size and not self._make_room():
             if len(self._turned_away) >= _TURNED_AWAY:
@@ -45,7 +38,7 @@ class Seats:
         self._strange += 1
         return True
 
-    def identify(self, one: Sitting, principal: str) -> None:
+    def identify(self, one: "Link", principal: str) -> None:
         """Make ``one`` a connection of ``principal``'s. Raises Full where that has too many."""
         if one.principal == principal:
             return
@@ -63,7 +56,7 @@ class Seats:
             self._remove_stranger(one)
         self._known[principal] += 1
 
-    def leave(self, one: Sitting) -> None:
+    def leave(self, one: "Link") -> None:
         """Give its seat back. Idempotent."""
         if one in self._turned_away:
             self._turned_away.remove(one)
@@ -82,7 +75,7 @@ class Seats:
         victim.cut()
         return True
 
-    def _remove_stranger(self, one: Sitting) -> None:
+    def _remove_stranger(self, one: "Link") -> None:
         of_address = self._strangers.get(one.address, {})
         if one in of_address:
             del of_address[one]
