@@ -53,7 +53,6 @@ class SandboxHandle:
         self.backend: str = choice.backend.name
         self.level: IsolationLevel = choice.backend.level
         self.state = State.CREATED
-        self.setup_ms = 0.0
         self.unreported_ms = 0.0  # set-up time that no result has counted yet
         self.counters: dict[str, int] = {}  # the wall's, when last looked at
         #: The cursor of its connections when last looked at; None: as they are by then.

@@ -231,7 +231,7 @@ class Manager:
         except BaseException as error:
             self._end(handle, LifecycleEvent.FAILED, error)
             raise
-        handle.setup_ms = handle.unreported_ms = (time.monotonic() - started) * 1000
+        handle.unreported_ms = (time.monotonic() - started) * 1000
         return handle
 
     def _operate(

@@ -76,7 +76,7 @@ def manager(backend):
 def test_a_sandbox_comes_up_and_goes(manager, backend):
     handle = manager.create(SandboxSpec())
     assert handle.state is State.READY
-    assert handle.setup_ms > 0
+    assert handle.unreported_ms > 0
     assert handle.info.backend == "linux" and handle.info.level == "namespace"
     assert len(handle.id) == 16 and handle.id.startswith("sbx-")
     guest = handle.guest

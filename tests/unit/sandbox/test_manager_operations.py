@@ -172,7 +172,7 @@ def test_a_snapshot_is_restored_as_often_as_asked(manager, handle, backend, cach
     assert snapshot.path.startswith(str(cache))
     handles = [manager.restore(SPEC, snapshot) for _ in range(2)]
     assert [wall.said for wall in backend.walls] == ["fresh", "fresh again", "fresh again"]
-    assert all(copy.state is State.READY and copy.setup_ms > 0 for copy in handles)
+    assert all(copy.state is State.READY and copy.unreported_ms > 0 for copy in handles)
     assert handle.state is State.READY
     manager.close()
     assert not os.path.exists(snapshot.path)

@@ -18,7 +18,6 @@ from agentd.model import typed
 T = TypeVar("T")
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-INDEX = "application/vnd.oci.image.index.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 #: How a layer may be packed -> whether umoci unpacks it as it is.
