@@ -13,7 +13,7 @@ from agentd.linux import abi, idmap
 from agentd.linux.kernel import KERNEL
 from agentd.linux.rights import close_all
 from agentd.model.errors import SandboxError
-from agentd.model.system import scarce
+from agentd.model.system import os_errors_as
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.linux import kept
 from agentd.sandbox.backends.linux.layers import LayerMaker
@@ -134,12 +134,8 @@ def of_fork(folder: str) -> SharedLayer | None:
         return None
     with _lock:
         if name in _offered:
-            try:
+            with os_errors_as(SandboxError, "no fork can be made"):
                 return _offered[name].duplicate()
-            except OSError as error:
-                raise SandboxError(
-                    "no fork can be made", cause=error.strerror or "", remediation=scarce(error)
-                ) from error
     raise SandboxError(
         "the sandbox that is forked has ended",
         remediation="fork one that lives, or restore from a snapshot",

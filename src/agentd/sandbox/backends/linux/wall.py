@@ -4,13 +4,17 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from agentd.linux import process
 from agentd.model.errors import BackendLost, SandboxError
+from agentd.model.system import os_errors_as
 from agentd.sandbox.backends.linux import kept, saving, shared_layer
 from agentd.sandbox.backends.linux.disk import SandboxDisk
 from agentd.sandbox.backends.linux.network import SandboxNetwork, give_abilities
 from agentd.sandbox.backends.wall import NamespaceWall
+
+_written = partial(os_errors_as, SandboxError, "the snapshot cannot be written")
 
 
 class LinuxWall(NamespaceWall):
@@ -63,7 +67,7 @@ class LinuxWall(NamespaceWall):
     def snapshot(self, folder: str) -> None:
         """Write its files beneath ``folder``; it stands still meanwhile where a cgroup can have it
         so. Raises SandboxError, and BackendLost once it is killed."""
-        with self._turn, self._written(), self._still() as still, self._disk_held() as disk:
+        with self._turn, _written(), self._still() as still, self._disk_held() as disk:
             with disk.all() as source:
                 self._save(folder, source, still=still)
             if self.image:
@@ -76,7 +80,7 @@ class LinuxWall(NamespaceWall):
         then on, and both go on with a layer of their own. The caller sees to it that nobody asks
         anything of the agent meanwhile. Raises as ``snapshot``.
         """
-        with self._turn, self._written():
+        with self._turn, _written():
             alone = self._runs_nothing()
             stands = contextlib.nullcontext(True) if alone else self._still()
             with stands as still, self._disk_held() as disk:
@@ -113,15 +117,6 @@ class LinuxWall(NamespaceWall):
     def _save(self, folder: str, source: saving.SavedDisk, *, still: bool) -> None:
         first = None if self._block is None else self._block.id
         saving.save(folder, source, first, still=still, check=self._check)
-
-    @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise SandboxError(
-                "the snapshot cannot be written", cause=error.strerror or str(error)
-            ) from error
 
     def _check(self) -> None:
         if self._first_killed or self._empty:
