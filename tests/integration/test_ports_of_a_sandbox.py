@@ -322,6 +322,24 @@ def test_what_was_cut_off_is_not_taken_for_the_whole(where: dict[str, Any], by: 
                     pass
 
 
+def test_one_too_many_is_not_taken_for_one_whose_server_has_said_all(
+    where: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forward_module, "MOST", 1)
+    with Sandbox.create(**where) as sandbox, served(sandbox):
+        forward = sandbox.ports.forward(7000)
+        with (
+            socket.create_connection(forward.address, WAIT) as client,
+            socket.create_connection(forward.address, WAIT) as other,
+        ):
+            with pytest.raises(ConnectionResetError):
+                other.recv(1)
+            client.sendall(b"all")
+            client.shutdown(socket.SHUT_WR)
+            digest = hashlib.sha256(b"all").digest()
+            assert b"".join(iter(lambda: client.recv(100), b"")) == digest + b"all"
+
+
 def test_where_nothing_listens_the_connection_ends(where: dict[str, Any]) -> None:
     with (
         Sandbox.create(**where) as sandbox,

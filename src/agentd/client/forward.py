@@ -108,7 +108,7 @@ class Forward:
     def _carry(self, client: socket.socket) -> None:
         """Raises OSError."""
         with contextlib.ExitStack() as undo:
-            undo.callback(client.close)
+            undo.callback(_reset, client)
             with self._lock:
                 if self._closed or len(self._carriers) >= MOST:
                     return
@@ -155,10 +155,10 @@ class _Carrier(threading.Thread):
         self.join()
 
     def free(self) -> None:
-        if not self._port_ended or self._down:  # what the client has is not all: it is told so
-            with contextlib.suppress(OSError):
-                self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        self._client.close()
+        if self._port_ended and not self._down:
+            self._client.close()
+        else:
+            _reset(self._client)
         with self._lock:
             os.close(self._wake)
             self._wake = -1
@@ -238,6 +238,13 @@ class _Carrier(threading.Thread):
         elif self._port_ended:
             with contextlib.suppress(OSError):
                 self._client.shutdown(socket.SHUT_WR)
+
+
+def _reset(client: socket.socket) -> None:
+    """Close it so that it is told that what it has is not all."""
+    with contextlib.suppress(OSError):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    client.close()
 
 
 class SandboxPorts:
