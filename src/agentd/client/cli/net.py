@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
 from agentd.client.cli.parser import AddedUp, Parser
-from agentd.model.errors import InvalidInput, NotFound
+from agentd.model.errors import InvalidInput, NotFound, SandboxEnded
 
 if TYPE_CHECKING:
-    from agentd.model.network import ConnectionView, NetworkView
+    from agentd.model.network import ConnectionPage, ConnectionView, NetworkView
 
 _EXAMPLES = """\
 examples:
@@ -207,15 +207,33 @@ def _put(path: str) -> bytes:
 def _watch(options: argparse.Namespace) -> int:
     with remote.service(options) as service:
         page = service.network.connections(options.id)
+        newest = _newest(page)
         while True:
             for each in page.connections:
                 _tell(each, options)
             sys.stdout.flush()
             time.sleep(_LOOK_SECONDS)
+            before = page
             try:
                 page = service.network.connections(options.id, page.next)
-            except NotFound:
+            except (NotFound, SandboxEnded):
                 return 0
+            _tell_lost(page, before, newest)
+            newest = max(newest, _newest(page))
+
+
+def _newest(page: "ConnectionPage") -> int:
+    return max((each.n for each in page.connections), default=0)
+
+
+def _tell_lost(page: "ConnectionPage", before: "ConnectionPage", newest: int) -> None:
+    """Tell how many came since ``before`` that are not in the page: it has the last thousand, and
+    they are numbered. ``newest`` is the last that was there before it."""
+    came = sum(each.n > newest for each in page.connections)
+    lost = max(0, _newest(page) - newest - came)
+    lost += page.totals.get("lost", 0) - before.totals.get("lost", 0)
+    if lost:
+        print(f"agentd net: {lost} came too fast to be listed", file=sys.stderr, flush=True)
 
 
 def _tell(each: "ConnectionView", options: argparse.Namespace) -> None:
