@@ -94,7 +94,9 @@ def _writable(path: str) -> str:
     place = os.path.realpath(path)
     folder = os.path.dirname(place)
     why = ""
-    if not os.path.basename(path) or (os.path.lexists(place) and not os.path.isfile(place)):
+    if path == "-":
+        why = "it is a file of its own, never standard output"
+    elif not os.path.basename(path) or (os.path.lexists(place) and not os.path.isfile(place)):
         why = "it is no file"
     elif not os.path.isdir(folder):
         why = f"there is no folder {folder}"

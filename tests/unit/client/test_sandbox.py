@@ -170,6 +170,13 @@ def test_files(sandbox, tmp_path):
         files.read(path)
 
 
+def test_a_cassette_is_no_standard_output(backend, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidInput, match="the cassette -: it is a file of its own, never"):
+        Sandbox.create(net="record:-,example.com")
+    assert (backend.walls, os.listdir()) == ([], [])
+
+
 def test_changes_and_apply(backend, tmp_path):
     with Sandbox.create(workspace=f"{tmp_path}:cow") as sandbox:
         assert sandbox.changes() == ("A new", "D gone")

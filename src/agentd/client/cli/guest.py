@@ -1,6 +1,6 @@
 """``agentd guest``: the guest agent for machines of your own, with a Python or without."""
 
-from agentd.client.cli import remote
+from agentd.client.cli import remote, streams
 from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
 
@@ -8,6 +8,7 @@ _EXAMPLES = """\
 examples:
   agentd guest --out agentd-guest.pyz
   ./agentd-guest.pyz --listen vsock:5000           inside a virtual machine, as its PID 1
+  agentd guest --out - | ssh machine 'cat > agentd-guest.pyz'
   agentd guest --bundle guest.tar.gz               where there is no Python, nor a libc
   tar -xzf guest.tar.gz -C /opt && /opt/agentd-guest/agentd-guest --listen stdio
 """
@@ -21,7 +22,7 @@ def _parser() -> Parser:
         epilog=_EXAMPLES,
     )
     form = parser.add_mutually_exclusive_group(required=True)
-    form.add_argument("--out", metavar="FILE", help="where to write the file")
+    form.add_argument("--out", metavar="FILE", help="where to write the file; - is standard output")
     form.add_argument(
         "--bundle",
         metavar="PATH",
@@ -34,8 +35,22 @@ def _parser() -> Parser:
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
+    if options.out == "-":
+        return _print(json=options.json)
     told = _bundle(options.bundle) if options.out is None else _file(options.out)
     return remote.tell(options, told, f"{told['path']} sha256:{told['sha256']}")
+
+
+def _print(*, json: bool) -> int:
+    from agentd.guest.bundle import pack, sources
+
+    if json:
+        raise InvalidInput(
+            "the agent itself goes to standard output", remediation="leave out --json"
+        )
+    streams.check_output()
+    streams.write_all(1, pack(sources()))
+    return 0
 
 
 def _file(path: str) -> dict[str, object]:
@@ -50,6 +65,11 @@ def _file(path: str) -> dict[str, object]:
 
 
 def _bundle(path: str) -> dict[str, object]:
+    if path == "-":
+        raise InvalidInput(
+            "a bundle has its form from its name, and - has none",
+            remediation="name a file, as guest.tar.gz",
+        )
     from agentd.image.runtime import export
 
     made = export.write(path)

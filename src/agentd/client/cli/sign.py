@@ -38,6 +38,11 @@ def _new_key(options: argparse.Namespace) -> int:
         raise InvalidInput(
             "--new-key makes a key and signs nothing", remediation="sign with --key afterwards"
         )
+    if options.new_key == "-":
+        raise InvalidInput(
+            "a key pair is two files, and - is none",
+            remediation="name that of the private one, as alice.pem",
+        )
     from agentd.auth.keyfiles import new_pair
 
     id_, public = new_pair(options.new_key)

@@ -89,6 +89,32 @@ def test_guest_writes_behind_links(tmp_path, capsys):
     assert (tmp_path / "link").is_symlink() and os.access(tmp_path / "agent.pyz", os.X_OK)
 
 
+def test_guest_writes_to_standard_output(tmp_path, capfdbinary, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["guest", "--out", "-"]) == 0
+    told = capfdbinary.readouterr()
+    assert cli.main(["guest", "--out", "agent.pyz"]) == 0
+    assert (told.out, told.err) == ((tmp_path / "agent.pyz").read_bytes(), b"")
+    assert os.listdir() == ["agent.pyz"]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["guest", "--out", "-", "--json"], "goes to standard output (leave out --json)"),
+        (["guest", "--bundle", "-"], "- has none (name a file, as guest.tar.gz)"),
+        (["sign", "--new-key", "-"], "two files, and - is none (name that of the private one"),
+    ],
+)
+def test_what_cannot_be_written_to_standard_output_makes_no_file_of_its_name(
+    words, why, tmp_path, capfd, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    assert why in capfd.readouterr().err
+    assert os.listdir() == []
+
+
 def test_guest_puts_itself_in_the_place_of_no_device(tmp_path, capsys):
     """Nor of a fifo, which anybody can make: root's /dev/null was gone, and /dev/stdout."""
     os.mkfifo(tmp_path / "fifo")
