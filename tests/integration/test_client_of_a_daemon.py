@@ -594,7 +594,7 @@ def test_a_terminal(daemon: Daemon, box: str) -> None:
         argv = [sys.executable, "-m", "agentd", "shell", "--shell", "sh", box]
         os.execv(sys.executable, argv)  # noqa: S606
     try:
-        _read_until(fd, b"$ ")  # what is typed before it has its terminal is thrown away
+        _read_until(fd, b"$ ")
         os.write(fd, b"echo $((6*7))\r")
         _read_until(fd, b"42")
         os.write(fd, b"\x10\x11")

@@ -31,13 +31,14 @@ def require() -> None:
 
 @contextmanager
 def raw() -> Iterator[None]:
-    """Pass keys on as they are typed, Ctrl-C too: the terminal inside makes sense of them.
+    """Pass keys on as they are typed, Ctrl-C too: the terminal inside makes sense of them. Those
+    that were typed ahead are the command's as well, as they are a shell's.
 
     What was not passed on is thrown away: among it is what the terminal answered when the command
     had it do so, and a shell would take that for its next lines."""
     before = termios.tcgetattr(0)
     try:
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSADRAIN)
         yield
     finally:
         try:

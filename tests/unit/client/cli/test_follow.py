@@ -87,7 +87,7 @@ def test_ctrl_p_ctrl_q_lets_go(stdin, keys, monkeypatch):
 
 def _types(fd, keys, running):
     """A thread that types, each key once what was before it is waited for no more: the first one
-    once the terminal is raw, which throws away what was typed until then."""
+    once the terminal is raw."""
 
     def typing():
         for count, key in enumerate(keys):

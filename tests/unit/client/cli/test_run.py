@@ -220,6 +220,24 @@ def test_a_terminal_passes_through_and_is_restored(backend):
     os.close(fd)
 
 
+def test_what_is_typed_ahead_is_the_commands() -> None:
+    ours, theirs = os.openpty()
+    os.write(ours, b"early\n")
+    script = "echo be''gun; read x; echo got $x"
+    argv = [sys.executable, "-m", "agentd", "run", "--embedded", "-t", "--", "sh", "-c", script]
+    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        out = b""
+        while b"begun" not in out:
+            out += os.read(ours, 4096)
+        os.write(ours, b"late\r")  # once it has the terminal
+        while b"got " not in out or not out.endswith(b"\n"):
+            out += os.read(ours, 4096)
+    assert out.partition(b"got ")[2].startswith(b"early\r\n"), out
+    assert process.returncode == 0
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_keys_that_the_command_did_not_read_are_nobody_elses() -> None:
     """It has the terminal answer more than it reads: the shell would take the rest for its own."""
     ours, theirs = os.openpty()
