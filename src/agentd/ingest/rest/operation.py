@@ -30,6 +30,7 @@ from agentd.model.errors import AgentdError, InvalidInput, Refused
 
 F = TypeVar("F", bound=Callable[..., object])
 _MOST = 64
+_SHORT = 4096  # bytes of a body that is read before it is known whose it is
 _TAKES: Mapping[type | str, str] = {
     int: "a whole number, in decimal",
     bool: "true or false",
@@ -196,10 +197,16 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         key = exchange.headers.get("idempotency-key") if self.once else None
         if length is not None and length > limit:
             await exchange.body(limit, LARGE)  # raises TooLarge
+        raw = b""
+        if self.control and 0 < (length or 0) <= _SHORT:
+            # First: of a client that has gone before it is known who it was there is no body any
+            # more, and what it has whole sent to end something is done all the same.
+            raw = await exchange.body(limit, LARGE)
         service = await exchange.authenticate()
         if self.is_large:
             exchange.web.answers.require_room(caller.get())  # before it is done
-        raw = b"" if length == 0 else await exchange.body(limit, LARGE)
+        if length != 0 and not raw:
+            raw = await exchange.body(limit, LARGE)
         rest = None
         if self.at_once is not None and not raw:
             rest = self.at_once(service, Arguments(exchange.path, query, None))

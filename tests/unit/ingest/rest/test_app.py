@@ -7,7 +7,8 @@ import threading
 from typing import Any
 
 import pytest
-from tests.unit.ingest.fake import until
+from tests.unit.ingest.fake import KEYS, until
+from tests.unit.ingest.fake_service import FakeService
 from tests.unit.ingest.harness import ALICE, BOB, Reply, Running
 
 from agentd.audit.errors import AuditBusy, AuditError
@@ -100,6 +101,35 @@ def test_exec_gives_the_result_or_with_wait_false_the_process(running: Running) 
     assert running.ask("GET", one).json["state"] == "ended"
     process = running.service.sandboxes[id_].processes[started.json["id"]]
     assert (process.signals, process.sizes_seen) == ([(15, "group")], [(3, 4)])
+
+
+def test_a_kill_is_done_though_its_client_goes_before_it_is_known_who_that_was(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a client that has given up a daemon which hung meanwhile: a token takes a thread."""
+    id_ = running.ask("POST", "/v1/sandboxes", {}, ALICE).json["id"]
+    asked = {"cmd": ["wait"], "wait": False}
+    name = running.ask("POST", f"/v1/sandboxes/{id_}/exec", asked, ALICE).json["id"]
+    judged, looks_on = threading.Event(), threading.Event()
+
+    def authenticate(credential: Credential) -> FakeService:
+        judged.set()
+        assert looks_on.wait(120)
+        return FakeService(running.service, KEYS["agd_alice"])
+
+    monkeypatch.setattr(running.service, "authenticate", authenticate)
+    body = b'{"signal": 9}'
+    with running.raw() as client:
+        client.sendall(
+            f"POST /v1/sandboxes/{id_}/processes/{name}/signal HTTP/1.1\r\nHost: x\r\n"
+            "Authorization: Bearer a.b.c\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n".encode()
+            + body
+        )
+        assert judged.wait(120)
+    until(lambda: running.server.connections == 0)
+    looks_on.set()
+    until(lambda: running.service.sandboxes[id_].processes[name].signals == [(9, "group")])
 
 
 def test_run_is_a_sandbox_for_one_command(running: Running) -> None:
