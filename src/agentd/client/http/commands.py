@@ -3,7 +3,7 @@
 import threading
 from base64 import b64decode
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ from agentd.client.http.client import segment
 from agentd.client.http.command import MAX_CAPTURE, RemoteCommand
 from agentd.client.http.connection import NeverAsked, soon_or_never
 from agentd.client.http.errors import Unreachable, from_event
+from agentd.client.http.files import pieces
 from agentd.client.http.killing import KILL_SECONDS, kill
 from agentd.client.http.noun import HttpNoun
 from agentd.model.api import ExecBody, ProcessView, ResultView, RunBody, SignalBody
@@ -262,11 +263,27 @@ class HttpCommands(HttpNoun):
         )
 
     def _rest(self, path: str, stream: str, begin: int) -> bytes:
-        query = {"stream": stream, "from": begin, "follow": False}
-        found = b""
-        with suppress(AgentdError), self._requests.open("GET", f"{path}/output", query=query) as it:
-            found = it.read(max(0, MAX_CAPTURE - begin))
-        return found
+        """Return what is kept of it from there on. An answer ends where some is lost amid it: what
+        is behind that is asked for again, as is what a connection that breaks leaves."""
+        found, at, before = bytearray(), begin, -1
+        most = max(0, MAX_CAPTURE - begin)
+        while len(found) < most and before < at:
+            before = at
+            query = {"stream": stream, "from": at, "follow": False}
+            try:
+                with self._requests.open("GET", f"{path}/output", query=query) as it:
+                    at = int(it.headers.get("agentd-cursor", at))
+                    for piece in pieces(it):
+                        found += piece[: most - len(found)]
+                        at += len(piece)
+                        if len(found) == most:
+                            break
+                break
+            except Unreachable:
+                continue
+            except AgentdError:
+                break
+        return bytes(found)
 
 
 def _new_tag() -> str:

@@ -209,6 +209,33 @@ def test_output_that_is_cut_elsewhere_stays_cut(daemon, sandbox, known):
     assert sandbox.run("x").truncated
 
 
+def cut_off(data):
+    """An answer of the journal that ends amid itself, as where what follows is lost."""
+
+    def write(handler):
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        handler.close_connection = True
+
+    return write
+
+
+def test_what_is_around_a_loss_is_all_told(daemon, sandbox):
+    behind = {"agentd-lost": "9-1000", "agentd-cursor": "1000"}
+    known = encoded(process(lost={"stdout": 991}))
+    rest = cut_off(b" and"), (200, behind, b" rest"), (200, {}, b""), known
+    daemon.answers = [encoded(result(truncated=True)), *rest]
+    found = sandbox.run("x")
+    assert (found.stdout, found.stderr, found.truncated) == (b"begin and rest", b"", True)
+    assert [request.path.partition("output")[2] for request in daemon.requests[-4:-1]] == [
+        "?stream=stdout&from=5&follow=false",
+        "?stream=stdout&from=9&follow=false",
+        "?stream=stderr&from=0&follow=false",
+    ]
+
+
 @pytest.mark.parametrize("id_", ["../../keys?x", "../x", "/", "a/b"])
 def test_nothing_has_an_id_with_a_slash(daemon, url, id_):
     with pytest.raises(NotFound, match=f"nothing with the id '{re.escape(id_)}'"):
