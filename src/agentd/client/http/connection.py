@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import http.client
+import math
 import os
 import select
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 from agentd.client import cut
 from agentd.client.http.address import Address
 from agentd.client.http.errors import Unreachable
+from agentd.client.http.names import addresses
 from agentd.model.errors import Full, InvalidInput
 
 CONNECT_SECONDS = 10.0
@@ -24,6 +26,8 @@ MAX_WAIT = 60.0  # seconds for one of those
 # A request up to this size leaves in one write; no answer waits for a second one.
 _CORK = 256 << 10
 _WAKE_AGAIN_MS = 50
+# A signal that comes just as a wait begins is handled, and ``wake`` readable for it, by its end.
+_HANDLED_MS = 1000
 _FULL_SECONDS = 0.05  # between looks at a queue that is full
 _SOON_SECONDS = 1.0  # in which a command has begun, or a sandbox is made, that waits for nobody
 # A peer that is gone without a word is noticed within two minutes, tcp(7).
@@ -68,7 +72,9 @@ class _Wakes:
         poller = select.poll()
         poller.register(self.wake, select.POLLIN)
         poller.register(self, select.POLLIN)  # type: ignore[arg-type]
-        if self.wake not in (fd for fd, _ in poller.poll()):
+        while not (found := poller.poll(_HANDLED_MS)):
+            pass
+        if self.wake not in (fd for fd, _ in found):
             return
         if self.on_wake is None:
             raise Woken
@@ -154,9 +160,12 @@ def _reached(
 ) -> socket.socket:
     """Connect by TCP to the first of its addresses that answers. Raises as ``dial``."""
     last = OSError(errno.EADDRNOTAVAIL, "no address is known by that name")
-    for family, kind, number, _, where in socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM
-    ):
+
+    def wait(named: socket.socket) -> None:
+        begun(named)
+        _await(named, select.POLLIN, wake)
+
+    for family, kind, number, _, where in addresses(address.host, address.port, wait):
         try:
             plain = _Socket(family, kind, number)
         except OSError as error:  # as of IPv6, which "localhost" has too, where the kernel has none
@@ -182,14 +191,16 @@ def _reached(
     raise last
 
 
-def _await(sock: socket.socket, events: int, wake: int, until: float) -> None:
+def _await(sock: socket.socket, events: int, wake: int, until: float = math.inf) -> None:
     """Wait for one of a socket that begins. Raises GivenUp, NeverAsked, TimeoutError."""
     poller = select.poll()
     poller.register(sock, events)
     if wake >= 0:
         poller.register(wake, select.POLLIN)
-    cut.of_this_thread().check()
-    found = dict(poller.poll(max(0.0, until - time.monotonic()) * 1000))
+    found: dict[int, int] = {}
+    while not found and (left := until - time.monotonic()) > 0:
+        cut.of_this_thread().check()
+        found = dict(poller.poll(min(left * 1000, _HANDLED_MS)))
     cut.of_this_thread().check()
     if wake in found:
         raise NeverAsked

@@ -6,13 +6,15 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NoReturn
 
 import pytest
 
 from agentd.client.cli import exec as exec_
-from agentd.client.cli import interrupts, run
+from agentd.client.cli import interrupts, ls, run
 from agentd.client.http import connection
 
 ID = "sbx-abcdefghijkl"
@@ -69,6 +71,44 @@ def test_who_waits_for_a_connection_can_be_interrupted(
     finally:
         over.set()
         thread.join()
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (exec_.main, ["-d", ID, "--", "true"]),
+        (exec_.main, [ID, "--", "true"]),
+        (run.main, ["--", "true"]),
+        (ls.main, []),
+    ],
+    ids=["exec -d", "exec", "run", "ls"],
+)
+def test_who_waits_for_a_name_can_be_interrupted(
+    command: Callable[[list[str]], int], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, over, found = threading.Event(), threading.Event(), list[str]()
+
+    def look_up(host: str, port: int, *, flags: int = 0, **more: object) -> NoReturn:
+        if not flags & socket.AI_NUMERICHOST:
+            asked.set()
+            over.wait(120)
+            found.append(host)
+        raise socket.gaierror(socket.EAI_AGAIN, "it does not answer")
+
+    def interrupt() -> None:
+        asked.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    finger = threading.Thread(target=interrupt)
+    finger.start()
+    try:
+        with suppress(KeyboardInterrupt):  # which ``main`` makes that of all others
+            assert command(["--url", "http://daemon.internal:8080", *words]) == 130
+        finger.join()
+        assert found == []
+    finally:
+        over.set()
 
 
 class Hanging(BaseHTTPRequestHandler):

@@ -146,6 +146,11 @@ def test_an_address_of_a_kind_that_the_kernel_has_not_is_passed_over(monkeypatch
         connection.dial(address.parse(f"http://localhost:{here[1]}")).close()
 
 
+def test_a_name_that_no_host_can_have_is_told():
+    with pytest.raises(Unreachable, match=r"no daemon answers at http://a\.\.b:1: it is no name"):
+        connection.dial(address.parse("http://a..b:1"))
+
+
 def test_certificates_that_are_not_there():
     where = address.parse("https://h", env={"AGENTD_CA": "/nowhere"})
     with pytest.raises(InvalidInput, match="AGENTD_CA"):
