@@ -40,14 +40,17 @@ def _made(
 def _begun(
     begin: Callable[Concatenate[Sandbox, P], Process],
     work: Callable[Concatenate[Sandbox, int, P], Process],
+    *,
+    begins: bool = True,
 ) -> Callable[Concatenate["AsyncSandbox", P], Coroutine[Any, Any, AsyncProcess]]:
-    """Make a coroutine of ``begin`` by ``work``, as ``cancellable`` does."""
+    """Make a coroutine of ``begin`` by ``work``, as ``cancellable`` does; not ``begins``: what it
+    is of runs already."""
 
     async def begun(self: "AsyncSandbox", /, *args: P.args, **kwargs: P.kwargs) -> AsyncProcess:
         def start(cancel: int) -> Process:
             return work(self._blocking, cancel, *args, **kwargs)
 
-        process = AsyncProcess(self._threads, start)
+        process = AsyncProcess(self._threads, start, begins=begins)
         try:
             await process._begun()
         except BaseException:
@@ -70,10 +73,10 @@ class AsyncSandbox(AioOnThreads[Sandbox]):
     connect = classmethod(_made(Sandbox.connect))
     get_or_create = classmethod(_made(Sandbox.get_or_create))
     run = cancellable(Sandbox.run, Sandbox._run)
-    run_code = cancellable(Sandbox.run_code, Sandbox._run_code)
-    call = cancellable(Sandbox.call, Sandbox._call)
+    run_code = cancellable(Sandbox.run_code, Sandbox._run_code, cuts=True)
+    call = cancellable(Sandbox.call, Sandbox._call, cuts=True)
     start = _begun(Sandbox.start, Sandbox._start)
-    attach = _begun(Sandbox.attach, Sandbox._attach)
+    attach = _begun(Sandbox.attach, Sandbox._attach, begins=False)
     changes = aio(Sandbox.changes)
     apply = aio(Sandbox.apply)
     pause = aio(Sandbox.pause)

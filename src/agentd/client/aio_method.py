@@ -76,16 +76,20 @@ def aio_each(
 
 
 def cancellable(
-    method: Callable[Concatenate[Any, P], R], work: Callable[Concatenate[Any, int, P], R]
+    method: Callable[Concatenate[Any, P], R],
+    work: Callable[Concatenate[Any, int, P], R],
+    *,
+    cuts: bool = False,
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
     """Make a coroutine of ``method`` by ``work``, which does the same and takes a descriptor first:
-    once that is readable, as it is when the task is cancelled, it ends what it has begun."""
+    once that is readable, as it is when the task is cancelled, it ends what it has begun. With
+    ``cuts`` its requests are cut off, too: of a call a daemon does no more then."""
 
     async def awaited(self: AioOnThreads[Any], /, *args: P.args, **kwargs: P.kwargs) -> R:
         wake = Wake()
         try:
             done = functools.partial(work, self._blocking, wake.fd, *args, **kwargs)
-            return await self._threads.call(done, wake)
+            return await self._threads.call(done, wake, Cut() if cuts else None)
         finally:
             wake.close()
 

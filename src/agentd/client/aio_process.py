@@ -42,11 +42,14 @@ class AsyncProcess:
         stdin: bytes | None = None,
         *,
         for_one_loop: bool = False,
+        begins: bool = True,
     ) -> None:
-        """``begin`` gives up once the descriptor that it is given is readable. ``stdin`` is all
-        that it gets; None: it is written to, or has none."""
+        """``begin`` gives up once the descriptor that it is given is readable; where nothing
+        ``begins`` by it, it is cut off. ``stdin`` is all that the command gets; None: it is written
+        to, or has none."""
         self._threads = threads
         self._begin = begin
+        self._begins = begins
         self._stdin = stdin
         self._for_one_loop = for_one_loop
         self._beginning = asyncio.Lock()
@@ -140,7 +143,7 @@ class AsyncProcess:
                     raise InvalidInput(
                         "the command was closed before it began", remediation="start another"
                     )
-                process = await self._guarded(self._start, begins=True)
+                process = await self._guarded(self._start, begins=self._begins)
                 if self._stdin is not None:
                     await self._feed(process, self._stdin)
                     await self._guarded(process.close_stdin)

@@ -61,6 +61,7 @@ class RemoteCommand(Stepped):
         pty: bool = False,
         capture: bool = False,
         cursors: Mapping[str, int] | None = None,
+        wake: int = -1,
     ) -> None:
         self.id = id_
         self.pid = pid
@@ -94,7 +95,7 @@ class RemoteCommand(Stepped):
         self._free = weakref.finalize(self, os.close, self._nudge)
         self._free.atexit = False
         try:
-            self._attach(first=True)
+            self._attach(first=True, wake=wake)
         except BaseException:
             self._free()
             raise
@@ -333,9 +334,11 @@ class RemoteCommand(Stepped):
             raise self._gone()
         return self._socket
 
-    def _attach(self, lost: Exception | None = None, *, first: bool = False) -> None:
+    def _attach(
+        self, lost: Exception | None = None, *, first: bool = False, wake: int = -1
+    ) -> None:
         """Again, from the cursors on, but where the end has come by the one that broke. Raises
-        Unreachable when that takes too long, and GivenUp."""
+        Unreachable when that takes too long, GivenUp, and Woken once ``wake`` is readable."""
         socket = self._socket
         with suppress(OSError):  # who sends has perhaps not read that what was sent has arrived
             while socket is not None and self._queued < MAX_QUEUE and (left := socket.receive()):
@@ -355,7 +358,7 @@ class RemoteCommand(Stepped):
         for delay in (0.0, *DELAYS) if self._fruitless <= len(DELAYS) else ():
             cut.of_this_thread().sleep(delay)
             try:
-                self._socket = WebSocket(self._client, f"{self._path}/attach", query)
+                self._socket = WebSocket(self._client, f"{self._path}/attach", query, wake)
             except (OSError, http.client.HTTPException, Unreachable) as error:
                 if first and isinstance(error, Unreachable):
                     raise

@@ -136,6 +136,7 @@ class HttpCommands(HttpNoun):
                 stdin=request.stdin,
                 pty=request.pty is not None,
                 capture=capture,
+                wake=cancel,
             )
         except BaseException:  # its caller cannot end what it was never given
             kill(self._requests, process_path(sandbox, view.id))

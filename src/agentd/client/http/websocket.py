@@ -21,8 +21,9 @@ _WOULD_BLOCK = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 class WebSocket:
     """Raises ConnectionError from every method once the connection has ended."""
 
-    def __init__(self, client: HttpClient, path: str, query: Query) -> None:
-        """Raises what the daemon says where it will not, Unreachable and OSError."""
+    def __init__(self, client: HttpClient, path: str, query: Query, wake: int = -1) -> None:
+        """Raises what the daemon says where it will not, Unreachable and OSError, and Woken where
+        ``wake`` is readable before it has answered."""
         self._frames = Frames()
         connection = client.pool.take()
         # Also where it is forgotten: what nobody gives back no other request has.
@@ -30,6 +31,8 @@ class WebSocket:
         self._free.atexit = False
         try:
             with cut.of_this_thread().holding(connection):
+                if wake >= 0:
+                    connection.wake_by(wake)
                 first = _shake(connection, client.headers(), path + encoded(query))
         except BaseException:
             self._free()
@@ -144,6 +147,7 @@ def _shake(connection: Connection, headers: dict[str, str], target: str) -> byte
     response = connection.getresponse()
     try:
         _check(response, accept)
+        connection.wake_by(-1)  # from here on nothing waits
         connection.sock.setblocking(False)
         return bytes(response.fp.peek())
     except ssl.SSLWantReadError:

@@ -15,7 +15,7 @@ import pytest
 
 from agentd.client.cli import exec as exec_
 from agentd.client.cli import interrupts, ls, run
-from agentd.client.http import connection
+from agentd.client.http import connection, killing
 
 ID = "sbx-abcdefghijkl"
 
@@ -114,10 +114,13 @@ def test_who_waits_for_a_name_can_be_interrupted(
 class Hanging(BaseHTTPRequestHandler):
     """A daemon that begins a command, and then says no more of it."""
 
+    takes_kills = False
     asked, over = threading.Event(), threading.Event()
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
+        if not (self.takes_kills or self.path.endswith("/exec")):
+            self.over.wait()
         begun = {"id": "prc-0123456789abcdef", "sandbox": ID, "argv": ["true"], "tag": None}
         begun |= {"pid": 1, "state": "running", "started": 1.0, "output": {}}
         said = json.dumps(begun).encode() if self.path.endswith("/exec") else b""
@@ -142,24 +145,31 @@ class Heard(interrupts.Interrupts):
         super()._on_end(number, None)
 
 
-def press_twice() -> None:
+def press(times: int) -> None:
     Hanging.asked.wait()
-    for before in range(2):
+    for before in range(times):
         if not Hanging.over.is_set():  # else it would be pytest that is interrupted
             os.kill(os.getpid(), signal.SIGINT)
         while Heard.count == before and not Hanging.over.is_set():
             time.sleep(0.02)
 
 
-def test_a_second_ctrl_c_waits_no_longer_for_a_daemon_that_hangs(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_waits_no_longer_for_a_daemon_that_hangs(
+    times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(interrupts, "AGAIN_SECONDS", 0.0)
+    """A second one does not, either, for the kill that it does not take."""
+    for event in (Hanging.asked, Hanging.over):
+        event.clear()
+    monkeypatch.setattr(Heard, "count", 0)
+    monkeypatch.setattr(Hanging, "takes_kills", times == 1)
+    monkeypatch.setattr(killing, "KILL_SECONDS", 3600.0)
+    monkeypatch.setattr(interrupts, "AGAIN_SECONDS", 0.0 if times == 2 else 3600.0)
     monkeypatch.setattr(exec_, "Interrupts", Heard)
     with ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
         server.daemon_threads = True
         serving = threading.Thread(target=server.serve_forever, args=(0.02,))
-        finger = threading.Thread(target=press_twice)
+        finger = threading.Thread(target=press, args=(times,))
         for thread in (serving, finger):
             thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}"

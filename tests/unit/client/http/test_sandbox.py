@@ -1,5 +1,6 @@
 """A daemon's sandbox: what is asked, and what is made of the answers."""
 
+import asyncio
 import os
 import re
 import threading
@@ -7,7 +8,7 @@ import threading
 import msgspec
 import pytest
 
-from agentd import Sandbox
+from agentd import AsyncSandbox, Sandbox
 from agentd.client.http import client as clients
 from agentd.model.errors import InvalidInput, NotFound, SandboxError
 from agentd.model.spec import ExecRequest
@@ -207,6 +208,41 @@ def test_output_that_is_cut_elsewhere_stays_cut(daemon, sandbox, known):
     answers = (200, {}, b""), (200, {}, b""), encoded(process(**known))
     daemon.answers = [encoded(result(truncated=True)), *answers]
     assert sandbox.run("x").truncated
+
+
+@pytest.mark.parametrize(
+    ("begin", "answers", "killed"),
+    [
+        (lambda sandbox: sandbox.start("x"), [encoded(process(result=None))], True),
+        (lambda sandbox: sandbox.attach("prc-1"), [encoded(process(result=None))], False),
+        (lambda sandbox: sandbox.attach("prc-1"), [], False),
+        (lambda sandbox: sandbox.call("fs.read.v1", path="x"), [], False),
+    ],
+    ids=["start", "attach", "attach to what is asked for first", "call"],
+)
+def test_a_task_is_not_held_by_a_daemon_that_hangs(daemon, url, begin, answers, killed):
+    asked, over = threading.Event(), threading.Event()
+
+    def hang(handler):
+        asked.set()
+        over.wait()
+        handler.close_connection = True
+
+    async def give_up():
+        sandbox = await AsyncSandbox.connect("sbx-a", url=url)
+        task = asyncio.ensure_future(begin(sandbox))
+        try:
+            await asyncio.to_thread(asked.wait)
+            task.cancel()
+            await asyncio.wait({task}, timeout=60)
+            assert task.cancelled()
+        finally:
+            over.set()
+            await sandbox.close()
+
+    daemon.answers = [encoded(VIEW), *answers, hang, NOTHING]
+    asyncio.run(give_up())
+    assert daemon.requests[-1].path.endswith("/signal") is killed
 
 
 def cut_off(data):
