@@ -1,6 +1,7 @@
 """``agentd kill``: the end of sandboxes, or a signal to a command."""
 
 import argparse
+import re
 
 from agentd.client.cli import remote
 from agentd.client.cli.parser import named
@@ -11,6 +12,7 @@ _EXAMPLES = """\
   agentd ls -q --label job=7 | xargs agentd kill
   agentd kill sbx-abcdefghijkl --process prc-0123456789abcdef --signal TERM
 """
+_COMMAND = re.compile("prc-[0-9a-f]{16,}")
 
 
 def main(words: list[str]) -> int:
@@ -19,6 +21,8 @@ def main(words: list[str]) -> int:
         raise InvalidInput("--process is of one sandbox", remediation="name one ID")
     if options.signal is not None and options.process is None:
         raise InvalidInput("--signal is for a process", remediation="add --process")
+    for id_ in options.id:
+        _check(id_)  # all of them, before anything is ended
     number = _number(options.signal or "KILL")
     with remote.service(options) as service:
 
@@ -29,6 +33,15 @@ def main(words: list[str]) -> int:
                 service.commands.signal(id_, options.process, number)
 
         return remote.to_each(options, options.id, end, lambda done: {"ended": list(done)})
+
+
+def _check(id_: str) -> None:
+    """Raises InvalidInput for what can be no sandbox's: the others would be ended, and were perhaps
+    to go on."""
+    if id_.startswith("-"):
+        raise InvalidInput(f"{id_} is no ID", remediation="write --process PROCESS --signal NAME")
+    if _COMMAND.fullmatch(id_):
+        raise InvalidInput(f"{id_} is a command", remediation=f"write ID --process {id_}")
 
 
 def _number(text: str) -> int:
