@@ -36,6 +36,11 @@ _FAILED = 1
 def main(words: list[str]) -> int:
     words, spelled = params.renamed(words, "call")
     options = _parser().parse_args(words)
+    if options.more:
+        raise InvalidInput(
+            f"{options.more[0]} stands behind the capability",
+            remediation="""its parameters are --params '{"path": "a.txt"}'""",
+        )
     body = _request(options, spelled)
     where = _daemon(options)
     if options.verbose:
@@ -157,6 +162,8 @@ def _parser() -> Parser:
         epilog=f"examples:\n{_EXAMPLES}",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="as fs.read.v1")
+    # What is meant for parameters: to say how they are given.
+    parser.add_argument("more", nargs="*", default=(), help=argparse.SUPPRESS)
     params.add(parser, "its own, a JSON object; @FILE or @- reads them")
     parser.add_argument(
         "--sandbox", type=named, metavar="ID", help="in this one (default: one made for it)"

@@ -45,6 +45,7 @@ class Parser(argparse.ArgumentParser):
         self.set_defaults(prog=" ".join(self.prog.split()[:2]))  # as errors begin
         self.is_action = False
         self._intermixed = False
+        self._words: Sequence[str] = ()
         self._actions_here: Mapping[str, str] = {}
         # ``--timeout -1s``: a value that is wrong, and no option.
         self._negative_number_matcher = re.compile(r"-\.?\d")
@@ -54,6 +55,7 @@ class Parser(argparse.ArgumentParser):
     ) -> argparse.Namespace:
         """Parse as argparse does, where an option stands before an optional word, too: ``show
         --json NAME``. Before Python 3.13 it gave the word up at the option."""
+        self._words = args or ()
         if self._has_optional_word():
             return self.parse_intermixed_args(args, namespace)
         return super().parse_args(args, namespace)
@@ -71,6 +73,8 @@ class Parser(argparse.ArgumentParser):
     ) -> tuple[argparse.Namespace, list[str]]:
         """Parse as argparse does, where an action's own error tells of what it does not know, and
         where an option stands before an action's optional word, as in ``parse_args``."""
+        if self.is_action and not self._intermixed:
+            self._words = args or ()
         if self.is_action and not self._intermixed and self._has_optional_word():
             self._intermixed = True  # it calls us for the options, and again for the words
             try:
@@ -88,14 +92,24 @@ class Parser(argparse.ArgumentParser):
         if self._actions_here and message.startswith((f"{_MISSING}ACTION", f"{_MISSING}COMMAND")):
             fix = f"use one of: {', '.join(self._actions_here)}"
         if message.startswith(_UNKNOWN):
-            word = message.removeprefix(_UNKNOWN).split(" ")[0].partition("=")[0]
-            likely = self._likely(word) if word.startswith("--") else ""
+            word = message.removeprefix(_UNKNOWN).split(" ")[0]
+            typed = self._typed(word)
+            message = message.replace(word, typed, 1)
+            name = typed.partition("=")[0]
+            likely = self._likely(name) if name.startswith("-") and len(name) > 2 else ""
             fix = f"did you mean {likely}? {fix}" if likely else fix
         raise InvalidInput(message, remediation=fix)
 
     def _print_message(self, message: str, file: "SupportsWrite[str] | None" = None) -> None:
         """argparse's own hides that nobody reads its help."""
         (file or sys.stderr).write(message)
+
+    def _typed(self, word: str) -> str:
+        """Return what was typed: of -timeout argparse takes -t and -i, and does not know -meout."""
+        if word in self._words or word[:1] != "-":
+            return word
+        joined = (each for each in self._words if re.match("-[^-]", each))
+        return next((each for each in joined if each.endswith(word[1:])), word)
 
     def _likely(self, word: str) -> str:
         """Find the likeliest option by its letters: all have dashes, which would make any two short

@@ -114,6 +114,8 @@ class TestAsked:
             (["echo.v1", "--params", "{"], "JSON"),
             (["echo.v1", "--params", '{"a":1,"a":2}'], "a"),
             (["echo.v1", "--params", "@/nowhere"], "cannot read /nowhere"),
+            (["echo.v1", '{"a": 1}'], """(its parameters are --params '{"path": "a.txt"}')"""),
+            (["--sandbox", "s", "echo.v1", "a=1"], "a=1 stands behind the capability ("),
             (["echo.v1", "--request", "x"], "leave out the name"),
             (["--request", "x", "--params", "{}"], "leave out the name"),
             (["--request", "/nowhere"], "cannot read /nowhere"),

@@ -43,6 +43,7 @@ def test_every_option_of_the_manual():
         (["--json", "--"], "no command given"),
         (["--bogus", "--", "x"], r"unrecognized arguments: --bogus \(.*see agentd run --help\)"),
         (["--mem", "1M", "--", "x"], "unrecognized arguments: --mem"),
+        (["-timeout", "5", "--", "x"], r"arguments: -timeout \(did you mean --timeout\?"),
         (["--memory"], "expected one argument"),
         (["--memory", "--", "x"], "expected one argument"),
         (["--json", "-t", "--", "x"], "--json and --tty cannot go together"),
