@@ -108,6 +108,30 @@ def test_a_worker_that_is_killed_as_it_starts_leaves_nothing(tmp_path: Path) -> 
     assert bare.python(*words, env={"TMPDIR": str(temporary)}) == (0, "1 []\n", "")
 
 
+_NAMED_AS_IT_STARTS = """
+import sys, tempfile
+from agentd.linux import inotify
+from agentd.policy.process import WorkerProcess
+tempfile.gettempdir()
+seen = inotify.Inotify()
+seen.add(sys.argv[1], inotify.IN_CREATE)
+worker = WorkerProcess()
+worker.engine()
+worker.close()
+mine = f"agentd-policy-{worker._child.pid}-"
+print(*(event.name.startswith(mine) for event in seen.read()))
+"""
+
+
+def test_whatever_a_worker_makes_is_found_by_who_sweeps_after_it(tmp_path: Path) -> None:
+    """However early it is killed."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    bare = Hidden(tmp_path, "libatomic.so.1")
+    words = ("-c", _NAMED_AS_IT_STARTS, str(temporary))
+    assert bare.python(*words, env={"TMPDIR": str(temporary)}) == (0, "True\n", "")
+
+
 def test_a_call_is_made_without_libatomic(tmp_path: Path) -> None:
     code, out, err = Hidden(tmp_path, "libatomic.so.1").run("call", "fs.list.v1")
     assert code == 0, err

@@ -23,9 +23,6 @@ _CODE = (
     "import sys; sys.path[:] = {path!r}; sys.modules['typing_extensions'] = None; "
     "from agentd.policy.start import main; main()"
 )
-# What a worker has of its owner's environment: where a Python of one's own has its libraries, and
-# where there is room for files.
-_ENVIRONMENT = ("LD_LIBRARY_PATH", "TMPDIR")
 _MAX_WORDS = 64 << 10  # bytes of what it said on standard error: what a pipe holds
 _GRACE = 2.0  # seconds, to end
 _WAIT_SECONDS = 10.0  # for a decision, beyond what it may compute: the machine may be busy
@@ -72,7 +69,7 @@ class WorkerProcess:
                     stdin=theirs.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=words,
-                    env={k: os.environ[k] for k in _ENVIRONMENT if k in os.environ},
+                    env=_environment(),
                     process_group=0,  # Ctrl-C is for its owner, which still wants decisions
                 )
         except OSError as error:
@@ -195,6 +192,13 @@ class WorkerProcess:
             return ""
         lines = said.decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")[:500]
+
+
+def _environment() -> dict[str, str]:
+    """What a worker has of its owner's: where a Python of one's own has its libraries, and where
+    there is room for files."""
+    found = {start.PATH: os.environ.get(start.PATH), start.PLACE: start.place()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 class WorkerPool:

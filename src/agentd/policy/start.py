@@ -23,6 +23,9 @@ from agentd.policy.frames import EngineMissing, receive, send
 from agentd.policy.workplace import PREFIX
 
 PATH = "LD_LIBRARY_PATH"  # the loader reads it once, when a program starts
+#: Where temporary files are. Its owner has found it: who looks for it himself, and is killed as he
+#: does, leaves a file that nobody knows.
+PLACE = "TMPDIR"
 STAND_IN = "AGENTD_POLICY_STAND_IN"  # the folder, for the worker that was started again
 _ATOMIC = "libatomic.so.1"
 # Library -> its package, as apt-get and as dnf call it.
@@ -63,7 +66,7 @@ def _start_again(error: Exception) -> EngineMissing:
     """Does not return, unless that cannot be had."""
     folder = None
     try:
-        folder = tempfile.mkdtemp(prefix=_prefix(os.getpid()))
+        folder = tempfile.mkdtemp(prefix=_prefix(os.getpid()), dir=os.environ.get(PLACE))
         os.symlink(_c_library(), os.path.join(folder, _ATOMIC))
         paths = [folder, *filter(None, [os.environ.get(PATH)])]
         env = {**os.environ, STAND_IN: folder, PATH: ":".join(paths)}
@@ -74,11 +77,18 @@ def _start_again(error: Exception) -> EngineMissing:
         return _missing(error, f", and nothing could be put in its place: {failure}")
 
 
+def place() -> str | None:
+    """Return where temporary files are; None where nothing can be written."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        return None
+
+
 def sweep(pid: int) -> None:
     """Removes what a worker that was killed as it started has left; it is gone already."""
-    try:
-        base = tempfile.gettempdir()
-    except FileNotFoundError:  # nothing can be written here, and nothing was
+    base = place()
+    if base is None:  # and nothing was left
         return
     for folder in glob.glob(glob.escape(os.path.join(base, _prefix(pid))) + "*"):
         shutil.rmtree(folder, ignore_errors=True)
