@@ -67,7 +67,7 @@ class SandboxHandle:
         #: Called where something is asked of it while it is paused; it may have it go on.
         self.on_use: Callable[[], None] | None = None
         self._after_pause: list[Callable[[], None]] = []  # guarded by ``lock``
-        self.lock = threading.Lock()  # held while the state changes
+        self.lock = threading.RLock()  # held while the state changes
         self.turn = threading.Lock()  # held by a pause, a resume or a snapshot
         self._wall: Wall | None = None
         self._guest: Guest | None = None

@@ -304,8 +304,9 @@ class Manager:
 
     def _feed(self, handle: SandboxHandle, event: LifecycleEvent) -> None:
         """Events in, instructions out, until none is left; an instruction's end is an event."""
-        step = lifecycle.advance(handle.state, event)
-        handle.state = step.state
+        with handle.lock:  # who brings it up does not hold it: another may end it meanwhile
+            step = lifecycle.advance(handle.state, event)
+            handle.state = step.state
         for instruction in step.instructions:
             following = self._perform(handle, instruction)
             if following is not None:

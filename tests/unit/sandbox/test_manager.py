@@ -1,5 +1,6 @@
 import errno
 import os
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from agentd.model.availability import Availability
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
+from agentd.sandbox import lifecycle
 from agentd.sandbox import manager as module
 from agentd.sandbox.lifecycle import State
 from agentd.sandbox.manager import Manager
@@ -166,6 +168,23 @@ def test_what_is_ended_while_it_is_built_leaves_no_wall(manager, backend, monkey
     assert [wall.killed for wall in backend.walls] == [1]
     assert manager.sandboxes() == ()
     manager.close()
+
+
+def test_what_is_ended_as_it_becomes_ready_stays_ended(manager, backend, monkeypatch):
+    ahead = []
+
+    def advance(state, event):
+        step = lifecycle.advance(state, event)
+        if event is lifecycle.LifecycleEvent.GUEST_READY:
+            ahead.append(threading.Thread(target=manager.destroy, args=manager.sandboxes()))
+            ahead[0].start()
+            ahead[0].join(1.0)  # it is to wait for us
+        return step
+
+    monkeypatch.setattr(module, "lifecycle", SimpleNamespace(advance=advance))
+    handle = manager.create(SandboxSpec())
+    ahead[0].join()
+    assert handle.state is State.ENDED and manager.sandboxes() == ()
 
 
 def test_a_forked_copy_ends_nothing(manager, backend, monkeypatch):
