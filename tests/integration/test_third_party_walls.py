@@ -1,9 +1,11 @@
 """Walls that others bring: installed as distributions, found by their entry point, and judged,
 chosen and reported on as ours are."""
 
+import errno
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +14,15 @@ from typing import Any
 
 import pytest
 from tests.security.daemons import running
+from tests.supervised import supervised
 
+from agentd.model.errors import BackendLost
+from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox import backends
 from agentd.sandbox.backends.oci import runtimes
+from agentd.sandbox.backends.process import HostBackend
+from agentd.sandbox.supervisor.remote import RemoteBackend, RemoteWall
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs/walls.md").read_text()
 AIR = """
@@ -161,6 +170,31 @@ SPITEFUL = (
         return wall
 """
 )
+# Which cannot even be asked whether it ends early.
+GRUDGING = (
+    AIR.replace("air", "grudging").replace("Air", "Grudging").format(level="NAMESPACE")
+    + """
+    def launch(self, plan):
+        wall = super().launch(plan)
+
+        def kill(before=wall.kill):
+            print("killed", flush=True)
+            before()
+
+        wall.kill, wall.counters = kill, lambda: None
+        type(wall).begin_kill = property(lambda self: {}["of mine"])
+        return wall
+"""
+)
+GRUDGED = """
+from agentd import Sandbox, SandboxError
+box = Sandbox.create(backend="grudging")
+try:
+    box.run("exit 3")
+except SandboxError as error:
+    print(error.code, error.message, sep="; ")
+box.close()
+"""
 SPITED = """
 from agentd import Sandbox, SandboxError
 box = Sandbox.create(backend="spiteful")
@@ -174,7 +208,13 @@ NO_WALLS = {
     "unheld": "wall.enforcement = None",
     "misheld": "wall.enforcement = {'network': True}",
     "bare": "wall = type('Bare', (), {'enforcement': {}, 'kill': wall.kill})()",
+    "lacking": "type(wall).lacks = property(lambda self: 1 / 0)",
+    "mislacking": "wall.lacks = None",
 }
+
+
+class Near(HostBackend):
+    name = "near"
 
 
 @pytest.fixture
@@ -405,7 +445,8 @@ def test_one_that_ends_whoever_asks_it_passes_for_nothing(
         for name in EXITS.keys() - {"listing", "closing"}:
             refused = daemon.ask("POST", "/v1/sandboxes", {"backend": name})
             assert refused.code in ("unavailable", "sandbox_error"), refused.body
-            assert name in ODD or b"SystemExit" in refused.body
+            wrong = "returned None" if name in ODD else "SystemExit"
+            assert f"backend {name} " in refused.body.decode() and wrong in refused.body.decode()
         daemon.sandbox()
 
 
@@ -429,6 +470,44 @@ def test_what_a_wall_raises_is_told_as_its_packages_and_it_ends_all_the_same(
         assert daemon.ask("GET", f"/v1/sandboxes/{other}").status == 200
 
 
+def test_what_a_wall_answers_is_looked_at_and_what_it_has_cannot_keep_it(
+    install: Callable[[str, str], None],
+) -> None:
+    install("grudging", GRUDGING)
+    ran = subprocess.run(
+        [sys.executable, "-c", GRUDGED], capture_output=True, text=True, timeout=120, check=False
+    )
+    wrong = "TypeError: what counters() returns is wrong: Expected `object`, got `null`"
+    told = f"sandbox_error; backend grudging cannot be used: {wrong}"
+    assert ran.stdout.splitlines() == [told, "killed"], ran
+    with running() as daemon:
+        other = daemon.sandbox()
+        made = daemon.sandbox(backend="grudging")
+        daemon.ask("DELETE", f"/v1/sandboxes/{made}")
+        assert daemon.ask("GET", f"/v1/sandboxes/{other}").status == 200
+
+
+def test_what_breaks_between_a_daemon_and_its_supervisor_is_no_ones_wall(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backends, "_third_parties", lambda: {"near": f"{__name__}:Near"})
+
+    def short(_: object) -> dict[str, int]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with supervised(Near()) as held:
+        manager = held.pipeline.manager
+        handle = manager.create(SandboxSpec(IsolationLevel.NONE, backend="near"))
+        monkeypatch.setattr(RemoteWall, "usage", short)
+        with pytest.raises(OSError, match="Too many open files"):
+            handle.wall.usage()
+        assert held.supervisor.daemon is not None
+        held.supervisor.daemon.shutdown(socket.SHUT_RDWR)
+        anew = RemoteBackend(manager.backend("near")._link, "near")  # type: ignore[attr-defined]
+        with pytest.raises(BackendLost, match="the supervisor has ended"):
+            backends.probe(anew)
+
+
 def test_what_is_no_wall_is_told_as_it_is_built(install: Callable[[str, str], None]) -> None:
     for name, line in NO_WALLS.items():
         source = AIR.replace("air", name).replace("Air", name.capitalize())
@@ -442,8 +521,12 @@ def test_what_is_no_wall_is_told_as_it_is_built(install: Callable[[str, str], No
     for name in NO_WALLS:
         ran = agentd("run", "--isolation", "process", "--backend", name, "--", "true")
         assert ran.returncode == 125 and "internal" not in ran.stderr, ran
-        wrong = "its wall has no workspace" if name == "bare" else "the enforcement of its wall is"
-        assert f"backend {name} cannot be used: TypeError: {wrong}" in ran.stderr, ran
+        wrong = {
+            "bare": "TypeError: its wall has no workspace",
+            "lacking": "ZeroDivisionError",
+            "mislacking": "TypeError: the lacks of its wall is",
+        }.get(name, "TypeError: the enforcement of its wall is")
+        assert f"backend {name} cannot be used: {wrong}" in ran.stderr, ran
 
 
 def test_one_that_builds_nothing_from_a_snapshot_passes_for_nothing(

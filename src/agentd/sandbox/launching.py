@@ -2,44 +2,30 @@
 
 import contextlib
 
-from agentd.model.errors import AgentdError, OperationFailed, SandboxError
+from agentd.model.errors import OperationFailed, SandboxError
 from agentd.model.system import scarce
-from agentd.sandbox import backends
 from agentd.sandbox.abilities import FORK, incapable
 from agentd.sandbox.backends import others
 from agentd.sandbox.handle import SandboxHandle
 from agentd.sandbox.ports import Backend, Restores, Wall
 from agentd.sandbox.volume_lease import holder
 
-_UNBUILT = "the sandbox could not be built"
 #: Places of a sandbox's own, which cover what an image has there.
 _OWN = ("/workspace", "/tmp", "/home/sandbox", "/dev/shm")
 
 
 def launch(handle: SandboxHandle) -> Wall:
     """Raises SandboxError, and what else the backend's ``launch`` or ``restore`` raises."""
-    told = holder.set(handle.id)
-    try:
-        return _launched(handle)
-    except OSError as error:  # the machine is short of something, which a backend has passed on
-        raise SandboxError(_UNBUILT, cause=str(error), remediation=scarce(error)) from error
-    finally:
-        holder.reset(told)
-
-
-def _launched(handle: SandboxHandle) -> Wall:
     backend, plan = handle.choice
+    told = holder.set(handle.id)
     try:
         if handle.source is None:
             return others.launch(backend, plan)
-        return others.restore(backend.name, restorer(backend, "restore"), plan, handle.source)
-    except backends.ANYTHING as error:
-        if isinstance(error, AgentdError) or backend.name in backends.BUILTIN:
-            raise
-        why = backends.broken("used", error)
-        raise SandboxError(
-            _UNBUILT, cause=f"backend {backend.name} {why.what}", remediation=why.fix
-        ) from error
+        return others.restore(backend, restorer(backend, "restore"), plan, handle.source)
+    except OSError as error:  # the machine is short of something, which a backend has passed on
+        raise SandboxError(others.UNBUILT, cause=str(error), remediation=scarce(error)) from error
+    finally:
+        holder.reset(told)
 
 
 def begin(handle: SandboxHandle) -> None:

@@ -324,9 +324,8 @@ class Manager:
             return LifecycleEvent.GUEST_READY
         if instruction is Do.DISCONNECT:
             # The kill begins first: an agent that ends need not notice its connections close.
-            early = ENDS_EARLY.of(handle._wall)
-            if early is not None:
-                with contextlib.suppress(SandboxError):  # a third party's: the kill goes on
+            with contextlib.suppress(SandboxError):  # a third party's: the kill goes on
+                if (early := ENDS_EARLY.of(handle._wall)) is not None:
                     early.begin_kill()
             if handle._guest is not None:
                 handle._guest.close()
@@ -370,9 +369,8 @@ class Manager:
 
     def _kill(self, wall: Wall) -> None:
         """Kill it: nothing runs behind it when this returns; what it held may last a moment."""
-        early = ENDS_EARLY.of(wall)
-        if early is not None:
-            with contextlib.suppress(SandboxError):  # a third party's: the kill says more
+        with contextlib.suppress(SandboxError):  # a third party's: the kill says more
+            if (early := ENDS_EARLY.of(wall)) is not None:
                 early.end()
                 self._finisher.soon(wall.kill)
                 return
@@ -380,7 +378,7 @@ class Manager:
 
 
 def _close(backend: Backend) -> None:
-    with of_others(backend.name, "closed"):
+    with of_others(backend, "closed"):
         backend.close()
 
 

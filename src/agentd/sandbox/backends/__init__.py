@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agentd.model.errors import InvalidInput, Unavailable
+from agentd.model.errors import BackendLost, InvalidInput, Unavailable
 from agentd.model.isolation import IsolationLevel
 
 if TYPE_CHECKING:
@@ -20,6 +20,12 @@ def anything(name: str) -> tuple[type[BaseException], ...]:
     """Return what is caught of a backend, whatever it is asked: of ours a SystemExit is none of its
     own but a signal handler's, of whoever embeds us."""
     return (Exception,) if name in BUILTIN else ANYTHING
+
+
+def is_others(backend: "Backend") -> bool:
+    """Return whether what is called is a third party's. Not where that is in a supervisor: there is
+    a link of ours in between, and the supervisor says itself what is theirs."""
+    return backend.name not in BUILTIN and not getattr(backend, "supervised", False)
 
 
 class Known(NamedTuple):
@@ -99,7 +105,8 @@ def probe(backend: "Backend") -> "Availability":
         if not isinstance(found, Availability):
             raise TypeError(f"it returned {type(found).__name__}, and no Availability")
     except ANYTHING as error:
-        if backend.name in BUILTIN:
+        # What a supervisor answers is of the backend there; that it is gone is not.
+        if backend.name in BUILTIN or isinstance(error, BackendLost):
             raise
         return Availability(False, (broken("probed", error),))
     return found

@@ -44,6 +44,8 @@ class RemotePlan(msgspec.Struct, frozen=True):
 class RemoteBackend:
     """A backend of the supervisor. Its walls end after a minute unless their lease is renewed."""
 
+    supervised = True  # see ``backends.is_others``
+
     def __init__(self, link: SupervisorLink, name: str) -> None:
         self._link = link
         self.name = name

@@ -20,7 +20,7 @@ from agentd.sandbox import abilities, backends, guard
 from agentd.sandbox.abilities import Ability, Method, incapable
 from agentd.sandbox.backends import identity, others
 from agentd.sandbox.backends.child import unsent
-from agentd.sandbox.ports import Backend, Plan, Wall
+from agentd.sandbox.ports import Backend, EndsEarly, Plan, Wall
 from agentd.sandbox.supervisor import asking, wire
 from agentd.sandbox.supervisor.held import NOT_SEEN, HeldWall, LastSeen, after, boottime
 from agentd.sandbox.supervisor.wire import Message
@@ -203,7 +203,7 @@ class Supervisor:
         return {"sandboxes": page, "more": len(ids) > _PAGE, "after": last}, []
 
     def _probe(self, message: Message) -> Answer:
-        return self._backend(str(message["backend"])).probe(), []
+        return backends.probe(self._backend(str(message["backend"]))), []
 
     def _plan(self, message: Message) -> Answer:
         spec = typed.convert(message["spec"], SandboxSpec)
@@ -244,7 +244,7 @@ class Supervisor:
         """Begin to end it, while a thread is found that waits for that."""
         with self._lock:
             entry = self._entries.pop(str(message.get("id")), None)
-        early = None if entry is None else abilities.ENDS_EARLY.of(entry.wall)
+        early = None if entry is None else _early(entry.wall)
         if early is not None:
             with contextlib.suppress(SandboxError):  # a third party's: the kill goes on
                 early.begin_kill()
@@ -261,7 +261,7 @@ class Supervisor:
         def end(_: Message) -> Answer:
             if entry is None:
                 return False, []
-            early = abilities.ENDS_EARLY.of(entry.wall)
+            early = _early(entry.wall)
             if early is not None:
                 early.end()
             else:
@@ -371,12 +371,20 @@ def _built(backend: Backend, plan: Plan, folder: object) -> Wall:
     restores = abilities.FORK.of(backend)
     if restores is None:
         raise incapable(backend.name, abilities.FORK, "restore")
-    return others.restore(backend.name, restores, plan, str(folder))
+    return others.restore(backend, restores, plan, str(folder))
+
+
+def _early(wall: object) -> EndsEarly | None:
+    """Return it where it ends early; not a third party's that breaks as it is asked whether it
+    does."""
+    with contextlib.suppress(SandboxError):
+        return abilities.ENDS_EARLY.of(wall)
+    return None
 
 
 def _first_process(wall: object) -> list[int]:
     """Return the pidfd by which the daemon itself can end the wall, and see that it has."""
-    early = abilities.ENDS_EARLY.of(wall)
+    early = _early(wall)
     pidfd = None if early is None else early.first_process()
     return [] if pidfd is None else [pidfd]
 
