@@ -80,12 +80,20 @@ def test_a_mount_behind_a_link_to_where_ours_lies_is_where_it_was_asked_for(
         assert box.run("cat /home/me/lent/x").text == "lent"
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "how"),
+    [
+        ("/srv/x", "/data/x", "are one place"),
+        ("/srv/x", "/data/x/y", "lie one inside the other"),
+        ("/data/x/y", "/srv/x", "lie one inside the other"),
+    ],
+)
 def test_two_mounts_that_the_images_links_put_in_one_place_are_refused(
-    images: Images, tmp_path: Path
+    images: Images, tmp_path: Path, one: str, other: str, how: str
 ) -> None:
     pull(images, tmp_path, None, link("data", "srv"), folder("srv"))
-    mounts = [f"{tmp_path}:/srv/x", f"{tmp_path}:/data/x"]
-    with pytest.raises(Refused, match="/srv/x and /data/x are one place in the image odd"):
+    mounts = [f"{tmp_path}:{one}", f"{tmp_path}:{other}"]
+    with pytest.raises(Refused, match=f"{one} and {other} {how} in the image odd"):
         Sandbox.create(image="odd", mounts=mounts)
 
 

@@ -80,6 +80,21 @@ def test_behind_an_oci_runtime_too(folder: Path, what: str, target: str) -> None
     assert "has no place" in told.message and target in told.cause
 
 
+@pytest.mark.parametrize(
+    ("targets", "why"),
+    [
+        (("/var/run/x", "/run/x"), "the mounts /var/run/x and /run/x are one place"),
+        (("/var/lock/x/y", "/run/lock/x"), "/var/lock/x/y lies inside another mount, /run/lock/x"),
+        (("/run/x", "/var/run/x/y"), "/var/run/x/y lies inside another mount, /run/x"),
+    ],
+)
+def test_no_mount_covers_another_that_a_link_leads_to(
+    folder: Path, targets: tuple[str, ...], why: str
+) -> None:
+    mounts = [f"{folder}/folder:{target}" for target in targets]
+    assert why in refused(backend="linux", mounts=mounts).message
+
+
 def test_what_would_be_in_the_hosts_own_directories_is_the_callers_to_mend(folder: Path) -> None:
     with Sandbox.create(embedded=True) as sandbox:
         lines = sandbox.run("cat /proc/self/mountinfo").text.splitlines()

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from os.path import abspath, expanduser, normpath
 
@@ -67,6 +67,8 @@ _RESERVED = (
     "/libx32",
     "/.agentd",
 )
+# Links that every root of ours has, and where they lead.
+_LINKS = (("/var/run/", "/run/"), ("/var/lock/", "/run/lock/"))
 # As a whole they are the wall's; a mount in them is the sandbox's own affair.
 _WHOLE = ("/", "/etc")
 
@@ -145,6 +147,29 @@ def plain(path: str) -> str:
 
 def is_reserved(target: str) -> bool:
     return target in _WHOLE or any(target == r or target.startswith(r + "/") for r in _RESERVED)
+
+
+def check_apart(mounts: Sequence[Mount], *, image: bool) -> None:
+    """Raises InvalidInput where a mount would cover another. Where the links of an ``image`` lead
+    is looked at where that is open."""
+    places: dict[str, str] = {}
+    for target in (mount.target for mount in mounts):
+        place = target
+        for link, leads in () if image else _LINKS:
+            place = leads + place.removeprefix(link) if place.startswith(link) else place
+        if place in places:
+            what = f"two mounts at {target}"
+            if places[place] != target:
+                what = f"the mounts {places[place]} and {target} are one place"
+            raise InvalidInput(what, remediation="give each its own")
+        places[place] = target
+    for inner, target in places.items():
+        for outer, other in places.items():
+            if inner.startswith(f"{outer}/"):
+                raise InvalidInput(
+                    f"mount {target} lies inside another mount, {other}",
+                    remediation="mount it somewhere else, such as /data",
+                )
 
 
 def unmountable(mount: Mount, why: str, check: str = "the path") -> InvalidInput:

@@ -105,7 +105,7 @@ class ImageRoot:
         self, mounts: Iterable[Mount], workdir: str | None, *, bare: bool = False
     ) -> list[tuple[str, bool]]:
         """Tells where something is mounted, behind the image's links, and whether it is a
-        directory. Raises Refused for links that lead in a circle, or two mounts to one place."""
+        directory. Raises Refused for links that lead in a circle, or a mount into another."""
         mounts = tuple(mounts)
         seen, mounted = self._seen(mounts, bare=bare)
         found = [(p, os.path.isdir(m.source)) for p, m in zip(mounted, mounts, strict=True)]
@@ -157,12 +157,13 @@ class ImageRoot:
         places: dict[str, str] = {}
         for mount in mounts:
             path = self._behind_links(mount.target, seen, last=False)
-            if path in places:
-                raise Refused(
-                    f"{places[path]} and {mount.target} are one place in the image "
-                    f"{self.image.name}",
-                    remediation="give each mount its own",
-                )
+            for other, target in places.items():
+                if f"{path}/".startswith(f"{other}/") or other.startswith(f"{path}/"):
+                    how = "are one place" if path == other else "lie one inside the other"
+                    raise Refused(
+                        f"{target} and {mount.target} {how} in the image {self.image.name}",
+                        remediation="give each mount its own",
+                    )
             seen.add(path)
             places[path] = mount.target
         return seen, list(places)

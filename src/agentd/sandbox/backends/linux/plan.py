@@ -9,9 +9,9 @@ from agentd.egress.authority import Authority
 from agentd.model.egress import REPLAY, EgressBounds, asks, cassette
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import Limits
-from agentd.model.mount import WORKSPACE, Mount, MountMode
+from agentd.model.mount import WORKSPACE, Mount, MountMode, check_apart
 from agentd.model.secret import SecretBinding
-from agentd.model.spec import SandboxSpec
+from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends.limits import on_this_kernel, processors
 from agentd.sandbox.backends.users import parse_user
 
@@ -52,7 +52,7 @@ def make_plan(spec: SandboxSpec) -> LinuxPlan:
         raise InvalidInput(
             f"unknown network {spec.net!r}", remediation="use none, host or restricted"
         )
-    mounts = _ordered(spec.mounts)
+    mounts = _ordered(spec.mounts, image=spec.image != DEFAULT_IMAGE)
     limits = on_this_kernel(spec.limits)
     disk = limits.disk or 0
     uid = parse_user(spec.user)
@@ -122,20 +122,13 @@ def environment(extra: dict[str, str], uid: int) -> dict[str, str]:
     return base | extra
 
 
-def _ordered(mounts: tuple[Mount, ...]) -> tuple[Mount, ...]:
+def _ordered(mounts: tuple[Mount, ...], *, image: bool) -> tuple[Mount, ...]:
     if len(mounts) > MAX_MOUNTS:
         raise InvalidInput(
             f"{len(mounts)} mounts are too many", remediation=f"at most {MAX_MOUNTS}"
         )
-    targets = [m.target for m in mounts]
+    check_apart(mounts, image=image)
     for mount in mounts:
-        if targets.count(mount.target) > 1:
-            raise InvalidInput(f"two mounts at {mount.target}", remediation="give each its own")
-        if any(mount.target.startswith(other + "/") for other in targets):
-            raise InvalidInput(
-                f"mount {mount.target} lies inside another mount",
-                remediation="mount it somewhere else, such as /data",
-            )
         if mount.mode is MountMode.COW and mount.target != WORKSPACE:
             raise Refused(
                 f"only the workspace can be copy-on-write, not {mount.target}",

@@ -8,7 +8,7 @@ import msgspec
 
 from agentd.model.errors import InvalidInput, Refused
 from agentd.model.limits import MIB, Limits
-from agentd.model.mount import Mount, MountMode
+from agentd.model.mount import Mount, MountMode, check_apart
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends.vm import network
 from agentd.sandbox.backends.vm.size import size
@@ -72,29 +72,22 @@ class QemuPlan(msgspec.Struct, frozen=True):
 
 def make_plan(spec: SandboxSpec) -> QemuPlan:
     """Raises InvalidInput or Refused."""
-    _check_mounts(spec.mounts)
+    _check_mounts(spec.mounts, image=bool(spec.image_digest))
     limits, memory, vcpus = size(spec, _STEP, _MAX_VCPUS, own_root=bool(spec.image_digest))
     return QemuPlan(spec, limits, QemuMachine(memory, vcpus), network.table(spec))
 
 
-def _check_mounts(mounts: tuple[Mount, ...]) -> None:
+def _check_mounts(mounts: tuple[Mount, ...], *, image: bool) -> None:
     if len(mounts) > MAX_MOUNTS:
         raise InvalidInput(
             f"{len(mounts)} mounts are too many", remediation=f"at most {MAX_MOUNTS}"
         )
+    check_apart(mounts, image=image)
     for mount in mounts:
         if mount.mode is MountMode.COW:
             raise Refused(
                 f"backend qemu cannot mount {mount.source} copy-on-write",
                 remediation="mount it ro and copy it, or use --backend linux",
-            )
-        if any(
-            other is not mount and (mount.target + "/").startswith(other.target + "/")
-            for other in mounts
-        ):
-            raise InvalidInput(
-                f"mount {mount.target} lies inside another mount",
-                remediation="mount it somewhere else, such as /data",
             )
 
 
