@@ -24,6 +24,7 @@ from agentd.sandbox.backends.linux.plan import certificates
 from agentd.sandbox.backends.qemu import process as machines
 from agentd.sandbox.backends.qemu import record as records
 from agentd.sandbox.backends.qemu import report
+from agentd.sandbox.backends.qemu.boot import Boot, StateRefused
 from agentd.sandbox.backends.qemu.plan import (
     NET,
     QemuMachine,
@@ -33,7 +34,6 @@ from agentd.sandbox.backends.qemu.plan import (
     make_plan,
 )
 from agentd.sandbox.backends.qemu.probe import Monitor, examine, find
-from agentd.sandbox.backends.qemu.process import Boot, QemuProcess, StateRefused
 from agentd.sandbox.backends.qemu.record import MachineRecord
 from agentd.sandbox.backends.qemu.shares import Share, check_source, mount_command, open_share
 from agentd.sandbox.backends.qemu.wall import ForeignQemuWall, QemuWall
@@ -269,7 +269,7 @@ class QemuBackend:
             return wall
 
     def _admitted(
-        self, process: QemuProcess, plan: QemuPlan, undo: contextlib.ExitStack
+        self, process: machines.QemuProcess, plan: QemuPlan, undo: contextlib.ExitStack
     ) -> network.SandboxNetwork | None:
         if plan.table is None:
             return None
@@ -320,7 +320,7 @@ def _monitor() -> Monitor:
     raise Refused(found.what, remediation=found.fix)
 
 
-def _await_agent(process: QemuProcess) -> None:
+def _await_agent(process: machines.QemuProcess) -> None:
     """Wait until the agent answers, and load what a sandbox may ask of the kernel later.
 
     That goes over v1, in which the agent itself acts: in v2 it would be the sandbox's user.
@@ -358,13 +358,13 @@ def _answered(end: Exit) -> Exit:
     return end
 
 
-def _speaks_v2(process: QemuProcess) -> bool:
+def _speaks_v2(process: machines.QemuProcess) -> bool:
     line = greet(process.serial_stream(_ANSWER_SECONDS), _ANSWER_SECONDS)
     line.close()
     return not isinstance(line, V1Connection)
 
 
-def _mount(process: QemuProcess, opened: list[Share]) -> None:
+def _mount(process: machines.QemuProcess, opened: list[Share]) -> None:
     """Mount them in the guest, over v1, in which the agent itself acts."""
     v1 = V1Connection(process.vsock_stream(_ANSWER_SECONDS))
     try:
@@ -385,7 +385,7 @@ def _mount(process: QemuProcess, opened: list[Share]) -> None:
         v1.close()
 
 
-def _set_up(process: QemuProcess, fields: dict[str, object], *, thaw: bool) -> list[str]:
+def _set_up(process: machines.QemuProcess, fields: dict[str, object], *, thaw: bool) -> list[str]:
     deadline = time.monotonic() + _DEVICE_SECONDS
     while True:
         try:

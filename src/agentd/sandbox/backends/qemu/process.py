@@ -7,15 +7,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from agentd.linux import cgroup, dialled, kvm
+from agentd.linux import cgroup, dialled
 from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.model.result import CauseCode
-from agentd.model.system import os_errors_as
 from agentd.sandbox.backends.identity import Block
 from agentd.sandbox.backends.qemu import plan as plans
 from agentd.sandbox.backends.qemu import shares
+from agentd.sandbox.backends.qemu.boot import Boot, StateRefused, open_kvm
 from agentd.sandbox.backends.qemu.plan import QemuMachine
 from agentd.sandbox.backends.qemu.qmp import Qmp, QmpError
 from agentd.sandbox.backends.qemu.shares import Share
@@ -30,6 +30,7 @@ from agentd.transport.text import safe_text
 # Under software emulation, on a machine that is busy with other things.
 _START_SECONDS = 60.0
 _UNPLUG_SECONDS = 30.0
+_LOOK_SECONDS = 0.01  # for what QEMU has said by now
 _FINAL_SECONDS, _FINAL_POLL = 10.0, 0.005
 _END_SECONDS = 10.0
 # A socket closes a moment before the process that held it has ended, and the keeper lets a machine
@@ -47,22 +48,6 @@ _CAPABILITIES = [
 _BANDWIDTH = 1 << 40
 
 
-class Boot(NamedTuple):
-    """The files that a machine starts from, as paths; ``digest`` is the image's, which is
-    ``foreign`` where its agent is not ours.
-    """
-
-    program: str
-    kernel: str
-    initramfs: str
-    digest: str
-    foreign: bool = False
-
-
-class StateRefused(SandboxError):
-    """QEMU cannot go on from a state."""
-
-
 class QemuProcess(MonitorProcess):
     """Raises SandboxError, and BackendLost with the reason when the machine has ended."""
 
@@ -78,6 +63,7 @@ class QemuProcess(MonitorProcess):
         self._lock = threading.Lock()  # around what changes the device
         self._end_lock = threading.Lock()
         self._devices = 0
+        self._leaving = False  # the guest was asked to let go of the device, and has not yet
         self._memory = 0  # the machine's, in bytes
         self._sockets = NamelessSockets()
         self._listener: socket.socket | None = None
@@ -111,7 +97,7 @@ class QemuProcess(MonitorProcess):
                 fds[name] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 passed.callback(os.close, fds[name])
             if machine.accel == "kvm":
-                fds["kvm"] = _open_kvm()
+                fds["kvm"] = open_kvm()
                 passed.callback(os.close, fds["kvm"])
             started = self._keeper.start(
                 self._number,
@@ -182,18 +168,20 @@ class QemuProcess(MonitorProcess):
     def attach_vsock(self) -> None:
         """Plug the device in; the guest's driver finds it in its own time."""
         with self._lock:
-            if self._listener is None:
-                self._listener = self._listen("vsock")
-            ours, theirs = socket.socketpair()
-            with ours, theirs, self._ports() as ports:
-                started = self._keeper.device(
-                    self._number, plans.CID, ours, self._listener, self._group, self._uid, ports
-                )
-                os.close(started.pidfd)
-                self.controls["device"] = started.controls
-                self._devices += 1
-                name = f"{_DEVICE}{self._devices}"
-                self._plug(name, "vhost-user-vsock-pci", theirs)
+            self._attach_vsock()
+
+    def _attach_vsock(self) -> None:
+        if self._listener is None:
+            self._listener = self._listen("vsock")
+        ours, theirs = socket.socketpair()
+        with ours, theirs, self._ports() as ports:
+            started = self._keeper.device(
+                self._number, plans.CID, ours, self._listener, self._group, self._uid, ports
+            )
+            os.close(started.pidfd)
+            self.controls["device"] = started.controls
+            self._devices += 1
+            self._plug(f"{_DEVICE}{self._devices}", "vhost-user-vsock-pci", theirs)
 
     def listen_to_guest(self) -> socket.socket:
         """Listens where streams arrive that the guest opens to its network's port, once a device is
@@ -248,17 +236,41 @@ class QemuProcess(MonitorProcess):
         self.execute("device_add", {"driver": "virtio-net-pci", "netdev": "net", "romfile": ""})
 
     def detach_vsock(self) -> None:
-        """Unplug the device, with the guest's help; every connection through it ends."""
+        """Unplug the device, with the guest's help; every connection through it ends. Raises
+        SandboxError where the guest does not let go of it in time."""
         with self._lock:
-            name = f"{_DEVICE}{self._devices}"
-            self.execute("device_del", {"id": name})
-            self.wait_event("DEVICE_DELETED", _UNPLUG_SECONDS, device=name)
-            self._keeper.release(self._number)
-            self.execute("chardev-remove", {"id": name})
+            # What is being unplugged is refused a second time.
+            with contextlib.suppress(*([QmpError] if self._leaving else [])):
+                self.execute("device_del", {"id": f"{_DEVICE}{self._devices}"})
+            self._leaving = True
+            self._await_unplugged(_UNPLUG_SECONDS)
+
+    def _await_unplugged(self, seconds: float) -> None:
+        name = f"{_DEVICE}{self._devices}"
+        self.wait_event("DEVICE_DELETED", seconds, device=name)
+        self._leaving = False
+        self._keeper.release(self._number)
+        self.execute("chardev-remove", {"id": name})
 
     def vsock_stream(self, seconds: float) -> socket.socket:
+        if self._leaving:
+            self._plug_again()
         with self._explained(), self._sockets.place("vsock") as path:
             return streams.open_stream(f"hybrid:{path}:{plans.PORT}", seconds, self._check)
+
+    def _plug_again(self) -> None:
+        """A guest may let go of the device once nobody waits for that any more: it then has none,
+        and nobody could reach it."""
+        with self._lock:
+            if not self._leaving:
+                return
+            try:
+                self._await_unplugged(_LOOK_SECONDS)
+            except BackendLost:
+                raise
+            except SandboxError:
+                return  # it has it still
+            self._attach_vsock()
 
     def serial_stream(self, seconds: float) -> socket.socket:
         """The one stream of the serial port; a second one waits for the first to be closed."""
@@ -358,16 +370,6 @@ class QemuProcess(MonitorProcess):
             if self.wait(_DYING_SECONDS):
                 raise MachineEnded(self.ending()) from error
             raise
-
-
-def _open_kvm() -> int:
-    """Open it with our rights, as the probe did: its mode is no matter of the monitor's."""
-    with os_errors_as(
-        SandboxError,
-        f"cannot open {kvm.DEVICE}",
-        "agentd doctor says what KVM lacks; then start agentd again",
-    ):
-        return os.open(kvm.DEVICE, os.O_RDWR | os.O_CLOEXEC)
 
 
 def start(

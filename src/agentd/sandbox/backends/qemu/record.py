@@ -6,9 +6,9 @@ import msgspec
 
 from agentd.model import typed
 from agentd.model.errors import Refused, SandboxError
+from agentd.sandbox.backends.qemu.boot import Boot
 from agentd.sandbox.backends.qemu.plan import QemuMachine, QemuPlan
 from agentd.sandbox.backends.qemu.probe import Monitor
-from agentd.sandbox.backends.qemu.process import Boot
 from agentd.sandbox.backends.vm import states
 from agentd.sandbox.backends.vm.image import DiskRoot
 
