@@ -22,6 +22,11 @@ _STEPS = {
     "landlock": "writes no file; the monitor reads programs and the image",
     "seccomp": "profile monitor",
 }
+# Of the helper of a mount what differs.
+_OF_SHARES = {
+    "landlock": "reads programs and the host's folder, and writes there alone, where it is rw",
+    "seccomp": "profile share",
+}
 
 
 def enforcement(
@@ -53,7 +58,8 @@ def enforcement(
             if who == "monitor" and name == "seccomp":
                 table["monitor_seccomp"] = _monitor_filter(held)
             else:
-                table[f"{who}_{name}"] = _step(name, how, held)
+                told = _OF_SHARES.get(name, how) if who == "share" else how
+                table[f"{who}_{name}"] = _step(name, told, held)
     for share in shares:
         mount = share.mount
         how = f"{mount.named}, virtiofs {share.how}"

@@ -45,6 +45,14 @@ def test_everything_that_was_done_is_said_to_hold() -> None:
     assert {"virtual_machine", "cpus", "mount /data", "device_seccomp", "monitor_user"} <= set(said)
 
 
+def test_what_holds_the_helper_of_a_mount_is_what_is_said_of_it() -> None:
+    controls = {"monitor": ALL, "share": ALL}
+    table = report.enforcement(make_plan(SandboxSpec()), MACHINE, controls, SETUP, None, "none")
+    assert "writes no file" in table["monitor_landlock"].detail
+    assert "writes there alone, where it is rw" in table["share_landlock"].detail
+    assert table["share_seccomp"].detail == "profile share"
+
+
 def test_what_was_not_done_is_said_not_to_hold() -> None:
     said = _said(SandboxSpec(net="host"), {"monitor": ["no_new_privs"]}, [])
     assert said["monitor_no_new_privs"]
