@@ -1,5 +1,6 @@
 """Files of the user's that take the place of ours in an image."""
 
+import errno
 import os
 import shutil
 import stat
@@ -15,6 +16,7 @@ _ARCHIVES = (
     *(b"070701", b"070702", b"\x1f\x8b", b"BZh", b"\x5d\0\0", b"\xfd7zXZ", b"\x89LZO"),
     *(b"\x02\x21\x4c\x18", b"\x28\xb5\x2f\xfd"),
 )
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _INITRAMFS = "an initramfs: a newc cpio archive, compressed or not"
 
 
@@ -92,8 +94,10 @@ def _copy(source: str, target: str) -> None:
     try:
         shutil.copyfile(source, target)
     except OSError as error:
+        if error.errno in _FULL or error.filename == target:  # it is not the file that is wrong
+            raise OSError(error.errno, error.strerror, target) from error
         raise InvalidInput(
             f"cannot copy {source} into the image",
             cause=error.strerror or "",
-            remediation="see that it can be read, and that the image's disk has room",
+            remediation="see that it can be read",
         ) from error

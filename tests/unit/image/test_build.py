@@ -1,3 +1,4 @@
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -179,6 +180,18 @@ def test_a_damaged_file_of_the_users_is_not_taken_for_a_new_one(store: Store, so
     Path(image.kernel).write_bytes(b"damaged")
     with pytest.raises(Corrupt, match="give it again"):
         ensure("mine", store=store, source=source)
+
+
+def test_a_full_disk_is_told_as_that_and_not_as_the_users_file(
+    store: Store, source, own, monkeypatch
+) -> None:
+    def full(source: str, target: str) -> None:  # as shutil tells it, by the name of what it read
+        raise OSError(errno.ENOSPC, "No space left on device", source, None, target)
+
+    monkeypatch.setattr("agentd.image.own.shutil.copyfile", full)
+    with pytest.raises(Unavailable, match="No space left on device") as caught:
+        build("mine", store=store, source=source, **own)
+    assert store.folder in caught.value.message and own["initramfs"] not in caught.value.message
 
 
 def test_a_kernel_without_pvh_is_noted(store: Store, source, own, vmlinux) -> None:
