@@ -211,6 +211,7 @@ def test_credentials_are_found_as_docker_and_podman_find_them(
     for config, told in (
         ({"auths": {place: right}}, ""),
         ({"auths": {f"https://{place}": right}}, ""),
+        ({"auths": {f"http://{place}/v1/": right}}, ""),
         ({"credHelpers": {place: "good"}, "auths": {place: wrong}}, ""),
         ({"credsStore": "good", "auths": {place: {}}}, ""),
         ({"auths": {place: wrong, f"{place}/ours": right}}, ""),

@@ -29,7 +29,7 @@ _CONFIGURATION = (
     "/etc/containers/certs.d",
     "/etc/docker/certs.d",
 )
-_HUB_KEYS = (HUB, "https://index.docker.io/v1/", "index.docker.io")
+_HUB_KEYS = (HUB, "https://index.docker.io/v1/", "index.docker.io", "registry-1.docker.io")
 _HELPER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HELPER_SECONDS = 60.0
 _MAX_FILE = 1 << 20
@@ -129,7 +129,9 @@ def _of(config: Any, source: ImageSource) -> Credentials | None:
     for key in keys:
         if isinstance(helper := helpers.get(key), str):
             return _ask(helper, key)
-    for key in (*within, *keys):
+    # A URL means its host, whatever its path: docker has kept it so, and podman takes it.
+    urls = [key for key in auths if key.partition("://")[2].partition("/")[0] in keys]
+    for key in (*within, *keys, *urls):
         entry = auths.get(key)
         if isinstance(entry, dict) and (entry.get("auth") or entry.get("identitytoken")):
             return {n: str(entry[n]) for n in ("auth", "identitytoken") if entry.get(n)}

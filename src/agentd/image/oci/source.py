@@ -52,10 +52,10 @@ class ImageSource(NamedTuple):
     def repository(self) -> str:
         """Return it with its registry, without tag and digest: docker.io/library/python."""
         above, slash, last = self.place.partition("@")[0].rpartition("/")
-        name = above + slash + last.partition(":")[0]
-        if name.startswith(f"{self.registry}/"):
+        name = (above + slash + last.partition(":")[0]).removeprefix(f"{HUB}/")
+        if self.registry != HUB:
             return name
-        return f"{HUB}/{name}" if slash else f"{HUB}/library/{name}"
+        return f"{HUB}/{name}" if "/" in name else f"{HUB}/library/{name}"
 
     def name(self) -> str:
         """Return what it is called where nobody says otherwise. Raises InvalidInput."""
