@@ -51,7 +51,10 @@ def _stamp(path: str) -> tuple[int, int, int] | None:
 def _text(path: str) -> str:
     try:
         with open(path, "rb") as file:
-            return file.read(_MAX_BYTES).decode(errors="replace")
+            text = file.read(_MAX_BYTES)
+            if file.read(1):  # the line that is cut would be another name
+                text = text[: text.rfind(b"\n") + 1]
+            return text.decode(errors="replace")
     except OSError:
         return ""
 

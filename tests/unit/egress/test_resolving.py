@@ -200,6 +200,14 @@ def test_files_of_the_host(tmp_path: Path) -> None:
     assert HostFiles(str(resolv), str(hosts)).read().servers == (("127.0.0.1", 0, 53),)
 
 
+def test_no_name_of_a_long_hosts_file_is_cut(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    lines = "10.0.0.1 name.example\n"
+    lines += "#" * (65536 - len(lines) - 15) + "\n10.0.0.2 other.example\n"
+    hosts.write_text(lines)
+    assert HostFiles("/nowhere", str(hosts)).read().hosts == {"name.example": ["10.0.0.1"]}
+
+
 def test_a_changed_file_is_told_to_the_relay(inside, started, named, monkeypatch) -> None:
     monkeypatch.setattr("agentd.egress.keeper._LOOK_SECONDS", 0.05)
     first, second = named(**ONE), named(far_example=[])
