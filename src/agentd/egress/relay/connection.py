@@ -16,7 +16,7 @@ from agentd.egress.relay import asking, hello
 from agentd.egress.relay.closing import close, shut
 from agentd.egress.relay.flow import Flow
 from agentd.egress.relay.loop import BOTH, GONE, IN, OUT, Later
-from agentd.egress.relay.opening import connecting
+from agentd.egress.relay.opening import connecting, spoken
 from agentd.egress.relay.targets import Targets
 from agentd.egress.table import EgressTable, EgressVerdict
 
@@ -330,7 +330,7 @@ class RelayedConnection:
             self._dial(why or errno.ECONNRESET)
         elif mask & OUT and not self.connected:
             self._connect(said=bool(mask & _READ_ENDS))
-        if mask & IN and not mask & _CLOSES and self._reads and self._gate is not None:
+        if mask & IN and self._reads and self._gate is not None and spoken(self._upstream):
             self.refuse("its requests are to be read, and its host speaks first: that is no HTTP")
 
     def _pump(self, *, up: bool, down: bool) -> None:

@@ -25,3 +25,11 @@ def connecting(address: str, port: int, *, small: bool) -> tuple[socket.socket |
         made.close()
         return None, why
     return made, why
+
+
+def spoken(host: socket.socket | None) -> bool:
+    """Return whether a host has said something that nobody took, and not hung up alone."""
+    try:
+        return host is not None and bool(host.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False

@@ -266,14 +266,16 @@ def test_what_is_no_http_is_refused_while_it_is_recorded(world: Judging) -> None
         assert tape(it).exchanges == ()
 
 
+@pytest.mark.parametrize("stays", [True, False])
 def test_who_waits_for_a_host_that_speaks_first_is_refused_while_it_is_recorded(
-    world: Judging,
+    world: Judging, stays: bool
 ) -> None:
     """As that of a database does, whose client says nothing before it."""
 
     def greet(sock: socket.socket) -> None:
         sock.sendall(b"I\0\0\0\n8.0.36\0")
-        sock.recv(1)
+        if stays:
+            sock.recv(1)
 
     with world.program(greet, ("record", f"{HOST}:3306"), plain=True) as it:
         assert it.ask(f"talk({HOST!r}, 3306)") == errno.ECONNRESET
