@@ -150,6 +150,13 @@ def test_by_rest_and_the_command_line_it_is_the_same(daemon: Daemon) -> None:
     assert daemon.ask("PUT", where, {"net": ["npm"]}).json["egress"] == ["npm"]
     explained = _cli(daemon, "net", "explain", "pypi.org:443", box, "--json")
     assert explained.returncode == 1 and json.loads(explained.stdout)["allowed"] is False
+    # `learn` opens no port of what is the operator's own.
+    view = daemon.ask("PUT", where, {"net": ["db.internal:5432", "learn"]}).json
+    assert view["own_hosts"] == ["db.internal"]
+    explained = _cli(daemon, "net", "explain", "https://db.internal", box)
+    why = "db.internal:443 is refused: port 443 is not among 5432\n"
+    assert (explained.returncode, explained.stdout) == (1, why)
+
     for wrong in ({"net": "none"}, {"net": "host"}, {"net": ["*"]}, {"net": ""}, {}):
         assert daemon.ask("PUT", where, wrong).status == 400
 

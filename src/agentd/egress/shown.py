@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from agentd.egress.compile import compile_table
-from agentd.model.egress import RESTRICTED
+from agentd.model.egress import RESTRICTED, THIS_HOST
 from agentd.model.network import ConnectionPage, ConnectionView, NetworkView
 from agentd.model.typed import convert
 
@@ -22,7 +22,8 @@ def network(spec: "SandboxSpec") -> NetworkView:
         return NetworkView(spec.net)
     table = compile_table(spec.egress, spec.egress_bounds, spec.secrets)
     terminated = tuple(table.get("terminated", ()))
-    return NetworkView(spec.net, spec.egress, tuple(table["rules"]), terminated)
+    own = tuple(name for name in table["hosts"] if name != THIS_HOST)
+    return NetworkView(spec.net, spec.egress, tuple(table["rules"]), terminated, own)
 
 
 def connections(wall: TellsConnections, after: int) -> ConnectionPage:

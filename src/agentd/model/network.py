@@ -17,12 +17,14 @@ class NetworkView(msgspec.Struct, frozen=True):
     written. ``rules`` are those by which each connection is judged, presets spelled out and those
     of the operator with them: {allow, host or network, ports (null: every one), text, private}, and
     {http: {methods (null: every one), path}} of one that is about requests. ``terminated`` are the
-    hosts of its secrets, with a port where that is not 443: what goes there is read, too."""
+    hosts of its secrets, with a port where that is not 443: what goes there is read, too.
+    ``own_hosts`` are the operator's, of which a rule by the whole name alone opens a port."""
 
     net: str
     egress: tuple[str, ...] = ()
     rules: tuple[dict[str, Any], ...] = ()
     terminated: tuple[str, ...] = ()
+    own_hosts: tuple[str, ...] = ()
 
 
 class ConnectionView(msgspec.Struct, frozen=True):

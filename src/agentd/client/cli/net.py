@@ -112,7 +112,8 @@ def _explain(options: argparse.Namespace) -> int:
         wire = compile_table(_rules(options.net))
     else:
         view = _rules_of(options)
-        wire = {**table_of(view.rules), "cassette": cassette(view.egress)}
+        own = dict.fromkeys(view.own_hosts, ("", 0))  # where they lead is not told
+        wire = {**table_of(view.rules, own), "cassette": cassette(view.egress)}
         wire["terminated"] = view.terminated
     rules = EgressTable(wire)
     found = explain(rules, options.target)
