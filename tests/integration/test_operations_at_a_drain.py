@@ -21,6 +21,20 @@ from agentd import Client
 
 SLEEP = ["sleep", "600"]
 SHELL = {"command": "sleep", "args": ["600"]}
+POSTED = """
+import socket, threading
+server, kept = socket.create_server(("127.0.0.1", 8124)), []
+def serve(one):
+    kept.append(one)
+    got = b""
+    while not got.endswith(b"ab") and (data := one.recv(4096)):
+        got += data
+    if got.endswith(b"ab"):
+        one.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 2\\r\\n\\r\\nok")
+print("listens", flush=True)
+while True:
+    threading.Thread(target=serve, args=server.accept()[:1]).start()
+"""
 PYTHON = {"code": "import time; time.sleep(600)"}
 
 
@@ -120,13 +134,20 @@ def test_what_its_client_leaves_is_cancelled(daemon: Daemon) -> None:
     assert len(found) == count and {each[1:] for each in found} == {("cancelled", False)}, found
 
 
-def test_a_followed_call_has_the_time_of_a_shutdown() -> None:
+@contextlib.contextmanager
+def patient() -> Iterator[Daemon]:
+    """One that waits long for what it could end."""
     with running() as daemon:
-        box = daemon.sandbox()
         daemon.stop()
         settings = daemon.folder / "agentd.toml"
         settings.write_text(settings.read_text().replace('drain = "2s"', 'drain = "100s"'))
         daemon.start()
+        yield daemon
+
+
+def test_a_followed_call_has_the_time_of_a_shutdown() -> None:
+    with patient() as daemon:
+        box = daemon.sandbox()
         words = "echo begun; sleep 2; echo done"
         body = {
             "capability": "shell.exec.v1",
@@ -141,3 +162,41 @@ def test_a_followed_call_has_the_time_of_a_shutdown() -> None:
             daemon.stop()
             rest = answer.read()
     assert b'"status":"ok"' in rest and b'"stdout":"begun\\ndone\\n"' in rest, rest
+
+
+def test_what_ends_during_a_shutdown_by_itself_is_not_cut_off() -> None:
+    with patient() as daemon, contextlib.ExitStack() as leaving:
+        box = daemon.sandbox()
+        served(daemon, box, POSTED)
+        before, drains = starts(daemon, box), daemon.log.count(b"draining")
+        answered, left = (leaving.enter_context(contextlib.closing(daemon.connect())) for _ in "12")
+        leaving.enter_context(downloads(daemon, box))
+        for one in (answered, left):
+            one.putrequest("POST", f"/v1/sandboxes/{box}/ports/8124/")
+            one.putheader("Content-Length", "2")
+            one.endheaders(b"a")
+        until(lambda: starts(daemon, box) == before + 4)
+        stopped = Later(daemon.stop)
+        until(lambda: daemon.log.count(b"draining") > drains)
+        answered.send(b"b")
+        assert answered.getresponse().read() == b"ok"
+        leaving.close()
+        assert stopped.answer() == 0
+        ends = daemon.records(kind="end", sandbox=box)
+        found = {(r.capability, r.fields["cause"]["code"]) for r in ends[-4:]}
+    assert found == {("sandbox.port.v1", "exited"), ("fs.read.v1", "cancelled")}
+
+
+def test_a_followed_call_that_its_client_does_not_read_is_cut_off(daemon: Daemon) -> None:
+    box = daemon.sandbox()
+    parameters = {"command": "sh", "args": ["-c", "yes; exit 1"]}
+    body = {"capability": "shell.exec.v1", "sandbox": box, "parameters": parameters}
+    with contextlib.closing(daemon.connect()) as one:
+        headers = {"Content-Type": "application/json"}
+        one.request("POST", "/v1/call/stream", json.dumps(body), headers)
+        with one.getresponse() as answer:
+            assert answer.readline() == b"event: stdout\n"
+            assert daemon.stop() == 0
+    (end,) = daemon.records(kind="end", sandbox=box)
+    cause = end.fields["cause"]
+    assert (cause["code"], cause["infrastructure"]) == ("interrupted", True)

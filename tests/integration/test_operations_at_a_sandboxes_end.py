@@ -99,11 +99,11 @@ def downloads(daemon: Daemon, box: str) -> Iterator[list[http.client.HTTPRespons
         yield found
 
 
-def served(daemon: Daemon, box: str) -> None:
+def served(daemon: Daemon, box: str, server: str = SERVER) -> None:
     at = f"/v1/sandboxes/{box}"
     sparse = "open('/workspace/big', 'wb').truncate(1 << 30)"
     assert daemon.ask("POST", f"{at}/exec", {"cmd": ["python3", "-c", sparse]}).status == 200
-    asked = {"cmd": ["python3", "-c", SERVER], "wait": False}
+    asked = {"cmd": ["python3", "-c", server], "wait": False}
     process = daemon.ask("POST", f"{at}/exec", asked).json["id"]
     output = f"{at}/processes/{process}/output?stream=stdout"
     until(lambda: b"listens" in daemon.ask("GET", output).body)

@@ -96,10 +96,17 @@ def recording(*, lasting: bool) -> Iterator[Recording]:
 class Gone:
     """Whether the client of a request has gone away. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_shut: Callable[[], bool] = bool) -> None:
+        """``is_shut`` tells whether it was cut off, for the daemon shuts down."""
+        self.is_shut = is_shut
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
         self.is_set = False
+
+    @property
+    def has_left(self) -> bool:
+        """Whether it has gone by itself."""
+        return self.is_set and not self.is_shut()
 
     def set(self) -> None:
         """Idempotent."""

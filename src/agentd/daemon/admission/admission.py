@@ -20,6 +20,7 @@ import msgspec
 
 from agentd.audit.errors import AuditError
 from agentd.daemon.admission import acts, oblige, records
+from agentd.model import context
 from agentd.model.audit import Kind
 from agentd.model.begun import begun
 from agentd.model.errors import Refused
@@ -62,9 +63,9 @@ class Admission:
         self._busy: SandboxHandle | None = None  # whose operation it is, while that goes on
 
     @property
-    def shuts_down(self) -> bool:
-        """Whether the daemon does: what is cut off is so for that."""
-        return self._records.shuts_down
+    def is_cut_off(self) -> bool:
+        """Whether what comes to no end does so for the daemon shuts down: its client is there."""
+        return self._records.shuts_down and not context.client().has_left
 
     @property
     def obligations(self) -> "Obligations":

@@ -211,7 +211,7 @@ def of_error(admission: "Admission", error: BaseException | None) -> Execution:
     """Return the execution of an act that failed, or (None) was cut off before its end."""
     if error is None or isinstance(error, ConnectionAbortedError):  # the latter: of an upload
         gone = Cause.of(CauseCode.CANCELLED, "nobody waited for its end")
-        cause = SHUT_DOWN if admission.shuts_down else gone
+        cause = SHUT_DOWN if admission.is_cut_off else gone
     elif isinstance(error, AgentdError):
         cause = cause_of(error)
     else:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from agentd.daemon.admission import acts
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun, Parts
+from agentd.model import context
 from agentd.model.errors import InvalidInput, Refused, Unsupported
 from agentd.model.port import PortLink
 from agentd.model.principal import Principal
@@ -73,8 +74,8 @@ class DaemonPorts(Noun):
 
 
 def _ended(admission: "Admission", tunnel: Tunnel) -> None:
-    # A connection that its client closes has come to its end.
-    is_cut = admission.shuts_down and not tunnel.is_over
+    # One that its client closes, or that has carried a whole answer, has come to its end.
+    is_cut = context.client().is_shut() and not tunnel.is_over
     if tunnel.failure is None and not is_cut:
         admission.__exit__(None, None, None)
     else:

@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Generic, TypeVar
 
+from agentd.ingest.web.errors import ShutDown
 from agentd.ingest.web.signal import Signal
+from agentd.model import context
 from agentd.model.errors import AgentdError
 
 T = TypeVar("T")
@@ -90,9 +92,12 @@ class Bridge(Generic[T]):
     # --- in a thread ---
 
     def give(self, item: T, size: int) -> None:
-        """Wait until there is room. Raises FollowerGone where nobody takes it any more."""
+        """Wait until there is room. Raises FollowerGone or ShutDown where nobody takes it any
+        more."""
         with self._change:
             self._change.wait_for(lambda: self.closed or not self.is_full)
+            if self.closed and context.client().is_shut():
+                raise ShutDown
             if self.closed:
                 raise FollowerGone("its follower has disconnected")
             self._add(item, size)

@@ -43,6 +43,16 @@ class Draining(AgentdError):
         super().__init__("the daemon is about to end", remediation=fix)
 
 
+class ShutDown(AgentdError):
+    """The daemon ends, and waits no longer for what goes on."""
+
+    code = "interrupted"
+
+    def __init__(self) -> None:
+        fix = "look whether it was done, and ask again when the daemon has been started again"
+        super().__init__("its daemon shut down while it went on", remediation=fix)
+
+
 def internal(error: Exception, what: str) -> AgentdError:
     """Return what an error that nobody foresaw is told as: the log has the rest."""
     _log.error("%s failed", what, exc_info=error)

@@ -58,14 +58,15 @@ class Link:
     """Knows a connection, for all its requests: it is ``scope["state"]["link"]``."""
 
     __slots__ = (
-        *("_callbacks", "_seats", "address", "credential", "goes_on", "has_asked", "is_unix"),
-        *("principal", "since", "transport"),
+        *("_callbacks", "_seats", "address", "credential", "goes_on", "has_asked", "is_shut"),
+        *("is_unix", "principal", "since", "transport"),
     )
 
     def __init__(self, transport: HoldingTransport, gatekeeper: Gatekeeper, seats: Seats) -> None:
         self.transport = transport
         self.principal = ""  # whose it is, once that is known
         self.has_asked = False
+        self.is_shut = False  # by us, as the daemon shuts down
         self.goes_on = False  # it has a stream that its client can come back to
         self.since = asyncio.get_running_loop().time()
         self._seats = seats
@@ -91,6 +92,11 @@ class Link:
 
     def cut(self) -> None:
         self.transport.abort()
+
+    def shut(self) -> None:
+        """Cut it, as the daemon shuts down: its client has not left."""
+        self.is_shut = True
+        self.cut()
 
     def on_lost(self, callback: Callable[[], None]) -> None:
         """Call ``callback`` once when the connection has gone; at once where it has already."""

@@ -180,7 +180,8 @@ class HttpConnection(HttpToolsProtocol):
         leaves = self.shared.draining and self.app_state["link"].goes_on
         most = limits.farewell if leaves else limits.stall
         if self._stalling.seconds(self.transport, now) > most:
-            self.transport.abort()
+            link = self.app_state["link"]
+            link.shut() if leaves else link.cut()
         elif self._deaf or self._is_over or (self._unread and self._has_answered()):
             if now - self._since > limits.discard_seconds:
                 self.transport.abort()
@@ -280,6 +281,10 @@ class WsConnection(WebSocketsSansIOProtocol):
         self._came.left = _FRAMES
         super().data_received(data)
         self._go_on()
+
+    def shutdown(self) -> None:
+        self.app_state["link"].is_shut = True
+        super().shutdown()
 
     async def receive(self) -> Any:
         message = await super().receive()

@@ -54,7 +54,8 @@ class Doors:
                 host = value.decode("latin-1")
             elif name in _TRACE and len(value) <= _MAX_HEADER:
                 trace[name.decode()] = value.decode("latin-1")
-        gone, link = context.Gone(), scope["state"]["link"]
+        link = scope["state"]["link"]
+        gone = context.Gone(lambda: link.is_shut)
         header = (b"x-request-id", context.begin(gone, trace).encode())
         started = False
 

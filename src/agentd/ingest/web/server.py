@@ -127,7 +127,7 @@ class Server:
                 await self._ticking
             self._ticking = None
         for connection in tuple(self._state.connections):
-            connection.transport.abort()
+            connection.app_state["link"].shut()
         tasks = tuple(self._state.tasks)
         for task in tasks:
             task.cancel()

@@ -12,6 +12,7 @@ from tests.unit.daemon.known import DIGEST, act, handle_of
 from agentd.daemon.admission import records
 from agentd.daemon.admission.admission import Admission
 from agentd.daemon.admission.gate import ran
+from agentd.model import context
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, NotFound
 from agentd.model.result import Cause, CauseCode, Result, SandboxInfo, Timing, Usage
@@ -99,6 +100,18 @@ def test_of_what_is_cut_off_it_says_by_whom(error, shuts_down, code, said):
     written = SimpleNamespace(shuts_down=shuts_down)
     found = records.of_error(admitted(ran(handle_of()), written), error)
     assert found.cause.code is code and said in found.cause.message
+
+
+@pytest.mark.parametrize(
+    ("is_shut", "code"), [(False, CauseCode.CANCELLED), (True, CauseCode.INTERRUPTED)]
+)
+def test_who_leaves_during_a_shutdown_is_not_cut_off(is_shut, code):
+    gone = context.Gone(lambda: is_shut)
+    gone.set()
+    with context.of_client(gone):
+        cut = admitted(ran(handle_of()), SimpleNamespace(shuts_down=True))
+        found = records.of_error(cut, None)
+    assert found.cause.code is code
 
 
 def test_the_code_is_the_argv_or_the_source():
