@@ -3,8 +3,10 @@
 import contextlib
 import http.client
 import json
+import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +36,20 @@ def serve(one):
 print("listens", flush=True)
 while True:
     threading.Thread(target=serve, args=server.accept()[:1]).start()
+"""
+WAITS = """
+import time
+from agentd.model.capability import About, Needs
+class Waits:
+    about = About(
+        "test.wait.v1",
+        "wait",
+        {"type": "object", "properties": {}, "additionalProperties": False},
+        needs=Needs(sandbox=False),
+    )
+    def run(self, call, inside):
+        time.sleep(600)
+CAPABILITY = Waits()
 """
 PYTHON = {"code": "import time; time.sleep(600)"}
 
@@ -200,3 +216,24 @@ def test_a_followed_call_that_its_client_does_not_read_is_cut_off(daemon: Daemon
     (end,) = daemon.records(kind="end", sandbox=box)
     cause = end.fields["cause"]
     assert (cause["code"], cause["infrastructure"]) == ("interrupted", True)
+
+
+def test_what_goes_on_in_the_daemon_itself_is_told_of_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of http.fetch.v1 does."""
+    (tmp_path / "agentd_waits.py").write_text(WAITS)
+    info = tmp_path / "agentd_waits-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: agentd-waits\nVersion: 1.0\n")
+    point = "[agentd.capabilities]\ntest.wait.v1 = agentd_waits:CAPABILITY\n"
+    (info / "entry_points.txt").write_text(point)
+    before = [path] if (path := os.environ.get("PYTHONPATH")) else []
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path), *before]))
+    with running() as daemon:
+        later = Later(lambda: daemon.call("test.wait.v1"))
+        daemon.until_recorded(kind="start", capability="test.wait.v1")
+        assert daemon.stop() == 0
+        answer = later.answer()
+    assert (answer.status, answer.code) == (503, "interrupted"), answer.body
+    assert answer.json["remediation"]

@@ -13,7 +13,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.routing import Route, Router, WebSocketRoute
 
 from agentd.ingest.web.door import Application, Door, Mount
-from agentd.ingest.web.errors import Draining, MethodNotAllowed, internal
+from agentd.ingest.web.errors import Draining, MethodNotAllowed, ShutDown, internal
 from agentd.ingest.web.exchange import Aborted, Answered, Disconnected, Exchange
 from agentd.ingest.web.web import Web
 from agentd.ingest.web.websocket import Closed, Socket
@@ -194,11 +194,18 @@ class _Resource(Generic[D]):
         except AgentdError as error:
             await exchange.fail(without_frames(error))
         except asyncio.CancelledError:
-            await exchange.abort()
+            await self._interrupt(exchange)
         except Exception as error:
             await exchange.fail(internal(error, f"{scope['method']} {scope['path'][:200]!r}"))
         finally:
             exchange.release()
+
+    async def _interrupt(self, exchange: Exchange[D]) -> None:
+        """Tell that the daemon ends. Whoever only looks is cut off, and asks the next one again."""
+        if exchange.scope["method"] in ("GET", "HEAD"):
+            await exchange.abort()
+        else:
+            await exchange.fail(ShutDown())
 
     async def _not_allowed(self, exchange: Exchange[D]) -> None:
         also = {"HEAD"} if "GET" in self._methods else set()

@@ -99,7 +99,8 @@ class Server:
         self._servers[listener] = server
 
     async def drain(self, seconds: float) -> bool:
-        """Take no more; let what runs end, for so long. Whether all of it did. Then close.
+        """Take no more; let what runs end, for so long. Whether all of it did. Then tell those who
+        wait for an answer that they wait in vain, and close.
 
         Streams that go on for ever are ended at once: their clients have cursors to come back
         with.
@@ -113,8 +114,18 @@ class Server:
         while (self._state.tasks or self._state.connections) and time.monotonic() < deadline:
             await asyncio.sleep(_POLL)
         done = not self._state.tasks
+        for connection in tuple(self._state.connections):
+            connection.app_state["link"].is_shut = True
+        await self._cancel()
         await self.close()
         return done
+
+    async def _cancel(self) -> None:
+        tasks = tuple(self._state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
 
     async def close(self) -> None:
         """Cut everything. Idempotent. Threads end with the calls that they are in."""
@@ -128,11 +139,7 @@ class Server:
             self._ticking = None
         for connection in tuple(self._state.connections):
             connection.app_state["link"].shut()
-        tasks = tuple(self._state.tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks, timeout=1.0)
+        await self._cancel()
         await asyncio.sleep(0)
         self._web.close()
 
