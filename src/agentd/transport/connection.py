@@ -2,6 +2,7 @@
 
 import array
 import contextlib
+import errno
 import os
 import select
 import socket
@@ -133,6 +134,10 @@ def shut(stream: socket.socket) -> None:
         stream.shutdown(socket.SHUT_RDWR)
 
 
+class Crowded(Exception):
+    """Too many descriptors of this user's processes are on their way (unix(7), ETOOMANYREFS)."""
+
+
 class V2Connection:
     """Owns the socket. Descriptors are sent, and never received: the kernel discards what a guest
     attaches, because recv gives no room for it (unix(7), SCM_RIGHTS)."""
@@ -152,6 +157,7 @@ class V2Connection:
         self._again: Callable[[], V2Connection | V1Connection] | None = None
         self._kept = bytearray()  # what was sent meanwhile
         self._told: set[int] = set()  # channels whose one answer is still to come
+        self.is_crowded = False  # no descriptor could be sent by it
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -176,9 +182,15 @@ class V2Connection:
         return sent
 
     def send(self, data: bytes, deadline: float, fds: Sequence[int] = ()) -> None:
-        """Send all; the descriptors ride with the first byte. Raises BackendLost, GuestError."""
-        data, self._unsent = self._unsent + data, b""
-        sent = self._send_descriptors(data, fds) if fds else self.send_some(data)
+        """Send all; the descriptors ride with the first byte. Raises BackendLost, GuestError, and
+        Crowded where nothing was sent."""
+        greeting, self._unsent = self._unsent, b""
+        data = greeting + data
+        try:
+            sent = self._send_descriptors(data, fds) if fds else self.send_some(data)
+        except Crowded:  # it may be sent without them
+            self._unsent = greeting
+            raise
         while sent < len(data):
             if not ready(self.fileno(), select.POLLOUT, deadline):
                 raise GuestError("the agent does not read its requests")
@@ -197,7 +209,8 @@ class V2Connection:
             # An honest agent has read all that an idle connection ever carried.
             raise GuestError("the agent does not read its requests") from None
         except OSError as error:
-            raise _lost(error) from None
+            self.is_crowded = error.errno == errno.ETOOMANYREFS
+            raise (Crowded() if self.is_crowded else _lost(error)) from None
 
     def receive(self) -> list[Frame]:
         """Return the frames that are here now, from one read. Raises BackendLost, GuestError."""

@@ -18,7 +18,7 @@ from agentd.model.limits import DEFAULTS
 from agentd.model.running import Running, SpawnFailed, StdinNotStreamed
 from agentd.model.spec import ExecLimits, ExecRequest
 from agentd.transport.call import AgentCall, Truly, as_it_is, telling
-from agentd.transport.connection import V2Connection, encode_request
+from agentd.transport.connection import Crowded, V2Connection, encode_request
 from agentd.transport.events import (
     CommandChannel,
     Error,
@@ -125,7 +125,8 @@ class Guest:
         """
         if not request.argv:
             raise InvalidInput("the command is empty", remediation="name a program")
-        fields = exec_fields(request, stdin=request.stdin) | {"detach": True} | _hold(hold)
+        fields = exec_fields(request, stdin=request.stdin) | {"detach": True}
+        fields |= {"hold": True} if hold else {}
         with self._call(fields) as call:
             command = CommandChannel(call.channel, request, passed=False, elsewhere=self._elsewhere)
             kind, payload = call.next()
@@ -164,7 +165,8 @@ class Guest:
             connection = self._v2("attach", urgent=True)  # what it is to follow runs already
             try:
                 core = CommandChannel(connection.open_channel(), None, passed=False, asked=asked)
-                fields = {"op": "attach", key: command, "cursor": place} | _hold(hold)
+                fields = {"op": "attach", key: command, "cursor": place}
+                fields |= {"hold": True} if hold else {}
                 deadline = time.monotonic() + self._answer_timeout
                 connection.send(encode_request(wire.REQUEST, core.channel.number, fields), deadline)
             except BaseException:
@@ -311,7 +313,7 @@ class Guest:
     ) -> StreamCommand:
         pipes = None
         try:
-            if self._passes and request.pty is None:
+            if self._passes and request.pty is None and not connection.is_crowded:
                 pipes = Pipes(feeds, self._pipe_owner, self._pipe_bytes)
             deadline = time.monotonic() + self._answer_timeout
             core = CommandChannel(
@@ -320,15 +322,17 @@ class Guest:
                 passed=pipes is not None,
                 elsewhere=self._elsewhere,
             )
-            names = pipes.names if pipes else ()
-            frame = encode_request(
-                wire.REQUEST, core.channel.number, exec_fields(request, stdin=feeds, fds=names)
-            )
+            fields = exec_fields(request, stdin=feeds, fds=pipes.names if pipes else ())
+            frame = encode_request(wire.REQUEST, core.channel.number, fields)
             connection.send(frame, deadline, pipes.theirs if pipes else ())
             # The agent is woken on this core, and what we do next can wait until it has forked.
             os.sched_yield()
             if pipes is not None:
                 pipes.hand_over()
+        except Crowded:
+            if pipes is not None:
+                pipes.close()
+            return self._start(connection, request, feeds=feeds, capture=capture)
         except BaseException:
             connection.close()
             if pipes is not None:
@@ -363,10 +367,6 @@ def _answer(call: AgentCall, op: str) -> dict[str, Any]:
         raise GuestError(f"the agent did not answer {op} with a result")
     call.ended = True
     return value
-
-
-def _hold(hold: bool) -> dict[str, Any]:
-    return {"hold": True} if hold else {}
 
 
 def exec_fields(request: ExecRequest, *, stdin: bool, fds: Sequence[str] = ()) -> dict[str, Any]:

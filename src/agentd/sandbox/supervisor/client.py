@@ -16,6 +16,7 @@ from agentd.model import context
 from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox import guard
 from agentd.sandbox.backends import identity
+from agentd.sandbox.backends.child import unsent
 from agentd.sandbox.supervisor import wire
 
 _START_SECONDS = 60.0  # of one that hangs, or of a busy machine
@@ -110,7 +111,9 @@ class SupervisorLink:
         except BlockingIOError as error:
             raise SandboxError(f"the supervisor takes no request for {_SEND_SECONDS} s") from error
         except OSError as error:
-            raise _gone() from error
+            raise (
+                unsent("supervisor", error) if error.errno in rights.NO_ROOM else _gone()
+            ) from error
 
     def _abandon(self, number: int) -> bool:
         """Return whether the answer had not come."""

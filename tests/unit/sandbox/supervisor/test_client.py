@@ -1,5 +1,6 @@
 """The daemon's end of its supervisor, by a clock of the test's own."""
 
+import errno
 import os
 import socket
 from pathlib import Path
@@ -8,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from agentd.model.errors import SandboxError
+from agentd.model.errors import BackendLost, SandboxError
 from agentd.sandbox.supervisor import client
 
 
@@ -43,3 +44,19 @@ def test_who_tries_again_by_itself_is_told_in_ten_seconds_that_none_comes_up(
     with pytest.raises(SandboxError, match="did not come up"):
         client.reconnect(link, str(tmp_path / "supervisor.sock"))
     assert now[0] == pytest.approx(10, abs=1)
+
+
+def test_want_of_memory_for_a_request_is_not_the_end_of_all_sandboxes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    link = client.SupervisorLink(ours, lambda *_: None)
+    error = OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+    monkeypatch.setattr(client.wire, "send", Mock(side_effect=error))
+    try:
+        with pytest.raises(SandboxError, match="the supervisor could not be sent") as caught:
+            link.ask("list")
+    finally:
+        link.close()
+        theirs.close()
+    assert not isinstance(caught.value, BackendLost) and caught.value.remediation

@@ -15,6 +15,7 @@ from typing import Any
 
 from agentd.linux import rights
 from agentd.model.errors import BackendLost, SandboxError
+from agentd.sandbox.backends.child import unsent
 
 MAX_LINE = 1 << 20
 MAX_EVENTS = 64
@@ -103,6 +104,8 @@ class Qmp:
             self._sock.settimeout(10.0)
             rights.send(self._sock, data, fds)
         except OSError as error:
+            if error.errno in rights.NO_ROOM:
+                raise unsent("qemu", error) from error
             raise BackendLost("qemu is gone", cause=str(error)) from error
 
     def _read(self, deadline: float) -> dict[str, Any]:

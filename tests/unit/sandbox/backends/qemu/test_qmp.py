@@ -1,6 +1,7 @@
 """The client against a server that says what a script tells it to: QEMU, or what broke into it."""
 
 import array
+import errno
 import json
 import os
 import socket
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from agentd.linux import rights
 from agentd.model.errors import BackendLost, SandboxError
+from agentd.sandbox.backends.child import Starved
 from agentd.sandbox.backends.qemu.qmp import MAX_EVENTS, MAX_LINE, Qmp, QmpError
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 10, "minor": 0, "micro": 2}}}}
@@ -204,3 +207,18 @@ def test_a_server_that_does_not_greet() -> None:
         theirs.sendall(b'{"hello": 1}\n')
         with pytest.raises(SandboxError, match="greet"):
             Qmp(ours, 5)
+
+
+def test_too_many_descriptors_on_their_way_are_not_its_end(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qmp, _ = connect(_ok)
+
+    def crowded(*args: Any) -> int:
+        raise OSError(errno.ETOOMANYREFS, os.strerror(errno.ETOOMANYREFS))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rights, "send", crowded)
+        with pytest.raises(Starved, match="qemu could not be sent a message"):
+            qmp.execute("add-fd", fds=[0])
+    assert qmp.execute("device_add", {"id": "x"}) == {"echo": {"id": "x"}}
