@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 from tests.integration.test_ended_by_itself import _first_above as first_above
 from tests.integration.test_ended_by_itself import _moment as moment
+from tests.integration.test_operations_at_a_sandboxes_end import slowly, told_of
 from tests.security.daemons import Daemon, Later, running, until
 
-from agentd import BackendLost, CommandFailed, Sandbox
+from agentd import BackendLost, Client, CommandFailed, Sandbox
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +158,32 @@ def test_a_daemon_that_shuts_down_is_the_machines(daemon: Daemon) -> None:
     told = waits.answer().json
     assert (told["cause"]["code"], told["status"]) == ("interrupted", "error"), told
     assert told["cause"]["infrastructure"] is True
+
+
+def test_memory_that_ran_out_before_a_restart_ends_no_wall_after_it(daemon: Daemon) -> None:
+    made = daemon.ask("POST", "/v1/sandboxes", {"memory": "64M"})
+    if made.status == 403:
+        pytest.skip(f"memory cannot be limited here: {made.json['cause']}")
+    box, seconds, going = made.json["id"], moment(), threading.Event()
+    at = f"/v1/sandboxes/{box}/exec"
+    assert daemon.ask("POST", at, {"cmd": BIG}).json["cause"]["code"] == "oom"
+    waits = waiting(daemon, box, f"exec sleep {seconds}")
+    until(lambda: daemon.ask("POST", at, {"cmd": f"pgrep -f '^sleep {seconds}'"}).json["stdout"])
+    first = first_above(seconds)
+    daemon.ask("POST", at, {"cmd": f"pkill -f '^sleep {seconds}'"})
+    assert waits.answer().json["cause"]["code"] == "signalled"
+    daemon.stop()
+    daemon.start()
+    with Client(daemon.url) as client:
+        upload = Later(
+            lambda: told_of(lambda: client.files.write(box, "/workspace/up", slowly(going)))
+        )
+        try:
+            daemon.until_recorded(kind="start", sandbox=box, capability="fs.write.v1")
+            os.kill(first, signal.SIGKILL)
+            assert upload.answer()[:2] == ("backend_lost", True)
+        finally:
+            going.set()
 
 
 def test_the_example_of_the_page_runs() -> None:

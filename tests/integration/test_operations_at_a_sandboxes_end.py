@@ -175,3 +175,16 @@ def test_an_upload_that_takes_all_its_memory_ends_for_that(daemon: Daemon, at: s
             (end,) = daemon.records(kind="end", sandbox=sandbox.id)
             cause = end.fields["cause"]
             assert (cause["code"], cause["infrastructure"]) == ("oom", False), cause
+
+
+def test_what_waits_for_approval_is_told_that_memory_ran_out(daemon: Daemon) -> None:
+    with Sandbox.create(memory="48M", disk="1G", url=daemon.url) as sandbox:
+        if not sandbox.enforcement["memory"].enforced:
+            pytest.skip("no cgroup of ours bounds memory here")
+        asked = f"/v1/sandboxes/{sandbox.id}/exec", {"cmd": ["echo", "ghost"]}
+        later = Later(lambda: daemon.ask("POST", *asked))
+        daemon.until_recorded(kind="approval_asked", sandbox=sandbox.id)
+        pieces = (bytes(1 << 20) for _ in range(200))
+        assert told_of(lambda: sandbox.files.write("/tmp/large", pieces))[0] == "oom"
+        answer = later.answer()
+    assert (answer.status, answer.code) == (410, "oom"), answer.body

@@ -318,7 +318,7 @@ class Daemon:
     def _on_sandbox_end(self, live: Live, reason: str) -> None:
         self.commands.sandbox_ended(live)
         with contextlib.suppress(AgentdError):
-            self.approvals.sandbox_ended(live.id, ended_note(live.handle.why))
+            self.approvals.sandbox_ended(live.id, ended_note(live.handle.ended_for(0)))
         self._tell_end(live.record, reason, live.why)
 
     def _tell_end(

@@ -8,6 +8,7 @@ from agentd.sandbox.ports import Wall
 
 # A wall that dies takes its agent's stream along first; the process itself follows.
 DEATH_SECONDS = 1.0
+OUT_OF_MEMORY = Cause.of(CauseCode.OOM, "the sandbox ran out of memory and ended")
 
 
 def of_wall(wall: Wall, before: Mapping[str, int], *, gone: bool) -> Cause | None:
@@ -16,7 +17,7 @@ def of_wall(wall: Wall, before: Mapping[str, int], *, gone: bool) -> Cause | Non
     teller = TELLS_END.of(wall) if gone else None
     told = None if teller is None else teller.ending()
     if told is None and grown(before, wall.counters(), "oom"):
-        told = Cause.of(CauseCode.OOM, "the sandbox ran out of memory and ended")
+        told = OUT_OF_MEMORY
     return told
 
 

@@ -83,13 +83,16 @@ class SandboxHandle:
         there: by somebody, or because its memory ran out."""
         if not isinstance(error, SandboxError) or isinstance(error, SandboxEnded):
             return error
-        why = self.why
-        if why is None and isinstance(error, BackendLost) and self._wall is not None:
-            gone = self._wall.wait(ending.DEATH_SECONDS)
-            why = ending.of_wall(self._wall, self.counters, gone=gone) if gone else None
-            if why is not None and why.infrastructure:
-                return error
+        why = self.ended_for() if isinstance(error, BackendLost) else self.why
         return error if why is None else ended(why)
+
+    def ended_for(self, seconds: float = ending.DEATH_SECONDS) -> "Cause | None":
+        """Return why it has ended, unless the machine is to blame, or it lives. Waits so long for
+        a wall that dies."""
+        why = self.why
+        if why is None and self._wall is not None and self._wall.wait(seconds):
+            why = ending.of_wall(self._wall, self.counters, gone=True)
+        return None if why is None or why.infrastructure else why
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:

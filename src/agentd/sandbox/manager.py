@@ -102,6 +102,7 @@ class Manager:
         handle = SandboxHandle(choice)
         handle.id = id_
         handle.network_seen = None
+        handle.counters = dict(wall.counters())  # what it met before ends nothing from now on
         handle._wall = wall
         handle._guest = self._connected(handle, wall)
         handle.state = State.PAUSED if paused else State.READY

@@ -17,6 +17,7 @@ from agentd.model.audit import Event, Kind, Record
 from agentd.model.decision import Decision
 from agentd.model.errors import AgentdError, BackendLost, Refused
 from agentd.model.result import Cause
+from agentd.sandbox.ending import OUT_OF_MEMORY
 from agentd.sandbox.handle import ended
 
 
@@ -47,6 +48,7 @@ _ENDS = {
     SANDBOX_ENDED: DESTROYED,
     f"{SANDBOX_ENDED} with its lease": LEASE_OVER,
     f"{SANDBOX_ENDED} for being idle": IDLE_OVER,
+    f"{SANDBOX_ENDED} out of memory": OUT_OF_MEMORY,
     f"{SANDBOX_ENDED} by itself": None,
 }
 _NOTES = {why: note for note, why in _ENDS.items()}
@@ -54,7 +56,7 @@ _NOTES = {why: note for note, why in _ENDS.items()}
 
 def ended_note(why: Cause | None) -> str:
     """Return what is noted of a request whose sandbox has ended."""
-    return _NOTES[why]
+    return _NOTES.get(why, _NOTES[None])  # a wall of a third party may end as no other does
 
 
 _LOOK_SECONDS = 1.0  # how often it is seen that whoever asked has gone
