@@ -2,6 +2,8 @@
 
 from tests.security.daemons import running, until
 
+from agentd.daemon.admission.denials import BURST
+
 ONE = "[quotas.principals.alice]\nconcurrency = 1\n"
 
 
@@ -42,3 +44,17 @@ def test_what_a_quota_has_no_room_for_is_one_denial_by_each_way() -> None:
             (denial,) = daemon.records(kind="denial", request=request)
             assert denial.fields["code"] == "quota_exceeded", way
             assert denial.sandbox == (box if way == "exec" else ""), way
+
+
+def test_what_a_quota_refuses_hides_no_other_denial() -> None:
+    with running("[quotas.principals.alice]\nsandboxes = 0\n") as daemon:
+        alice, many = daemon.key("alice"), 2 * int(BURST)
+        for _ in range(many):
+            assert daemon.ask("POST", "/v1/sandboxes", {}, key=alice).status == 429
+        forbidden = daemon.ask("GET", "/v1/audit/head", key=alice)
+        assert (forbidden.status, forbidden.code) == (403, "forbidden")
+        assert daemon.ask("POST", "/v1/sandboxes", {}, key=alice).status == 429
+        daemon.stop()
+        denials = daemon.records(kind="denial", principal="alice")
+    assert forbidden.headers["x-request-id"] in {each.request for each in denials}
+    assert sum(each.fields.get("repeated", 1) for each in denials) == many + 2

@@ -1,7 +1,8 @@
 """Denials in the log, bounded: a caller who is refused all the time does not fill the disk.
 
-Of each principal a burst is written one by one, then so many a second; what comes in between is
-counted, and one record tells how many there were.
+Of each principal, and of each kind, a burst is written one by one, then so many a second; what
+comes in between is counted, and one record tells how many there were. Kinds are apart so that none
+hides another: what a program in a sandbox tries, what a quota has no room for, and the rest.
 """
 
 import threading
@@ -11,14 +12,19 @@ from collections.abc import Callable
 import msgspec
 
 from agentd.daemon import events
+from agentd.daemon.admission.acts import CONNECT
+from agentd.daemon.admission.admission import MISUSE
 from agentd.model.audit import Event, Kind
+from agentd.model.errors import QuotaExceeded
 from agentd.model.events import EventKind
 
 BURST = 200.0
 PER_SECOND = 2.0
 MAX_REASONS, MAX_REASON = 8, 256  # of those that an event tells, and characters of each
 MAX_TOLD = 500  # characters of all reasons of a record: a policy's may repeat what was asked
-MAX_PRINCIPALS = 1024  # the one who was quiet for longest is forgotten, once it is told
+MAX_PRINCIPALS = (
+    1024  # with a kind each; the one who was quiet for longest is forgotten, once it is told
+)
 
 
 class _One(msgspec.Struct):
@@ -43,7 +49,7 @@ class Denials:
         self._publish = publish
         self._clock = clock
         self._lock = threading.Lock()
-        self._of: dict[str, _One] = {}
+        self._of: dict[tuple[str, str], _One] = {}
 
     def write(self, event: Event) -> None:
         """Write it now, or as one of many."""
@@ -82,11 +88,12 @@ class Denials:
         now = self._clock()
         with self._lock:
             events = []
-            one = self._of.pop(event.principal, None) or _One(BURST, now)
+            key = event.principal, _kind(event)
+            one = self._of.pop(key, None) or _One(BURST, now)
             if len(self._of) >= MAX_PRINCIPALS:
                 quiet = self._of.pop(next(iter(self._of)))
                 events = [self._told(quiet, now)] if quiet.count else []
-            self._of[event.principal] = one  # the latest last
+            self._of[key] = one  # the latest last
             if self._refilled(one, now) < 1:
                 one.since = one.since or now
                 one.count, one.last = one.count + 1, event
@@ -109,6 +116,12 @@ class Denials:
             raise TypeError("nothing was counted")
         fields = {**last.fields, "repeated": count, "seconds": round(now - since, 3)}
         return msgspec.structs.replace(last, fields=fields)
+
+
+def _kind(event: Event) -> str:
+    if event.capability in (CONNECT, MISUSE):
+        return event.capability
+    return QuotaExceeded.code if event.fields.get("code") == QuotaExceeded.code else ""
 
 
 def _bounded(event: Event) -> Event:
