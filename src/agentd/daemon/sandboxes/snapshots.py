@@ -60,15 +60,17 @@ class Snapshots:
     @contextlib.contextmanager
     def _room(self, principal: str) -> Iterator[None]:
         with self._lock:
+            self._making[principal] += 1
+            making = self._making[principal]
+        try:
+            # One that is written down meanwhile may count twice, and none is left out.
             abouts = map(self._about, self._ids())
             kept = sum(about is not None and about.principal == principal for about in abouts)
-            if kept + self._making[principal] >= MAX_OF_ONE:
+            if kept + making > MAX_OF_ONE:
                 raise QuotaExceeded(
                     f"{principal} has {MAX_OF_ONE} snapshots already",
                     remediation="remove some: agentd snapshot ls lists them",
                 )
-            self._making[principal] += 1
-        try:
             yield
         finally:
             with self._lock:
