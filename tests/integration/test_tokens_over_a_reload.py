@@ -1,8 +1,10 @@
 """Tokens of an issuer that cannot be reached as the configuration is taken over anew."""
 
+import contextlib
 import http.server
 import json
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
-from tests.security.daemons import running, until
+from tests.security.daemons import WAIT, running, until
 
 CONFIG = """
 [[auth.jwt]]
@@ -74,3 +76,41 @@ def test_an_issuer_that_is_down_lets_in_whom_it_did_before_a_reload(issuer: Issu
         answer = daemon.ask("GET", "/v1/sandboxes", **bearer)
         assert answer.status == 200, answer.body
         assert issuer.asked == 2  # what it has taken back holds no longer than before
+
+
+def test_an_issuer_that_answers_in_drops_holds_up_no_login() -> None:
+    ended = threading.Event()
+
+    def drip(one: socket.socket) -> None:
+        one.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        while not ended.wait(0.2):
+            one.sendall(b" ")
+
+    def serve() -> None:
+        with contextlib.suppress(OSError), issuer.accept()[0] as one:
+            drip(one)
+
+    with contextlib.ExitStack() as stack:
+        issuer = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        issuer.settimeout(WAIT)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(ended.set)
+        daemon = stack.enter_context(running(CONFIG.format(port=issuer.getsockname()[1])))
+        token = jwt.encode(
+            {"iss": "https://id.example", "aud": "agentd", "exp": int(time.time()) + 3600},
+            ec.generate_private_key(ec.SECP256R1()),
+            "ES256",
+            headers={"kid": "a"},
+        )
+        # Of one whose caller is known: a stranger's connection is cut after a while.
+        client = stack.enter_context(contextlib.closing(daemon.connect()))
+        client.request("GET", "/v1/sandboxes")
+        known = client.getresponse()
+        assert (known.status, len(known.read()) > 0) == (200, True)
+        client.request("GET", "/v1/sandboxes", headers={"Authorization": f"Bearer {token}"})
+        answer = client.getresponse()
+        told = json.loads(answer.read())
+    assert (answer.status, told["code"]) == (401, "unauthenticated"), told
+    assert "answer within 5 s" in told["cause"], told

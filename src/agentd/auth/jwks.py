@@ -13,7 +13,7 @@ from agentd.model.errors import InvalidInput, Unauthenticated
 
 MAX_BYTES = 256 << 10
 MAX_KEYS = 64
-FETCH_SECONDS = 5.0
+FETCH_SECONDS = 5.0  # for all of it
 FRESH_SECONDS = 600.0  # a key that the issuer takes back holds no longer than this
 STALE_SECONDS = 3600.0  # while the issuer cannot be reached; after that no token holds
 REFETCH_SECONDS = 30.0  # the least time between two fetches, whatever tokens come
@@ -72,7 +72,9 @@ class UrlKeySet:
         self._url = url
         self._fetch = fetch or fetch_url
         self._clock = clock
-        self._lock = threading.Lock()  # one fetch at a time; who waits finds its result
+        self._lock = threading.Lock()  # of the next two
+        self._fetching: threading.Thread | None = None  # one at a time; who waits finds its result
+        self._until = 0.0  # when nobody waits for it any more
         self._keys: list[Jwk] = []
         self._fetched: float | None = None  # when it last succeeded
         self._tried: float | None = None
@@ -85,9 +87,7 @@ class UrlKeySet:
 
     def find(self, kid: str | None) -> list[Jwk]:
         if self._wants_fetch(kid):
-            with self._lock:
-                if self._wants_fetch(kid):
-                    self._refresh()
+            self._await_fetch(kid)
         if self._age(self._fetched) > STALE_SECONDS:
             raise _no_keys(self._url, self._error)
         return _with_id(self._keys, kid)
@@ -101,6 +101,24 @@ class UrlKeySet:
     def _age(self, moment: float | None) -> float:
         return float("inf") if moment is None else self._clock() - moment
 
+    def _await_fetch(self, kid: str | None) -> None:
+        """Wait for a fetch, a new one unless one goes on; not for ever: whoever answers slowly, or
+        not at all, would hold up all who log in."""
+        with self._lock:
+            if self._fetching is None and self._wants_fetch(kid):
+                thread = threading.Thread(target=self._refresh, name="keys", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    self._error = error
+                    return
+                self._fetching, self._until = thread, time.monotonic() + FETCH_SECONDS
+            fetching = self._fetching
+        if fetching is not None:
+            fetching.join(max(0.0, self._until - time.monotonic()))
+            if fetching.is_alive():
+                self._error = TimeoutError(f"no answer within {FETCH_SECONDS:g} s")
+
     def _refresh(self) -> None:
         try:
             self._keys = parse(self._fetch(self._url))
@@ -111,6 +129,8 @@ class UrlKeySet:
         finally:
             # Only now: until it is known what came of it, others wait for it.
             self._tried = self._clock()
+            with self._lock:
+                self._fetching = None
 
 
 def parse(data: bytes) -> list[Jwk]:
@@ -147,10 +167,14 @@ def fetch_url(url: str) -> bytes:
         def redirect_request(self, *args: Any) -> None:
             return None
 
-    opener = urllib.request.build_opener(NoRedirect)
+    opener, until, data = urllib.request.build_opener(NoRedirect), time.monotonic(), b""
+    until += FETCH_SECONDS
     try:
         with opener.open(url, timeout=FETCH_SECONDS) as answer:
-            data: bytes = answer.read(MAX_BYTES + 1)
+            while len(data) <= MAX_BYTES and (piece := answer.read1(MAX_BYTES + 1 - len(data))):
+                data += piece
+                if time.monotonic() > until:
+                    raise TimeoutError(f"no whole answer within {FETCH_SECONDS:g} s")
             return data
     except http.client.HTTPException as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
