@@ -105,7 +105,7 @@ def test_a_daemon_without_a_free_descriptor_loses_the_answer_and_not_the_link(pa
 
 
 class _Odd:
-    """A backend whose answers cannot be sent, or that fails in its own way."""
+    """A backend that fails in its own way, or answers what is no answer."""
 
     name = "odd"
 
@@ -126,9 +126,12 @@ def test_a_supervisor_answers_whatever_becomes_of_the_answer(
     serving = threading.Thread(target=supervisor.serve, args=(pair[1],))
     serving.start()
     link = SupervisorLink(pair[0], lambda *_: None)
-    for op in ("probe", "plan", "launch", "counters", "nonsense"):
+    supervisor._operations["unsent"] = lambda _: ({"not": {1, 2}, "json": object()}, [])
+    for op in ("unsent", "plan", "launch", "counters", "nonsense"):
         with pytest.raises(AgentdError):
             link.ask(op, WAIT, backend="odd", id="x", spec={})
+    probed = link.ask("probe", WAIT, backend="odd")
+    assert not probed["usable"] and "returned dict" in probed["blockers"][0]["what"]
     assert link.ask("hello", WAIT)["sandboxes"] == 0
     link.close()
     serving.join(WAIT)
