@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from agentd.linux.cgroup import files
 
 _KILL_SECONDS = 5.0
-_REMOVE_SECONDS = 2.0
+_REMOVE_SECONDS = 10.0
 _POLL_SECONDS = 0.001
 _PIDFDS_AT_ONCE = 64
 

@@ -17,6 +17,7 @@ from agentd.model.system import scarce
 _MAX_MESSAGE = 64 << 10
 _MAX_FDS = 8
 _END_POLL = 0.001
+_READY_SECONDS = 30.0  # a machine may be busy
 # The kernel's word where it has no memory for a seccomp filter (agentd.linux.seccomp).
 _ENOTSUPP = 524
 # What a mount meets in the root (agentd.guest.zygote.own_root).
@@ -125,7 +126,7 @@ class Readiness(NamedTuple):
     disk: list[int]
 
 
-def await_ready(listener: socket.socket, seconds: float = 10.0) -> Readiness:
+def await_ready(listener: socket.socket, seconds: float = _READY_SECONDS) -> Readiness:
     """Wait for a new sandbox's word that it is confined.
 
     Read before any untrusted code runs. Raises SandboxError, Ended, InvalidInput for a mount that

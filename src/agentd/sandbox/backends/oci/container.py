@@ -45,7 +45,6 @@ from agentd.sandbox.backends.oci.starting import Contained, Launcher, await_star
 
 #: What a runtime may take; then it is ended by its pid, and what it started.
 _RUNTIME_SECONDS = 30.0
-_READY_SECONDS = 30.0
 #: A runtime and where its program is.
 Called = tuple[Runtime, str]
 
@@ -263,7 +262,7 @@ class ContainerBackend(NamespaceBackend):
     ) -> LinuxWall:
         disk, source = _disk(plan, born, lent, undo), beneath(plan, lent.loans, undo)
         with explained(born.group, plan.limits):
-            controls = await_ready(born.listener, _READY_SECONDS).controls
+            controls = await_ready(born.listener).controls
         runtime = f"{called[0].name} {self._version(called[1])}"
         self._networked = self._networked or plan.table is not None
         network = admitted(plan, born.sockets, undo)
