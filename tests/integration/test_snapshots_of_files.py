@@ -1,6 +1,7 @@
 """Snapshots and forks of namespace sandboxes: what is kept, for whom, and who may be killed."""
 
 import contextlib
+import errno
 import inspect
 import json
 import os
@@ -20,6 +21,7 @@ from tests.security.daemons import Daemon, Later, fixture, running
 
 from agentd import Refused, Sandbox, SandboxError
 from agentd.daemon.sandboxes.snapshots import MAX_OF_ONE
+from agentd.sandbox.backends.linux import saving
 
 daemon = fixture()
 FILL = """
@@ -109,6 +111,22 @@ def test_the_disk_limit_holds_in_a_copy() -> None:
             assert copy.run("head -c 20M /dev/zero | tr '\\0' x > b").exit_code != 0
             assert copy.run("stat -c %s a").text == "20971520\n"
             assert copy.run("df -k --output=size /tmp | tail -1").text.strip() == "32768"
+
+
+def test_where_the_room_goes_meanwhile_it_says_what_helps_and_the_sandbox_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Sandbox.create(backend="linux", embedded=True) as sandbox:
+        with monkeypatch.context() as patch:
+            patch.setattr(saving, "save", full)
+            with pytest.raises(SandboxError, match="No space left on device") as caught:
+                sandbox.snapshot(tmp_path / "kept")
+        told = caught.value.message, caught.value.remediation
+        assert told == ("the snapshot cannot be written", "make room, and try again")
+        assert sandbox.run("echo on").text == "on\n" and list(tmp_path.iterdir()) == []
 
 
 def test_what_is_the_hosts_is_not_kept(tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_it_loses_its_own_network_alone(
             if without:
                 eventually(lambda: good.ask("talk('db.internal', 82, b'x')") == errno.ECONNREFUSED)
                 return
-            assert good.ask("talk('db.internal', 82, b'x')") == "x"
+            eventually(lambda: good.ask("talk('db.internal', 82, b'x')") == "x")
             assert evil.ask("talk('198.18.0.5', 82)") == errno.ECONNREFUSED
             reason = attacker.connections().rows[-1]["reason"]
             assert reason == "its network was closed: what serves it died 3 times at what it did"
@@ -137,7 +137,7 @@ def test_it_keeps_its_network_where_another_killed_what_serves_it() -> None:
                 os.kill(process.pid, signal.SIGKILL)
                 busy.answer()
                 eventually(lambda pid=process.pid: keeper.pid != pid)
-            # A question that a relay had read as it was killed is asked again, as programs do.
+            # A relay may be slow to come back: it is asked again, as programs do.
             eventually(lambda: busy.ask("talk('db.internal', 82, b'x')") == "x")
             admitted.close()
     finally:

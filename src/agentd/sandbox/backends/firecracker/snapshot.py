@@ -13,6 +13,7 @@ import msgspec
 from agentd.linux import paths
 from agentd.model import typed
 from agentd.model.errors import Refused, SandboxError
+from agentd.model.system import os_errors_as
 from agentd.sandbox import sparse
 from agentd.sandbox.backends.firecracker import config
 from agentd.sandbox.backends.firecracker.jailer import Root
@@ -62,13 +63,11 @@ def collect(root: Root, folder: str, about: SavedMachine) -> None:
 
     A copy: whoever has the monitor may hold the jail's own open and write to it later.
     """
-    try:
+    with os_errors_as(SandboxError, "the snapshot cannot be kept"):
         _copy(root, config.NEW_STATE, f"{folder}/{config.STATE}", _MAX_STATE)
         _copy(root, config.NEW_MEMORY, f"{folder}/{config.MEMORY}", about.memory)
         _write(f"{folder}/{_ABOUT}", msgspec.json.encode(about))
         paths.sync(folder)
-    except OSError as error:
-        raise SandboxError("the snapshot cannot be kept", cause=str(error)) from error
 
 
 def take(monitor: FirecrackerProcess, memory: int) -> None:
@@ -86,7 +85,7 @@ def take(monitor: FirecrackerProcess, memory: int) -> None:
 
 def pack(root: Root, target: int, memory: int) -> None:
     """Both out of the jail into one empty file, the state behind ``memory`` bytes."""
-    try:
+    with os_errors_as(SandboxError, "the template cannot be kept"):
         # The folder keeps others out; the monitor it is bound to is another user.
         os.fchmod(target, 0o444)
         for name, most, place in (
@@ -100,8 +99,6 @@ def pack(root: Root, target: int, memory: int) -> None:
             finally:
                 os.close(source)
         os.fsync(target)
-    except OSError as error:
-        raise SandboxError("the template cannot be kept", cause=str(error)) from error
 
 
 def copy_rest(source: int, target: int, start: int) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from agentd.linux.cgroup import Group
 from agentd.model.enforcement import Enforcement
 from agentd.model.errors import SandboxError
+from agentd.model.system import os_errors_as
 from agentd.sandbox.backends.qemu.plan import ceiling
 from agentd.sandbox.backends.qemu.process import QemuProcess
 from agentd.sandbox.backends.qemu.record import RECORD, STATE, MachineRecord
@@ -133,7 +134,7 @@ class QemuWall(MachineWall[QemuProcess]):
 
     def _write(self, folder: str) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
+        with os_errors_as(SandboxError, "the snapshot cannot be written"):
             fd = os.open(f"{folder}/{STATE}", flags, 0o600)
             try:
                 self._process.save(fd)
@@ -144,8 +145,6 @@ class QemuWall(MachineWall[QemuProcess]):
             record = msgspec.structs.replace(self._record, digest=digest)
             with open(f"{folder}/{RECORD}", "xb") as file:
                 file.write(msgspec.json.encode(record))
-        except OSError as error:
-            raise SandboxError("the snapshot cannot be written", cause=str(error)) from error
 
 
 class ForeignQemuWall(Foreign, QemuWall):
