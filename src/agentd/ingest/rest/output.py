@@ -21,6 +21,7 @@ from agentd.model.output import STREAMS, OutputEvent
 
 OUTPUT = OperationTable()
 EVENTS = "text/event-stream"
+_FLUSH_SECONDS = 10.0
 _MAX_CURSOR = 1 << 62
 _NO_STORE = (b"cache-control", b"no-store")
 _QUERY = (
@@ -147,14 +148,17 @@ async def _send_raw(exchange: Exchange, follower: Follower, start: int, *, follo
     """Raises Aborted where bytes are lost amid the answer: it has no way to say so."""
     try:
         async for events in follower.events(follow=follow):
-            data = [event.data for event in events if event.kind == "data"]
-            lost = [event for event in events if event.kind == "lost"]
-            if lost and (exchange.started or len(lost) > 1 or events[0] is not lost[0]):
-                raise Aborted("output was lost")
+            lost = [at for at, event in enumerate(events) if event.kind == "lost"]
+            first = events[0] if lost[:1] == [0] and not exchange.started else None
+            amid = next((at for at in lost if at or first is None), len(events))
+            data = [event.data for event in events[:amid] if event.kind == "data"]
             if not exchange.started:
-                await _start_raw(exchange, start, lost[0] if lost else None)
+                await _start_raw(exchange, start, first)
             if data:
                 await exchange.write(data[0] if len(data) == 1 else b"".join(data))
+            if amid < len(events):
+                await exchange.flush(_FLUSH_SECONDS)  # what is before it is the client's
+                raise Aborted("output was lost")
     except Stopped:
         raise Aborted("the stream was stopped before its end") from None
     if not exchange.started:

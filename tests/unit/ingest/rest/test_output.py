@@ -5,6 +5,7 @@ import contextlib
 import json
 import struct
 from collections.abc import Iterator
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,21 @@ def test_raw_output_that_lost_its_beginning_says_so(running: Running) -> None:
     reply = running.ask("GET", _path(id_, process) + "?stream=stdout")
     assert reply.body == b"rest"
     assert (reply.headers["agentd-lost"], reply.headers["agentd-cursor"]) == ("0-100", "100")
+
+
+def test_raw_output_that_lost_some_amid_it_has_what_is_before_and_behind(running: Running) -> None:
+    id_, process = running.process("wait")
+    found = _found(running, id_, process)
+    found.write("stdout", b"start")
+    found.lose("stdout", 100)
+    found.write("stdout", b"rest")
+    with contextlib.closing(running.connect()) as connection:
+        connection.request("GET", _path(id_, process) + "?stream=stdout")
+        with pytest.raises(IncompleteRead) as caught:
+            connection.getresponse().read()
+    assert caught.value.partial == b"start"
+    reply = running.ask("GET", _path(id_, process) + "?stream=stdout&from=5")
+    assert (reply.body, reply.headers["agentd-lost"]) == (b"rest", "5-105")
 
 
 def test_raw_output_that_loses_more_meanwhile_is_cut_off(running: Running) -> None:
