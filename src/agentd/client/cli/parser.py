@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
 _UNKNOWN = "unrecognized arguments: "
+# Of -timeout, whose -t and -i it has taken, before Python 3.12.
+_IGNORED = re.compile(r"argument \S+: ignored explicit argument '(.*)'\Z")
 _MISSING = "the following arguments are required: "
 _WORDED = re.compile(r"exit codes:\Z")  # what is indented beneath it are words, no commands
 _COMMENTED = re.compile(r"(?P<indent> +)(?P<command>\S.*?) {2,}(?P<comment>\S.*)\Z")
@@ -91,6 +93,8 @@ class Parser(argparse.ArgumentParser):
         fix = f"see {self.prog} --help"
         if self._actions_here and message.startswith((f"{_MISSING}ACTION", f"{_MISSING}COMMAND")):
             fix = f"use one of: {', '.join(self._actions_here)}"
+        if (found := _IGNORED.match(message)) and self._typed(f"-{found[1]}") in self._words:
+            message = f"{_UNKNOWN}-{found[1]}"
         if message.startswith(_UNKNOWN):
             word = message.removeprefix(_UNKNOWN).split(" ")[0]
             typed = self._typed(word)
