@@ -330,7 +330,7 @@ class RelayedConnection:
             self._dial(why or errno.ECONNRESET)
         elif mask & OUT and not self.connected:
             self._connect(said=bool(mask & _READ_ENDS))
-        if mask & IN and self._reads and self._gate is not None and spoken(self._upstream):
+        if mask & IN and self.connected and self._reads and self._gate and spoken(self._upstream):
             self.refuse("its requests are to be read, and its host speaks first: that is no HTTP")
 
     def _pump(self, *, up: bool, down: bool) -> None:
