@@ -124,6 +124,17 @@ class SandboxHandle:
             with contextlib.suppress(AgentdError):
                 guest.call("sys.lease", ms=milliseconds, **({"still": True} if still else {}))
 
+    def keep(self, *, wall: Wall | None = None, guest: Guest | None = None) -> bool:
+        """Take what was made for it. False where it was ended meanwhile: nobody holds the lock as
+        that is made, and there was none to end."""
+        with self.lock:
+            starts = self.state is State.STARTING
+            if starts and wall is not None:
+                self._wall = wall
+            if starts and guest is not None:
+                self._guest = guest
+        return starts
+
     def rouse(self) -> None:
         """Notes a use of it: one that rests for being idle goes on. Raises as a resume does."""
         if self.on_use is None:

@@ -320,7 +320,7 @@ class Manager:
             self._keep_wall(handle, launch(handle))
             return LifecycleEvent.WALL_UP
         if instruction is Do.CONNECT:
-            handle._guest = self._connected(handle, handle.wall)
+            self._keep_guest(handle, self._connected(handle, handle.wall))
             begin(handle)
             return LifecycleEvent.GUEST_READY
         if instruction is Do.DISCONNECT:
@@ -360,13 +360,12 @@ class Manager:
         return guest
 
     def _keep_wall(self, handle: SandboxHandle, wall: Wall) -> None:
-        """Nobody holds the lock while it is built: it may have been ended, and had no wall then."""
-        with handle.lock:
-            starts = handle.state is State.STARTING
-            if starts:
-                handle._wall = wall
-        if not starts:
+        if not handle.keep(wall=wall):
             self._kill(wall)
+
+    def _keep_guest(self, handle: SandboxHandle, guest: Guest) -> None:
+        if not handle.keep(guest=guest):
+            guest.close()
 
     def _kill(self, wall: Wall) -> None:
         """Kill it: nothing runs behind it when this returns; what it held may last a moment."""

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from agentd.model.availability import Availability
-from agentd.model.errors import BackendLost, SandboxError
+from agentd.model.errors import AgentdError, BackendLost, SandboxError
 from agentd.model.isolation import IsolationLevel
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox import lifecycle
@@ -185,6 +185,20 @@ def test_what_is_ended_as_it_becomes_ready_stays_ended(manager, backend, monkeyp
     handle = manager.create(SandboxSpec())
     ahead[0].join()
     assert handle.state is State.ENDED and manager.sandboxes() == ()
+
+
+def test_the_connection_to_what_is_ended_meanwhile_is_closed(backend):
+    guest = Guest()
+
+    def connect(wall):
+        manager.destroy(*manager.sandboxes())
+        return guest
+
+    manager = Manager(lambda name: backend, connect)
+    with pytest.raises(AgentdError):
+        manager.create(SandboxSpec())
+    assert (guest.closed, backend.walls[0].killed) == (1, 1)
+    manager.close()
 
 
 def test_a_forked_copy_ends_nothing(manager, backend, monkeypatch):

@@ -232,7 +232,7 @@ def _tell_lost(page: "ConnectionPage", before: "ConnectionPage", newest: int) ->
     they are numbered. ``newest`` is the last that was there before it."""
     came = sum(each.n > newest for each in page.connections)
     lost = max(0, _newest(page) - newest - came)
-    lost += page.totals.get("lost", 0) - before.totals.get("lost", 0)
+    lost += max(0, page.totals.get("lost", 0) - before.totals.get("lost", 0))
     if lost:
         print(f"agentd net: {lost} came too fast to be listed", file=sys.stderr, flush=True)
 

@@ -1,6 +1,7 @@
 """Addresses of a name, looked up in a thread: the resolver may take a minute, and hears no signal
 meanwhile."""
 
+import errno
 import socket
 import threading
 from collections.abc import Callable
@@ -25,7 +26,11 @@ def addresses(host: str, port: int, wait: Callable[[socket.socket], object]) -> 
                 failed.append(error)
 
     with ours:
-        threading.Thread(target=look_up, name="agentd-name", daemon=True).start()
+        try:
+            threading.Thread(target=look_up, name="agentd-name", daemon=True).start()
+        except RuntimeError as error:  # as many as there may be
+            theirs.close()
+            raise OSError(errno.EAGAIN, "no thread can be had to look it up in") from error
         wait(ours)
     if failed:
         raise failed[0]

@@ -243,11 +243,12 @@ class QemuProcess(MonitorProcess):
             with contextlib.suppress(*([QmpError] if self._leaving else [])):
                 self.execute("device_del", {"id": f"{_DEVICE}{self._devices}"})
             self._leaving = True
-            self._await_unplugged(_UNPLUG_SECONDS)
+            with self._explained():
+                self._await_unplugged(_UNPLUG_SECONDS)
 
     def _await_unplugged(self, seconds: float) -> None:
         name = f"{_DEVICE}{self._devices}"
-        self.wait_event("DEVICE_DELETED", seconds, device=name)
+        self._monitor.wait_event(("DEVICE_DELETED",), seconds, device=name)
         self._leaving = False
         self._keeper.release(self._number)
         self.execute("chardev-remove", {"id": name})
