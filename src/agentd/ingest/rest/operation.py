@@ -195,6 +195,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
         limit = exchange.web.limits.body
         length = exchange.length
         key = exchange.headers.get("idempotency-key") if self.once else None
+        exchange.comes_again = key is not None and not self.lasting  # the next daemon does it then
         if length is not None and length > limit:
             await exchange.body(limit, LARGE)  # raises TooLarge
         raw = b""

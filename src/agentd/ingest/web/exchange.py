@@ -176,6 +176,7 @@ class Exchange(WebRequest[D]):
 
     started = False
     head_only = False
+    comes_again = False  # its client sends it once more, by itself, where it gets no answer
     _kept = 0  # bytes that stay in memory until it is answered
     _holder = ""  # whose they are
     _share: AnswerRoom | None = None  # of those that all answers may have

@@ -74,8 +74,10 @@ class Doors:
                 await _refuse(mount, Draining(), scope, receive, tell)
             else:
                 await (hosted or mount.application)(scope, receive, tell)
-        except Exception as error:  # of an application that is no ``Routes``
-            failure = internal(error, f"the request {scope['path'][:200]!r}")
+        # Of an application that is no ``Routes``.
+        except (Exception, asyncio.CancelledError) as error:
+            what = f"the request {scope['path'][:200]!r}"
+            failure = internal(error, what) if isinstance(error, Exception) else ShutDown()
             if started:
                 link.cut()
             else:
@@ -201,8 +203,9 @@ class _Resource(Generic[D]):
             exchange.release()
 
     async def _interrupt(self, exchange: Exchange[D]) -> None:
-        """Tell that the daemon ends. Whoever only looks is cut off, and asks the next one again."""
-        if exchange.scope["method"] in ("GET", "HEAD"):
+        """Tell that the daemon ends. Who asks the next one again by itself is cut off: that answers
+        what is asked, as what only looks or deletes."""
+        if exchange.comes_again or exchange.scope["method"] in ("GET", "HEAD", "DELETE"):
             await exchange.abort()
         else:
             await exchange.fail(ShutDown())

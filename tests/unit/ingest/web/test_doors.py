@@ -1,10 +1,14 @@
 """Doors that share a listener: whose a path is, and which claims exclude each other."""
 
+import asyncio
+import http.client
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.ingest.fake import FakeDaemon
+from tests.unit.ingest.fake import FakeDaemon, until
+from tests.unit.ingest.fake_nouns import FakeSandboxes
 from tests.unit.ingest.harness import Running
 
 from agentd.ingest.web.door import Door, Mount
@@ -59,6 +63,8 @@ class Plain(Door):
 
 async def _breaks(scope: Any, receive: Any, send: Any) -> None:
     """An application that is no ``Routes``, and leaves its errors to whoever asks it."""
+    if scope["path"] == "/plain/waits":
+        await asyncio.sleep(600)
     if scope["path"] == "/plain/late":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"so far", "more_body": True})
@@ -90,3 +96,36 @@ def test_each_door_refuses_in_its_form_while_agentd_drains(tmp_path: Path) -> No
         assert running.ask("GET", "/v1/version").code == "draining"
         assert b"failed to answer" in running.ask("GET", "/plain/always").body
         assert running.ask("GET", "/healthz").status == 200
+
+
+def test_at_the_end_of_a_drain_who_does_not_ask_again_by_itself_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, told = threading.Event(), dict[str, int]()
+    for name in ("create", "kill"):
+        monkeypatch.setattr(FakeSandboxes, name, lambda *_: go.wait(120))
+    with Running(tmp_path, doors=_plain) as running:
+        asked = {
+            "plain": ("POST", "/plain/waits", None, {}),
+            "made": ("POST", "/v1/sandboxes", {}, {}),
+            "made once": ("POST", "/v1/sandboxes", {}, {"Idempotency-Key": "k"}),
+            "ended": ("DELETE", "/v1/sandboxes/sbx-1", None, {}),
+        }
+
+        def ask(name: str) -> None:
+            try:
+                told[name] = running.ask(*asked[name]).status
+            except (ConnectionError, http.client.HTTPException):
+                told[name] = 0  # it is cut off
+
+        threads = [threading.Thread(target=ask, args=(name,)) for name in asked]
+        try:
+            for thread in threads:
+                thread.start()
+            until(lambda: len(running.server._state.tasks) == len(asked))
+            running.begin_to_end(drain=0.1)
+            for thread in threads:
+                thread.join(120)
+        finally:
+            go.set()
+    assert told == {"plain": 418, "made": 503, "made once": 0, "ended": 0}
