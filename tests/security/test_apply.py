@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from agentd import Sandbox, SandboxError
+from agentd import Conflict, Sandbox, SandboxError
 
 MOUNTED = """
 mount -t tmpfs -o size=1M none "$1" && cd "$1" && shift && echo old | tee first >last && "$@"
@@ -137,8 +137,9 @@ def test_what_the_folders_owner_may_not_remove_stays(tmp_path: Path) -> None:
         assert sb.run("rmdir d; mkdir d; echo > d/new").exit_code == 0
         (tmp_path / "d" / "roots").mkdir(mode=0o755)
         (tmp_path / "d" / "roots" / "file").write_text("precious")
-        with pytest.raises(SandboxError, match="in part only"):
+        with pytest.raises(Conflict, match="d/roots/ may not be written here"):
             sb.apply()
+    assert os.listdir(tmp_path / "d") == ["roots"]
     assert (tmp_path / "d" / "roots" / "file").read_text() == "precious"
 
 
@@ -217,6 +218,71 @@ print([open(name).read() for name in ("shut/f", "f", "d/new")], os.listdir("d"))
         "['0o0', '0o0', '0o0']",
         "['1\\n', '2\\n', '3\\n'] ['new']",
     ], ran.stderr.decode()
+
+
+OPENED = "echo 1 > a; {}; echo 2 > z"
+
+
+@pytest.mark.parametrize("backend", ["linux", "oci"])
+def test_what_the_folder_closes_to_its_owner_is_told_before_anything_is_written(
+    as_user: Any, backend: str
+) -> None:
+    project = Path(as_user.home, f"opened-{backend}")
+    changes = (
+        "chmod -R u+w gone; rm -r gone",
+        "chmod -R u+w gone; rm -r gone; echo > gone",
+        "chmod -R u+w gone; rm -r gone; mkdir gone",
+        "chmod 700 shut; echo > shut/new",
+    )
+    script = f"""
+import os
+from agentd import Conflict, Sandbox
+os.makedirs("{project}/gone/below")
+os.chdir("{project}")
+os.mkdir("shut")
+open("gone/below/f", "w").close()
+for name, mode in (("shut", 0), ("gone/below", 0o555)):
+    os.chmod(name, mode)
+for change in {changes!r}:
+    with Sandbox.create(workspace="{project}:cow", embedded=True, backend="{backend}") as box:
+        box.run({OPENED!r}.format(change), check=True)
+        assert "A z" in box.changes()
+        try:
+            box.apply()
+        except Conflict as error:
+            print(error.message, sorted(os.listdir()), os.listdir("gone/below"))
+"""
+    ran = as_user.python("-c", script)
+    if b"Unavailable" in ran.stderr:
+        pytest.skip(ran.stderr.decode())
+    removed = "the changes cannot be applied: gone/below/ may not be written here"
+    assert ran.stdout.decode().splitlines() == [
+        *[f"{removed} ['gone', 'shut'] ['f']"] * 3,
+        "the changes cannot be applied: shut: Permission denied ['gone', 'shut'] ['f']",
+    ], ran.stderr.decode()
+
+
+def test_what_cannot_be_read_for_want_of_descriptors_is_told(tmp_path: Path) -> None:
+    script = f"""
+import os, resource
+from agentd import Conflict, Sandbox
+with Sandbox.create(workspace="{tmp_path}:cow", embedded=True, backend="linux") as box:
+    box.run(["mkdir", "-p", "{"/".join(["d"] * 60)}"], check=True)
+    most = max(map(int, os.listdir("/proc/self/fd"))) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    for act in (box.changes, box.apply):
+        try:
+            act()
+        except Conflict as error:
+            print(error.message)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    said = [line.partition(": ")[::2] for line in ran.stdout.splitlines()]
+    assert [first for first, _ in said] == ["the changes cannot be applied"] * 2, ran.stderr
+    assert all(why.endswith("Too many open files") for _, why in said)
+    assert not os.listdir(tmp_path)
 
 
 def test_what_cannot_be_listed_or_kept_takes_no_result_along(tmp_path: Path) -> None:

@@ -11,23 +11,31 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from agentd.linux import nameless
-from agentd.model.errors import Conflict, SandboxError
+from agentd.model.errors import SandboxError
 from agentd.sandbox import sparse
 from agentd.sandbox.backends import identity
 from agentd.sandbox.backends.linux import placing
+from agentd.sandbox.backends.linux.applying import (
+    MAX_CHANGES,
+    MAX_DEPTH,
+    Check,
+    cannot,
+    entries,
+    is_opaque,
+    said,
+    told,
+    too_deep,
+)
 from agentd.sandbox.backends.linux.closed import is_closed, opened
 from agentd.sandbox.backends.linux.disk import SandboxDisk
-from agentd.sandbox.backends.linux.lower import Lower, enter, lstat, mounted_beneath, shown
+from agentd.sandbox.backends.linux.lower import Lower, enter, lstat, mounted_beneath
 from agentd.sandbox.backends.linux.wall import LinuxWall
 
-_OPAQUE = "user.overlay.opaque"
 _DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_MAX_DEPTH = 256
-_MAX_CHANGES = 1_000_000
 _MAX_TEXT = 32 << 20  # of the paths of all changes
 
 
@@ -51,11 +59,11 @@ class OverlayWall(LinuxWall):
         def note(kind: str, path: str) -> None:
             nonlocal size
             size += len(path)
-            if len(found) >= _MAX_CHANGES or size > _MAX_TEXT:
-                raise _cannot(f"there are over {_MAX_CHANGES} of them, or over {_MAX_TEXT} bytes")
+            if len(found) >= MAX_CHANGES or size > _MAX_TEXT:
+                raise cannot(f"there are over {MAX_CHANGES} of them, or over {_MAX_TEXT} bytes")
             found.append(f"{kind} {path}")
 
-        with self._disk_held() as disk:
+        with self._disk_held() as disk, told():
             self._walk(disk, lambda upper, lower: _list(upper, lower, "", note))
         return tuple(sorted(found, key=lambda line: line[2:]))
 
@@ -70,16 +78,16 @@ class OverlayWall(LinuxWall):
         size = os.fstatvfs(disk.fd)
         budget = size.f_blocks * size.f_frsize
         host = Lower(ids)
-        check = _Check(budget, host, mounted_beneath(self._source))
-        self._walk(disk, check.all)
+        with told():
+            check = Check(budget, host, mounted_beneath(self._source))
+            self._walk(disk, check.all)
         writer = _Writer(host, budget)
         try:
             self._walk(disk, lambda upper, lower: writer.apply(upper, lower, 0))
         except OSError as error:
-            name = f"{shown(str(error.filename))}: " if error.filename else ""
             raise SandboxError(
                 "the changes could be applied in part only",
-                cause=f"{name}{error.strerror or error}",
+                cause=said(error),
                 remediation="end what still runs in the sandbox, make room, and apply them again",
             ) from error
 
@@ -96,10 +104,10 @@ class OverlayWall(LinuxWall):
 
 
 def _list(upper: int, lower: int | None, prefix: str, note: Callable[[str, str], None]) -> None:
-    if prefix.count("/") > _MAX_DEPTH:
-        raise _too_deep(prefix)
+    if prefix.count("/") > MAX_DEPTH:
+        raise too_deep(prefix)
     names = set()
-    for name, info in _entries(upper):
+    for name, info in entries(upper):
         names.add(name)
         path = prefix + name
         before = lstat(name, lower)
@@ -112,8 +120,8 @@ def _list(upper: int, lower: int | None, prefix: str, note: Callable[[str, str],
             _descend(name, info, upper, lower if merged else None, path + "/", note)
         else:
             note("A" if before is None else "M", path)
-    if lower is not None and _is_opaque(upper):
-        for name, _info in _entries(lower):
+    if lower is not None and is_opaque(upper):
+        for name, _info in entries(lower):
             if name not in names:
                 note("D", prefix + name)
 
@@ -138,93 +146,6 @@ def _descend(
                 os.close(below)
 
 
-class _Check:
-    """Whether all changes can be written, before any is: depth, number, sizes, rights and room.
-
-    ``points`` are mounts beneath the folder, of which the sandbox saw nothing.
-    """
-
-    def __init__(self, budget: int, host: Lower, points: frozenset[str]) -> None:
-        self._budget = budget
-        self._host = host
-        self._points = points
-        self._count = 0
-        self._bytes = 0
-        self._largest = (0, "")
-
-    def all(self, upper: int, lower: int) -> None:
-        """Raises Conflict, which names what is in the way."""
-        self._folder(upper, lower, "")
-        self._room(lower)
-
-    def _folder(self, upper: int, lower: int | None, prefix: str) -> None:
-        if prefix.count("/") > _MAX_DEPTH:
-            raise _too_deep(prefix)
-        writes = _is_opaque(upper)
-        if writes:
-            self._none_mounted(prefix)
-        for name, info in _entries(upper):
-            path = prefix + name
-            self._count += 1
-            if self._count > _MAX_CHANGES:
-                raise _cannot(f"there are over {_MAX_CHANGES} of them")
-            before = lstat(name, lower)
-            merged = before is not None and stat.S_ISDIR(before.st_mode)
-            self._none_mounted(path)
-            if not stat.S_ISDIR(info.st_mode):
-                self._none_mounted(path + "/")
-                writes = True
-                self._file(info, path)
-                continue
-            writes = writes or not merged
-            below = None
-            with opened(name, upper, info, _DIR) as inner:
-                try:
-                    below = enter(name, lower) if merged and lower is not None else None
-                    self._folder(inner, below, path + "/")
-                finally:
-                    if below is not None:
-                        os.close(below)
-        if writes and lower is not None and not self._host.may_write(lower):
-            raise _cannot(f"{shown(prefix) or 'the folder itself'} may not be written here")
-
-    def _none_mounted(self, path: str) -> None:
-        """At a path of the host's, or beneath one that ends with a slash or is the top."""
-        for point in self._points:
-            if point == path or (path[-1:] in ("", "/") and point.startswith(path)):
-                raise _cannot(
-                    f"something is mounted at {shown(point)}, and what it hides was changed"
-                )
-
-    def _file(self, info: os.stat_result, path: str) -> None:
-        if not stat.S_ISREG(info.st_mode):
-            return
-        self._bytes += min(info.st_size, info.st_blocks * 512)
-        self._largest = max(self._largest, (info.st_size, path))
-        if self._bytes > self._budget:
-            raise _cannot(
-                f"with {shown(path)} they are over {self._budget} bytes, the sandbox's disk limit"
-            )
-
-    def _room(self, lower: int) -> None:
-        space = os.fstatvfs(lower)
-        left = (space.f_bfree if os.geteuid() == 0 else space.f_bavail) * space.f_frsize
-        if self._bytes > left:
-            raise _cannot(f"they take {self._bytes} bytes, and {left} are left on the disk here")
-        size, path = self._largest
-        if not size:
-            return
-        fd, temporary = placing.create(lower)
-        try:
-            os.ftruncate(fd, size)  # each filesystem has a largest size of its own
-        except OSError as error:
-            raise _cannot(f"{shown(path)} has {size} bytes: {error.strerror}") from None
-        finally:
-            os.close(fd)
-            if temporary:
-                os.unlink(temporary, dir_fd=lower)
-
-
 class _Writer:
     """Writes an upper directory to the host, at most ``budget`` bytes.
 
@@ -239,17 +160,17 @@ class _Writer:
         self._budget = self._left = budget
 
     def apply(self, upper: int, lower: int, depth: int) -> None:
-        if depth > _MAX_DEPTH:
-            raise OSError(errno.ENAMETOOLONG, f"nested deeper than {_MAX_DEPTH} folders")
+        if depth > MAX_DEPTH:
+            raise OSError(errno.ENAMETOOLONG, f"nested deeper than {MAX_DEPTH} folders")
         with self._host.opened(lower):
             if self._host.may_write(lower):
                 placing.sweep(lower)
-            if _is_opaque(upper):
-                kept = {name for name, info in _entries(upper) if not _is_whiteout(info)}
-                for name, _info in _entries(lower):
+            if is_opaque(upper):
+                kept = {name for name, info in entries(upper) if not _is_whiteout(info)}
+                for name, _info in entries(lower):
                     if name not in kept:
                         self._host.remove(name, lower)
-            for name, info in _entries(upper):
+            for name, info in entries(upper):
                 self._entry(name, info, upper, lower, depth)
 
     def _entry(self, name: str, info: os.stat_result, upper: int, lower: int, depth: int) -> None:
@@ -347,34 +268,9 @@ class _Writer:
                 raise OSError(errno.EFBIG, text)
 
 
-def _cannot(why: str) -> Conflict:
-    return Conflict(
-        f"the changes cannot be applied: {why}",
-        remediation="change that, or copy what you want: agentd cp, files.download in the SDK",
-    )
-
-
-def _too_deep(path: str) -> Conflict:
-    return _cannot(f"{shown(path)} is nested deeper than {_MAX_DEPTH} folders")
-
-
-def _entries(directory: int) -> Iterator[tuple[str, os.stat_result]]:
-    for name in os.listdir(directory):
-        info = lstat(name, directory)
-        if info is not None:
-            yield name, info
-
-
 def _permissions(info: os.stat_result | None) -> int:
     return stat.S_IMODE(info.st_mode) & 0o777 if info is not None else 0
 
 
 def _is_whiteout(info: os.stat_result) -> bool:
     return stat.S_ISCHR(info.st_mode) and info.st_rdev == 0
-
-
-def _is_opaque(directory: int) -> bool:
-    try:
-        return os.getxattr(directory, _OPAQUE) == b"y"
-    except OSError:
-        return False
