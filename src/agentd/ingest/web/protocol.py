@@ -10,6 +10,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.frames import CloseCode, Frame
+from websockets.http11 import MAX_LINE_LENGTH
 from websockets.streams import StreamReader
 
 from agentd.ingest.web.errors import Busy, HeadersTooLarge, RequestTimeout
@@ -65,7 +66,7 @@ class HttpConnection(HttpToolsProtocol):
         self._is_over = False  # one connection too many
         self._deaf = False  # the client is wrong: what else it sends is not looked at
         self._in_head = False
-        self._too_large = False
+        self._too_large = ""  # what is the most
         self._head = 0  # bytes of it
         self._trailers = 0
         self._since = 0.0  # when the connection or the head began
@@ -109,7 +110,7 @@ class HttpConnection(HttpToolsProtocol):
             if self._in_head:
                 self._head += len(data)
                 if self._head > self.limits.head:
-                    self._too_large = True
+                    self._too_large = self._most
                     self._refuse(self._reason(None))
 
     def on_message_begin(self) -> None:
@@ -148,8 +149,10 @@ class HttpConnection(HttpToolsProtocol):
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
             raise ValueError(f"it has {hosts} Host headers")  # RFC 9112, 3.2
         bodies = [v for n, v in self.headers if n in (b"content-length", b"transfer-encoding")]
-        if bodies not in ([], [b"0"]) and self.parser.should_upgrade() and self._should_upgrade():
-            raise ValueError("a WebSocket's handshake has no body")
+        if self.parser.should_upgrade() and self._should_upgrade():
+            if bodies not in ([], [b"0"]):
+                raise ValueError("a WebSocket's handshake has no body")
+            self._check_lines()
         self._in_head = False
         self.app_state["link"].has_asked = True
         self._unread = True
@@ -196,16 +199,26 @@ class HttpConnection(HttpToolsProtocol):
     def _has_answered(self) -> bool:
         return self.cycle is not None and self.cycle.response_complete
 
-    def _refuse_head(self) -> NoReturn:
+    def _check_lines(self) -> None:
+        """Refuse a handshake that websockets would not read, and not answer either."""
+        lines = [len(self.url) + len("GET  HTTP/1.1\r\n")]
+        lines += [len(name) + len(value) + len(": \r\n") for name, value in self.headers]
+        if max(lines) > MAX_LINE_LENGTH:
+            self._refuse_head(f"a line of a WebSocket's has {MAX_LINE_LENGTH} bytes at most")
+
+    @property
+    def _most(self) -> str:
+        return f"{self.limits.head} bytes and {self.limits.headers} headers are the most"
+
+    def _refuse_head(self, most: str = "") -> NoReturn:
         # What a callback raises, the parser turns into an HttpParserCallbackError.
-        self._too_large = True
+        self._too_large = most or self._most
         raise ValueError("the head of the request is too large")
 
     def _reason(self, error: Exception | None) -> AgentdError:
         if self._too_large:
             return HeadersTooLarge(
-                "the request line and headers are too large",
-                cause=f"{self.limits.head} bytes and {self.limits.headers} headers are the most",
+                "the request line and headers are too large", cause=self._too_large
             )
         raised = None if error is None else error.__context__  # in a callback, if it was one
         why = raised if isinstance(raised, ValueError) else error

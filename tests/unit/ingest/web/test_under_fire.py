@@ -597,6 +597,21 @@ def test_an_upgrade_that_is_no_websocket_is_ignored(running: Running) -> None:
     assert status(answer) == 200 and answer.count(b"HTTP/1.1 ") == 1
 
 
+@pytest.mark.parametrize(
+    ("url", "header"), [(b"?x=" + b"x" * 9000, b""), (b"", b"Cookie: x=" + b"x" * 9000 + b"\r\n")]
+)
+def test_a_handshake_with_a_long_line_is_answered(
+    running: Running, url: bytes, header: bytes
+) -> None:
+    """The WebSocket's own parser, which reads no line of over 8 KiB, would say nothing at all."""
+    answer = running.say(
+        b"GET /v1/sandboxes/sbx-x/exec%b HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\n"
+        b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n%b"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % (url, header)
+    )
+    assert status(answer) == 431 and b"8192 bytes" in answer, answer
+
+
 def _attached(running: Running, *argv: str) -> tuple[socket.socket, FakeProcess]:
     id_, process = running.process(*(argv or ("cat",)))
     client = running.raw()
