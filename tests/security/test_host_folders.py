@@ -14,7 +14,13 @@ from typing import Any
 import pytest
 from tests.security.daemons import running
 
-NOBODY = 65534
+from agentd.linux import landlock
+from agentd.model.errors import InvalidInput
+from agentd.model.mount import WORKSPACE, Mount, MountMode
+from agentd.model.spec import SandboxSpec
+from agentd.sandbox.backends.process import LandlockBackend
+
+NOBODY, OTHER = 65534, 61234
 SECRET = "of root alone"
 # As another user: asks for a folder of its own, while a link to the secret one takes its place and
 # gives it back as fast as it can; prints each answer's status, and what was read.
@@ -111,6 +117,26 @@ def test_a_folder_that_is_swapped_for_a_link_is_not_mounted(
     # What was not refused was the folder itself.
     assert {text for status, text in answers if status == "201"} <= {"mine", ""}
     assert {text for status, text in answers if status != "201"} <= {"refused", "invalid_input"}
+
+
+@pytest.mark.root
+def test_commands_do_not_become_the_owner_of_what_a_link_leads_to(place: Path) -> None:
+    """Those of the process wall become the owner of the workspace that they write; who asked for
+    one may have put a link there since it was judged."""
+    if not LandlockBackend().probe().usable or landlock.abi_version() < 6:
+        pytest.skip("no Landlock that keeps a user's processes apart")
+    theirs, link = place / "theirs", place / "allowed" / "link"
+    theirs.mkdir()
+    os.chown(theirs, OTHER, OTHER)
+    link.symlink_to(theirs)
+    backend = LandlockBackend()
+    plans = [
+        SandboxSpec(backend="landlock", mounts=(Mount(str(path), WORKSPACE, MountMode.RW),))
+        for path in (theirs, link)
+    ]
+    assert backend.plan(plans[0]).writer == (OTHER, OTHER)
+    with pytest.raises(InvalidInput, match="cannot mount"):
+        backend.plan(plans[1])
 
 
 @pytest.mark.root

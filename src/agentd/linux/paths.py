@@ -33,6 +33,15 @@ def open_plain(path: str) -> int:
     return fd
 
 
+def stat_plain(path: str) -> os.stat_result:
+    """Tells of what ``open_plain`` opens. Raises as that does."""
+    fd = open_plain(path)
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
+
+
 def open_inside(root: int, path: str, flags: int) -> int:
     """Opens a path as a process would open it that has ``root`` as its root directory: links,
     absolute ones too, and ``..`` lead nowhere else. Raises OSError, ENOSYS where the kernel or a

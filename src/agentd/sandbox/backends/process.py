@@ -10,7 +10,7 @@ import msgspec
 
 from agentd.guest.zygote.messages import MAX_MESSAGE
 from agentd.guest.zygote.scratch import remove
-from agentd.linux import container, landlock, seccomp
+from agentd.linux import container, landlock, paths, seccomp
 from agentd.linux.cgroup import Group
 from agentd.model.availability import Availability, Blocker
 from agentd.model.enforcement import Control
@@ -24,6 +24,7 @@ from agentd.model.mount import (
     check_workspace,
     is_reserved,
     unmountable,
+    unopened,
 )
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.backends import configuration, identity, shared
@@ -251,7 +252,10 @@ class LandlockBackend(HostBackend):
         mount = next((mount for mount in mounts if mount.mode is MountMode.RW), None)
         if mount is None or not identity.available():
             return None
-        found = os.stat(mount.source)
+        try:  # who asked for it may have put a link there since, to another user's
+            found = paths.stat_plain(mount.source)
+        except OSError as error:
+            raise unopened(mount, error) from error
         if found.st_uid == 0 and not found.st_mode & 0o002:
             raise Refused(
                 f"backend {self.name} run by root cannot write {mount.source}, which is root's: "
