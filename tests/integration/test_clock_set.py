@@ -108,3 +108,14 @@ decision := {"allow": true, "obligations": {"approve": true}} if "ask" in input.
         decide = f"/v1/approvals/{view['id']}/decide"
         assert daemon.ask("POST", decide, {"allow": True}).status == 200
         assert later.answer().json["stdout"] == "ask\n"
+
+
+@pytest.mark.parametrize("step", [DAY, -DAY])
+def test_what_was_done_is_not_done_again(daemon: Daemon, clock: Clock, step: float) -> None:
+    path = f"/v1/sandboxes/{daemon.sandbox(ttl=600)}/exec"
+    body = {"cmd": "echo done >> /tmp/done; cat /tmp/done"}
+    answers = []
+    for offset in (0.0, step, 0.0):
+        clock.set(offset)
+        answers.append(daemon.ask("POST", path, body, Idempotency_Key="once"))
+    assert [answer.json["stdout"] for answer in answers] == ["done\n"] * 3

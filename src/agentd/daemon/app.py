@@ -42,7 +42,7 @@ from agentd.daemon.service.nonces import StoredNonces
 from agentd.daemon.service.noun import Parts
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
-from agentd.daemon.service.retention import Retention
+from agentd.daemon.service.retention import LateClock, Retention
 from agentd.daemon.service.service import DaemonService
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -274,7 +274,8 @@ class Daemon:
     def _remembering(self, state: str) -> Idempotency:
         kept = self.config.idempotency
         bounds = KeyedBounds(ttl=float(kept.keep), keys=kept.keys, bytes=int(kept.answers))
-        return Idempotency(self.store, seal.of_state(state), bounds)
+        late = LateClock(lambda: bounds.ttl)
+        return Idempotency(self.store, seal.of_state(state), bounds, past=late)
 
     def _key_service(self) -> "KeyService":
         return key_service(self.config, self.keys)

@@ -9,7 +9,8 @@
 A repeat is authorised like the request itself before it gets an answer. A key is its principal's
 own and is forgotten an hour after its request ended, or sooner: where too many are kept, the
 principal's oldest ended ones are forgotten, and of too many bytes the oldest answers. A key whose
-request runs is never forgotten. Time is the wall clock's: it must outlive the daemon.
+request runs is never forgotten. Time is the wall clock's: it must outlive the daemon. A leap of it
+forgets no key of a daemon that runs (``past``).
 
 Answers are sealed in the store: see ``seal``.
 
@@ -109,10 +110,11 @@ class Idempotency:
         bounds: KeyedBounds | None = None,
         *,
         clock: Callable[[], float] = time.time,
+        past: Callable[[], float] | None = None,
     ) -> None:
         self._store = store
         self._seal = seal
-        self._kept = Keyed(store, bounds or KeyedBounds(), clock)
+        self._kept = Keyed(store, bounds or KeyedBounds(), clock, past or clock)
         self._running: dict[tuple[str, str], _Run] = {}
 
     async def run(

@@ -33,10 +33,18 @@ class KeyedBounds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Keyed:
-    def __init__(self, store: SqliteStore, bounds: KeyedBounds, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        store: SqliteStore,
+        bounds: KeyedBounds,
+        clock: Callable[[], float],
+        past: Callable[[], float],
+    ) -> None:
+        """``past`` is the clock by which keys have expired: one that may be late."""
         self._store = store
         self.bounds = bounds
         self._clock = clock
+        self._past = past
         self._use: dict[str, Amount] = {}  # of a principal: its keys, the bytes of its answers
         self._all: Amount | None = None  # None: to be counted again
         while self.write(self._interrupt):
@@ -69,7 +77,7 @@ class Keyed:
         )
 
     def has_expired(self, record: IdempotencyRecord) -> bool:
-        return record.expires <= self._clock()
+        return record.expires <= self._past()
 
     # -- in a transaction --
 
@@ -170,7 +178,7 @@ class Keyed:
             self.count(record.principal, -1, -record.size)
 
     def _delete_expired(self, transaction: Transaction) -> int:
-        gone = transaction.delete_before(IdempotencyRecord, "expires", self._clock(), _SWEEP)
+        gone = transaction.delete_before(IdempotencyRecord, "expires", self._past(), _SWEEP)
         if gone:
             self._use.clear()
             self._all = None

@@ -1,6 +1,7 @@
 """What has ended is kept for a while, to be asked about, and then forgotten."""
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -12,6 +13,42 @@ from agentd.sandbox.journal.journals import Journals
 
 _AT_ONCE = 500  # rows in one transaction: others wait for it
 _TICK_SECONDS = 60.0
+_LEAP_SECONDS = 60.0  # at once, as no clock is off that is set right now and then
+
+
+def _boottime() -> float:
+    """Seconds that nobody can set; those of a suspended machine count."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class LateClock:
+    """Tells the time of the wall clock, but where that leaps ahead: then it follows ``hold``
+    seconds later. What is kept for so long is kept for so long, whoever sets the clock meanwhile.
+    Thread-safe."""
+
+    def __init__(
+        self,
+        hold: Callable[[], float],
+        clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = _boottime,
+    ) -> None:
+        self._hold = hold
+        self._clock = clock
+        self._steady = steady
+        self._lock = threading.Lock()
+        self._followed = self._seen = clock() - steady()  # how far the wall clock is ahead of ours
+        self._leapt = float("-inf")
+
+    def __call__(self) -> float:
+        with self._lock:
+            now = self._steady()
+            ahead = self._clock() - now
+            if ahead - self._seen > _LEAP_SECONDS:
+                self._leapt = now
+            self._seen = ahead
+            if now - self._leapt >= self._hold():
+                self._followed = ahead
+            return now + min(ahead, self._followed)
 
 
 class Retention:
@@ -24,14 +61,14 @@ class Retention:
         store: SqliteStore,
         journals: Journals,
         keys: StoredKeys,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         more: Sequence[Callable[[float], int]] = (),
     ) -> None:
         self._config = config
         self._store = store
         self._journals = journals
         self._keys = keys
-        self._clock = clock
+        self._clock = clock or LateClock(lambda: float(config().journal.keep))
         self._more = more
         self._next = 0.0
 

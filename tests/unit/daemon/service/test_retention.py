@@ -2,7 +2,7 @@ from pathlib import Path
 
 from agentd.daemon.config.schema import Config
 from agentd.daemon.service.keystore import StoredKeys
-from agentd.daemon.service.retention import Retention
+from agentd.daemon.service.retention import LateClock, Retention
 from agentd.daemon.store.records import ProcessRecord, SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model.spec import SandboxSpec
@@ -60,3 +60,34 @@ def test_what_ended_long_ago_goes_with_its_output_and_the_rest_stays(tmp_path: P
     store.close()
     left = sorted(path.name for path in (tmp_path / "journals").rglob("*") if path.is_file())
     assert len(left) == 1 and left[0].startswith("prc-3")
+
+
+def test_a_leap_of_the_clock_takes_nothing_before_its_time(tmp_path: Path) -> None:
+    """What is kept for an hour after its end is kept for an hour, whoever sets the clock."""
+    store = SqliteStore(str(tmp_path / "store"))
+    journals = Journals(str(tmp_path / "journals"))
+    passed, leapt = 0.0, 0.0
+    late = LateClock(lambda: HOUR, lambda: NOW + passed + leapt, lambda: passed)
+    keeper = Retention(Config, store, journals, StoredKeys(store), late)
+
+    def kept() -> list[str]:
+        keeper.sweep()
+        return [record.id for record in store.find(ProcessRecord)]
+
+    store.write(lambda t: t.put(process("prc-1", NOW)))
+    passed, leapt = 600.0, 24 * HOUR
+    assert kept() == ["prc-1"]
+    store.write(lambda t: t.put(process("prc-2", NOW + passed + leapt)))
+    passed = HOUR - 1
+    assert kept() == ["prc-1", "prc-2"]
+    passed = HOUR + 1
+    assert kept() == ["prc-2"]
+    passed = 600 + HOUR + 1
+    assert kept() == []
+    store.write(lambda t: t.put(process("prc-3", NOW + passed + leapt)))
+    leapt = 0.0
+    assert kept() == ["prc-3"]
+    passed += HOUR
+    assert kept() == ["prc-3"], "its end was written by the other clock"
+    journals.close()
+    store.close()
