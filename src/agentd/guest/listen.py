@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from agentd.guest import virtio
-from agentd.guest.init import say
+from agentd.guest.init import is_the_first, say
 
 if TYPE_CHECKING:
     from agentd.guest.agent import Agent
@@ -37,6 +37,12 @@ def check(where: str) -> None:
             )
     elif where != "stdio" and not (kind in ("unix", "virtio") and value and "\0" not in value):
         raise ListenRefused(f"--listen {where!r}: give {FORMS}")
+
+
+def say_open(where: str) -> None:
+    """Tell that a place is open now, in the first agent's words where that is who we are."""
+    kind, _, value = where.partition(":")
+    say(f"Listening on {kind} port {value}" if is_the_first() else f"listening on {where}")
 
 
 class ListenPlaces:
@@ -85,7 +91,7 @@ class ListenPlaces:
         known = len(self.open)
         left = list(self._try(missing))
         for where in self.open[known:]:
-            say(f"listening on {where}")
+            say_open(where)
         if left:
             self._delay = min(self._delay * 2, MAX_RETRY_S)
             self._agent.loop.after(self._delay, lambda: self._again(left))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agentd._version import __version__
 from agentd.guest.init import FIRST, Init, become_the_first, is_the_first, say
-from agentd.guest.listen import FORMS, ListenPlaces, ListenRefused, check
+from agentd.guest.listen import FORMS, ListenPlaces, ListenRefused, check, say_open
 
 if TYPE_CHECKING:
     from agentd.guest.agent import Agent
@@ -137,7 +137,8 @@ def _say_where(agent: "Agent", opened: ListenPlaces) -> None:
     """In the words of the first agent, where that is who we are: they may be waited for."""
     if is_the_first():
         agent.on_connection = _tell_connection
-        say(f"Listening on vsock port {DEFAULT.partition(':')[2]}")
+        for where in opened.open:
+            say_open(where)
         return
     names = ", ".join(opened.open) or "nothing yet"
     say(f"listening on {names}, version {__version__}")

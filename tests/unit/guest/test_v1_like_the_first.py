@@ -311,9 +311,14 @@ def test_as_many_arguments_as_a_program_can_be_given_and_more(path: str) -> None
     assert run(path, "true", *["x"] * 1_000_000)["error"] == error
 
 
+def small(
+    path: Path, size: int, name: str = "agentd-guest", *arguments: str
+) -> contextlib.AbstractContextManager[Any]:
+    return started([sys.executable, "-c", SMALL, name, str(path), str(size), *arguments])
+
+
 @contextlib.contextmanager
-def small(path: Path, size: int, name: str = "agentd-guest", *arguments: str) -> Iterator[Any]:
-    command = [sys.executable, "-c", SMALL, name, str(path), str(size), *arguments]
+def started(command: list[str]) -> Iterator[Any]:
     with subprocess.Popen(command, env=BARE, stderr=subprocess.PIPE) as process:
         try:
             yield process
@@ -388,3 +393,39 @@ def test_as_fc_guest_agent_it_says_what_the_first_one_said(tmp_path: Path) -> No
         ]
         process.terminate()
         assert process.stderr.read() == b""
+
+
+# The kernel has no vsock at first, as before its driver is there, and init's child tries on.
+LATE = """
+import errno, os, sys
+from agentd.guest import listener, main
+tries = []
+
+def open_port(port):
+    os.write(2, b"tried\\n")
+    tries.append(port)
+    if len(tries) < 3:
+        raise OSError(errno.EAFNOSUPPORT, "none yet")
+    return listener.unix_socket(sys.argv[1])
+
+class TryingOn(main.ListenPlaces):
+    def __init__(self, agent, places, *, keep_trying):
+        super().__init__(agent, places, keep_trying=True)
+
+listener.vsock_socket, main.ListenPlaces = open_port, TryingOn
+sys.argv[0] = "/sbin/fc-guest-agent"
+sys.exit(main.main([]))
+"""
+
+
+def test_as_fc_guest_agent_it_says_that_it_listens_once_it_does(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with started([sys.executable, "-c", LATE, path]) as process:
+        said = [process.stderr.readline() for _ in range(6)]
+        assert said[0] == b"fc-guest-agent: Starting...\n"
+        assert said[2].endswith(b", trying on\n")
+        assert [said[1], *said[3:]] == [
+            *[b"tried\n"] * 3,
+            b"fc-guest-agent: Listening on vsock port 5000\n",
+        ]
+        assert exchange(path, ECHO.encode() + b"\n") == SAYS_HI
