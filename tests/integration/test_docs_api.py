@@ -47,6 +47,8 @@ def test_the_examples_do_what_they_say(daemon: Daemon) -> None:
         ("/v1/run", {"exec": {"cmd": 5}}, "the fields of RunBody are in docs/api.md"),
         ("/v1/sandboxes", {"memry": "1G"}, "did you mean memory?"),
         ("/v1/sandboxes", {"zzzz": 1}, "the fields are: isolation, backend, runtime, image"),
+        ("/v1/sandboxes", {"secrets": [{"nmae": "A"}]}, "did you mean secrets[0].name?"),
+        ("/v1/sandboxes", {"secrets": ["A@b.c", {"name": "A"}]}, "give secrets[1].hosts; the"),
         ("/v1/keys", {"name": "x", "scope": ["run"], "scopes": ["run"]}, "did you mean scopes?"),
     ],
 )

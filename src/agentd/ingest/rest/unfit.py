@@ -9,6 +9,7 @@ import msgspec
 _UNKNOWN = re.compile(r"Object contains unknown field `(?P<name>[^`]{0,64})`")
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]{0,64})`")
 _AT = re.compile(r" - at `\$(?P<path>[^`]*)`\Z")
+_INDEX = re.compile(r"\[[^]]*\]")  # in what is listed
 
 
 def remediation(kind: Any, said: str) -> str:
@@ -40,7 +41,7 @@ def _at(kind: Any, path: list[str]) -> Any:
     """Return the type of what is at ``path``, if its fields are known."""
     for part in path:
         types = {field.encode_name: field.type for field in msgspec.structs.fields(kind)}
-        kind = _struct_of(types.get(part))
+        kind = _struct_within(types.get(_INDEX.sub("", part)))
         if kind is None:
             return None
     return kind
@@ -57,6 +58,12 @@ def _names(kind: Any) -> list[str]:
 
 def _struct_of(kind: Any) -> Any:
     return next((each for each in (kind, *get_args(kind)) if _is_struct(each)), None)
+
+
+def _struct_within(kind: Any) -> Any:
+    """Return the type of fields that a value, or what it lists, may have."""
+    inner = (_struct_within(each) for each in get_args(kind))
+    return kind if _is_struct(kind) else next((each for each in inner if each is not None), None)
 
 
 def _is_struct(kind: Any) -> bool:
