@@ -622,3 +622,13 @@ def test_a_call_without_a_daemon_has_them(own: Path) -> None:
     parameters = json.dumps({"command": "cat", "args": ["/data/f"]})
     assert "kept" in said(*call, "--params", parameters)
     said("volume", "rm", "--embedded", "v")
+
+
+def test_where_none_can_be_kept_another_place_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variable = "XDG_STATE_HOME" if os.geteuid() else "AGENTD_DAEMON__STATE"
+    monkeypatch.setenv(variable, "/proc/none")
+    for words in (("volume", "ls", "--embedded"), ("volume", "create", "--embedded", "v")):
+        assert main([*words]) == 125
+        assert f"with room; or set {variable})" in capsys.readouterr().err

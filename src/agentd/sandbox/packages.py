@@ -327,7 +327,7 @@ class PackageStore:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        fix = f"see to {self.folder}, which must be writable, with room"
+        fix = f"see to {self.folder}, which must be writable, with room; or set XDG_CACHE_HOME"
         with os_errors_as(SandboxError, "packages cannot be kept", fix):
             yield
 

@@ -385,7 +385,9 @@ class VolumeStore:
 
     @contextlib.contextmanager
     def _errors(self, what: str) -> Iterator[None]:
-        fix = f"see to {self.folder}, which must be writable, with room"
+        # Root's place does not depend on the other (daemon.config.profiles).
+        place = "XDG_STATE_HOME" if os.geteuid() else "AGENTD_DAEMON__STATE"
+        fix = f"see to {self.folder}, which must be writable, with room; or set {place}"
         with os_errors_as(SandboxError, what, fix):
             yield
 
