@@ -13,6 +13,7 @@ OPERATIONS = OperationTable()
     "ports",
     body=LinkBody,
     status=201,
+    waits=True,  # somebody may have to approve of it
     keyless="send it without: each link is another one",
 )
 def _link(service: Service, a: Arguments) -> PortLink:

@@ -10,16 +10,18 @@ import socket
 import struct
 import threading
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from tests.unit.ingest.fake import KEYS, FakeProcess, until
-from tests.unit.ingest.fake_service import FakeService
+from tests.unit.ingest.fake_service import FakePorts, FakeService
 from tests.unit.ingest.harness import ALICE, BOB, Running, read_all
 from websockets.sync.client import unix_connect
 
 from agentd.ingest.web.limits import WebLimits
 from agentd.model.credential import Credential
+from agentd.model.port import PortLink
 
 QUICK = WebLimits(
     head_seconds=1.0, idle=1.0, body_seconds=1.0, stall=1.0, discard_seconds=1.0, first_message=1.0
@@ -485,6 +487,32 @@ def test_more_waits_than_threads_are_refused(tmp_path: Path) -> None:
             process.end()
         for thread in threads:
             thread.join()
+
+
+def test_a_link_that_waits_for_an_approval_holds_up_no_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, approved, make = threading.Event(), threading.Event(), FakePorts.link
+
+    def link(*args: Any, **options: Any) -> PortLink:
+        asked.set()
+        assert approved.wait(120)
+        return make(*args, **options)
+
+    monkeypatch.setattr(FakePorts, "link", link)
+    with Running(tmp_path, WebLimits(short=1)) as running:
+        path = f"/v1/sandboxes/{running.sandbox()}/links"
+        asks = threading.Thread(target=running.ask, args=("POST", path, {"port": 8080}))
+        asks.start()
+        try:
+            assert asked.wait(120)
+            with running.raw() as client:
+                client.settimeout(30)
+                client.sendall(b"GET /v1/sandboxes HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert status(client.recv(1 << 16)) == 200
+        finally:
+            approved.set()
+            asks.join()
 
 
 def test_thousands_of_pipelined_requests(running: Running) -> None:
