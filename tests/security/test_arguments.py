@@ -48,6 +48,13 @@ said("reuseport filter", call("setsockopt", udp.fileno(), 1, 51, header, 16))
 said("encap", call("setsockopt", udp.fileno(), 17, 100, number, 4))
 said("encap by udplite", call("setsockopt", udp.fileno(), 136, 100, number, 4))
 """
+# Not without the control: a kernel that has such modules would load them.
+MODULES = """
+ours, _ = socket.socketpair()
+for name, request in (("bridge", 0x8940), ("VLAN", 0x8982)):
+    said(name, call("ioctl", ours.fileno(), request, 0))
+    said(name + ", high bits", call("ioctl", ours.fileno(), 1 << 32 | request, 0))
+"""
 KNOBS = ("NOFILE", "STACK", "FSIZE", "AS", "DATA", "NPROC")
 
 
@@ -105,6 +112,12 @@ def _pace(pid: int) -> tuple[int, int, set[int]]:
 
 def test_the_rest_is_refused(sandbox: Callable[..., Any]) -> None:
     assert set(sandbox("linux").attack(REST).values()) == {"EPERM"}
+
+
+def test_no_module_is_loaded_by_a_socket(sandbox: Callable[..., Any]) -> None:
+    assert sandbox("linux").attack(MODULES) == dict.fromkeys(
+        ("bridge", "bridge, high bits", "VLAN", "VLAN, high bits"), "EPERM"
+    )
 
 
 def test_off_the_rest_is_there(sandbox: Callable[..., Any]) -> None:

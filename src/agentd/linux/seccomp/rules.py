@@ -29,6 +29,8 @@ _PIPE_BYTES = 65536  # what a pipe begins with (pipe(7))
 # asm-generic/socket.h: SO_ATTACH_FILTER, _BPF, _REUSEPORT_CBPF, _REUSEPORT_EBPF
 _SOL_SOCKET, _SO_ATTACH = 1, (26, 50, 51, 52)
 _SOL_TCP, _TCP_ULP = 6, 31
+# linux/sockios.h: SIOCGIFBR, _SIFBR, _BRADDBR, _BRDELBR; SIOCGIFVLAN, _SIFVLAN
+_BRIDGES, _VLANS = (0x8940, 0x8941, 0x89A0, 0x89A1), (0x8982, 0x8983)
 # A UDP socket takes SOL_UDPLITE for its own level, too (udp_setsockopt() in the kernel).
 _SOL_UDP, _SOL_UDPLITE, _UDP_ENCAP = 17, 136, 100
 _IPPROTO_IPV6, _IPV6_FLOWLABEL_MGR = 41, 32  # linux/in.h, linux/in6.h
@@ -105,6 +107,13 @@ _COMMON = (
         "setsockopt",
         "TCP_ULP loads kernel modules (tls, smc) that few programs use, and which do without it",
         (ArgumentMatch(1, "level", (_SOL_TCP,)), ArgumentMatch(2, "optname", (_TCP_ULP,))),
+    ),
+    Rule(
+        "kernel surface",
+        "ioctl",
+        "on any socket and before any capability is asked for, these load kernel modules (bridge, "
+        "8021q)",
+        (ArgumentMatch(1, "request", (*_BRIDGES, *_VLANS)),),
     ),
     Rule(
         "kernel surface",
