@@ -157,7 +157,7 @@ class V2Connection:
         self._again: Callable[[], V2Connection | V1Connection] | None = None
         self._kept = bytearray()  # what was sent meanwhile
         self._told: set[int] = set()  # channels whose one answer is still to come
-        self.is_crowded = False  # no descriptor could be sent by it
+        self.is_crowded = False  # no descriptor could be sent by it, when it was last used
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -184,7 +184,7 @@ class V2Connection:
     def send(self, data: bytes, deadline: float, fds: Sequence[int] = ()) -> None:
         """Send all; the descriptors ride with the first byte. Raises BackendLost, GuestError, and
         Crowded where nothing was sent."""
-        greeting, self._unsent = self._unsent, b""
+        greeting, self._unsent, self.is_crowded = self._unsent, b"", False
         data = greeting + data
         try:
             sent = self._send_descriptors(data, fds) if fds else self.send_some(data)
