@@ -1,14 +1,17 @@
 """What a guest does with its vsock device, in its own time."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from agentd.model.errors import SandboxError
+from agentd.model.errors import BackendLost, SandboxError
+from agentd.model.result import CauseCode
 from agentd.sandbox.backends.qemu import process as module
 from agentd.sandbox.backends.qemu.process import QemuProcess
 from agentd.sandbox.backends.qemu.qmp import QmpError
+from agentd.sandbox.backends.vm.ending import Ending, MachineEnded
 
 
 class Slow(QemuProcess):
@@ -20,15 +23,15 @@ class Slow(QemuProcess):
         self.done: list[str] = []
         self.lets_go = False
         self.waits = 0
+        self.has_ended = False
 
     @property
     def _monitor(self) -> Any:
         return SimpleNamespace(wait_event=self._event)
 
     def wait(self, seconds: float) -> bool:
-        """It lives."""
         self.waits += 1
-        return False
+        return self.has_ended
 
     def execute(self, command: str, arguments: Any = None, **_: Any) -> dict[str, Any]:
         if command == "device_del" and "device_del" in self.done:
@@ -37,6 +40,8 @@ class Slow(QemuProcess):
         return {}
 
     def _event(self, names: object, seconds: float, **fields: object) -> dict[str, object]:
+        if self.has_ended:
+            raise BackendLost("qemu is gone")
         if not self.lets_go:
             raise SandboxError("qemu did not answer in time")
         assert fields == {"device": "vsock0"}
@@ -62,3 +67,20 @@ def test_a_device_that_is_let_go_of_late_is_plugged_in_again(
     for _ in range(2):
         assert process.vsock_stream(1.0) == "stream"  # type: ignore[comparison-overlap]
     assert process.done == ["device_del", "release", "chardev-remove", "attach"]
+
+
+def test_one_that_has_ended_with_its_device_unplugged_says_how(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def check(where: str, seconds: float, check: Callable[[], None]) -> None:
+        check()
+
+    monkeypatch.setattr(module.streams, "open_stream", check)
+    process = Slow()
+    monkeypatch.setattr(process, "_sockets", SimpleNamespace(place=module.contextlib.nullcontext))
+    monkeypatch.setattr(process, "_seen_ending", lambda: Ending(CauseCode.OOM, "memory ran out"))
+    with pytest.raises(SandboxError, match="did not answer in time"):
+        process.detach_vsock()
+    process.has_ended = True
+    with pytest.raises(MachineEnded, match="memory ran out"):
+        process.vsock_stream(1.0)
