@@ -12,6 +12,12 @@ from agentd.model.errors import InvalidInput, Unauthenticated
 URL = "https://id.example/jwks"
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """On a busy machine a thread gets its turn in its own time, and none here is to miss it."""
+    monkeypatch.setattr(jwks, "FETCH_SECONDS", 120.0)
+
+
 def key(kid, **more):
     return {"kty": "EC", "kid": kid, "crv": "P-256", "x": "a", "y": "b", **more}
 
