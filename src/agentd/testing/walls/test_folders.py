@@ -89,6 +89,18 @@ def test_a_directory_that_was_replaced(make: Make, project: Path) -> None:
     assert os.listdir(project / "sub") == ["new"]
 
 
+def test_a_directory_within_one_that_was_replaced(make: Make, project: Path) -> None:
+    """The kernel marks the outer one alone as new."""
+    (project / "sub" / "in").mkdir()
+    (project / "sub" / "in" / "old").write_text("host")
+    sandbox = granted(make, workspace=f"{project}:cow")
+    assert sandbox.run("rm -r sub && mkdir -p sub/in && echo n > sub/in/new").exit_code == 0
+    assert set(sandbox.changes()) == {"A sub/in/new", "D sub/in/old", "D sub/deep"}
+    sandbox.apply()
+    assert os.listdir(project / "sub") == ["in"]
+    assert os.listdir(project / "sub" / "in") == ["new"]
+
+
 def test_copy_on_write_that_is_dropped_changes_nothing(make: Make, project: Path) -> None:
     sandbox = granted(make, workspace=f"{project}:cow")
     assert sandbox.run("rm -rf ./* && echo x > y").exit_code == 0

@@ -38,11 +38,14 @@ class Check:
         self._folder(upper, lower, "")
         self._room(lower)
 
-    def _folder(self, upper: int, lower: int | None, prefix: str) -> None:
+    def _folder(
+        self, upper: int, lower: int | None, prefix: str, beneath_opaque: bool = False
+    ) -> None:
         if prefix.count("/") > MAX_DEPTH:
             raise too_deep(prefix)
-        writes = opaque = is_opaque(upper)
-        if opaque:
+        writes = is_opaque(upper)
+        opaque = writes or beneath_opaque
+        if writes:
             self._none_mounted(prefix)
         names = set()
         for name, info in entries(upper):
@@ -65,13 +68,14 @@ class Check:
             with opened(name, upper, info, _DIR) as inner:
                 try:
                     below = enter(name, lower) if merged and lower is not None else None
-                    self._folder(inner, below, path + "/")
+                    self._folder(inner, below, path + "/", opaque)
                 finally:
                     if below is not None:
                         os.close(below)
         if lower is not None and opaque:
             for name, _info in entries(lower):
                 if name not in names:
+                    writes = True
                     self._removed(name, lower, prefix + name, 0)
         if writes and lower is not None:
             self._written(lower, prefix)

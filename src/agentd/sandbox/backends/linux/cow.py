@@ -103,7 +103,15 @@ class OverlayWall(LinuxWall):
             os.close(upper)
 
 
-def _list(upper: int, lower: int | None, prefix: str, note: Callable[[str, str], None]) -> None:
+def _list(
+    upper: int,
+    lower: int | None,
+    prefix: str,
+    note: Callable[[str, str], None],
+    opaque: bool = False,
+) -> None:
+    """``opaque``: nothing of the host's shows, here and in all that is beneath."""
+    opaque = opaque or is_opaque(upper)
     if prefix.count("/") > MAX_DEPTH:
         raise too_deep(prefix)
     names = set()
@@ -117,10 +125,10 @@ def _list(upper: int, lower: int | None, prefix: str, note: Callable[[str, str],
             merged = before is not None and stat.S_ISDIR(before.st_mode)
             if not merged or _permissions(before) != _permissions(info):
                 note("A" if before is None else "M", path + "/")
-            _descend(name, info, upper, lower if merged else None, path + "/", note)
+            _descend(name, info, upper, lower if merged else None, path + "/", note, opaque)
         else:
             note("A" if before is None else "M", path)
-    if lower is not None and is_opaque(upper):
+    if lower is not None and opaque:
         for name, _info in entries(lower):
             if name not in names:
                 note("D", prefix + name)
@@ -133,6 +141,7 @@ def _descend(
     lower: int | None,
     prefix: str,
     note: Callable[[str, str], None],
+    opaque: bool,
 ) -> None:
     below = None
     with opened(name, upper, info, _DIR) as inner:
@@ -140,7 +149,7 @@ def _descend(
             if lower is not None:
                 with contextlib.suppress(OSError):  # a mount, of which the sandbox saw nothing
                     below = enter(name, lower)
-            _list(inner, below, prefix, note)
+            _list(inner, below, prefix, note, opaque)
         finally:
             if below is not None:
                 os.close(below)
@@ -159,26 +168,35 @@ class _Writer:
         self._host = host
         self._budget = self._left = budget
 
-    def apply(self, upper: int, lower: int, depth: int) -> None:
+    def apply(self, upper: int, lower: int, depth: int, opaque: bool = False) -> None:
+        opaque = opaque or is_opaque(upper)
         if depth > MAX_DEPTH:
             raise OSError(errno.ENAMETOOLONG, f"nested deeper than {MAX_DEPTH} folders")
         with self._host.opened(lower):
             if self._host.may_write(lower):
                 placing.sweep(lower)
-            if is_opaque(upper):
+            if opaque:
                 kept = {name for name, info in entries(upper) if not _is_whiteout(info)}
                 for name, _info in entries(lower):
                     if name not in kept:
                         self._host.remove(name, lower)
             for name, info in entries(upper):
-                self._entry(name, info, upper, lower, depth)
+                self._entry(name, info, upper, lower, depth, opaque)
 
-    def _entry(self, name: str, info: os.stat_result, upper: int, lower: int, depth: int) -> None:
+    def _entry(
+        self,
+        name: str,
+        info: os.stat_result,
+        upper: int,
+        lower: int,
+        depth: int,
+        opaque: bool,
+    ) -> None:
         before = lstat(name, lower)
         if _is_whiteout(info):
             self._host.remove(name, lower)
         elif stat.S_ISDIR(info.st_mode):
-            self._directory(name, info, before, upper, lower, depth)
+            self._directory(name, info, before, upper, lower, depth, opaque)
         elif stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
             if before is not None and stat.S_ISDIR(before.st_mode):
                 self._host.remove(name, lower)
@@ -193,6 +211,7 @@ class _Writer:
         upper: int,
         lower: int,
         depth: int,
+        opaque: bool,
     ) -> None:
         if before is not None and not stat.S_ISDIR(before.st_mode):
             self._host.remove(name, lower)
@@ -204,7 +223,7 @@ class _Writer:
         with opened(name, upper, info, _DIR) as inner:
             try:
                 below = enter(name, lower)
-                self.apply(inner, below, depth + 1)
+                self.apply(inner, below, depth + 1, opaque)
                 if _permissions(os.fstat(below)) != _permissions(info):
                     self._host.set_mode(below, _permissions(info))
             finally:
