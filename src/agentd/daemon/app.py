@@ -221,9 +221,9 @@ class Daemon:
 
     def _retained(self) -> Retention:
         more = (
-            lambda now: self._nonces.forget(now - float(self.config.auth.signed.max_age)),
+            lambda _: self._nonces.forget(time.time() - float(self.config.auth.signed.max_age)),
             self.approvals.sweep,
-            self.commands.parts.forget,
+            lambda _: self.commands.parts.forget(time.time()),
             lambda _: self._idempotency.sweep(),
         )
         return Retention(lambda: self.config, self.store, self.journals, self.keys, more=more)

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from agentd.daemon.config.schema import Config
@@ -36,19 +37,19 @@ class LateClock:
         self._clock = clock
         self._steady = steady
         self._lock = threading.Lock()
-        self._followed = self._seen = clock() - steady()  # how far the wall clock is ahead of ours
-        self._leapt = float("-inf")
+        self._seen = clock() - steady()  # how far the wall clock is ahead of ours
+        self._leaps: deque[tuple[float, float]] = deque()  # when, and how far it was before
 
     def __call__(self) -> float:
         with self._lock:
             now = self._steady()
             ahead = self._clock() - now
             if ahead - self._seen > _LEAP_SECONDS:
-                self._leapt = now
+                self._leaps.append((now, self._seen))
             self._seen = ahead
-            if now - self._leapt >= self._hold():
-                self._followed = ahead
-            return now + min(ahead, self._followed)
+            while self._leaps and now - self._leaps[0][0] >= self._hold():
+                self._leaps.popleft()
+            return now + min([ahead, *(before for _, before in self._leaps)])
 
 
 class Retention:

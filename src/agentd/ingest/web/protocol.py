@@ -201,7 +201,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _check_lines(self) -> None:
         """Refuse a handshake that websockets would not read, and not answer either."""
-        lines = [len(self.url) + len("GET  HTTP/1.1\r\n")]
+        lines = [len(self.parser.get_method()) + len(self.url) + len("  HTTP/1.1\r\n")]
         lines += [len(name) + len(value) + len(": \r\n") for name, value in self.headers]
         if max(lines) > MAX_LINE_LENGTH:
             self._refuse_head(f"a line of a WebSocket's has {MAX_LINE_LENGTH} bytes at most")

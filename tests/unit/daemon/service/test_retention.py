@@ -62,6 +62,20 @@ def test_what_ended_long_ago_goes_with_its_output_and_the_rest_stays(tmp_path: P
     assert len(left) == 1 and left[0].startswith("prc-3")
 
 
+def test_each_leap_of_the_clock_is_followed_in_its_time() -> None:
+    """A machine that sleeps every night has one every morning."""
+    passed, leapt = 0.0, 0.0
+    late = LateClock(lambda: HOUR, lambda: NOW + passed + leapt, lambda: passed)
+    passed, leapt = 600.0, 24 * HOUR
+    assert late() == NOW + passed
+    passed, leapt = 2400.0, 48 * HOUR
+    assert late() == NOW + passed
+    passed = 600 + HOUR
+    assert late() == NOW + passed + 24 * HOUR
+    passed = 2400 + HOUR
+    assert late() == NOW + passed + 48 * HOUR
+
+
 def test_a_leap_of_the_clock_takes_nothing_before_its_time(tmp_path: Path) -> None:
     """What is kept for an hour after its end is kept for an hour, whoever sets the clock."""
     store = SqliteStore(str(tmp_path / "store"))
