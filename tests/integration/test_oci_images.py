@@ -444,6 +444,30 @@ def test_a_name_means_one_kind_of_image(images: Images, layout: Layout, tmp_path
     assert "mine is an OCI image already" in built.stderr
 
 
+@pytest.mark.parametrize("name", ["mine", "mine:latest", "localhost:5000/a/mine:latest"])
+def test_a_name_is_the_same_with_the_tag_latest_and_without(
+    name: str, images: Images, layout: Layout, tmp_path: Path
+) -> None:
+    bare = name.removesuffix(":latest")
+    (other,) = {bare, f"{bare}:latest"} - {name}
+    first, second = layout.add([SMALL], tag="1"), layout.add([SMALL], {"User": "5"}, tag="2")
+    images.run("pull", first, "--name", name)
+    (tmp_path / "Dockerfile").write_text(f"FROM {other}\nENV A=b\n")
+    images.run("build", "-t", "of-it:latest", str(tmp_path))
+    assert images.told("inspect", other)["config"]["User"] == ""
+    assert images.told("verify", other) == [{"name": name, "state": "ready"}]
+    images.run("push", other, f"oci:{tmp_path}/pushed:x")
+    machine = ("build", "--name", "of-it", "--kernel", "x")
+    assert "of-it is an OCI image already" in images.run(*machine, code=125).stderr
+    images.run("pull", second, "--name", other)
+    assert {row["name"] for row in images.told("ls")} == {other, "of-it:latest"}
+    for each in (name, other):
+        assert images.told("inspect", each)["config"]["User"] == "5"
+    images.run("rm", name)
+    assert {row["name"] for row in images.told("ls")} == {"of-it:latest"}
+    assert "no image" in images.run("inspect", f"{bare}:1", code=125).stderr
+
+
 def test_without_the_program_its_package_is_named(images: Images, layout: Layout) -> None:
     script = (
         "from agentd.image.oci import tools; tools._PATH = '/nosuch'\n"

@@ -33,6 +33,7 @@ from agentd.image.model import (
     ImageManifest,
     NotFound,
 )
+from agentd.image.oci.source import alike
 from agentd.linux import locks
 from agentd.linux.replacing import replacing
 from agentd.model import typed
@@ -107,10 +108,10 @@ class Store:
 
     def check_free(self, name: str) -> None:
         """Check a name. Raises Conflict where an image is called that: no OCI image may be then."""
-        if name in self.ls():
+        for taken in set(alike(name)).intersection(self.ls()):
             raise Conflict(
-                f"{name} is a machine image already",
-                remediation=f"give another name, or remove that one: agentd image rm {name}",
+                f"{taken} is a machine image already",
+                remediation=f"give another name, or remove that one: agentd image rm {taken}",
             )
 
     def ls(self) -> list[str]:

@@ -165,7 +165,7 @@ def store() -> "OciStore":
 
 def check_free(name: str) -> None:
     """Check a name. Raises Conflict where an OCI image is called that."""
-    if name in store().names():
+    if is_known(name):
         raise Conflict(
             f"{name} is an OCI image already",
             remediation=f"give another --name, or remove that one: agentd image rm {name}",

@@ -23,6 +23,7 @@ _REFERENCE = re.compile(
 )
 _TAG_OF_DIGEST = re.compile(r":[^/:@]+(?=@)")
 _UNFIT = re.compile(r"[^a-z0-9._/:-]+")
+_LATEST = ":latest"
 HUB = "docker.io"
 
 
@@ -115,6 +116,15 @@ def check_name(name: str, fix: str = "") -> str:
             f"{name!r} means no image at all", remediation=f"{fix}any other name will do"
         )
     return name
+
+
+def alike(name: str) -> tuple[str, ...]:
+    """Return the name and what else is the same: with the tag ``latest`` where it has none, and
+    without that."""
+    bare = name.removesuffix(_LATEST)
+    if ":" in bare.rpartition("/")[2] or not bare:
+        return (name,)
+    return (name, bare if name != bare else f"{name}{_LATEST}")
 
 
 def _divided(place: str) -> tuple[str, str]:

@@ -27,7 +27,7 @@ from agentd.image import store as machines
 from agentd.image.model import Corrupt, ImageError, NotFound
 from agentd.image.oci import disk, layout
 from agentd.image.oci.roots import Lease, Roots
-from agentd.image.oci.source import check_name
+from agentd.image.oci.source import alike, check_name
 from agentd.image.oci.steps import BuiltSteps
 from agentd.image.oci.values import (
     OciConfig,
@@ -87,10 +87,10 @@ class OciStore:
         return sorted(unquote(n.removesuffix(_SUFFIX)) for n in found if n.endswith(_SUFFIX))
 
     def find(self, name: str) -> str:
-        """Return the full name of what a caller calls ``name``: without a tag it may be "latest"'s,
-        and a digest is whatever image has it. Raises NotFound."""
+        """Return the full name of what a caller calls ``name``, with or without the tag "latest"; a
+        digest is whatever image has it. Raises NotFound."""
         known = self.names()
-        meant = [each for each in (name, f"{name}:latest") if each in known]
+        meant = [each for each in alike(name) if each in known]
         if not meant and name.startswith("sha256:"):
             meant = [each for each in known if self._means(each, name)]
         if meant:
@@ -143,7 +143,8 @@ class OciStore:
     def publish(
         self, name: str, source: str, digest: str, config: OciConfig, work: WorkFolder
     ) -> None:
-        """Put in place what a pull has verified, and let ``name`` mean it. Raises OSError."""
+        """Put in place what a pull has verified, and let ``name`` mean it, with or without the tag
+        "latest". Raises OSError."""
         check_name(name)
         chain = chain_id(config.rootfs.diff_ids)
         paths.sync_filesystem(work.path)
@@ -155,6 +156,9 @@ class OciStore:
             self.steps.put(work.steps)
             named = Named(FORMAT, name, digest, source, time.time())
             self._write_name(named)
+            for other in alike(name)[1:]:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._name_path(other))
             self._collect()
 
     def remove(self, name: str) -> Removed:
