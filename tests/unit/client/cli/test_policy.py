@@ -134,7 +134,7 @@ def test_learning_goes_on_after_the_signal_that_ends_the_command(tmp_path, capfd
     script = (
         RECORD
         + f"""
-import signal
+import signal, time
 signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     if {ends!r} == "SIGTERM to us":
@@ -142,7 +142,8 @@ try:
     else:
         os.kill(os.getppid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
-    signal.pause()
+    while True:  # pause() would wait behind a signal that has come already
+        time.sleep(0.05)
 except KeyboardInterrupt:
     raise SystemExit(7)
 """
