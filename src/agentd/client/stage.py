@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Self
 
 from agentd.guest.operation import RequestError
-from agentd.guest.removal import remove_tree
+from agentd.guest.removal import opened_up, remove_tree
 from agentd.linux import abi, mounts
 from agentd.linux.kernel import KERNEL
 from agentd.linux.replacing import is_device
@@ -96,6 +96,13 @@ class Stage:
                 raise
             if not replace and self._is_there(target):
                 raise exists(self._target) from None
+        try:
+            self._exchange(target)
+        except PermissionError:  # as of a folder that its owner may not write in
+            with opened_up(self._parent, target):
+                self._exchange(target)
+
+    def _exchange(self, target: bytes) -> None:
         try:
             KERNEL.renameat2(self.fd, _NAME, self._parent, target, abi.RENAME_EXCHANGE)
         except OSError as error:

@@ -14,7 +14,7 @@ from agentd.guest import wire
 from agentd.guest.fs_write import temporary_name
 from agentd.guest.operation import Channel, ChannelOperation, Quiet, RequestError, get_bool
 from agentd.guest.pack import Packer
-from agentd.guest.removal import remove_tree
+from agentd.guest.removal import opened_up, remove_tree
 from agentd.guest.resolve import get_path, naming, open_parent, open_path, split
 from agentd.guest.stepped import Steps, plain
 from agentd.guest.tar import TarError
@@ -191,6 +191,7 @@ class TarWriteWhole(TarWrite):
                 # A filesystem that cannot: so there is nothing there for a moment.
                 yield from self._cleared()
                 os.rename(_TREE, self._name, src_dir_fd=self._root, dst_dir_fd=self._parent)
+            self._unpacker.close_up()
 
     def _exchanged(self) -> bool:
         """Return whether it is in place, and what was there is where it came from."""
@@ -204,13 +205,20 @@ class TarWriteWhole(TarWrite):
             if error.errno not in (errno.EEXIST, errno.EINVAL) or not self._replace:
                 raise
         try:
-            self._rename(abi.RENAME_EXCHANGE)
+            self._exchange()
             return True
         except OSError as error:
             # An overlay's lower directory is EXDEV.
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOENT):
                 raise
         return False
+
+    def _exchange(self) -> None:
+        try:
+            self._rename(abi.RENAME_EXCHANGE)
+        except PermissionError:  # as of a directory that its owner may not write in
+            with opened_up(self._parent, self._name):
+                self._rename(abi.RENAME_EXCHANGE)
 
     def _rename_plainly(self) -> None:
         """On a file system that takes no flags, such as gVisor's: what another process puts there
@@ -232,7 +240,7 @@ class TarWriteWhole(TarWrite):
         except OSError as error:
             if error.errno not in (errno.EISDIR, errno.EPERM):
                 raise
-            for _ in remove_tree(self._parent, self._name, self._path):
+            for _ in remove_tree(self._parent, self._name, self._path, force=True):
                 yield
 
 
@@ -242,7 +250,7 @@ class _Removal:
     def __init__(self, loop: "Loop", parent: int, name: str) -> None:
         self._loop = loop
         self._parent = parent
-        self._steps: Steps = remove_tree(parent, name, name)
+        self._steps: Steps = remove_tree(parent, name, name, force=True)
         self._step()
 
     def _step(self) -> None:

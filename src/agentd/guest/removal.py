@@ -8,6 +8,9 @@ leads elsewhere.
 
 import errno
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 
 from agentd.guest.operation import RequestError
@@ -130,7 +133,7 @@ class _Emptying:
     def _lift(self, name: str) -> None:
         """Move a directory to the top, which is listed again once the way back leads there."""
         if self._force:
-            _open_up(self._fd, name)
+            open_up(self._fd, name)
         new = f".removed-{os.urandom(8).hex()}"
         os.rename(name, new, src_dir_fd=self._fd, dst_dir_fd=self._top)
 
@@ -152,7 +155,7 @@ class _Emptying:
 def _enter(dir_fd: int, name: str, force: bool) -> int:
     try:
         if force:
-            _open_up(dir_fd, name)
+            open_up(dir_fd, name)
         return open_at(dir_fd, name, _DIRECTORY, RESOLVE_NO_XDEV)
     except OSError as error:
         if error.errno != errno.EXDEV:
@@ -162,15 +165,49 @@ def _enter(dir_fd: int, name: str, force: bool) -> int:
         ) from None
 
 
-def _open_up(dir_fd: int, name: str) -> None:
-    """Let its owner read, enter and change a directory, whatever its name means a moment later."""
-    fd = open_at(dir_fd, name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, RESOLVE_NO_XDEV)
-    try:
-        mode = os.fstat(fd).st_mode
+def open_up(dir_fd: int, name: str | bytes) -> None:
+    """Lets its owner read, enter and change a directory, whatever its name means a moment later.
+    Raises OSError."""
+    with _mode_of(dir_fd, name) as (fd, mode):
         if mode & 0o700 != 0o700:
-            os.chmod(f"/proc/self/fd/{fd}", 0o700)
+            _change_mode(fd, mode | 0o700)
+
+
+@contextmanager
+def opened_up(dir_fd: int, name: str | bytes) -> Iterator[None]:
+    """Does so, and takes it back where the block fails. Raises OSError; PermissionError, too,
+    where it is no directory, which no mode of its own keeps in its place."""
+    if not stat.S_ISDIR(os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_mode):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    with _mode_of(dir_fd, name) as (fd, mode):
+        _change_mode(fd, mode | 0o700)
+        try:
+            yield
+        except BaseException:
+            _change_mode(fd, mode)
+            raise
+
+
+@contextmanager
+def _mode_of(dir_fd: int, name: str | bytes) -> Iterator[tuple[int, int]]:
+    """The directory, opened as a path alone, and its mode."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+    fd = open_at(dir_fd, os.fsdecode(name), flags, RESOLVE_NO_XDEV)
+    try:
+        yield fd, stat.S_IMODE(os.fstat(fd).st_mode)
     finally:
         os.close(fd)
+
+
+def _change_mode(fd: int, mode: int) -> None:
+    try:
+        os.chmod(f"/proc/self/fd/{fd}", mode)  # fchmod(2) takes no path
+    except OSError:  # there is no /proc, or Landlock closes it
+        again = os.open(".", _DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+        try:
+            os.fchmod(again, mode)
+        finally:
+            os.close(again)
 
 
 def _identity(fd: int) -> tuple[int, int]:

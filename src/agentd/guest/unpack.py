@@ -53,6 +53,8 @@ class Unpacker:
         self._file = -1
         self._entry: TarEntry | None = None
         self._left = 0
+        # Of a new tree that its owner may not write in: its top, and the mode that it gets last.
+        self._closed: tuple[int, int] | None = None
 
     @property
     def skipped(self) -> str:
@@ -83,10 +85,24 @@ class Unpacker:
             self._settle(*folder)
             if number % SLICE == 0:
                 yield
-        self.close()
+        self._leave()
+
+    def close_up(self) -> None:
+        """Gives a new tree that is in its place the mode by which its owner may not write there:
+        who may not write in a directory may not move it (rename(2), EACCES). Raises OSError."""
+        if self._closed is not None:
+            fd, mode = self._closed
+            with self._forgiving():
+                os.fchmod(fd, mode)
 
     def close(self) -> None:
         """Frees the descriptors; idempotent."""
+        self._leave()
+        if self._closed is not None:
+            os.close(self._closed[0])
+            self._closed = None
+
+    def _leave(self) -> None:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -216,6 +232,9 @@ class Unpacker:
         with self._naming(path):
             fd = self._open(tuple(path.split(b"/")), os.O_RDONLY)
             try:
+                if path == self._name and not mode & stat.S_IWUSR:
+                    self._closed = (os.dup(fd), mode)
+                    mode |= stat.S_IWUSR
                 with self._forgiving():
                     if stat.S_IMODE(os.fstat(fd).st_mode) != mode:
                         os.fchmod(fd, mode)

@@ -227,3 +227,31 @@ def test_a_tree_with_a_fifo_is_refused_both_ways(
     with pytest.raises(AgentdError, match="out/fifo is a fifo"):
         files.download(f"{workspace}/out", tmp_path / "back")
     assert os.listdir(tmp_path) == ["in"]
+
+
+def test_folders_that_are_closed_to_writing_are_copied_and_replaced(
+    files: Files, workspace: str, tmp_path: Path
+) -> None:
+    """As those of Go's modules and of Nix: who may not write in a directory may not move it."""
+    tree = tmp_path / "mod"
+    for folder in (tree, tree / "pkg"):
+        folder.mkdir()
+        (folder / "file").write_text("one")
+    for folder in (tree / "pkg", tree):
+        folder.chmod(0o555)
+    try:
+        for replace in (False, True, True):
+            files.upload(tree, f"{workspace}/mod", replace=replace)
+            files.download(f"{workspace}/mod", tmp_path / "out", replace=replace)
+            (tmp_path / "out").chmod(0o555)
+        assert not [each for each in files.list(workspace) if each.name.endswith(".agentd")]
+        for inside in (f"{workspace}/mod", f"{workspace}/mod/pkg"):
+            # An ordinary user's wall of Landlock lets nobody change a mode.
+            assert files.stat(inside).mode & 0o777 in (0o555, 0o755)
+        assert files.read(f"{workspace}/mod/pkg/file") == b"one"
+        assert sorted(os.listdir(tmp_path)) == ["mod", "out"]
+        assert (tmp_path / "out" / "pkg" / "file").read_text() == "one"
+    finally:
+        for folder in (tree, tree / "pkg", tmp_path / "out"):
+            if folder.exists():
+                folder.chmod(0o755)
