@@ -151,8 +151,7 @@ def test_a_socket_in_a_mounted_directory_is_the_callers_gift(
     ("without", "reached"),
     [
         ({"landlock"}, set()),
-        # A TCP Fast Open passes Landlock: the filter must refuse the socket itself.
-        ({"seccomp"}, {"tcp", "udp", "path"}),
+        ({"seccomp"}, {"udp", "path"}),
         ({"seccomp", "landlock"}, {"tcp", "udp", "abstract", "path"}),
     ],
     ids=["seccomp alone", "landlock alone", "neither"],
@@ -161,8 +160,13 @@ def test_each_layer_of_the_process_wall(
     sandbox: Callable[..., Any], services: Services, without: set[str], reached: set[str]
 ) -> None:
     said = sandbox("landlock", without=without).attack(ATTACK, *services.arguments)
+    if said["fast open"] == "reached":
+        # A TCP Fast Open passes Landlock before Linux 7.2 and the stable releases that have its
+        # mend, as 6.18.44: the filter must refuse the socket itself.
+        reached = reached | {"tcp"}
     assert services.reached() == reached, said
     assert (said["tcp"] == "reached") is ("abstract" in reached)
+    assert "landlock" in without or said["fast open"] in ("reached", "EACCES")
 
 
 def test_the_metadata_address_has_no_route(sandbox: Callable[..., Any], enclosed: str) -> None:
