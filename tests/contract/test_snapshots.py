@@ -97,6 +97,8 @@ def test_forks_go_on_from_one_moment_as_machines_of_their_own(
         able.fork(1)
     with ExitStack() as stack:
         copies = [stack.enter_context(copy) for copy in able.fork(2)]
+        memory = _keeps_memory(able, handle_of)
+        assert {box.fidelity for box in (able, *copies)} == {"memory" if memory else "files"}
         assert os.listdir(f"{cache}/{_own(cache)}") == ["lock"]
         for copy in copies:
             assert copy.run("stat -c %a a; cat b").text == "600\nkept\n"

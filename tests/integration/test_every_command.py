@@ -194,6 +194,7 @@ def test_what_is_named_and_is_not_there_has_one_exit_code(daemon: Daemon) -> Non
     named = [
         *(["inspect", name] for name in (_BOX, "x", "../x", "a b")),
         ["renew", _BOX, "5m"],
+        ["fork", _BOX],
         ["pause", _BOX],
         ["resume", _BOX],
         ["kill", _BOX],
@@ -299,6 +300,7 @@ def test_json_is_one_document_or_one_a_line(daemon: Daemon, tmp_path: Path) -> N
         ["ls"],
         ["inspect", id_],
         ["renew", id_, "5m"],
+        ["fork", id_],
         ["exec", id_, "--", "true"],
         ["exec", "-d", id_, "--", "true"],
         ["cp", "/etc/hostname", f"{id_}:/workspace/"],

@@ -146,6 +146,8 @@ def test_a_dockerfile_of_all_instructions_is_built_and_runs(on_base: Builds) -> 
     )
     config = on_base.config()
     assert config["Cmd"] == ["cat", "/srv/app/out"] and config["User"] == "node"
+    with Sandbox.create(image="mine", user="7") as sandbox:
+        assert sandbox.command == ("cat", "/srv/app/out") and sandbox.fidelity == "files"
     assert config["Labels"] == {"a": "b", "c d": "e f"} and config["Env"] == ["PATH=/bin"]
     again = on_base.built(ALL, "--build-arg", "WHO=me")
     assert again["cached"] == again["steps"] - 10  # those without a layer

@@ -285,6 +285,7 @@ def test_a_daemons_by_the_command_line(daemon: Daemon) -> None:
     taken = daemon.cli("snapshot", "take", made, key=alice)
     assert taken.returncode == 0, taken.stderr
     id_ = taken.stdout.decode().strip()
+    assert taken.stderr == b"agentd snapshot: files: its files, and no process\n"
     (row,) = json.loads(daemon.cli("snapshot", "ls", "--json", key=alice).stdout)
     assert (row["id"], row["sandbox"], row["fidelity"]) == (id_, made, "files")
     assert id_ in daemon.cli("snapshot", "ls", key=alice).stdout.decode()
@@ -297,6 +298,31 @@ def test_a_daemons_by_the_command_line(daemon: Daemon) -> None:
     assert daemon.cli("exec", again, "--", "cat", "a", key=alice).stdout == b"kept\n"
     assert daemon.cli("snapshot", "rm", id_, key=alice).returncode == 0
     assert daemon.cli("snapshot", "inspect", id_, key=alice).returncode == 125
+
+
+def test_copies_by_the_command_line(daemon: Daemon) -> None:
+    alice, bob = daemon.key("alice"), daemon.key("bob")
+    made = daemon.sandbox(alice, backend="linux", name="build")
+    daemon.ask("POST", f"/v1/sandboxes/{made}/exec", {"cmd": "echo kept > a"}, key=alice)
+    forked = daemon.cli("fork", "build", key=alice)
+    assert (forked.returncode, forked.stderr) == (
+        0,
+        b"agentd fork: files: its files, and no process\n",
+    )
+    copy = forked.stdout.decode().strip()
+    assert daemon.cli("exec", copy, "--", "cat", "a", key=alice).stdout == b"kept\n"
+    told = daemon.cli("fork", made, "--count", "2", "--json", key=alice)
+    views = json.loads(told.stdout)
+    assert [view["fidelity"] for view in views] == ["files", "files"] and told.stderr == b""
+    assert len({made, copy, *(view["id"] for view in views)}) == 4
+    before = daemon.cli("ls", "--json", key=alice).stdout
+    for count in ("0", "65", "x", "-1", "1.0"):
+        refused = daemon.cli("fork", made, f"--count={count}", key=alice)
+        assert refused.returncode == 2, refused.stderr
+        assert b"give a number from 1 to 64" in refused.stderr
+    refused = daemon.cli("fork", made, key=bob)
+    assert refused.returncode == 125 and b"there is no sandbox" in refused.stderr, refused.stderr
+    assert daemon.cli("ls", "--json", key=alice).stdout == before
 
 
 def test_one_with_folders_of_the_host_is_refused_by_each_door_and_they_are_named(
@@ -312,8 +338,9 @@ def test_one_with_folders_of_the_host_is_refused_by_each_door_and_they_are_named
             assert told.json["cause"] == f"{work} at /workspace"
             assert "agentd cp" in told.json["remediation"]
             assert ("apply" in told.json["remediation"]) is (mode == "cow")
-        taken = daemon.cli("snapshot", "take", made)
-        assert taken.returncode == 125 and b"are mounted in it" in taken.stderr, taken.stderr
+        for words in (["snapshot", "take"], ["fork"]):
+            taken = daemon.cli(*words, made)
+            assert taken.returncode == 125 and b"are mounted in it" in taken.stderr, taken.stderr
     ran = daemon.cli("run", "--save-snapshot", str(kept), "-w", f"{work}:rw", "--", "touch", "ran")
     assert ran.returncode == 125 and str(work) in ran.stderr.decode(), ran.stderr
     assert not kept.exists() and os.listdir(work) == []

@@ -110,6 +110,14 @@ class AsyncSandbox(AioOnThreads[Sandbox]):
         return self._blocking.enforcement
 
     @property
+    def fidelity(self) -> str:
+        return self._blocking.fidelity
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        return self._blocking.command
+
+    @property
     def labels(self) -> Mapping[str, str]:
         return self._blocking.labels
 

@@ -239,6 +239,17 @@ class Sandbox(SandboxCommands):
         return self._view.enforcement
 
     @property
+    def fidelity(self) -> str:
+        """Return what its snapshots and forks keep: "memory" is its processes and files, "files"
+        its files alone; "" where its wall has none."""
+        return self._view.fidelity
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """Return what its image runs where nobody says what; empty where it started of none."""
+        return self._view.command
+
+    @property
     def labels(self) -> Mapping[str, str]:
         """Return the labels that it was created with, at a daemon."""
         return self._view.labels

@@ -20,9 +20,10 @@ from agentd.model.isolation import IsolationLevel
 from agentd.model.principal import Principal
 from agentd.model.result import Result
 from agentd.model.secret import SecretValue
+from agentd.model.snapshot import MAX_FORKS
 from agentd.model.spec import ExecRequest, SandboxSpec
 from agentd.sandbox.abilities import SECRETS
-from agentd.sandbox.manager import MAX_FORKS, Manager, SandboxHandle
+from agentd.sandbox.manager import Manager, SandboxHandle
 
 if TYPE_CHECKING:
     from agentd.daemon.admission.gate import Gate

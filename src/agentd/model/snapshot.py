@@ -5,6 +5,7 @@ import msgspec
 from agentd.model.spec import SandboxSpec
 
 FORMAT = 1
+MAX_FORKS = 64  # each is as large as the original: a slip of the pen must not fill the machine
 
 
 class StateFile(msgspec.Struct, frozen=True):

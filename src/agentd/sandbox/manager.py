@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Manager", "SandboxHandle"]
 
 MAX_SANDBOXES = 4096
-MAX_FORKS = 64  # each is as large as the original: a slip of the pen must not fill the machine
 # What did not happen when an operation on a living sandbox fails.
 _FAILED = {
     LifecycleEvent.PAUSE: LifecycleEvent.NOT_PAUSED,

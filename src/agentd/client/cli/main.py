@@ -23,6 +23,7 @@ GROUPS = {
         "ls": "list them",
         "inspect": "show all about one",
         "renew": "give one more time",
+        "fork": "copy one as it is now",
         "pause": "let one stand still",
         "resume": "let it go on",
         "kill": "end them, or signal a command",

@@ -5,7 +5,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from agentd.client.cli import image_cache, remote, streams, table
+from agentd.client.cli import fork, image_cache, remote, streams, table
 from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 
@@ -81,6 +81,7 @@ def _of_daemon(options: argparse.Namespace) -> int:
     with remote.service(options) as service:
         if options.action == "take":
             made = service.sandboxes.snapshot(options.what)
+            fork.tell_fidelity(options, "snapshot", made.fidelity)
             return remote.tell(options, made, made.id)
         if options.action == "export":
             from agentd.client import exported  # late: few need it
