@@ -86,7 +86,7 @@ def download(
     if entry.type not in ("file", "dir"):
         raise InvalidInput(
             f"{path} is a {_kind(entry.type)}, not a file or folder",
-            remediation="copy what it stands for",
+            remediation=f"copy what it stands for; of a link to a folder: {path}/",
         )
     asked = os.fspath(host_path)
     name = os.path.basename(path.rstrip("/"))

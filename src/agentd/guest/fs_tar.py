@@ -89,8 +89,18 @@ def start_read(channel: Channel, request: dict[str, object]) -> ChannelOperation
         parent = open_path(head, os.O_PATH | os.O_DIRECTORY)
     else:
         name, parent = ".", open_path("/", os.O_PATH | os.O_DIRECTORY)
-    raw = os.fsencode(name)
-    return TarRead(channel, parent, raw, raw).start()
+    top = os.fsencode(name)
+    if path.endswith("/") and _is_link(parent, name):  # as cp(1) has it: what it leads to is meant
+        os.close(parent)
+        parent, name = open_path(path, os.O_PATH | os.O_DIRECTORY), "."
+    return TarRead(channel, parent, os.fsencode(name), top).start()
+
+
+def _is_link(parent: int, name: str) -> bool:
+    try:
+        return stat.S_ISLNK(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+    except OSError:  # which the packer tells
+        return False
 
 
 class TarWrite(Quiet):

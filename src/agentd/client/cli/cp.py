@@ -25,7 +25,7 @@ _EXAMPLES = """\
 Both ways alike: into TARGET, under the source's own name, where it ends with a slash, is . or
 is a folder; else as TARGET. What is there is refused. With -f a folder takes the place of
 TARGET itself, of which nothing remains; a file takes that of the file that is there. A folder
-with a mount in it is not replaced.
+with a mount in it is not replaced. A link to a folder is that folder with a slash behind it.
 
 What is copied out belongs to you, has no set-uid bits, and stays beneath the target: links that
 lead out of the folder, devices and fifos are refused by name, sockets left out; a file with

@@ -215,6 +215,28 @@ def test_folders_go_in_and_come_out(files: Files, workspace: str, tmp_path: Path
     assert os.listdir(tmp_path / "out") == []
 
 
+def test_a_link_with_a_slash_is_the_folder_that_it_leads_to(
+    sandbox: Sandbox, files: Files, workspace: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "file").write_text("text")
+    (tmp_path / "link").symlink_to("in")
+    assert files.upload(f"{tmp_path}/link/", f"{workspace}/tree") == 4
+    assert sandbox.run(["sh", "-c", "ln -s tree link; ln -s tree/file other"]).exit_code == 0
+    (tmp_path / "out").mkdir()
+    assert files.download(f"{workspace}/link/", f"{tmp_path}/out/") == 4
+    assert [*os.walk(tmp_path / "out")] == [
+        (f"{tmp_path}/out", ["link"], []),
+        (f"{tmp_path}/out/link", [], ["file"]),
+    ]
+    with pytest.raises(AgentdError, match="link is a symbolic link") as caught:
+        files.download(f"{workspace}/link", tmp_path / "no")
+    assert f"{workspace}/link/" in caught.value.remediation
+    with pytest.raises(AgentdError, match="Not a directory"):
+        files.download(f"{workspace}/other/", tmp_path / "no")
+    assert sorted(os.listdir(tmp_path)) == ["in", "link", "out"]
+
+
 def test_a_tree_with_a_fifo_is_refused_both_ways(
     sandbox: Sandbox, files: Files, workspace: str, tmp_path: Path
 ) -> None:
