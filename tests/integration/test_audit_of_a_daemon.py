@@ -293,3 +293,40 @@ def test_no_log_is_not_well(daemon: Daemon, tmp_path: Path, where: str) -> None:
     found = daemon.cli("audit", "verify", "--dir", directory)
     assert found.returncode == 1
     assert b"no audit log here" in found.stderr and b"--dir" in found.stderr
+
+
+_CHANGED: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "no JSON": lambda lines: [*lines[:3], b"x" * len(lines[3][1:]) + b"\n", *lines[4:]],
+    "no UTF-8": lambda lines: [*lines[:3], b"\xff\xfe\n", *lines[4:]],
+    "nothing": lambda lines: [*lines[:3], b"\n", *lines[4:]],
+    "a number": lambda lines: [*lines[:3], b"7\n", *lines[4:]],
+    "deep": lambda lines: [*lines[:3], b"[" * 100_000 + b"\n", *lines[4:]],
+    "two in one": lambda lines: [*lines[:3], lines[3][:-1] + b"," + lines[4], *lines[5:]],
+    "the first": lambda lines: [b"x\n", *lines[1:]],
+    "the last": lambda lines: [*lines[:-1], b"x\n"],
+    "repeated": lambda lines: [*lines[:3], lines[2], *lines[3:]],
+    "removed": lambda lines: [*lines[:3], *lines[4:]],
+    "emptied": lambda _: [],
+}
+
+
+@pytest.mark.parametrize("how", [*_CHANGED, "files gone", "folder gone"])
+def test_what_changed_under_a_running_daemon_is_found_through_it(daemon: Daemon, how: str) -> None:
+    daemon.ask("POST", f"/v1/sandboxes/{daemon.sandbox()}/exec", {"cmd": "true"})
+    (file,) = Path(daemon.audit).glob("audit-*.jsonl")
+    if how in _CHANGED:
+        file.write_bytes(b"".join(_CHANGED[how](file.read_bytes().splitlines(keepends=True))))
+    elif how == "files gone":
+        file.unlink()
+    else:
+        shutil.rmtree(daemon.audit)
+    found = daemon.cli("audit", "verify")
+    assert found.returncode == 1 and b"not ok" in found.stdout, found
+    verdict = json.loads(daemon.cli("audit", "verify", "--json").stdout)
+    assert not verdict["ok"] and verdict["problems"]
+    empty = how in ("emptied", "files gone", "folder gone")
+    for words in (["tail", "--json"], ["export"], ["head"]):
+        told = daemon.cli("audit", *words)
+        assert b"internal error" not in told.stderr, told
+        if empty:
+            assert told.returncode == 1 and b"no audit log here" in told.stderr, told

@@ -16,13 +16,21 @@ _POLL_SECONDS = 0.2
 
 def lines(directory: str, first: int = 1, last: int | None = None) -> Iterator[bytes]:
     """Whole lines, from record ``first`` to ``last``, both included. Raises AuditError."""
+    return (line for _, line in numbered(directory, first, last))
+
+
+def numbered(
+    directory: str, first: int = 1, last: int | None = None
+) -> Iterator[tuple[int, bytes]]:
+    """Those lines, each with the number that the record in its place has, whatever it says
+    itself."""
     for file in _from(files.ls(directory), first):
         if last is not None and file.first > last:
             return
         at, seq = _place(file, first)
         for line in _Reader(file, at).whole():
             if first <= seq and (last is None or seq <= last):
-                yield line
+                yield seq, line
             seq += 1
 
 

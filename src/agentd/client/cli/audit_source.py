@@ -69,8 +69,13 @@ class Remote:
         self.where = str(client.address)
 
     def tail(self, count: int) -> list[bytes]:
+        from agentd.audit.verify import no_log
+
         last = self._position().seq
-        return list(self.lines(max(1, last - count + 1), last))[-count:] if count else []
+        found = list(self.lines(max(1, last - count + 1), last))[-count:] if count else []
+        if count and not found:
+            raise no_log(self.where)
+        return found
 
     def lines(self, first: int, last: int | None) -> Iterator[bytes]:
         return self._lines(max(first, self._known.first), last or self._position().seq)

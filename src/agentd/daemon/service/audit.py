@@ -1,18 +1,22 @@
 """What was done: the audit log, as an admin reads it, and a caller's receipts."""
 
+from collections.abc import Iterator
+
 import msgspec
 
 from agentd.audit import files, read
+from agentd.audit.errors import NoLog
+from agentd.audit.files import LogFile
 from agentd.audit.log import AuditLog
 from agentd.audit.receipt import peek
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun
-from agentd.model import typed
 from agentd.model.api import AuditHead, AuditPage
 from agentd.model.errors import InvalidInput, NotFound
 
 MAX_RECORDS = 1000  # of one page
 MAX_BYTES = 4 << 20
+_WHOLE = msgspec.json.Decoder()
 
 
 class DaemonAudit(Noun):
@@ -21,7 +25,7 @@ class DaemonAudit(Noun):
     @observed("audit_head")
     def head(self) -> AuditHead:
         log = self._log()
-        found = files.ls(log.directory)
+        found = _files(log.directory)
         head = log.head
         return AuditHead(
             head=str(head or ""),
@@ -42,11 +46,12 @@ class DaemonAudit(Noun):
         last = head.seq if head is not None else 0
         lines: list[msgspec.Raw] = []
         size = 0
-        for line in read.lines(log.directory, max(start, 1), last):
-            if len(lines) == limit or size + len(line) > MAX_BYTES:
-                return AuditPage(tuple(lines), _seq(line))
-            lines.append(msgspec.Raw(line[:-1]))
-            size += len(line)
+        for seq, line in _lines(log.directory, max(start, 1), last):
+            text = _as_json(line[:-1])
+            if len(lines) == limit or (lines and size + len(text) > MAX_BYTES):
+                return AuditPage(tuple(lines), seq)
+            lines.append(msgspec.Raw(text))
+            size += len(text)
         return AuditPage(tuple(lines))
 
     def _log(self) -> AuditLog:
@@ -77,9 +82,27 @@ class DaemonReceipts(Noun):
         return self._parts.control.key.public_pem().decode()
 
 
-class _Numbered(msgspec.Struct):
-    seq: int
+def _files(directory: str) -> list[LogFile]:
+    """A log that was removed has none: who compares it with its head sees that."""
+    try:
+        return files.ls(directory)
+    except NoLog:
+        return []
 
 
-def _seq(line: bytes) -> int:
-    return typed.decoder(_Numbered).decode(line).seq
+def _lines(directory: str, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+    try:
+        yield from read.numbered(directory, first, last)
+    except NoLog:
+        return
+
+
+def _as_json(line: bytes) -> bytes:
+    """Return it; what is no JSON any more as a text of JSON, which is no record either: as it is
+    it would make the whole answer unreadable, or be several of its records."""
+    try:
+        line.decode()
+        _WHOLE.decode(line)
+    except (ValueError, RecursionError):  # UnicodeDecodeError and msgspec's are the former
+        return msgspec.json.encode(line.decode(errors="replace"))
+    return line
