@@ -88,14 +88,14 @@ def given(
 
 
 def default(api_key: str | None = None, env: Mapping[str, str] = os.environ) -> Address | None:
-    """Return the usual socket that is there: the user's own daemon, else the machine's."""
-    for path in sockets(env):
-        try:
-            if stat.S_ISSOCK(os.stat(path).st_mode):
-                return parse(f"unix:{path}", api_key, env)
-        except OSError:
-            continue
-    return None
+    """Return the usual socket that is there: the user's own daemon, else the machine's. What a
+    daemon that was killed has left, and nobody listens at, is passed over where there is another.
+    """
+    there = [path for path in sockets(env) if _is_socket(path)]
+    if not there:
+        return None
+    path = there[0] if len(there) == 1 else next(filter(_listens, there), there[0])
+    return parse(f"unix:{path}", api_key, env)
 
 
 def running(
@@ -133,6 +133,13 @@ def find(
             remediation=f"start one with agentd serve, or give --url or {URL}",
         )
     return found
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:
+        return False
 
 
 def _listens(path: str) -> bool:

@@ -98,3 +98,19 @@ def test_a_daemon_whose_queue_is_full_is_one_that_runs(tmp_path, monkeypatch):
         waiting.connect(path)
         assert address.running(env={}) == Address(path=path)
     assert address.running(env={}) is None
+
+
+def test_what_a_killed_daemon_left_hides_no_other(tmp_path, monkeypatch):
+    own, machines = str(tmp_path / "own.sock"), str(tmp_path / "system.sock")
+    monkeypatch.setattr(address, "sockets", lambda env: [own, machines])
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(own)
+        killed.listen()
+    assert address.find(None, env={}).path == own  # alone it is what the error names
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(machines)
+        other.listen()
+        assert address.find(None, env={}).path == machines
+        assert address.default(env={}) == address.running(env={}) == Address(path=machines)
+    assert address.find(None, env={}).path == own
+    assert address.running(env={}) is None
