@@ -126,12 +126,20 @@ def step_runner(net: str, limits: "Limits") -> "SandboxRunner":
     return SandboxRunner(net, limits)
 
 
+def check_run(body: "ExecBody") -> None:
+    from agentd.daemon.commands import begin
+
+    begin.check_run(body)
+
+
 def execute(body: "ExecBody", complete: "Callable[[ExecRequest, bytes], Result]") -> "ResultView":
     """Have the command of a body completed; return its result as the contract has it. Raises
     InvalidInput."""
     from agentd.daemon.commands import begin, ends
 
-    result = complete(begin.request_of(body, body.stdin_open), begin.stdin_of(body))
+    begin.check_waited(body)
+    stdin = begin.stdin_of(body)
+    result = complete(begin.request_of(body, bool(stdin)), stdin)
     return ends.with_output(ends.of_result(result, ""), result.stdout, result.stderr)
 
 

@@ -167,6 +167,7 @@ class _Commands(_Noun):
         return embedded.execute(body, partial(self.complete, sandbox))
 
     def run(self, body: RunBody) -> ResultView:
+        embedded.check_run(body.exec)
         sandboxes = _Sandboxes(self._here, "sandboxes")
         made = sandboxes.create(body.sandbox)
         try:

@@ -20,7 +20,7 @@ from agentd.daemon.admission.admission import Admission, outputs_of
 from agentd.daemon.admission.gate import Gate, ran
 from agentd.daemon.calls.inside import HandleInside, Nowhere
 from agentd.model import context
-from agentd.model.api import CallBody, CallView, SandboxBody
+from agentd.model.api import CallBody, CallView, SandboxBody, Time
 from agentd.model.capability import About, Outcome
 from agentd.model.decision import Obligations
 from agentd.model.errors import InvalidInput, PolicyDenied, Refused
@@ -55,9 +55,14 @@ class CallSandboxes(Protocol):
         at."""
 
     def made(
-        self, who: Principal, spec: SandboxSpec, labels: Mapping[str, str]
+        self,
+        who: Principal,
+        spec: SandboxSpec,
+        labels: Mapping[str, str],
+        ttl: Time | None = None,
     ) -> AbstractContextManager[SandboxHandle]:
-        """Make a sandbox, and end it with the block. Raises QuotaExceeded, Full, SandboxError."""
+        """Make a sandbox, and end it with the block, or before where its lease does. Raises
+        QuotaExceeded, Full, SandboxError."""
 
 
 class Calls:
@@ -95,7 +100,7 @@ class Calls:
         )
         with ExitStack() as stack:
             with admission.obliging() as obliged, _telling_least(about, obliged):
-                place = stack.enter_context(self._place(who, admission, handle, about))
+                place = stack.enter_context(self._place(who, admission, handle, body))
             if place is not None:
                 admission.where = ran(place)
             admission.begin()
@@ -155,9 +160,10 @@ class Calls:
         return handle, _act(who, about, parameters, body, place, via)
 
     def _place(
-        self, who: Principal, admission: Admission, handle: SandboxHandle | None, about: About
+        self, who: Principal, admission: Admission, handle: SandboxHandle | None, body: CallBody
     ) -> AbstractContextManager[SandboxHandle | None]:
         """Return the sandbox that it runs in; none for what acts in the daemon itself."""
+        about = self.registry.get(body.capability).about
         obligations, place = admission.obligations, admission.act.place
         if not about.needs.sandbox:
             _check_network(about, obligations)
@@ -167,7 +173,7 @@ class Calls:
             _check_needs(handle, about)
             return nullcontext(handle)  # somebody else's: the call's end does not end it
         spec = oblige.new_sandbox(place.spec, obligations)
-        return self._sandboxes.made(who, spec, place.labels)
+        return self._sandboxes.made(who, spec, place.labels, body.create.ttl)
 
 
 def _kept(body: CallBody) -> list[str] | None:

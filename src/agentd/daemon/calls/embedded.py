@@ -18,7 +18,7 @@ from agentd.daemon.config import profiles, schema
 from agentd.daemon.config.values import Bundle
 from agentd.daemon.pipeline import run, with_own_hosts
 from agentd.daemon.sandboxes import starting, templates
-from agentd.model.api import CallBody, CallView, SandboxBody
+from agentd.model.api import CallBody, CallView, SandboxBody, Time
 from agentd.model.errors import InvalidInput, NotFound, Refused
 from agentd.model.options import refuse_daemons, sandbox_spec
 from agentd.model.principal import Principal
@@ -184,7 +184,11 @@ class OwnSandboxes:
 
     @contextmanager
     def made(
-        self, who: Principal, spec: SandboxSpec, labels: Mapping[str, str]
+        self,
+        who: Principal,
+        spec: SandboxSpec,
+        labels: Mapping[str, str],
+        ttl: Time | None = None,
     ) -> Iterator[SandboxHandle]:
         if self._config is None:
             handle = self._pipeline.build(spec)

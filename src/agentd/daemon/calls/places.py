@@ -10,7 +10,7 @@ from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.model import context
-from agentd.model.api import CallBody
+from agentd.model.api import CallBody, Time
 from agentd.model.errors import BackendLost, Forbidden, InvalidInput, NotFound
 from agentd.model.principal import Principal
 from agentd.model.result import Result
@@ -59,6 +59,7 @@ class Places:
                 "a sandbox that is made for a call has no secrets",
                 remediation="create one with them, and call in that",
             )
+        self._sandboxes.lease(bodies.ttl_of(body.create.ttl))
         return bodies.sandbox_spec(who, body.create, self._config()), check_labels(
             body.create.labels
         )
@@ -82,10 +83,15 @@ class Places:
 
     @contextmanager
     def made(
-        self, who: Principal, spec: SandboxSpec, labels: Mapping[str, str]
+        self,
+        who: Principal,
+        spec: SandboxSpec,
+        labels: Mapping[str, str],
+        ttl: Time | None = None,
     ) -> Iterator[SandboxHandle]:
         who.require("create")
-        live = self._sandboxes.create(who, spec, labels=labels, admitted=True)
+        seconds = bodies.ttl_of(ttl)
+        live = self._sandboxes.create(who, spec, labels=labels, ttl=seconds, admitted=True)
         try:
             yield live.handle
         finally:

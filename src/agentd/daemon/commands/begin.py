@@ -50,6 +50,26 @@ def request_of(body: ExecBody, stdin: bool) -> ExecRequest:
     return options.exec_request(body.cmd, stdin=stdin, pty=body.pty, **wanted)
 
 
+def check_waited(body: ExecBody) -> None:
+    """Raises InvalidInput for a command that is waited for and whose input would never end: nobody
+    knows its id meanwhile."""
+    if body.stdin_open:
+        raise InvalidInput(
+            "stdin_open is for a command that is not waited for",
+            remediation="send all of it as stdin, or give wait: false",
+        )
+
+
+def check_run(body: ExecBody) -> None:
+    """Raises InvalidInput for a command that its sandbox, made for it, would not outlive."""
+    if not body.wait:
+        raise InvalidInput(
+            "wait: false is for a command of a sandbox that goes on",
+            remediation="leave it out; or create a sandbox, and exec in that",
+        )
+    check_waited(body)
+
+
 def stdin_of(body: ExecBody) -> bytes:
     """Return what it reads at first. Raises InvalidInput."""
     if body.stdin is None:

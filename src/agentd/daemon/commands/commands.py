@@ -17,6 +17,7 @@ from agentd.daemon.commands.again import BeginAgain, kill_once_it_goes_on
 from agentd.daemon.commands.begin import (
     BeginDetached,
     BeginStreamed,
+    check_waited,
     new_id,
     request_of,
     size_of_words,
@@ -80,6 +81,7 @@ class Commands:
     def exec(self, who: Principal, live: Live, body: ExecBody) -> ResultView:
         """Run one to its end. Its output and its record are written before the answer is given;
         how it ended is on disk, in the audit log."""
+        check_waited(body)
         stdin = stdin_of(body)
         with self._ledger.command(who.name):
             command = self._begin(who, live, body, detached=False, feeds=bool(stdin))

@@ -10,7 +10,7 @@ from agentd.daemon.admission import oblige
 from agentd.daemon.config.schema import Config, LimitBounds, SandboxSettings
 from agentd.daemon.sandboxes import templates
 from agentd.model import options
-from agentd.model.api import SandboxBody
+from agentd.model.api import SandboxBody, Time
 from agentd.model.egress import REPLAY, RESTRICTED, Net, cassette
 from agentd.model.errors import InvalidInput, Refused, Unavailable
 from agentd.model.isolation import IsolationLevel
@@ -193,8 +193,8 @@ def telling_least(spec: SandboxSpec, asked: IsolationLevel, config: Config) -> I
         raise
 
 
-def ttl_of(body: SandboxBody) -> float | None:
-    return None if body.ttl is None else parse_duration(body.ttl, "ttl")
+def ttl_of(ttl: Time | None) -> float | None:
+    return None if ttl is None else parse_duration(ttl, "ttl")
 
 
 def wait_of(body: SandboxBody) -> float:

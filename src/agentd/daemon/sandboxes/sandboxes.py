@@ -101,7 +101,7 @@ class Sandboxes(Changing, Pauses, Adoption):
         decided as a whole; ``wait``: seconds at most that it waits for room in the principal's
         quota; ``name``: one that ``names.making`` holds; ``values``: of its secrets; ``origin``: as
         ``Live`` has it. Raises Full, QuotaExceeded, Refused, ..."""
-        seconds = self._ttl(ttl)
+        seconds = self.lease(ttl)
         checked = check_labels(labels or {})
         self._admit()
         asked = spec.isolation
@@ -161,7 +161,7 @@ class Sandboxes(Changing, Pauses, Adoption):
             begun = time.monotonic()
             handles = self._pipeline.fork(principal, source.handle, count, labels, spec, values)
             each = (time.monotonic() - begun) / count
-            seconds, origin = self._ttl(None), {"fork_of": source.id}
+            seconds, origin = self.lease(None), {"fork_of": source.id}
             of = source.record.snapshot
             for handle in handles:
                 live = self._write_down(
@@ -357,7 +357,8 @@ class Sandboxes(Changing, Pauses, Adoption):
         if self.draining:
             raise about_to_end()
 
-    def _ttl(self, ttl: float | None) -> float:
+    def lease(self, ttl: float | None) -> float:
+        """Return the seconds of a lease that is asked for. Raises InvalidInput for too many."""
         leases = self._config().leases
         seconds = float(leases.default) if ttl is None else ttl
         if seconds > leases.max:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from agentd.daemon.commands.begin import check_run
 from agentd.daemon.observe.observed import observed
 from agentd.daemon.service.noun import Noun
 from agentd.daemon.service.sandboxes import DaemonSandboxes
@@ -52,6 +53,7 @@ class DaemonCommands(Noun):
     @observed("run")
     def run(self, body: RunBody) -> ResultView:
         self._who.require("run")
+        check_run(body.exec)
         live = DaemonSandboxes(self._parts, self._who).made(body.sandbox)
         try:
             return self._parts.commands.exec(self._who, live, body.exec)

@@ -169,7 +169,7 @@ class DaemonSandboxes(Noun):
 
     def _make(self, body: SandboxBody) -> Live:
         who, parts = self._who, self._parts
-        ttl, wait = bodies.ttl_of(body), bodies.wait_of(body)
+        ttl, wait = bodies.ttl_of(body.ttl), bodies.wait_of(body)
         idle = idle_rule(body.idle_timeout, body.on_idle)
         kept, another = None, ""
         if body.snapshot is None:
