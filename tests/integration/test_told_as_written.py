@@ -21,6 +21,11 @@ daemon = fixture()
         (["--memory=1"], "--memory of 1 byte is too little"),
         (["--open-files", "0"], "--open-files '0' is not a count"),
         (["--net", "pypi", "--net-bytes", "x"], "--net-bytes 'x' is not a size"),
+        (["--open-files", "1"], "--open-files of 1 is too little for a sandbox (give at least 16)"),
+        (["--net-bytes", "1M"], "--net-bytes bounds a network of rules, and the sandbox has the"),
+        (["--net", "host", "--net-rate", "1M"], "--net-rate bounds a network of rules, and the"),
+        (["--secret", "TOKEN@"], "--secret TOKEN has no host behind its @ (write it as NAME@"),
+        (["--secret", "TOKEN"], "--secret has no host (write it as NAME@api.example.com, "),
         (["-w", ".:xx"], "unknown mode 'xx'"),
         (["--mount", ".:/data:xx"], "unknown mode 'xx'"),
         (["--net", "reed example.com"], "network rule 'reed example.com' has the method 'reed'"),
@@ -31,6 +36,36 @@ def test_a_wrong_option(words: list[str], said: str) -> None:
     done = subprocess.run(argv, capture_output=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr.decode().startswith(f"agentd run: {said}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["create", "--on-idle", "end"], "--on-idle is given without --idle-timeout (say when"),
+        (["create", "--net-bytes", "1M"], "--net-bytes bounds a network of rules, and the"),
+        (["call", "fs.read.v1", "--keep"], "--keep is given without --sandbox (name the"),
+        (
+            ["call", "fs.read.v1", "--sandbox", "a", "--open-files", "99"],
+            "--open-files says how to make a sandbox, and --sandbox names one that is there",
+        ),
+        (["call", "x.v1", "--embedded"], "--embedded and --url cannot go together (drop one)"),
+        (["volume", "ls", "--embedded"], "--embedded and --url cannot go together (drop one)"),
+        (["template", "ls", "--embedded"], "--embedded and --url cannot go together (drop one)"),
+    ],
+)
+def test_an_option_that_means_nothing_without_another_is_told_before_a_daemon_is_asked(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*words, "--url", "unix:/nowhere"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"agentd {words[0]}: {said}")
+
+
+def test_a_configuration_that_is_not_there_is_named_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["config", "check", "/nope"]) == 1
+    assert capsys.readouterr().out.startswith("cannot read /nope: No such file or directory (")
 
 
 def test_a_value_that_is_no_options_is_told_without_dashes() -> None:

@@ -293,10 +293,10 @@ def _at_least(value: Size, what: str, least: int) -> int | None:
 
 
 def _open_files(value: int | str) -> int:
-    count = _count(value, "open files", MIN_OPEN_FILES)
+    count = _count(value, "open_files", MIN_OPEN_FILES)
     if count < MIN_OPEN_FILES:
         raise InvalidInput(
-            f"{count} open files are too few for a sandbox",
+            f"open_files of {count} is too little for a sandbox",
             remediation=f"give at least {MIN_OPEN_FILES}",
         )
     return count

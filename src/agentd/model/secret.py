@@ -377,6 +377,8 @@ def _refuse(text: str) -> NoReturn:
         _wrong(_shown(text), "cannot be read", _FORMS)
     if "@" not in text:
         _wrong("", "has no host", _FORMS)
+    if not text.partition("@")[2]:
+        _wrong(_shown(text), "has no host behind its @", _FORMS)
     if "," in text.partition("@")[2]:
         fix = "write ,places=header+target or ,header=Authorization: Bearer {} there; hosts have + "
         fix += "between them, and each secret is asked for by itself"

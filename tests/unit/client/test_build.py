@@ -76,7 +76,7 @@ def test_naming_a_wall_asks_for_what_it_gives(isolation, backend, level):
         ({"pids": "9" * 5000}, "is not a count"),
         ({"pids": "0000000019999999"}, r"is not a count \(give a number from 1 to 4194304\)"),
         ({"open_files": "0"}, r"is not a count \(give a number from 16 to 4194304\)"),
-        ({"open_files": "1.5"}, "open files '1.5' is not a count"),
+        ({"open_files": "1.5"}, "open_files '1.5' is not a count"),
         ({"timeout": "soon"}, r"timeout 'soon' is not a time \(write it as 250ms"),
         ({"net": "bridge"}, "network rule 'bridge' is no preset"),
         ({"net": [".."]}, r"'\.\.' ends with a dot \(write a preset, a name"),

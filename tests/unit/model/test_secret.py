@@ -68,7 +68,7 @@ def test_hosts_ports_places_and_a_header() -> None:
         ("@h.example.com", "no name"),
         ("1TOKEN@h.example.com", "no name"),
         ("PATH@h.example.com", "secret PATH has the name of a variable"),
-        ("T@", "cannot be read"),
+        ("T@", "has no host behind its @"),
         (f"T={VALUE}@h.example.com", "no source"),
         ("T=env:@h.example.com", "no source"),
         ("T@*.example.com", "wildcard"),

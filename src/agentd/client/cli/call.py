@@ -41,6 +41,7 @@ def main(words: list[str]) -> int:
             f"{options.more[0]} stands behind the capability",
             remediation="""its parameters are --params '{"path": "a.txt"}'""",
         )
+    remote.check_where(options)
     body = _request(options, spelled)
     where = _daemon(options)
     if options.verbose:
@@ -141,6 +142,7 @@ def _request(options: argparse.Namespace, spelled: str) -> "CallBody | bytes":
         return raw
     if options.name is None:
         raise InvalidInput("no capability is named", remediation="agentd capability ls lists them")
+    _check_place(options)
     from agentd.client import build
     from agentd.model.api import CallBody
 
@@ -152,6 +154,24 @@ def _request(options: argparse.Namespace, spelled: str) -> "CallBody | bytes":
         bundle=options.bundle,
         keep=options.keep,
     )
+
+
+def _check_place(options: argparse.Namespace) -> None:
+    """Raises InvalidInput for an option that means nothing without another, or beside it."""
+    if options.keep and options.sandbox is None:
+        raise InvalidInput(
+            "--keep is given without --sandbox",
+            remediation="name the sandbox to call it in: one made for the call ends with it",
+        )
+    making = {**sandbox_options(options), "template": options.template}
+    for name, value in making.items() if options.sandbox is not None else ():
+        if value or (name == "net" and value is not None):
+            option = {"mounts": "mount", "volumes": "volume", "secrets": "secret"}.get(name, name)
+            option = {"packages": "with"}.get(option, option).replace("_", "-")
+            raise InvalidInput(
+                f"--{option} says how to make a sandbox, and --sandbox names one that is there",
+                remediation="leave out one of the two",
+            )
 
 
 def _parser() -> Parser:

@@ -72,4 +72,7 @@ def _print_problem(path: str | None, problem: "Problem", kind: str = "") -> None
         where = "environment"
     key = f"{problem.key}: " if problem.key else ""
     hint = f" ({problem.suggestion})" if problem.suggestion else ""
-    print(remote.safe(f"{where}: {kind}{key}{problem.message}{hint}"))
+    if path and path in problem.message and not problem.line:
+        where = ""  # it says so itself
+    at = f"{where}: " if where else ""
+    print(remote.safe(f"{at}{kind}{key}{problem.message}{hint}"))

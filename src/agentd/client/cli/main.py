@@ -180,7 +180,7 @@ def _guarded(name: str, words: list[str]) -> int:
 
         return int(import_module(COMMANDS[name][0]).main(words))
     except InvalidInput as error:
-        _say(f"agentd {name}: {_as_typed(str(error), words)}")
+        _say(f"agentd {name}: {_as_typed(str(error), name, words)}")
         return BAD_INPUT
     except AgentdError as error:
         if error.code == "unauthenticated":
@@ -215,15 +215,29 @@ def _guarded(name: str, words: list[str]) -> int:
         return OWN_FAILURE
 
 
-def _as_typed(text: str, words: list[str]) -> str:
-    """Call the option whose value is wrong as it was typed: ``--net-bytes`` for ``net_bytes``."""
-    for word in words[: words.index("--")] if "--" in words else words:
-        option = word.partition("=")[0]
+def _as_typed(text: str, command: str, words: list[str]) -> str:
+    """Call options what the command line calls them: ``--net-bytes`` for ``net_bytes``, and the one
+    whose value is wrong as it was typed."""
+    import re
+    from importlib import import_module
+
+    typed = words[: words.index("--")] if "--" in words else words
+    for option in (word.partition("=")[0] for word in typed):
         name = option.removeprefix("--")
+        if name == option:
+            continue
+        if name == "secret" and text.startswith(("secret ", "a secret ")):
+            return option + text.partition("secret")[2]
         for said in (name.replace("-", "_"), name.replace("-", " ")):
-            if name != option and text.startswith((f"{said} '", f"{said} of ")):
-                return option + text.removeprefix(said)
-    return text
+            if text.startswith((f"{said} '", f"{said} of ")):
+                text = option + text.removeprefix(said)
+    known = import_module(COMMANDS[command][0])._parser()._options()
+
+    def called(found: re.Match[str]) -> str:
+        option = f"--{found[0].replace('_', '-')}"
+        return option if option in known else found[0]
+
+    return re.sub(r"(?<![\w.'\"/:=-])[a-z]+(_[a-z]+)+(?![\w.'\"/=])", called, text)
 
 
 def _meant(word: str) -> str:

@@ -67,8 +67,7 @@ def parse_run(words: list[str]) -> argparse.Namespace:
             "--json and --tty cannot go together",
             remediation="drop one: a terminal is not captured",
         )
-    if options.embedded and options.url:
-        raise InvalidInput("--embedded and --url cannot go together", remediation="drop one")
+    remote.check_where(options)
     if options.url and (options.snapshot or options.save_snapshot):
         raise InvalidInput(
             "a daemon keeps its snapshots itself",

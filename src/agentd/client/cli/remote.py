@@ -44,6 +44,12 @@ def split(words: list[str]) -> tuple[list[str], list[str], list[str]]:
     return words[:at], words[at : at + 1], words[at + 1 :]
 
 
+def check_where(options: argparse.Namespace) -> None:
+    """Raises InvalidInput where both this process and a daemon are named."""
+    if options.embedded and options.url is not None:
+        raise InvalidInput("--embedded and --url cannot go together", remediation="drop one")
+
+
 @contextmanager
 def service(options: argparse.Namespace) -> "Iterator[HttpService]":
     """Open the service of the daemon that is meant."""

@@ -52,6 +52,7 @@ def _found(options: argparse.Namespace) -> "tuple[TemplateView, ...]":
     from agentd.client import embedded
     from agentd.client.http import address
 
+    remote.check_where(options)
     where = None if options.embedded else address.running(options.url)
     if where is None:
         return embedded.templates()

@@ -25,6 +25,7 @@ examples:
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
+    remote.check_where(options)
     from agentd.client.cli import place
 
     with place.service(_daemon(options)) as service:
