@@ -26,6 +26,7 @@ COUNTED = ("memory", "cpus")
 
 def doubtful(config: Config) -> Iterator[Found]:
     yield from _roots(config)
+    yield from _containers(config)
     yield from _first_key(config)
     yield from _open_files(config)
     yield from _limits(config)
@@ -54,6 +55,15 @@ def _roots(config: Config) -> Iterator[Found]:
             may = f"{who} may ask for isolation none, and run as the daemon"
             fix = 'raise sandbox.minimum, to "namespace" for instance'
             yield path, f"{may}: {_root(peer)}", fix
+
+
+def _containers(config: Config) -> Iterator[Found]:
+    """A socket that is mounted into a container or a sandbox is a way out of it."""
+    if config.auth.containers:
+        who = "lets whoever has the socket in a container or sandbox be the user here of its uid"
+        root = "root there, without a user namespace, is root here"
+        fix = "drop it, and give containers an API key: agentd key create"
+        yield ("auth", "containers"), f"{who}: {root}", fix
 
 
 def _shows_folders(config: Config, peer: PeerUser) -> bool:

@@ -543,6 +543,7 @@ TEMPLATE = "[[template]]\nname = 'work'\nnet = '{}'\n"
         (PEER.format(", 'mount'") + "[sandbox]\nmounts = ['/srv', '/data']\n", "auth.peers[0]",
          "beneath /srv, /data"),
         (PEER.format("") + "[sandbox]\nminimum = 'none'\n", "auth.peers[0]", "isolation none"),
+        ("auth.containers = true\n", "auth.containers", "root there"),
         (TCP.format("127.0.0.1:80"), "listen", "nobody could make the first one"),
         ("limits.default.open_files = 4000000\n", "limits.default.open_files", "hard limit"),
         ("limits.max.open_files = 4000000\n", "limits.max.open_files", "hard limit"),
