@@ -9,6 +9,12 @@ from agentd.model.errors import AgentdError, Full
 from agentd.model.units import readable_size
 
 
+def has_share(own: int, others: int, most: int) -> bool:
+    """Return whether a caller that has ``own`` of ``most``, beside what ``others`` have, may have
+    one more: alone it gets half of them, beside another a third."""
+    return 2 * own + others < most
+
+
 class Unwanted(AgentdError):
     """Whoever asked has gone before there was room for the answer."""
 

@@ -38,6 +38,7 @@ from agentd.model.errors import (
     TooLarge,
 )
 from agentd.model.events import EventKind
+from agentd.model.holds import has_share
 from agentd.model.principal import Principal
 from agentd.model.typed import like
 
@@ -274,9 +275,12 @@ class Approvals:
                 raise about_to_end()
             if len(self._parked) >= most:
                 raise Full(f"{most} requests wait for approval", remediation="have them decided on")
-            if self._of[name] >= MAX_OF_ONE:
+            own, others = self._of[name], len(self._parked) - self._of[name]
+            if own >= MAX_OF_ONE or not has_share(own, others, most):
                 raise QuotaExceeded(
-                    f"{MAX_OF_ONE} requests of {name} wait for approval",
+                    f"{own} requests of {name} wait for approval",
+                    cause=f"{MAX_OF_ONE} of one principal may, and {most} of all, of one no more"
+                    " than are left to others",
                     remediation="have them decided on",
                 )
             self._of[name] += 1

@@ -27,6 +27,7 @@ from agentd.daemon.store.records import NonceRecord, ReplayMarkRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.daemon.store.view import Transaction
 from agentd.model.errors import Full
+from agentd.model.holds import has_share
 
 MAX_OF_ONE = 200_000  # nonces of one key, so that none fills the store
 MAX_ALL = 1_000_000
@@ -92,7 +93,8 @@ class StoredNonces:
             if len(self._counts) >= _MAX_COUNTED:
                 self._counts.clear()
             self._counts[key] = t.measure(NonceRecord, "issued", key=key).rows
-        if self._counts[key] >= MAX_OF_ONE or self._all >= MAX_ALL:
+        own = self._counts[key]
+        if own >= MAX_OF_ONE or not has_share(own, self._all - own, MAX_ALL):
             raise Full(
                 f"{self._counts[key]} signed requests of this key are remembered",
                 remediation="sign fewer in that time, or lower auth.signed.max_age",

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from agentd.daemon.config.schema import Quota, Quotas
 from agentd.model import context
 from agentd.model.errors import Full, QuotaExceeded
+from agentd.model.holds import has_share
 from agentd.model.limits import Limits
 from agentd.model.units import readable_size
 from agentd.sandbox.backends.limits import with_defaults
@@ -148,10 +149,12 @@ class Ledger:
     def _line_up(self, name: str, use: _Use, turn: _Turn) -> None:
         if self._closed:
             raise about_to_end()
-        if len(use.turns) >= MAX_WAITING_OF_ONE or self._waiting >= MAX_WAITING:
+        own = len(use.turns)
+        if own >= MAX_WAITING_OF_ONE or not has_share(own, self._waiting - own, MAX_WAITING):
             raise Full(
                 f"{self._waiting} requests wait for room, {len(use.turns)} of them {name}'s",
-                cause=f"{MAX_WAITING_OF_ONE} of one principal may, and {MAX_WAITING} of all",
+                cause=f"{MAX_WAITING_OF_ONE} of one principal may, and {MAX_WAITING} of all, of one"
+                " no more than are left to others",
                 remediation="come back later",
                 retry_after=5.0,
             )

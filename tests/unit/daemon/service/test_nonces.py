@@ -178,7 +178,7 @@ def test_a_new_store_takes_nothing_from_before_it(tmp_path):
 
 def test_what_is_remembered_is_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "MAX_OF_ONE", 3)
-    monkeypatch.setattr(module, "MAX_ALL", 5)
+    monkeypatch.setattr(module, "MAX_ALL", 6)
     with opened(tmp_path) as found:
         for number in range(3):
             assert found.first_use(KEY, f"n{number}", NOW + number)
@@ -188,11 +188,25 @@ def test_what_is_remembered_is_bounded(tmp_path, monkeypatch):
         assert found.first_use("other", "n0", NOW)
     with opened(tmp_path) as found:
         assert found.first_use("other", "n1", NOW + 9)
+        assert found.first_use("fourth", "n0", NOW + 9)
         with pytest.raises(Full):
             found.first_use("third", "n0", NOW + 9)
         assert found.forget(NOW + 2) == 3
         assert found.first_use(KEY, "n4", NOW + 9)
         assert found.first_use("third", "n0", NOW + 9)
+
+
+def test_one_key_leaves_others_a_share(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MAX_ALL", 8)
+    with opened(tmp_path) as found:
+        for number in range(4):
+            assert found.first_use(KEY, f"n{number}", NOW + number)
+        with pytest.raises(Full, match="4 signed requests of this key"):
+            found.first_use(KEY, "n4", NOW + 4)
+        assert found.first_use("other", "n0", NOW) and found.first_use("other", "n1", NOW)
+        with pytest.raises(Full, match="2 signed requests of this key"):
+            found.first_use("other", "n2", NOW)
+        assert found.first_use("third", "n0", NOW)
 
 
 def test_it_forgets_in_steps(tmp_path, monkeypatch):

@@ -1,8 +1,11 @@
+import threading
+
 import pytest
 
 from agentd.daemon.config.schema import Quota, Quotas
+from agentd.daemon.service import quotas as module
 from agentd.daemon.service.quotas import Ledger
-from agentd.model.errors import QuotaExceeded
+from agentd.model.errors import Full, QuotaExceeded
 from agentd.model.limits import Limits
 
 MIB = 1 << 20
@@ -101,3 +104,32 @@ def test_cpu_time_is_bounded_in_an_hour(clock: Clock) -> None:
     clock.now += 3000
     with book.command("a"):
         pass
+
+
+def test_of_those_that_wait_for_room_one_principal_leaves_others_a_share(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING", 8)
+    book, waiting = ledger(clock, sandboxes=1), list[threading.Thread]()
+
+    def wait(name: str) -> None:
+        with pytest.raises(Full):
+            book.take(name, SMALL, wait=120.0)
+
+    def waits(name: str) -> None:
+        before = book.waiting
+        waiting.append(threading.Thread(target=wait, args=(name,)))
+        waiting[-1].start()
+        while book.waiting == before:
+            threading.Event().wait(0.01)
+
+    for name in ("ann", "bob", "carol"):
+        book.take(name, SMALL)
+    for name in ("ann", "ann", "ann", "ann", "bob", "bob", "carol"):
+        waits(name)
+    for name, own in (("ann", 4), ("bob", 2), ("carol", 1)):
+        with pytest.raises(Full, match=f"7 requests wait for room, {own} of them {name}'s"):
+            book.take(name, SMALL, wait=120.0)
+    book.close()
+    for thread in waiting:
+        thread.join()
