@@ -61,6 +61,39 @@ def test_an_option_that_means_nothing_without_another_is_told_before_a_daemon_is
     assert told.startswith(f"agentd {words[0]}: {said}")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["create", "--ttl", "nix"], "--ttl 'nix' is not a time (write it as"),
+        (["create", "--wait", "nix"], "--wait 'nix' is not a time (write it as"),
+        (["create", "--name", "a b"], "'a b' is no name of a sandbox (give up to 63 letters"),
+        (["create", "--label", "a\tb=c"], "--label 'a\\tb' is not usable (give printable keys"),
+        (["port", "a", "80", "--link", "--ttl", "nix"], "--ttl 'nix' is not a time"),
+        (["fork", "a", "--count", "0"], "--count '0' is not a count"),
+        (["volume", "create", "d", "--size", "nix"], "--size 'nix' is not a size"),
+        (["volume", "create", "a/b"], "volume 'a/b' is not a name"),
+        (["volume", "snapshot", "a", "a/b"], "volume 'a/b' is not a name"),
+        (["key", "create", "--name", "a", "--scopes", "nix"], "unknown scope 'nix' (the scopes"),
+        (["key", "create", "--name", "a", "--scopes", "run", "--ttl", "nix"], "--ttl 'nix' is not"),
+        (["secret", "set", "1"], "a secret has no name that can be used"),
+        (["secret", "set", "A_TOKEN", "x"], "secret A_TOKEN is not taken from an argument"),
+        (["secret", "set", "A_TOKEN", "--from-env", "NIX"], "secret A_TOKEN"),
+        (["net", "set", "a", "a..b"], "network rule 'a..b' is no name of a host"),
+        (["net", "cassette", "a", "--put", "/nope"], "cannot read the cassette /nope"),
+        (["approval", "ls", "a"], "ls takes no approval"),
+        (["approval", "show"], "no approval given"),
+    ],
+)
+def test_a_value_is_judged_before_a_daemon_is_asked(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AGENTD_URL", raising=False)
+    monkeypatch.setattr("agentd.client.http.address.sockets", lambda env: ["/nowhere/s"])
+    for more in ([], ["--url", "unix:/nowhere/s"]):
+        assert cli.main([*words, *more]) == 2
+        assert capsys.readouterr().err.startswith(f"agentd {words[0]}: {said}")
+
+
 def test_a_configuration_that_is_not_there_is_named_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -1,6 +1,7 @@
 """The caller's own side of what it asks for: its files and its environment."""
 
 import errno
+import math
 import os
 import shlex
 import stat
@@ -14,10 +15,12 @@ from agentd.model import options
 from agentd.model.egress import RESTRICTED, network
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
+from agentd.model.labels import check_labels, check_name
 from agentd.model.mount import WORKSPACE, Mount, MountMode, check_workspace, unknown_mode
 from agentd.model.options import Command, ExecOptions, SandboxOptions, check_variable, exec_request
 from agentd.model.spec import Pty, SandboxSpec
 from agentd.model.typed import like
+from agentd.model.units import parse_duration, parse_wait
 
 if TYPE_CHECKING:
     from agentd.model.api import SandboxBody
@@ -70,6 +73,12 @@ def sandbox_body(
         idle_rule(idle_timeout, on_idle)
     arguments.time(ttl, "ttl")
     arguments.time(wait, "wait")
+    if ttl is not None:
+        parse_duration(ttl, "ttl")
+    if wait is not None:
+        parse_wait(wait, math.inf)
+    if name is not None:
+        check_name(arguments.text(name, "name"))
     if (backend := asked.get("backend")) is not None:
         arguments.text(backend, "backend", "agentd doctor lists them")
     net, rules = network(asked.get("net"))
@@ -90,7 +99,7 @@ def sandbox_body(
         net=rules if net == RESTRICTED else net,
         secrets=secrets.read(asked.get("secrets")),
         volumes=tuple(f"{mount.volume}:{mount.target}:{mount.mode}" for mount in volumes),
-        labels=arguments.labels(labels),
+        labels=check_labels(arguments.labels(labels)),
         ttl=ttl,
         snapshot=snapshot,
         template=None if template is None else arguments.text(template, "template"),

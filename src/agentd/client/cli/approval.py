@@ -27,16 +27,14 @@ _SHOWN = 60  # characters of parameters, in a line of the list
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     if options.note and options.action not in ("approve", "deny"):
-        raise InvalidInput("a note is for a decision", remediation="drop --note")
+        raise InvalidInput("--note is for a decision", remediation="drop --note")
+    if options.id and options.action == "ls":
+        raise InvalidInput("ls takes no approval", remediation=f"agentd approval show {options.id}")
+    if not options.id and options.action != "ls":
+        raise InvalidInput("no approval given", remediation="agentd approval ls has their ids")
     with remote.service(options) as service:
         if options.action == "ls":
-            if options.id:
-                raise InvalidInput(
-                    "ls takes no approval", remediation=f"agentd approval show {options.id}"
-                )
             return _list(options, service.approvals)
-        if not options.id:
-            raise InvalidInput("no approval given", remediation="agentd approval ls has their ids")
         if options.action == "show":
             return _show(options, service.approvals)
         return _change(options, service.approvals)

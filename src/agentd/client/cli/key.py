@@ -29,19 +29,29 @@ are named; approve, keys, admin.
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
+    if options.action == "create":
+        options.scopes = _scopes(options)
     with remote.service(options) as service:
         return int(options.run(options, service.keys))
 
 
-def _create(options: argparse.Namespace, keys: "Keys") -> int:
+def _scopes(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return those of a new key, whose other values are judged, too. Raises InvalidInput."""
     from agentd.model.principal import SCOPES
+    from agentd.model.units import parse_duration
 
     scopes = tuple(part for text in options.scopes for part in text.split(",") if part)
     unknown = [scope for scope in scopes if scope not in SCOPES]
     if not options.name or not scopes or unknown:
         what = f"unknown scope {unknown[0]!r}" if unknown else "a key needs --name and --scopes"
         raise InvalidInput(what, remediation=f"the scopes are: {', '.join(SCOPES)}")
-    made = keys.create(options.name, scopes, ttl=options.ttl, principal=options.principal)
+    if options.ttl is not None:
+        parse_duration(options.ttl, "--ttl")
+    return scopes
+
+
+def _create(options: argparse.Namespace, keys: "Keys") -> int:
+    made = keys.create(options.name, options.scopes, ttl=options.ttl, principal=options.principal)
     if options.quiet:
         return remote.tell(options, made, str(made.secret))
     facts = [

@@ -178,19 +178,21 @@ def _row(each: "ConnectionView") -> tuple[object, ...]:
 
 
 def _set(options: argparse.Namespace) -> int:
+    rules = _rules(options.rules)
     with remote.service(options) as service:
-        view = service.network.set(options.id, _rules(options.rules))
+        view = service.network.set(options.id, rules)
     return remote.tell(options, view, remote.safe(", ".join(view.egress) or "nothing"))
 
 
 def _cassette(options: argparse.Namespace) -> int:
     from agentd.client.cli import streams
 
+    put = None if options.put is None else _put(options.put)
     with remote.service(options) as service:
-        if options.put is None:
+        if put is None:
             streams.write_all(1, service.network.cassette(options.id))
         else:
-            service.network.play(options.id, _put(options.put))
+            service.network.play(options.id, put)
             remote.tell(options, {"sandbox": options.id, "put": options.put})
     return 0
 

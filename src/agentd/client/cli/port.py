@@ -7,7 +7,7 @@ import time
 from agentd.client.cli import remote
 from agentd.client.cli.parser import named
 from agentd.model.errors import InvalidInput
-from agentd.model.units import parse_count
+from agentd.model.units import parse_count, parse_duration
 
 _EXAMPLES = """\
   agentd port sbx-abcdefghijkl 8080                        prints 127.0.0.1:PORT, until Ctrl-C
@@ -25,6 +25,8 @@ def main(words: list[str]) -> int:
         raise InvalidInput(
             "--link opens no port of this machine", remediation="give --link or --host-port"
         )
+    if options.ttl is not None:
+        parse_duration(options.ttl, "--ttl")
     from agentd.client.forward import Forwards, SandboxPorts
 
     with remote.service(options) as service:

@@ -26,6 +26,8 @@ examples:
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
+    if options.action == "set":
+        _check(options)
     with remote.service(options) as service:
         return int(options.run(options, service.secrets))
 
@@ -54,10 +56,10 @@ def _set(options: argparse.Namespace, secrets: "Secrets") -> int:
     return remote.tell(options, made, made.name)
 
 
-def _value(options: argparse.Namespace) -> str:
-    """Never of the command line, which all of the machine reads. Raises InvalidInput."""
-    from agentd.client import secrets
-    from agentd.model.secret import MAX_VALUE
+def _check(options: argparse.Namespace) -> None:
+    """Raises InvalidInput before a daemon is asked; a value is never of the command line, which all
+    of the machine reads."""
+    from agentd.model.secret import check_secret_name
 
     if options.value:
         raise InvalidInput(
@@ -65,6 +67,17 @@ def _value(options: argparse.Namespace) -> str:
             remediation=f"agentd secret set {options.name} asks for it, or reads standard input; "
             "what was written is in your shell's history: have another issued",
         )
+    check_secret_name(options.name)
+    if options.from_env is not None:
+        from agentd.client import secrets
+
+        secrets.from_env(options.name, options.from_env)
+
+
+def _value(options: argparse.Namespace) -> str:
+    from agentd.client import secrets
+    from agentd.model.secret import MAX_VALUE
+
     if options.from_env is not None:
         return secrets.from_env(options.name, options.from_env)
     if sys.stdin is not None and sys.stdin.isatty():

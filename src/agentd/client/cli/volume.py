@@ -26,10 +26,24 @@ examples:
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     remote.check_where(options)
+    _check(options)
     from agentd.client.cli import place
 
     with place.service(_daemon(options)) as service:
         return int(options.run(options, service.volumes))
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises InvalidInput for what would be no volume, before anybody is asked for one."""
+    from agentd.model.mount import check_volume
+    from agentd.model.units import parse_size
+
+    if options.action == "create":
+        check_volume(options.name)
+        if options.size is not None:
+            parse_size(options.size, "--size")
+    elif options.action == "snapshot":
+        check_volume(options.new)
 
 
 def _daemon(options: argparse.Namespace) -> "Address | None":

@@ -7,11 +7,11 @@ from agentd.daemon.commands.command import Emit
 from agentd.daemon.commands.commands import Commands
 from agentd.daemon.config.schema import Config
 from agentd.daemon.sandboxes import bodies
-from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.model import context
 from agentd.model.api import CallBody, Time
 from agentd.model.errors import BackendLost, Forbidden, InvalidInput, NotFound
+from agentd.model.labels import check_labels
 from agentd.model.principal import Principal
 from agentd.model.result import Result
 from agentd.model.spec import ExecRequest, SandboxSpec

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -12,7 +12,7 @@ from agentd.daemon.sandboxes import templates
 from agentd.model import options
 from agentd.model.api import SandboxBody, Time
 from agentd.model.egress import REPLAY, RESTRICTED, Net, cassette
-from agentd.model.errors import InvalidInput, Refused, Unavailable
+from agentd.model.errors import Refused, Unavailable
 from agentd.model.isolation import IsolationLevel
 from agentd.model.limits import Limits, said
 from agentd.model.mount import Mount
@@ -24,9 +24,6 @@ from agentd.sandbox.backends import BUILTIN
 from agentd.sandbox.backends.image_root import resolved
 from agentd.sandbox.volumes import VolumeStore
 
-MAX_LABELS = 32
-MAX_LABEL = 256
-_NO_LABELS: Mapping[str, str] = {}
 MAX_WAIT_SECONDS = 3600.0  # for room in a quota
 
 
@@ -264,25 +261,3 @@ def bounded(asked: Limits, bounds: LimitBounds) -> Limits:
                 remediation="ask for less, or have limits.max raised",
             )
     return oblige.within(Limits(**values), most)
-
-
-def check_labels(
-    labels: Mapping[str, str], before: Mapping[str, str] = _NO_LABELS
-) -> dict[str, str]:
-    """Return them. Raises InvalidInput for more or longer ones than are kept. Those of ``before``
-    are not judged anew: an older daemon took more."""
-    if len(labels) > MAX_LABELS:
-        many = f"{len(labels)} labels are more than the {MAX_LABELS} allowed"
-        raise InvalidInput(many, remediation="drop some")
-    for key, value in labels.items():
-        if before.get(key) == value:
-            continue
-        long = len(key) > MAX_LABEL or len(value) > MAX_LABEL
-        # A filter is KEY=VALUE, and ends its key at the first "=": no other could be named.
-        if not key or long or not key.isprintable() or "=" in key or "\0" in value:
-            raise InvalidInput(
-                f"label {key[:64]!r} is not usable",
-                remediation="give printable keys without '=' and values without NUL, "
-                f"of at most {MAX_LABEL} characters",
-            )
-    return dict(labels)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS, without_env
-from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.pauses import tell_agent
 from agentd.model.errors import AgentdError, NotFound
 from agentd.model.events import EventKind
+from agentd.model.labels import check_labels
 
 if TYPE_CHECKING:
     from agentd.daemon import events

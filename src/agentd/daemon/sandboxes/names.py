@@ -1,6 +1,5 @@
 """The names that principals give their sandboxes: each once, while its sandbox lives."""
 
-import re
 import threading
 import time
 from collections import Counter
@@ -10,9 +9,9 @@ from contextlib import contextmanager
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
 from agentd.model import context
-from agentd.model.errors import Conflict, Full, InvalidInput
+from agentd.model.errors import Conflict, Full
+from agentd.model.labels import SANDBOX_NAME, check_name
 
-_NAME = re.compile(r"(?!sbx-)[A-Za-z0-9][A-Za-z0-9._-]{0,62}", re.ASCII)
 # How often who waits for a name looks whether its client has gone.
 _LOOK_SECONDS = 1.0
 MAX_WAITING_OF_ONE = 128  # each in a thread of its own
@@ -88,7 +87,7 @@ class Names:
 def recalled(store: SqliteStore, owner: str, id_: str) -> SandboxRecord | None:
     """Return what the store knows by that id, or of the last sandbox that ``owner`` called so."""
     found = store.get(SandboxRecord, id_)
-    if found is not None or not _NAME.fullmatch(id_):
+    if found is not None or not SANDBOX_NAME.fullmatch(id_):
         return found
     after: tuple[str, ...] = ()
     while page := store.find(SandboxRecord, after=after, principal=owner, name=id_):
@@ -97,16 +96,6 @@ def recalled(store: SqliteStore, owner: str, id_: str) -> SandboxRecord | None:
             found = last
         after = (page[-1].id,)
     return found
-
-
-def check_name(name: str) -> None:
-    """Check it. Raises InvalidInput for what is no name of a sandbox."""
-    if not _NAME.fullmatch(name):
-        raise InvalidInput(
-            f"{name[:64]!r} is no name of a sandbox",
-            remediation="give up to 63 letters, digits, dots, underscores and hyphens, a letter or "
-            "digit first; 'sbx-' begins ids",
-        )
 
 
 def being_made(name: str, wait: float) -> Conflict:

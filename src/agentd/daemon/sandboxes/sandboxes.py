@@ -16,7 +16,6 @@ from agentd.daemon.observe import meter, trace
 from agentd.daemon.pipeline import NO_VALUES, Pipeline, SecretValues, check_forks
 from agentd.daemon.sandboxes import bodies
 from agentd.daemon.sandboxes.adoption import GRACE_SECONDS, Adoption, ended, without_env
-from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.changes import Changing
 from agentd.daemon.sandboxes.live import NO_ORIGIN, Live
 from agentd.daemon.sandboxes.names import Names, recalled
@@ -31,6 +30,7 @@ from agentd.model import context
 from agentd.model.api import SandboxView
 from agentd.model.errors import AgentdError, BackendLost, InvalidInput, NotFound
 from agentd.model.idle import NEVER, IdleRule
+from agentd.model.labels import check_labels
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.model.units import format_duration

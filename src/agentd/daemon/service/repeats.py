@@ -15,12 +15,12 @@ from agentd.daemon.commands.begin import request_of
 from agentd.daemon.commands.ends import completed
 from agentd.daemon.config.schema import Config
 from agentd.daemon.sandboxes import bodies, given_secrets
-from agentd.daemon.sandboxes.bodies import check_labels
 from agentd.daemon.sandboxes.sandboxes import Sandboxes
 from agentd.daemon.sandboxes.snapshots import Snapshots
 from agentd.model.api import CallBody, ExecBody, Repeat, RunBody, SandboxBody
 from agentd.model.canonical import loads_strict
 from agentd.model.isolation import IsolationLevel
+from agentd.model.labels import check_labels
 from agentd.model.principal import Principal
 from agentd.model.spec import SandboxSpec
 from agentd.policy.scopes import scope_of

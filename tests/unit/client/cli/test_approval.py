@@ -98,7 +98,7 @@ def test_one_is_decided_on(
     [
         (["show"], "no approval given (agentd approval ls has their ids)"),
         (["approve"], "no approval given"),
-        (["ls", "--note", "x"], "a note is for a decision"),
+        (["ls", "--note", "x"], "--note is for a decision"),
         (["ls", "apr-1"], "ls takes no approval (agentd approval show apr-1)"),
         (["forget", "apr-1"], "invalid choice"),
     ],
