@@ -93,7 +93,7 @@ def test_forks_go_on_from_one_moment_as_machines_of_their_own(
     able.run(["sh", "-c", f"setsid sh -c '{_quoted(_COUNTER)}' >/dev/null 2>&1 &"], check=True)
     _until(able, "pid")
     secret, before = _ask(able)
-    with able.start("sleep 1000"), pytest.raises(Conflict, match="1 commands run"):
+    with able.start("sleep 1000"), pytest.raises(Conflict, match="1 command runs"):
         able.fork(1)
     with ExitStack() as stack:
         copies = [stack.enter_context(copy) for copy in able.fork(2)]

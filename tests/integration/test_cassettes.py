@@ -305,8 +305,8 @@ def test_a_template_that_has_no_file_is_not_run(
 @pytest.mark.parametrize(
     ("word", "told", "shown"),
     [
-        ("record", "recorded", "1 connections, all recorded, 0 refused"),
-        ("replay", "answered from the cassette", "1 connections answered from a cassette, 0"),
+        ("record", "recorded", "1 connection, all recorded, 0 refused"),
+        ("replay", "answered from the cassette", "1 connection answered from a cassette, 0"),
     ],
 )
 def test_what_is_explained_and_signed_says_so(

@@ -199,7 +199,7 @@ def test_what_a_copy_leaves_out_and_what_is_put_in_is_told_in_json(
     with socket.socket(socket.AF_UNIX) as left_out:
         left_out.bind(f"{folder}/socket")
     told = daemon.cli("cp", str(folder), f"{daemon.sandbox()}:/workspace/", "--json").stdout
-    assert json.loads(told) == {"bytes": 5, "skipped": "1 sockets, as folder/socket"}
+    assert json.loads(told) == {"bytes": 5, "skipped": "1 socket, as folder/socket"}
     recorded, replays = daemon.sandbox(net=["record"]), daemon.sandbox(net=["replay"])
     tape.write_bytes(daemon.cli("net", "cassette", recorded).stdout)
     put = daemon.cli("net", "cassette", replays, "--put", str(tape), "--json")

@@ -160,7 +160,7 @@ def test_sockets_are_left_out_and_told(daemon: Daemon, box: str, here: Path) -> 
     made = "import socket; socket.socket(socket.AF_UNIX).bind('out/listening')"
     inside(daemon, box, f'mkdir out; touch out/file; python3 -c "{made}"')
     ran = cp(daemon, here, f"{box}:/workspace/out", ".")
-    assert ran.returncode == 0 and b"left out: 1 sockets, as out/listening" in ran.stderr
+    assert ran.returncode == 0 and b"left out: 1 socket, as out/listening" in ran.stderr
     assert os.listdir(here / "out") == ["file"]
 
 

@@ -13,6 +13,7 @@ from agentd.audit.errors import LogDamaged
 from agentd.audit.files import LogFile, Mark
 from agentd.model import typed
 from agentd.model.audit import Event, Kind, Position
+from agentd.model.units import counted
 
 WAY_OUT = (
     "put back what was there; or keep it as evidence, stop the daemon, and run "
@@ -98,7 +99,7 @@ def _missing(found: list[LogFile], last: Last, known: Mark) -> str:
     if found and known.first and found[0].first > known.first:
         return f"its first record is {found[0].first}, and records from {known.first} on were kept"
     if len(found) < known.files and found[0].first == known.first:
-        return f"it has {len(found)} files, and had {known.files}"
+        return f"it has {counted(len(found), 'file')}, and had {known.files}"
     if _differs(found, last, known):
         return f"record {known.seq} has another hash than when it was written"
     return ""

@@ -17,6 +17,7 @@ from agentd.guest.pack import Packer
 from agentd.guest.tar import MAX_BYTES, TarError
 from agentd.guest.unpack import Unpacker, write_holes
 from agentd.model.errors import InvalidInput, OperationFailed, SandboxError
+from agentd.model.units import counted
 
 if TYPE_CHECKING:
     from agentd.client.files import Files
@@ -219,7 +220,7 @@ def _send_tree(files: "Files", source: str, target: str, replace: bool) -> Copie
         ) from None
     finally:
         os.close(parent)
-    more = f"{packer.skipped} sockets, as {os.fsdecode(packer.first_skipped)}"
+    more = f"{counted(packer.skipped, 'socket')}, as {os.fsdecode(packer.first_skipped)}"
     return Copied(packer.bytes, more if packer.skipped else "")
 
 

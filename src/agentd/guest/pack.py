@@ -51,7 +51,8 @@ class Packer:
             yield self._taken() + tar.encode_error(_reason(error))
             raise
         if self.skipped:
-            told = f"{self.skipped} sockets, as {shown(self.first_skipped)}"
+            sockets = "socket" if self.skipped == 1 else "sockets"
+            told = f"{self.skipped} {sockets}, as {shown(self.first_skipped)}"
             if self._entry is not None:
                 self._out += tar.encode(self._entry, told)
         self._out += tar.END

@@ -17,6 +17,7 @@ from agentd.image.distribution import ELSEWHERE
 from agentd.image.merged import is_merged, merge
 from agentd.linux import programs
 from agentd.model.errors import Unavailable
+from agentd.model.units import counted
 
 _SECONDS = 600
 _NAMED = 3  # packages that an error names
@@ -139,7 +140,7 @@ def unpack(
         os.makedirs(cache, exist_ok=True)
         # Beside their final place, so that the rename is atomic.
         with tempfile.TemporaryDirectory(dir=cache, prefix=".download-") as place:
-            say(f"downloading {len(missing)} packages")
+            say(f"downloading {counted(len(missing), 'package')}")
             _download(missing, place)
             for package in missing:
                 say(f"unpacking {package.name} {package.version}")

@@ -132,6 +132,11 @@ def format_duration(seconds: float) -> str:
     return f"{seconds:.10g}s"
 
 
+def counted(count: int, one: str, more: str = "") -> str:
+    """Write a count with its noun: ``1 file``, ``2 files``. ``more`` is what adds no s."""
+    return f"{count} {one if count == 1 else more or f'{one}s'}"
+
+
 def readable_size(value: float) -> str:
     """Write a size for a person: ``32 GiB``, ``1.5 MiB``, ``1 byte``."""
     for unit in ("T", "G", "M", "K"):

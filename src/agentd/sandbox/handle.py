@@ -19,6 +19,7 @@ from agentd.model.errors import (
 )
 from agentd.model.mount import MountMode
 from agentd.model.result import SandboxInfo
+from agentd.model.units import counted
 from agentd.sandbox import ending
 from agentd.sandbox.abilities import CHANGES, SNAPSHOT, Ability, incapable, lacking
 from agentd.sandbox.choose import Choice
@@ -230,7 +231,7 @@ class SandboxHandle:
         """
         if self.commands:
             raise Conflict(
-                f"{self.commands} commands run in sandbox {self.id}",
+                f"{counted(self.commands, 'command runs', 'commands run')} in sandbox {self.id}",
                 remediation="wait for them, or let the shell start them in the background",
             )
 

@@ -118,7 +118,7 @@ def test_sockets_are_left_out_and_told(new_channel, tmp_path):
         data = read(new_channel, tmp_path / "t").data
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         assert archive.getnames() == ["t", "t"]
-        assert archive.getmembers()[1].pax_headers["AGENTD.skipped"] == "1 sockets, as t/s"
+        assert archive.getmembers()[1].pax_headers["AGENTD.skipped"] == "1 socket, as t/s"
 
 
 @pytest.mark.parametrize("length", [0, 100])

@@ -9,6 +9,7 @@ from agentd.capability.builtin.diff import Span
 from agentd.capability.port import Call, Inside
 from agentd.capability.shape import array, integer, parameters, string
 from agentd.model.capability import About, Bounds, CallFailed, Example, Needs, Outcome
+from agentd.model.units import counted
 
 MAX_REPLACEMENTS = 10_000
 MAX_DIFF = 64 << 10
@@ -149,7 +150,7 @@ def _check_count(old: str, search: str, expected: int, number: int) -> None:
     if count:
         raise CallFailed(
             "wrong_count",
-            f"the text of edit {number} is in the file {count} times, not {expected}",
+            f"the text of edit {number} is in the file {counted(count, 'time')}, not {expected}",
             remediation=f'search for more of the text around it, or say "count": {count}',
         )
     ends = "; its lines end with CR LF" if "\r\n" in old and "\n" in search else ""

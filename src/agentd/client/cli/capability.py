@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from agentd.client.cli import remote, table
 from agentd.client.cli.parser import Parser
 from agentd.model.errors import InvalidInput
+from agentd.model.units import counted
 
 if TYPE_CHECKING:
     from agentd.model.capability import About, Example, Needs
@@ -124,7 +125,7 @@ def _size(count: int) -> str:
     for size, unit in ((1 << 20, "MiB"), (1 << 10, "KiB")):
         if count >= size:
             return f"{count / size:g} {unit}"
-    return f"{count} bytes"
+    return counted(count, "byte")
 
 
 def _parser() -> Parser:

@@ -7,6 +7,7 @@ from agentd.client.cli import output
 from agentd.client.cli.remote import safe
 from agentd.model.egress import cassette
 from agentd.model.errors import InvalidInput
+from agentd.model.units import counted
 
 if TYPE_CHECKING:
     from agentd.client.cassettes import CassetteFiles
@@ -60,7 +61,7 @@ def save(files: "CassetteFiles", network: "Network", sandbox: str) -> None:
 def told(cassette: "Cassette", path: str) -> str:
     """Return a line on what was recorded, and what was not."""
     count = len(cassette.exchanges)
-    line = f"recorded {count} exchange{'s' * (count != 1)} in {path}"
+    line = f"recorded {counted(count, 'exchange')} in {path}"
     lacking = [each for each in cassette.exchanges if each.unrecorded]
     shown = [f"{e.method} {e.host}{e.target[:200]} ({e.unrecorded})" for e in lacking[:_SHOWN]]
     if shown:

@@ -78,7 +78,9 @@ def _run(options: argparse.Namespace, request: "ExecRequest", interrupts: Interr
         output.explain(result.cause, options.name, truncated=result.truncated)
         denied = getattr(result.usage.network, "denied", 0)  # there is none without rules
         if result.status != "ok" and denied:
-            many = "1 name or connection" if denied == 1 else f"{denied} names or connections"
+            from agentd.model.units import counted
+
+            many = counted(denied, "name or connection", "names or connections")
             told = f"the network has refused this sandbox {many} so far"
             output.say(f"{told}; agentd net ls {options.id} lists them", options.name)
     return output.exit_code(result)

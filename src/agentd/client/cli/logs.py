@@ -54,8 +54,11 @@ def _write(name: str, value: object, options: argparse.Namespace) -> None:
     elif isinstance(value, bytes):
         streams.write_all(2 if name == "stderr" else 1, value)
     elif name == "lost" and isinstance(value, dict):
+        from agentd.model.units import counted
+
         gone = int(value["to"]) - int(value["from"])
-        output.say(f"{gone} bytes of {value['stream']} are gone", "logs")
+        what = counted(gone, f"byte of {value['stream']} is", f"bytes of {value['stream']} are")
+        output.say(f"{what} gone", "logs")
 
 
 def _write_json(name: str, value: object) -> None:

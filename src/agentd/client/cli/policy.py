@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from agentd.client.cli import params, remote, table
 from agentd.client.cli.parser import AddedUp, Parser, named
 from agentd.model.errors import InvalidInput
+from agentd.model.units import counted
 
 if TYPE_CHECKING:
     from agentd.client.embedded import Explained
@@ -211,8 +212,8 @@ def _learn(options: argparse.Namespace, command: list[str]) -> int:
         remote.print_json({**about, "ok": not failed})
     else:
         ended = f"; the command ended with {code}" if code else ""
-        calls = "1 call" if len(seen) == 1 else f"{len(seen)} calls"
-        print(f"{remote.safe(options.out)}: {calls} seen, {len(results)} tests{ended}")
+        calls, tests = counted(len(seen), "call"), counted(len(results), "test")
+        print(f"{remote.safe(options.out)}: {calls} seen, {tests}{ended}")
         _show(failed)
     return FAILED if failed else 0
 

@@ -12,6 +12,7 @@ from agentd.client.cli.parser import Parser
 from agentd.client.http.errors import Unreachable
 from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.system import os_errors_as
+from agentd.model.units import counted
 
 if TYPE_CHECKING:
     from agentd.audit.receipt import Statement
@@ -164,8 +165,8 @@ def _network(usage: "Usage") -> "Iterator[tuple[str, str]]":
         return
     asked = f", {done.asked} asked about" if done.asked else ""
     how = {"record": ", all recorded", "replay": " answered from a cassette"}.get(done.cassette, "")
-    what = f"{done.allowed} connections{how}, {done.denied} refused{asked}"
-    yield "network", f"{what}, {done.sent} bytes sent, {done.received} received"
+    what = f"{counted(done.allowed, 'connection')}{how}, {done.denied} refused{asked}"
+    yield "network", f"{what}, {counted(done.sent, 'byte')} sent, {done.received} received"
     for host, count in done.hosts.items():
         yield f"connected to {host}", str(count)
 

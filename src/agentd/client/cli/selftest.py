@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from agentd.client.cli import remote, table
 from agentd.client.cli.parser import Parser
 from agentd.model.spec import DEFAULT_IMAGE
+from agentd.model.units import counted
 
 if TYPE_CHECKING:
     from agentd.client.embedded import AttackRow, SelftestReport
@@ -109,7 +110,7 @@ def _show(report: "SelftestReport") -> None:
     stopped = sum(row.verdict == "stopped" for row in rows)
     left_out = sum(row.verdict == "not applicable" for row in rows)
     table.paragraph(
-        f"{'passed' if report.passed else 'FAILED'}: {stopped} attacks stopped, "
+        f"{'passed' if report.passed else 'FAILED'}: {counted(stopped, 'attack')} stopped, "
         f"{left_out} not applicable, {bad} bad",
         "bold green" if report.passed else "bold red",
     )

@@ -141,7 +141,7 @@ def _parser() -> Parser:
 
 def _show(snapshot: "Snapshot", *, as_json: bool) -> None:
 
-    from agentd.model.units import format_size, readable_size
+    from agentd.model.units import counted, format_size, readable_size
 
     manifest = snapshot.manifest
     if as_json:
@@ -159,8 +159,8 @@ def _show(snapshot: "Snapshot", *, as_json: bool) -> None:
         "network": ",".join(manifest.spec.egress) or manifest.spec.net,
         "created": manifest.created,
         "agentd": manifest.agentd,
-        "size": f"{readable_size(snapshot.size)} in {len(manifest.files)} files, all as they were "
-        f"written; {readable_size(image_cache.on_disk(snapshot.path))} on disk",
+        "size": f"{readable_size(snapshot.size)} in {counted(len(manifest.files), 'file')}, all as "
+        f"they were written; {readable_size(image_cache.on_disk(snapshot.path))} on disk",
     }
     for name, value in facts.items():
         print(f"{name:<8} {remote.safe(value)}")

@@ -11,7 +11,7 @@ from agentd.model import context
 from agentd.model.errors import Full, QuotaExceeded
 from agentd.model.holds import has_share
 from agentd.model.limits import Limits
-from agentd.model.units import readable_size
+from agentd.model.units import counted, readable_size
 from agentd.sandbox.backends.limits import with_defaults
 
 _WINDOW_SECONDS = 3600.0  # of cpu_seconds
@@ -105,7 +105,8 @@ class Ledger:
                 return
             try:
                 if use.turns and wait <= 0:
-                    raise _exceeded(name, f"what {len(use.turns)} requests wait for already", 1.0)
+                    before = counted(len(use.turns), "request waits", "requests wait")
+                    raise _exceeded(name, f"what {before} for already", 1.0)
                 if not use.turns:
                     use.check(name, turn, quota)
                     use.add(turn)

@@ -23,6 +23,7 @@ from agentd.image.oci.values import (
 )
 from agentd.image.oci.work import WorkFolder
 from agentd.model.errors import InvalidInput
+from agentd.model.units import counted
 
 if TYPE_CHECKING:
     from agentd.image.oci.network import FetchNetwork
@@ -88,7 +89,7 @@ class _Pull:
         with self._store.roots.making(chain) as ours:
             if ours:
                 layers = len(manifest.layers)
-                self._step(f"unpacking {layers} layer{'s' if layers != 1 else ''}")
+                self._step(f"unpacking {counted(layers, 'layer')}")
                 path = self._work.make("unpacked")
                 unpack(path, self._work.layout, manifest, config, self._seconds, self._bounds)
                 self._work.unpacked = path

@@ -13,6 +13,7 @@ from agentd.model.enforcement import Control
 from agentd.model.errors import SandboxError
 from agentd.model.result import Cause
 from agentd.model.spec import SandboxSpec
+from agentd.model.units import counted
 from agentd.sandbox import abilities
 from agentd.sandbox.ports import Wall
 
@@ -51,7 +52,8 @@ class LastSeen(NamedTuple):
             return f"{self.ending.code}: {self.ending.message}"
         ooms = self.counters.get("oom", 0)
         if ooms:
-            return f"oom: its first process ended, and memory had run out in it ({ooms} times)"
+            often = counted(ooms, "time")
+            return f"oom: its first process ended, and memory had run out in it ({often})"
         return "its first process ended"
 
 

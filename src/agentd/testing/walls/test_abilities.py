@@ -129,7 +129,7 @@ def test_a_snapshot_of_memory_keeps_processes(
 
 def test_forks_are_sandboxes_of_their_own(sandbox: Sandbox, taken: Snapshot) -> None:
     with sandbox.start("sleep 1000") as process:
-        with pytest.raises(AgentdError, match="1 commands run"):
+        with pytest.raises(AgentdError, match="1 command runs"):
             sandbox.fork(1)
         process.kill()
         process.wait()
