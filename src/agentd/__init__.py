@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from agentd.client.aio_files import AsyncFiles
     from agentd.client.aio_process import AsyncProcess
     from agentd.client.aio_service import AsyncClient
+    from agentd.client.aio_snapshot import AsyncSnapshot
     from agentd.client.chunk import Chunk
     from agentd.client.code import CodeError, CodeResult
     from agentd.client.commands import CommandFailed
@@ -61,6 +62,7 @@ _WHERE = {
     "agentd.client.aio_files": "AsyncFiles",
     "agentd.client.aio_process": "AsyncProcess",
     "agentd.client.aio_service": "AsyncClient",
+    "agentd.client.aio_snapshot": "AsyncSnapshot",
     "agentd.client.chunk": "Chunk",
     "agentd.client.code": "CodeError CodeResult",
     "agentd.client.files": "Files",
@@ -91,6 +93,7 @@ __all__ = [
     "AsyncFiles",
     "AsyncProcess",
     "AsyncSandbox",
+    "AsyncSnapshot",
     "BackendLost",
     "CallFailed",
     "CallView",

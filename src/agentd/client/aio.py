@@ -13,6 +13,7 @@ from agentd.client.aio_files import AsyncFiles
 from agentd.client.aio_method import AioOnThreads, aio, cancellable
 from agentd.client.aio_ports import AsyncNetworkControl, AsyncSandboxPorts
 from agentd.client.aio_process import AsyncProcess
+from agentd.client.aio_snapshot import taken
 from agentd.client.aio_thread import Threads, Work
 from agentd.client.build import Command, ExecOptions
 from agentd.client.process import Process
@@ -81,7 +82,7 @@ class AsyncSandbox(AioOnThreads[Sandbox]):
     apply = aio(Sandbox.apply)
     pause = aio(Sandbox.pause)
     resume = aio(Sandbox.resume)
-    snapshot = aio(Sandbox.snapshot)
+    snapshot = taken(Sandbox.snapshot)
     commit = aio(Sandbox.commit)
     ping = aio(Sandbox.ping)
     renew = aio(Sandbox.renew)

@@ -11,13 +11,13 @@ from agentd.model.errors import AgentdError, InvalidInput
 
 if TYPE_CHECKING:
     from agentd.client.forward import Forwards
-    from agentd.client.ports import Service, Snapshot
+    from agentd.client.ports import Service, SnapshotLike
 
 
 def find(
     url: str | None,
     api_key: str | None,
-    snapshot: "Snapshot | str | os.PathLike[str] | None",
+    snapshot: "SnapshotLike | str | os.PathLike[str] | None",
     embedded: bool,
 ) -> "tuple[address.Address | None, bool]":
     """Return the daemon to ask, or None for this process; and whether it was named. A ``snapshot``
@@ -53,12 +53,14 @@ def service(where: "address.Address | None") -> "Service":
     return shared(where)
 
 
-def kept_here(snapshot: "Snapshot | str | os.PathLike[str] | None") -> bool:
+def kept_here(snapshot: "SnapshotLike | str | os.PathLike[str] | None") -> bool:
     """Return whether it is at a path; a daemon's ``Snapshot`` has none."""
     return snapshot is not None and getattr(snapshot, "path", "") is not None
 
 
-def state(snapshot: "Snapshot | str | os.PathLike[str] | None", *, of_daemon: bool) -> str | None:
+def state(
+    snapshot: "SnapshotLike | str | os.PathLike[str] | None", *, of_daemon: bool
+) -> str | None:
     """Return a snapshot's name where it is kept: at a daemon its id, here its path. May raise."""
     if snapshot == "":  # as a path it would be the folder that one stands in
         raise InvalidInput(

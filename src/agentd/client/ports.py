@@ -15,11 +15,8 @@ if TYPE_CHECKING:
 
 
 @runtime_checkable
-class Snapshot(Protocol):
-    """A sandbox's state, for ``Sandbox.create(snapshot=...)``, any number of times.
-
-    In a with statement it is deleted at the end, unless it was given a path to keep it at.
-    """
+class SnapshotLike(Protocol):
+    """What a snapshot is, for asyncio or not: ``Sandbox.create(snapshot=...)`` takes it."""
 
     @property
     def id(self) -> str: ...
@@ -38,6 +35,13 @@ class Snapshot(Protocol):
     @property
     def size(self) -> int:
         """Return the bytes of its files together."""
+
+
+class Snapshot(SnapshotLike, Protocol):
+    """A sandbox's state, for ``Sandbox.create(snapshot=...)``, any number of times.
+
+    In a with statement it is deleted at the end, unless it was given a path to keep it at.
+    """
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write it as an archive of an OCI image, ``oci-archive:PATH``: the image that it was taken

@@ -22,7 +22,7 @@ from agentd.model.errors import NotFound, SandboxError
 from agentd.model.result import SandboxInfo
 
 if TYPE_CHECKING:
-    from agentd.client.ports import Sandboxes, Service, Snapshot
+    from agentd.client.ports import Sandboxes, Service, Snapshot, SnapshotLike
     from agentd.model.api import SandboxView
     from agentd.model.image import ImageView
 
@@ -64,7 +64,7 @@ class Sandbox(SandboxCommands):
         *,
         url: str | None = None,
         api_key: str | None = None,
-        snapshot: "Snapshot | str | os.PathLike[str] | None" = None,
+        snapshot: "SnapshotLike | str | os.PathLike[str] | None" = None,
         template: str | None = None,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,

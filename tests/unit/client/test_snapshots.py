@@ -127,7 +127,7 @@ def test_async_pause_snapshot_and_fork(machines):
                 await sandbox.run("true")
             await sandbox.resume()
             copies = await sandbox.fork(2)
-            with await sandbox.snapshot() as snapshot:
+            async with await sandbox.snapshot() as snapshot:
                 copies.append(await AsyncSandbox.create(snapshot=snapshot))
             found = []
             for copy in copies:
