@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 from tests import ports
 from tests.oci import ARCHITECTURE, LIST, Images, Layout, busybox, file, layer
+from tests.unit.capability.fetch.authority import Authority
 
 from agentd import Sandbox
 
@@ -48,7 +50,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Start a registry; "HOST:PORT". ``password``: whose user is "me"."""
     with ExitStack() as stack:
 
-        def started(password: str = "") -> str:
+        def started(password: str = "", tls: dict[str, str] | None = None) -> str:
             place = f"127.0.0.1:{ports.free()}"
             folder = tmp_path / f"registry-{place[10:]}"
             folder.mkdir()
@@ -56,7 +58,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
                 "version": 0.1,
                 "log": {"level": "error"},
                 "storage": {"filesystem": {"rootdirectory": str(folder / "data")}},
-                "http": {"addr": place},
+                "http": {"addr": place, **({"tls": tls} if tls else {})},
             }
             if password:
                 (folder / "users").write_text(f"me:{_bcrypt(password)}\n")
@@ -162,6 +164,43 @@ def test_layers_that_are_here_are_not_fetched_again(
     assert fetched(tmp_path, place).count(base) == 2
     assert {row["state"] for row in images.told("verify")} == {"ready"}
     assert images.left() == []
+
+
+@pytest.mark.parametrize("name", ["registries.conf", "registries.conf.d/own.conf"])
+def test_a_mirror_of_ones_own_is_asked_with_its_own_credentials(
+    images: Images, layout: Layout, start: Start, tmp_path: Path, name: str
+) -> None:
+    place = start("secret")
+    push(layout.add([busybox()]), place, "kept/tool:1", "--dest-creds=me:secret")
+    own = tmp_path / ".config/containers"
+    (own / name).parent.mkdir(parents=True)
+    (own / name).write_text(
+        f'[[registry]]\nlocation = "registry.invalid/ours"\n[[registry.mirror]]\n'
+        f'location = "{place}/kept"\ninsecure = true\n'
+    )
+    asked = ("docker://registry.invalid/ours/tool:1", "--name", "tool")
+    assert "does not let us have" in images.run("pull", *asked, code=125).stderr
+    right = base64.b64encode(b"me:secret").decode()
+    (own / "auth.json").write_text(json.dumps({"auths": {place: {"auth": right}}}))
+    images.run("pull", *asked)
+    with Sandbox.create(image="tool") as box:
+        assert box.run("echo there").text == "there\n"
+
+
+def test_the_ca_of_ones_own_is_trusted(
+    images: Images, layout: Layout, start: Start, tmp_path: Path
+) -> None:
+    authority, pair = Authority(tmp_path, [], ["127.0.0.1"]), str(tmp_path / "leaf.pem")
+    tls = {"certificate": pair, "key": pair}
+    place = start(tls=tls)
+    push(layout.add([busybox()]), place, "tool:1")
+    asked = ("docker://" + place + "/tool:1", "--name", "tool")
+    assert "does not hold" in images.run("pull", *asked, code=125).stderr
+    folder = tmp_path / ".config/containers/certs.d" / place
+    folder.mkdir(parents=True)
+    shutil.copy(authority.ca, folder / "ca.crt")
+    images.run("pull", *asked)
+    assert [row["name"] for row in images.told("ls")] == ["tool"]
 
 
 def test_plain_http_is_spoken_only_when_it_is_named(

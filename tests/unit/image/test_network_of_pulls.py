@@ -3,7 +3,8 @@
 import pytest
 
 from agentd.egress.destinations import Place
-from agentd.image.oci.network import MIRRORS, FetchNetwork
+from agentd.image.oci.mirrors import MIRRORS
+from agentd.image.oci.network import FetchNetwork
 from agentd.image.oci.source import parse
 
 _CONFIGURATION = b"""

@@ -10,19 +10,16 @@ import re
 import socket
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
-from typing import Any
 
 from agentd.egress.destinations import Destinations, Place
 from agentd.egress.dialler import MOST_ENTRANCES, Dialler, Entrance, Unreached
 from agentd.egress.proxies import Proxies
 from agentd.image.model import ImageError
-from agentd.image.oci import registry
+from agentd.image.oci import mirrors, registry
 from agentd.image.oci.source import HUB, ImageSource
 from agentd.model.egress import RESTRICTED, THIS_HOST, USUAL_PORTS, network
 from agentd.model.errors import InvalidInput
 
-#: Files of mirrors, as skopeo has them.
-MIRRORS = "/etc/containers/registries.conf"
 _SCHEMES = ("http", "https")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _HUB = ("docker.io", "registry-1.docker.io")
@@ -135,43 +132,7 @@ def fetching(
 def _asked(source: ImageSource, files: Mapping[str, bytes]) -> Iterator[str]:
     """The registry and its mirrors, each HOST or HOST:PORT."""
     yield from _HUB if source.registry == HUB else (source.registry,)
-    for path in files:
-        if path == MIRRORS or path.startswith(f"{MIRRORS}.d/"):
-            for entry in _entries(files[path]):
-                if _is_of(entry, source):
-                    for each in (entry, *_tables(entry, "mirror")):
-                        if location := _text(each, "location"):
-                            yield location.partition("/")[0]
-
-
-def _is_of(entry: Mapping[str, Any], source: ImageSource) -> bool:
-    """Whether an entry of registries.conf is of an image: ``*.name``, or what it begins with."""
-    prefix = _text(entry, "prefix") or _text(entry, "location")
-    if prefix.startswith("*."):
-        return source.registry.partition(":")[0].endswith(prefix[1:])
-    whole = source.place
-    if not whole.startswith(f"{source.registry}/"):
-        whole = f"{HUB}/{whole if '/' in whole else f'library/{whole}'}"
-    return bool(prefix) and whole.startswith(prefix) and whole[len(prefix) :][:1] in ("", *"/:@")
-
-
-def _entries(data: bytes) -> list[Mapping[str, Any]]:
-    import tomllib
-
-    try:
-        return _tables(tomllib.loads(data.decode()), "registry")
-    except ValueError:  # skopeo says so
-        return []
-
-
-def _tables(table: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    found = table.get(name)
-    return [e for e in found if isinstance(e, dict)] if isinstance(found, list) else []
-
-
-def _text(table: Mapping[str, Any], name: str) -> str:
-    found = table.get(name)
-    return found if isinstance(found, str) else ""
+    yield from (each.partition("/")[0] for each in mirrors.locations(source, files))
 
 
 def _places(text: str) -> list[Place]:

@@ -11,10 +11,11 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from agentd.image.model import ImageError
+from agentd.image.oci import mirrors
 from agentd.image.oci.source import HUB, ImageSource
 from agentd.image.oci.values import architecture
 from agentd.model.errors import InvalidInput
@@ -22,13 +23,9 @@ from agentd.model.errors import InvalidInput
 #: Places in the cell, which are skopeo's usual ones.
 POLICY, AUTH = "/etc/containers/policy.json", "/etc/containers/auth.json"
 ANY = b'{"default":[{"type":"insecureAcceptAnything"}]}'
-_CONFIGURATION = (
-    "/etc/containers/registries.conf",
-    "/etc/containers/registries.conf.d",
-    "/etc/containers/registries.d",
-    "/etc/containers/certs.d",
-    "/etc/docker/certs.d",
-)
+_SYSTEM = "/etc/containers"
+_SIGNATURES = f"{_SYSTEM}/registries.d"
+_CERTIFICATES = f"{_SYSTEM}/certs.d"
 _HUB_KEYS = (HUB, "https://index.docker.io/v1/", "index.docker.io", "registry-1.docker.io")
 _HELPER = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HELPER_SECONDS = 60.0
@@ -51,11 +48,20 @@ def access(source: ImageSource, *, insecure: bool, side: str = "src") -> Access:
     """Return how; ``side`` is "dest" where it is pushed to. Raises InvalidInput, ImageError."""
     files = {POLICY: policy(), **_configuration()}
     words = (f"--{side}-tls-verify=false",) if insecure else ()
-    found = _credentials(source)
-    if found is not None:
-        files[AUTH] = json.dumps({"auths": {source.registry: found}}).encode()
+    asked = [source] if side == "dest" else [source, *_mirrors(source, files)]
+    auths = {each.registry: found for each in asked if (found := _credentials(each)) is not None}
+    if auths:
+        files[AUTH] = json.dumps({"auths": auths}).encode()
         words = (*words, f"--{side}-authfile", AUTH)
     return Access(files, words)
+
+
+def _mirrors(source: ImageSource, files: Mapping[str, bytes]) -> Iterator[ImageSource]:
+    """Yield the source at each of its mirrors: who may read there need not be who may read here."""
+    for location in mirrors.locations(source, files):
+        mirror = ImageSource("docker", location if "/" in location else f"{location}/x")
+        if mirror.registry != source.registry:
+            yield mirror
 
 
 def policy() -> bytes:
@@ -81,14 +87,37 @@ def _with_keys(value: Any) -> Any:
 
 
 def _configuration() -> dict[str, bytes]:
+    """Return the caller's own files and the machine's, by where the cell has them: all of it is the
+    machine's there, so what would go before the machine's stands in its place."""
     files: dict[str, bytes] = {}
-    for top in _CONFIGURATION:
+    for top, place in _places():
         for path in _files(top):
             with contextlib.suppress(FileNotFoundError, PermissionError):
-                files[path] = _read(path)
+                files[place + path.removeprefix(top)] = _read(path)
             if len(files) > _MAX_FILES:
                 raise ImageError(f"{top} has more than {_MAX_FILES} files")
     return files
+
+
+def _places() -> Iterator[tuple[str, str]]:
+    """Yield what is read, and where the cell has it: as containers/image finds it (its
+    sysregistriesv2, lookaside and tlsclientconfig), what comes later in the place of the same."""
+    own = os.path.join(os.path.expanduser("~"), ".config/containers")
+    mirrored = os.path.isfile(f"{own}/registries.conf")
+    yield f"{own if mirrored else _SYSTEM}/registries.conf", mirrors.MIRRORS
+    if not mirrored:
+        yield f"{_SYSTEM}/registries.conf.d", f"{mirrors.MIRRORS}.d"
+    for path in _files(f"{own}/registries.conf.d"):  # read last: they go before the machine's
+        yield path, f"{mirrors.MIRRORS}.d/~{os.path.basename(path)}"
+    signatures = f"{own}/registries.d"
+    yield signatures if os.path.isdir(signatures) else _SIGNATURES, _SIGNATURES
+    hosts = set()
+    for folder in (f"{own}/certs.d", _CERTIFICATES, "/etc/docker/certs.d"):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            for host in sorted(os.listdir(folder)):
+                if host not in hosts and os.path.isdir(f"{folder}/{host}"):
+                    hosts.add(host)  # the first folder of a host is all that it has
+                    yield f"{folder}/{host}", f"{_CERTIFICATES}/{host}"
 
 
 def _files(top: str) -> Iterator[str]:
