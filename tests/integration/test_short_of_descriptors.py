@@ -30,10 +30,10 @@ from agentd.sandbox.supervisor import client, remote
 WAIT = 120.0
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition: Callable[[], bool], told: Callable[[], object] = str) -> None:
     deadline = time.monotonic() + WAIT
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, f"it did not come to pass: {told()}"
         time.sleep(0.05)
 
 
@@ -230,8 +230,11 @@ def test_a_clone_made_ahead_is_freed_where_nothing_comes_of_it(
         service.sandboxes.kill(service.sandboxes.create(body).id)
         return taken[-1] is not None
 
-    until(is_ahead)
+    def spares() -> object:
+        return [vars(nursery._spares) for nursery in backend._nurseries.values()]
+
     backend = service.pipeline.manager.backend("linux")
+    until(is_ahead, spares)
 
     def short(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

@@ -112,7 +112,6 @@ class _Zygote:
         self._plain = plain if isinstance(plain, dict) else None
         self._ahead = Ahead()
         self._served = 0
-        self._spare_from = 0
         self._seasoned = False
         self._layer: Layer | None = None
 
@@ -120,8 +119,7 @@ class _Zygote:
         poll = select.poll()
         poll.register(self._control, select.POLLIN)
         while True:
-            due = self._ahead and self._served > self._spare_from
-            if due and not poll.poll(_IDLE_MS):
+            if self._ahead and not poll.poll(_IDLE_MS):
                 self._prepare_spare()
             try:
                 request, fds = receive(self._control)
@@ -176,8 +174,9 @@ class _Zygote:
         try:
             pidfd = self._clone(wanted.listener, wanted.id, maps=wanted.maps(), ahead=True)
         except (OSError, MemoryError):
-            # The next request clones for itself and says what is wrong; this is tried after it.
-            self._spare_from = self._served
+            # The next request clones for itself and says what is wrong, and has the host ask for
+            # another: of other ids, should those be what is in the way.
+            self._ahead.drop_first()
             return
         self._ahead.drop_first()
         self._hand_over({"spare": wanted.number}, pidfd, [])
