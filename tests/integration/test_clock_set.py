@@ -119,3 +119,23 @@ def test_what_was_done_is_not_done_again(daemon: Daemon, clock: Clock, step: flo
         clock.set(offset)
         answers.append(daemon.ask("POST", path, body, Idempotency_Key="once"))
     assert [answer.json["stdout"] for answer in answers] == ["done\n"] * 3
+
+
+def test_files_of_the_audit_log_are_kept_as_long(clock: Clock) -> None:
+    """Nobody who sets the clock has evidence deleted."""
+    with running('[audit]\nfile = "64K"\nkeep = "1h"\n', prefix=clock.prefix) as daemon:
+        path = f"/v1/sandboxes/{daemon.sandbox()}/exec"
+
+        def files() -> list[str]:
+            return sorted(each.name for each in Path(daemon.audit).glob("audit-*.jsonl"))
+
+        def filled(count: int) -> None:
+            while len(files()) < count:
+                asked = {"cmd": ["true", "x" * 4000]}
+                assert daemon.ask("POST", path, asked).status == 200
+
+        filled(2)
+        first, *_ = files()
+        clock.set(DAY)
+        filled(4)
+        assert files()[0] == first and len(files()) == 4

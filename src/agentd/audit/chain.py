@@ -14,6 +14,7 @@ from agentd.audit.errors import AuditError, LogDamaged, NoLog
 from agentd.audit.files import LogFile, Mark
 from agentd.audit.record import GENESIS, RecordSeal, entry, seal
 from agentd.model.audit import Event, Kind, Position
+from agentd.model.late_clock import LateClock
 
 _NOTHING = (0, GENESIS)
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -37,11 +38,17 @@ class Chain:
     """Whoever has the lock of ``directory`` may ``load`` and ``write``."""
 
     def __init__(
-        self, directory: str, keep: Keep | None = None, clock: Callable[[], float] = time.time
+        self,
+        directory: str,
+        keep: Keep | None = None,
+        clock: Callable[[], float] = time.time,
+        aged: Callable[[], float] | None = None,
     ) -> None:
+        """``aged`` is the clock by which files become old: as ``clock``, but for its leaps."""
         self._directory = directory
         self._keep = keep or Keep()
         self._clock = clock
+        self._aged = aged or LateClock(lambda: self._keep.seconds or 0.0, clock)
         self._fd = -1
         self._file = LogFile("", 0)
         self._size = 0
@@ -357,7 +364,7 @@ class Chain:
         if self._keep.files is not None:
             count = max(0, len(found) - max(1, self._keep.files))
         if self._keep.seconds is not None:
-            oldest = self._clock() - self._keep.seconds
+            oldest = self._aged() - self._keep.seconds
             while count < len(found) - 1 and os.stat(found[count].path).st_mtime < oldest:
                 count += 1
         return found[:count], found[count]

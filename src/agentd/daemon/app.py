@@ -42,7 +42,7 @@ from agentd.daemon.service.nonces import StoredNonces
 from agentd.daemon.service.noun import Parts
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
-from agentd.daemon.service.retention import LateClock, Retention
+from agentd.daemon.service.retention import Retention
 from agentd.daemon.service.service import DaemonService
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -50,6 +50,7 @@ from agentd.model.api import Stats
 from agentd.model.audit import Kind
 from agentd.model.errors import AgentdError, Forbidden, InvalidInput, Refused
 from agentd.model.events import EventKind
+from agentd.model.late_clock import LateClock
 from agentd.sandbox import guard
 from agentd.sandbox.backends import identity
 from agentd.sandbox.journal.journals import Journals

@@ -192,9 +192,8 @@ def test_old_files_are_retired_and_a_record_says_so(directory: str) -> None:
 
 
 def test_files_are_retired_by_age(directory: str) -> None:
-    now = [0.0]
-    log = AuditLog(directory, keep=Keep(file_bytes=2000, seconds=3600), clock=lambda: now[0])
-    now[0] = 4e9  # all that is there is old by now
+    # All that is there is old by this clock.
+    log = AuditLog(directory, keep=Keep(file_bytes=2000, seconds=3600), clock=lambda: 4e9)
     for _ in range(30):
         log.append(START)
     log.close()

@@ -2,9 +2,10 @@ from pathlib import Path
 
 from agentd.daemon.config.schema import Config
 from agentd.daemon.service.keystore import StoredKeys
-from agentd.daemon.service.retention import LateClock, Retention
+from agentd.daemon.service.retention import Retention
 from agentd.daemon.store.records import ProcessRecord, SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
+from agentd.model.late_clock import LateClock
 from agentd.model.spec import SandboxSpec
 from agentd.sandbox.journal.journals import Journals
 
