@@ -37,12 +37,12 @@ class Changing:
     def _put(self, record: "SandboxRecord", undo: Callable[[], None] | None = None) -> None:
         raise NotImplementedError
 
-    def _ttl(self, ttl: float | None) -> float:
+    def lease(self, ttl: float | None) -> float:
         raise NotImplementedError
 
     def renew(self, live: "Live", ttl: float) -> None:
         """Let its lease end ``ttl`` seconds from now, not before."""
-        seconds = self._ttl(ttl)
+        seconds = self.lease(ttl)
         self._change(live, deadline=time.time() + seconds)
         self._lease(live, seconds)
         live.lease(seconds)
