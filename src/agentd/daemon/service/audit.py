@@ -16,7 +16,6 @@ from agentd.model.errors import InvalidInput, NotFound
 
 MAX_RECORDS = 1000  # of one page
 MAX_BYTES = 4 << 20
-_WHOLE = msgspec.json.Decoder()
 
 
 class DaemonAudit(Noun):
@@ -102,7 +101,7 @@ def _as_json(line: bytes) -> bytes:
     it would make the whole answer unreadable, or be several of its records."""
     try:
         line.decode()
-        _WHOLE.decode(line)
+        msgspec.json.decode(line)
     except (ValueError, RecursionError):  # UnicodeDecodeError and msgspec's are the former
         return msgspec.json.encode(line.decode(errors="replace"))
     return line
