@@ -273,10 +273,9 @@ class Daemon:
         )
 
     def _remembering(self, state: str) -> Idempotency:
-        kept = self.config.idempotency
+        kept, secret = self.config.idempotency, seal.of_state(state)
         bounds = KeyedBounds(ttl=float(kept.keep), keys=kept.keys, bytes=int(kept.answers))
-        late = LateClock(lambda: bounds.ttl)
-        return Idempotency(self.store, seal.of_state(state), bounds, past=late)
+        return Idempotency(self.store, secret, bounds, past=LateClock(lambda: bounds.ttl))
 
     def _key_service(self) -> "KeyService":
         return key_service(self.config, self.keys)

@@ -38,7 +38,7 @@ class Renewing(Changing):
     def __init__(self):
         self._publish = lambda *_, **__: None
 
-    def _ttl(self, ttl):
+    def lease(self, ttl):
         return ttl
 
     def _change(self, live, **fields):
