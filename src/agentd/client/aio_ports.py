@@ -1,6 +1,7 @@
 """Ports and network of a sandbox for asyncio."""
 
 from agentd.client.aio_method import AioOnThreads, aio
+from agentd.client.aio_stream import AsyncPort, aio_as
 from agentd.client.forward import SandboxPorts
 from agentd.client.network import NetworkControl
 from agentd.client.signature import documented_by
@@ -25,4 +26,4 @@ class AsyncSandboxPorts(AioOnThreads[SandboxPorts]):
     url = aio(SandboxPorts.url)
     link = aio(SandboxPorts.link)
     forward = aio(SandboxPorts.forward)
-    open = aio(SandboxPorts.open)
+    open = aio_as(AsyncPort, SandboxPorts.open)

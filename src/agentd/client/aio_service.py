@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 from agentd.client.aio_method import AioOnThreads, aio, aio_each
+from agentd.client.aio_stream import AsyncOutput, AsyncPort, aio_as
 from agentd.client.aio_thread import Threads
 from agentd.client.http.connection import MAX_OPEN
 from agentd.client.service import Client
@@ -38,7 +39,7 @@ class AsyncCommands(_Noun):
     list = aio(service.Commands.list)
     get = aio(service.Commands.get)
     output = aio(service.Commands.output)
-    follow = aio(service.Commands.follow)
+    follow = aio_as(AsyncOutput, service.Commands.follow)
     write = aio(service.Commands.write)
     signal = aio(service.Commands.signal)
     resize = aio(service.Commands.resize)
@@ -58,7 +59,7 @@ class AsyncSandboxFiles(_Noun):
 
 
 class AsyncPorts(_Noun):
-    open = aio(service.Ports.open)
+    open = aio_as(AsyncPort, service.Ports.open)
     link = aio(service.Ports.link)
 
 
