@@ -205,8 +205,8 @@ def test_a_name_finds_it_again(daemon: Daemon) -> None:
     done = daemon.cli("exec", "third", "--", "echo", "x")
     assert (done.returncode, done.stdout) == (0, b"x\n"), made_by_line.stderr
     assert daemon.cli("kill", "third").returncode == 0
-    for name in ("build", ""):
-        with pytest.raises(InvalidInput, match="name is for the sandboxes of a daemon"):
+    for name, why in (("build", "name is for the sandboxes of a daemon"), ("", "is no name of")):
+        with pytest.raises(InvalidInput, match=why):
             Sandbox.create(embedded=True, name=name)
 
 

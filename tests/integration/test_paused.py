@@ -364,7 +364,7 @@ def test_what_rests_does_so_for_the_next_daemon_too(fresh: Daemon) -> None:
     ("words", "why"),
     [
         (("--idle-timeout", "0.5s"), b"less than a second"),
-        (("--on-idle", "end"), b"without idle_timeout"),
+        (("--on-idle", "end"), b"--on-idle is given without --idle-timeout"),
         (("--idle-timeout", "soon"), b"--idle-timeout 'soon' is not a time"),
     ],
 )

@@ -89,7 +89,7 @@ def test_one_that_does_not_wait_does_not_pass_those_that_do(
     daemon.ask("DELETE", f"/v1/sandboxes/{boxes[0]}", key=key)
     small = daemon.ask("POST", "/v1/sandboxes", {"memory": "256M"}, key=key)
     assert (small.status, small.code) == (429, "quota_exceeded")
-    assert "1 requests wait" in small.json["message"]
+    assert "1 request waits" in small.json["message"]
     daemon.ask("DELETE", f"/v1/sandboxes/{boxes[1]}", key=key)
     assert large.answer().status == 201
 

@@ -26,7 +26,7 @@ _CREATE: list[tuple[dict[str, Any], str]] = [
     ({"memory": True}, "memory True is not a size"),
     ({"pids": True}, "pids True is not a count"),
     ({"disk": True}, "disk True is not a size"),
-    ({"open_files": True}, "open files True is not a count"),
+    ({"open_files": True}, "open_files True is not a count"),
     ({"output": True}, "output True is not a size"),
     ({"timeout": True}, "timeout True is not a time"),
     ({"net": "pypi", "net_bytes": True}, "net_bytes True is not a size"),
@@ -250,7 +250,7 @@ def test_no_number_is_sent_as_nothing(daemon: Daemon) -> None:
         for n in (float("nan"), float("inf"), float("-inf")):
             for ask in _NO_NUMBERS:
                 assert re.search(
-                    rf"^\w+ holds {n}, and JSON has no value for that",
+                    rf"^\w+ holds {n}, and JSON has no value for that|^ttl {n} is not a time",
                     said(lambda ask=ask, n=n: ask(client, made.id, n)),
                 )
         assert not client.keys.list()
