@@ -1,6 +1,7 @@
 """What a task reads from a port or a command holds up no other task."""
 
 import asyncio
+import selectors
 from typing import Any
 
 import pytest
@@ -19,6 +20,16 @@ while True:
         one.sendall(data)
     one.close()
 """
+
+
+class Counting(selectors.EpollSelector):
+    """Counts how often its loop looked."""
+
+    looks = 0
+
+    def select(self, timeout: float | None = None) -> Any:
+        self.looks += 1
+        return super().select(timeout)
 
 
 async def served(sandbox: AsyncSandbox) -> None:
@@ -90,3 +101,27 @@ def test_a_port_and_the_output_of_a_clients_sandbox(daemon: Daemon) -> None:
             assert seen == b"one\ntwo\n"
 
     asyncio.run(asyncio.wait_for(main(), 120))
+
+
+@pytest.mark.parametrize("of_daemon", [False, True])
+def test_sending_waits_beside_what_is_not_read(daemon: Daemon, of_daemon: bool) -> None:
+    where: dict[str, Any] = {"url": daemon.url} if of_daemon else {"embedded": True}
+    selector = Counting()
+
+    async def main() -> None:
+        async with await AsyncSandbox.create(**where) as sandbox:
+            await served(sandbox)
+            async with await sandbox.ports.open(8080) as port:
+                size = 64 << 20
+                sending = asyncio.create_task(port.send(bytes(size)))
+                await asyncio.sleep(2)  # each end is full of what nobody reads
+                before = selector.looks
+                await asyncio.sleep(2)
+                assert selector.looks - before < 400, "it spins"
+                assert not sending.done()
+                while size:
+                    size -= len(await port.recv())
+                await sending
+
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        runner.run(asyncio.wait_for(main(), 120))

@@ -14,6 +14,7 @@ from agentd.model.port import Port
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S")
+_MAX_PAUSE = 0.05  # seconds between two attempts to send where nothing is taken
 
 
 class AsyncPort(AioOnThreads[Port]):
@@ -30,26 +31,31 @@ class AsyncPort(AioOnThreads[Port]):
         async with asyncio.timeout(timeout):
             while True:
                 self._check()
-                if self._blocking.pending():
-                    try:
-                        return self._blocking.recv(0)
-                    except TimeoutError:  # what was there was no bytes
-                        continue
-                await self._readable()
+                if not self._blocking.pending():
+                    await self._readable()
                 try:
                     return self._blocking.recv(0)
-                except TimeoutError:
+                except TimeoutError:  # what was there was no bytes
                     await asyncio.sleep(0)
+                finally:
+                    self._wake()  # there may be room, which the descriptor tells no more
 
     async def send(self, data: bytes) -> None:
         """Send all of it. Raises BackendLost where the other end takes no more."""
-        rest = memoryview(data)
+        rest, pause = memoryview(data), 0.0
         while rest:
             self._check()
             sent = self._blocking.send_some(bytes(rest[: 1 << 20]))
             rest = rest[sent:]
-            if rest and not sent:
+            if self._blocking.pending():
+                self._wake()  # it read what another waits for, and the descriptor tells no more
+            if sent:
+                pause = 0.0
+            elif rest:
                 await self._readable()
+                # what came and nobody reads leaves it readable: without a pause that is a spin
+                await asyncio.sleep(pause)
+                pause = min(2 * pause + 0.001, _MAX_PAUSE)
 
     async def half_close(self) -> None:
         """Send no more; what comes can still be received."""
