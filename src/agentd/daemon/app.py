@@ -42,7 +42,7 @@ from agentd.daemon.service.nonces import StoredNonces
 from agentd.daemon.service.noun import Parts
 from agentd.daemon.service.quotas import Ledger
 from agentd.daemon.service.repeats import Repeats
-from agentd.daemon.service.retention import Retention
+from agentd.daemon.service.retention import Retention, journals_of
 from agentd.daemon.service.service import DaemonService
 from agentd.daemon.store.records import SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -53,7 +53,6 @@ from agentd.model.events import EventKind
 from agentd.model.late_clock import LateClock
 from agentd.sandbox import guard
 from agentd.sandbox.backends import identity
-from agentd.sandbox.journal.journals import Journals
 from agentd.sandbox.manager import Manager
 from agentd.sandbox.supervisor import client, remote
 from agentd.sandbox.volumes import VolumeStore
@@ -96,12 +95,7 @@ class Daemon:
             # First of all: it refuses where another daemon has this state.
             self.store = SqliteStore(state)
             undo.callback(self.store.close)
-            self.journals = Journals(
-                os.path.join(state, "journals"),
-                memory=int(config.journal.memory),
-                max_bytes=int(config.journal.process),
-                total_bytes=int(config.journal.total),
-            )
+            self.journals = journals_of(config.journal, self.store)
             undo.callback(self.journals.close)
             identity.configure(config.ids.range())
             # Walls may end from the first moment on, before anything else of us is there.

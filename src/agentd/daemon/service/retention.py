@@ -1,10 +1,11 @@
 """What has ended is kept for a while, to be asked about, and then forgotten."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 
-from agentd.daemon.config.schema import Config
+from agentd.daemon.config.schema import Config, JournalSettings
 from agentd.daemon.service.keystore import StoredKeys
 from agentd.daemon.store.records import ProcessRecord, SandboxRecord
 from agentd.daemon.store.sqlite import SqliteStore
@@ -13,6 +14,22 @@ from agentd.sandbox.journal.journals import Journals
 
 _AT_ONCE = 500  # rows in one transaction: others wait for it
 _TICK_SECONDS = 60.0
+
+
+def journals_of(settings: JournalSettings, store: SqliteStore) -> Journals:
+    """Makes the journals in the store's folder; each principal has a share of their bytes."""
+
+    def owner(sandbox: str) -> str:
+        record = store.get(SandboxRecord, sandbox)
+        return record.principal if record else ""  # of all that are forgotten
+
+    return Journals(
+        os.path.join(store.folder, "journals"),
+        memory=int(settings.memory),
+        max_bytes=int(settings.process),
+        total_bytes=int(settings.total),
+        owner=owner,
+    )
 
 
 class Retention:

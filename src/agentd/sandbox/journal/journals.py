@@ -1,10 +1,12 @@
 """All journals of a daemon: one folder, one thread that brings small pieces to disk."""
 
 import contextlib
+import heapq
 import os
 import re
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from functools import partial
 
 from agentd.model.errors import InvalidInput
@@ -18,7 +20,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}(/[a-z0-9][a-z0-9_-]{0,63})?")
 
 
 class Journals:
-    """Thread-safe. ``total_bytes`` bounds the files of finished journals: the oldest go first.
+    """Thread-safe. ``total_bytes`` bounds the files of finished journals: the oldest of whoever
+    has most go first, so that nobody's output takes another's place.
 
     A name is one or two parts of lower case letters, digits, "-" and "_", as "sbx-1/prc-2".
     """
@@ -30,13 +33,16 @@ class Journals:
         memory: int = 1 << 20,
         max_bytes: int = 64 << 20,
         total_bytes: int = 4 << 30,
+        owner: Callable[[str], str] = lambda folder: "",
     ) -> None:
-        """``memory`` and ``max_bytes`` of each journal. The folder is made, mode 0700."""
+        """``memory`` and ``max_bytes`` of each journal. The folder is made, mode 0700. ``owner``
+        tells whose a name's first part is."""
         os.makedirs(folder, 0o700, exist_ok=True)
         self.folder = folder
         self._memory = memory
         self._max_bytes = max_bytes
         self._total_bytes = total_bytes
+        self._owner = owner
         self._guard = threading.Lock()
         self._open: dict[str, Journal] = {}
         self._finished: OrderedDict[str, Journal] = OrderedDict()
@@ -77,17 +83,24 @@ class Journals:
             os.rmdir(os.path.dirname(journal.files.prefix))
 
     def trim(self) -> int:
-        """Delete the oldest files of finished journals while all are too large: bytes deleted."""
-        files = sorted(self._files())
-        excess = sum(size for _, size, _ in files) - self._total_bytes
+        """Delete files of finished journals while all are too large: bytes deleted."""
         with self._guard:
-            busy = {journal.files.prefix for journal in self._open.values()}
-        freed = 0
-        for _, size, path in files:
-            if freed >= excess:
-                break
-            if path.rpartition(".")[0] in busy:
-                continue
+            running = {journal.files.prefix for journal in self._open.values()}
+        owned: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
+        for folder, files in self._files().items():
+            ended = [each for each in files if each[2].rpartition(".")[0] not in running]
+            if ended:
+                owned[self._owner(folder)] += ended
+        for files in owned.values():
+            files.sort(reverse=True)
+        most = [(-sum(size for _, size, _ in files), owner) for owner, files in owned.items()]
+        heapq.heapify(most)
+        excess, freed = -sum(has for has, _ in most) - self._total_bytes, 0
+        while most and freed < excess:
+            has, owner = heapq.heappop(most)
+            _, size, path = owned[owner].pop()
+            if owned[owner]:
+                heapq.heappush(most, (has + size, owner))
             with contextlib.suppress(OSError):
                 os.unlink(path)
                 freed += size
@@ -170,11 +183,13 @@ class Journals:
             if len(self._finished) > _KEPT:
                 self._finished.popitem(last=False)
 
-    def _files(self) -> list[tuple[float, int, str]]:
-        found = []
-        for folder, _, names in os.walk(self.folder):
+    def _files(self) -> dict[str, list[tuple[float, int, str]]]:
+        """When, how large and where each is, under its name's first part."""
+        found: dict[str, list[tuple[float, int, str]]] = defaultdict(list)
+        for place, _, names in os.walk(self.folder):
+            folder = os.path.relpath(place, self.folder)
             for name in names:
                 with contextlib.suppress(OSError):
-                    status = os.stat(path := os.path.join(folder, name))
-                    found.append((status.st_mtime, status.st_size, path))
+                    status = os.stat(path := os.path.join(place, name))
+                    found[folder].append((status.st_mtime, status.st_size, path))
         return found

@@ -33,7 +33,8 @@ def replay(source):
 
 
 def files(journals):
-    return sorted(path.rpartition("/journals/")[2] for _, _, path in journals._files())
+    found = [path for files in journals._files().values() for _, _, path in files]
+    return sorted(path.rpartition("/journals/")[2] for path in found)
 
 
 def test_small_output_reaches_the_disk_by_itself_and_nothing_makes_no_file(journals):
@@ -90,7 +91,7 @@ def test_finished_ones_are_bounded_together_oldest_first_and_open_ones_stay(tmp_
         until(lambda source=source: source.info is None or not source.ring.entries)
     until(lambda: set(made._open) == {"prc-0"})
     made.trim()
-    assert files(made) == ["prc-0.000001", "prc-4.000001", "prc-5.000001"]
+    assert files(made) == [f"prc-{number}.000001" for number in (0, 3, 4, 5)]
     made.close()
 
 
