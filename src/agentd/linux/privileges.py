@@ -50,19 +50,23 @@ def no_users(start: int, end: int) -> str:
     for file in ("/proc/self/uid_map", "/proc/self/gid_map"):
         if not _maps(file, start, end):
             return f"root of a user namespace that has no ids from {start} to {end - 1}"
-    if not may_set_groups():
+    if _denies_groups():
         return "root of a user namespace that may not set groups"
     return ""
 
 
 def may_set_groups() -> bool:
     """Return whether supplementary groups can be given up: not in every user namespace."""
+    return os.geteuid() == 0 and not _denies_groups() and not missing(SETGID)
+
+
+@cache  # it cannot be changed once ids are mapped: user_namespaces(7)
+def _denies_groups() -> bool:
     try:
         with open("/proc/self/setgroups", encoding="ascii") as file:
-            denied = file.read().strip() == "deny"
+            return file.read().strip() == "deny"
     except OSError:
-        denied = False  # user namespaces are not built in
-    return os.geteuid() == 0 and not denied and not missing(SETGID)
+        return False  # user namespaces are not built in
 
 
 def may_mount() -> bool:

@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 from collections.abc import Collection, Iterator
+from functools import cache
 from typing import TYPE_CHECKING
 
 from agentd.linux import cgroup
@@ -166,8 +167,12 @@ def _refused(name: str, why: str) -> Refused:
 def group_name() -> str:
     """Names its owner, so that a later process can tell whether it died:
     sbx-PID-START-NAMESPACE-RANDOM, the third the inode of the pid namespace that PID is of."""
-    pid = os.getpid()
-    return f"sbx-{pid}-{_start_time(pid)}-{_pid_namespace()}-{os.urandom(4).hex()}"
+    return f"sbx-{_owner(os.getpid())}-{os.urandom(4).hex()}"
+
+
+@cache  # none of it changes while a process lives; one that was forked has another pid
+def _owner(pid: int) -> str:
+    return f"{pid}-{_start_time(pid)}-{_pid_namespace()}"
 
 
 def is_stale(name: str) -> bool:

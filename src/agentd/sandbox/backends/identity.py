@@ -214,9 +214,13 @@ def folder() -> str:
 
 
 def _make_folder() -> None:
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder(), 0o700)
-    found = os.lstat(folder())
+    """Make it where it is not there, and see that it is as it must be."""
+    try:
+        found = os.lstat(folder())
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder(), 0o700)
+        found = os.lstat(folder())
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != 0 or found.st_mode & 0o022:
         raise PermissionError(f"{folder()} is not a directory that root alone may write")
 

@@ -111,7 +111,7 @@ def group_controls(
 ) -> dict[str, Control]:
     """Returns the limits that a cgroup holds; ``detail`` says why there is none."""
     table = {}
-    scoped = group is not None and bool(scope.current())
+    scoped = group is not None and _in_scope()
     for name, controller in (("memory", "memory"), ("cpus", "cpu"), ("pids", "pids")):
         value = getattr(limits, name)
         if value is None:
@@ -124,6 +124,11 @@ def group_controls(
             how += _beside(group, value)
         table[name] = limit_control(getattr(asked, name), value, held, how)
     return table
+
+
+@functools.cache  # whoever enters one does so before it makes its first group
+def _in_scope() -> bool:
+    return bool(scope.current())
 
 
 def _beside(group: Group, memory: int) -> str:

@@ -319,8 +319,7 @@ class LinuxBackend(NamespaceBackend):
         net, shown = plan.spec.net, plan.spec.configuration
         given: SubidRange | str = ""
         # What a build makes a layer of has to be read by us.
-        one_id = plan.bare or identity.available() or "ids" in self._without
-        if plan.uid == 0 and not one_id:
+        if plan.uid == 0 and not (plan.bare or identity.available() or "ids" in self._without):
             given = subid_range.own()
         if isinstance(given, SubidRange):
             nursery = self._nursery(net, shown, given)
