@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,8 @@ OUT = Path(__file__).resolve().parent / "out"
 
 def main() -> int:
     options = _options()
+    if find_spec("matplotlib") is None:  # told before an hour of measuring, not after it
+        sys.exit("bench draws with matplotlib, which is not installed: run scripts/bench")
     measures: dict[str, Callable[[], list[Case]]] = {
         "fresh": lambda: [cases.fresh(options.rounds)],
         "warm": lambda: [cases.warm(options.rounds)],
