@@ -164,3 +164,9 @@ def test_a_directory_with_a_name_that_layers_mean_something_by(builds: Builds) -
     (root / "bin/.wh.a").write_text("")
     done = builds.run("pull", f"dir:{root}", "--name", "tree", code=None)
     assert done.returncode == 125 and "'bin/.wh.a' cannot be in an image" in done.stderr
+
+
+def test_a_run_finds_its_machine_by_its_own_name(on_base: Builds) -> None:
+    """As programs do that tell others where they are, or wait for an answer of a resolver."""
+    text = "FROM base\nRUN name=$(busybox hostname) && busybox grep -w $name /etc/hosts\n"
+    assert "127.0.1.1" in on_base.build(text).stderr

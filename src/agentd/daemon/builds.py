@@ -50,7 +50,6 @@ class SandboxRunner:
             egress=self._egress,
             limits=self._limits,
             env=_home(step) | step.env,
-            hostname="build",
         )
         handle = self._manager.create(with_own_hosts(spec))
         try:

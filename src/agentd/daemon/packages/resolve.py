@@ -147,7 +147,6 @@ def opened(
         egress_bounds=rules.bounds,
         mounts=(Mount(pip.folder(), f"{pip.PIP}/pip", MountMode.RO),),
         limits=Limits(disk=rules.size + _ROOM),
-        hostname="packages",
     )
     handle = _made(manager, spec, rules)
     try:
