@@ -329,6 +329,7 @@ def test_a_run_that_fails_is_named_and_leaves_nothing(on_base: Builds) -> None:
     assert "Dockerfile:2" in done.stderr and "nosuch" in done.stderr
     done = on_base.build("FROM base\nUSER nosuch\nRUN true\n", code=125)
     assert "Dockerfile:3: RUN" in done.stderr and "'nosuch', who is not in" in done.stderr
+    assert "--user" not in done.stderr and "make that user in a RUN before" in done.stderr
     assert on_base.store() == before
 
 

@@ -194,6 +194,19 @@ def test_a_user_whom_the_image_does_not_have_is_refused(
         assert said(box, ["stat", "-c", "%u", "/workspace"]) == "5\n"
 
 
+@pytest.mark.parametrize("number", ["4294967295", "9" * 5000])
+@pytest.mark.parametrize("user", ["", "many"])
+def test_a_number_that_no_user_has_is_refused_by_the_image(
+    user: str, number: str, images: Images, layout: Layout
+) -> None:
+    """In its configuration or its passwd: the caller named nobody, and is told who did."""
+    passwd = (folder("etc"), file("etc/passwd", f"many:x:{number}:0::/:/bin/sh\n".encode()))
+    name = pulled(images, layout, {"User": user or number}, *passwd)
+    with pytest.raises(Refused, match=f"the image {name} runs as '{user or '[49]'}") as told:
+        Sandbox.create(image=name)
+    assert len(told.value.message) < 400 and "user=" in told.value.remediation
+
+
 def test_links_of_an_image_are_in_the_way_of_no_mount(
     images: Images, layout: Layout, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from agentd.image.oci.roots import Lease
 from agentd.image.oci.store import OciStore
 from agentd.image.oci.values import OciImage
 from agentd.linux import inside
-from agentd.model.errors import AgentdError, Conflict, Refused
+from agentd.model.errors import AgentdError, Conflict, InvalidInput, Refused
 from agentd.model.mount import Mount
 from agentd.model.spec import DEFAULT_IMAGE, SandboxSpec
 from agentd.sandbox.backends.limits import processors
@@ -58,6 +58,9 @@ def resolved(spec: SandboxSpec, *, kept: bool = False) -> SandboxSpec:
 
 class ImageRoot:
     """The root of an image that a sandbox is to start of, in use until ``lease`` is closed."""
+
+    #: What helps where the image has no such user.
+    user_fix = "say as whom, by --user: root, or a number"
 
     def __init__(self, image: OciImage, lease: Lease) -> None:
         """Owns the lease. Raises OSError."""
@@ -122,16 +125,27 @@ class ImageRoot:
         name = self.image.config.run.user.partition(":")[0]
         if not name or name == "root":
             return 0
-        if name.isascii() and name.isdigit():
-            return parse_user(name)
-        for line in inside.read_small(self._root, "/etc/passwd").splitlines():
+        named = not (name.isascii() and name.isdigit())
+        number = self._number_of(name) if named else name
+        what = f"the image {self.image.name} runs as {name[:80]!r}"
+        if not number:
+            what += ", who is not in its /etc/passwd"
+            raise Refused(what, remediation=self.user_fix)
+        try:
+            return parse_user(number)
+        except InvalidInput:
+            what += f", who is number {number[:40]} in its /etc/passwd" if named else ""
+            raise Refused(
+                f"{what}: no user has a number so high", remediation=self.user_fix
+            ) from None
+
+    def _number_of(self, name: str) -> str:
+        """Empty where the image has nobody of that name with a number."""
+        for line in inside.read_small(self._root, "/etc/passwd").split("\n"):
             fields = line.split(":")
-            if fields[0] == name and len(fields) > 2 and fields[2].isdigit():
-                return parse_user(fields[2])
-        raise Refused(
-            f"the image {self.image.name} runs as {name!r}, who is not in its /etc/passwd",
-            remediation="say as whom, by --user: root, or a number",
-        )
+            if fields[0] == name and len(fields) > 2 and fields[2].isdecimal():
+                return fields[2]
+        return ""
 
     def has_files(self, path: str) -> bool:
         """Return whether a directory is right there, no link, with anything in it."""

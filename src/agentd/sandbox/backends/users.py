@@ -3,6 +3,7 @@
 from agentd.model.errors import InvalidInput
 
 _USERS = {"sandbox": 1000, "root": 0}
+_DIGITS = 10  # of a number; thousands are more than Python reads
 
 
 def parse_user(user: str | None) -> int:
@@ -11,6 +12,6 @@ def parse_user(user: str | None) -> int:
         return _USERS["sandbox"]
     if user in _USERS:
         return _USERS[user]
-    if user.isascii() and user.isdigit() and int(user) < 1 << 31:
+    if user.isascii() and user.isdigit() and len(user) <= _DIGITS and int(user) < 1 << 31:
         return int(user)
     raise InvalidInput(f"unknown user {user!r}", remediation="use root, sandbox or a number")

@@ -13,6 +13,10 @@ from agentd.sandbox.backends.linux.image import LinuxImageRoot
 from agentd.sandbox.backends.linux.plan import LinuxPlan, make_plan
 
 
+class _StepRoot(LinuxImageRoot):
+    user_fix = "make that user in a RUN before, or write USER root, or a number"
+
+
 class StepBackend(LinuxBackend):
     """All of a sandbox's root is the image's, /tmp and /workspace too: its changes are a layer."""
 
@@ -37,7 +41,7 @@ class StepBackend(LinuxBackend):
     ) -> LinuxImageRoot | None:
         assert self._step is not None  # noqa: S101  (who has the backend says what it starts of)
         image, path = self._step
-        root = LinuxImageRoot(image, Lease(path, -1))  # whoever builds has the lease
+        root = _StepRoot(image, Lease(path, -1))  # whoever builds has the lease
         undo.callback(root.close)
         self._uid = root.uid()
         return root
