@@ -20,7 +20,7 @@ from agentd.client.embedded_service import EmbeddedService
 from agentd.model.api import SandboxBody
 from agentd.model.errors import AgentdError, SandboxError
 from agentd.model.spec import ExecRequest, SandboxSpec
-from agentd.sandbox.backends import process
+from agentd.sandbox.backends import identity, process
 from agentd.sandbox.backends.linux import base, restoring
 from agentd.sandbox.backends.linux.nursery import Nursery
 from agentd.sandbox.backends.process import HostBackend
@@ -180,6 +180,19 @@ def test_a_command_line_without_them_says_what_it_lacks() -> None:
         assert ran.stdout == "there\n" or "open files" in ran.stderr, (many, ran.stderr)
 
 
+def heard(function: Callable[..., object], failed: list[str]) -> Callable[..., object]:
+    """Have ``failed`` get what the function raises."""
+
+    def wrapped(*args: object, **options: object) -> object:
+        try:
+            return function(*args, **options)
+        except BaseException as error:
+            failed.append(repr(error))
+            raise
+
+    return wrapped
+
+
 @pytest.fixture
 def service() -> Iterator[EmbeddedService]:
     pipeline = embedded.new()
@@ -225,13 +238,18 @@ def test_a_clone_made_ahead_is_freed_where_nothing_comes_of_it(
         return found
 
     monkeypatch.setattr(Nursery, "take_spare", spare)
+    # Whoever asks for one ahead is told nothing of what is in its way: this says it.
+    failed: list[str] = []
+    monkeypatch.setattr(Nursery, "_ask_next", heard(Nursery._ask_next, failed))
+    monkeypatch.setattr(identity, "take", heard(identity.take, failed))
 
     def is_ahead() -> bool:
         service.sandboxes.kill(service.sandboxes.create(body).id)
         return taken[-1] is not None
 
     def spares() -> object:
-        return [vars(nursery._spares) for nursery in backend._nurseries.values()]
+        each = [vars(nursery._spares) for nursery in backend._nurseries.values()]
+        return each, failed[-1:], identity.configured(), len(descriptors(os.getpid()))
 
     backend = service.pipeline.manager.backend("linux")
     until(is_ahead, spares)
