@@ -71,6 +71,15 @@ def test_what_has_no_place_there_is_told_by_name(
     assert why in refused(backend="linux", mounts=[f"{folder}/{what}:{target}"]).cause
 
 
+@pytest.mark.skipif(not os.path.isdir("/var/lib/dpkg"), reason="no Debian: it shows no folder so")
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_nothing_is_made_in_a_folder_of_the_hosts_that_is_shown(folder: Path, what: str) -> None:
+    told = refused(backend="linux", mounts=[f"{folder}/{what}:/var/lib/dpkg/new"])
+    assert "nothing can be made in the host's own folder that it is in" in told.cause
+    assert "'/var/lib/dpkg/new'" in told.cause
+    assert told.remediation == "mount it elsewhere, such as at /data"
+
+
 @pytest.mark.skipif(runtimes.find("runc") is None, reason="runc is not installed")
 @pytest.mark.parametrize(
     ("what", "target"), [("folder", "/etc/hosts"), ("file", "/tmp"), ("file", "/etc/mtab")]

@@ -61,6 +61,12 @@ def mount_point(target: str, is_dir: bool, *, shown: str = "") -> None:
     except (FileExistsError, NotADirectoryError):
         if not os.path.lexists(target):
             raise OSError(errno.ENOTDIR, "a file is on its way", shown or target) from None
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        # As where something else is there: the host tells it as the caller's to mend.
+        why = "nothing can be made in the host's own folder that it is in"
+        raise OSError(errno.ENOTDIR, why, shown or target) from None
     found = os.lstat(target).st_mode
     if is_dir and not stat.S_ISDIR(found):
         what = "link" if stat.S_ISLNK(found) else "file"
