@@ -1,3 +1,4 @@
+import errno
 import hmac
 import re
 from dataclasses import dataclass, field
@@ -222,6 +223,41 @@ def test_who_is_no_admin_makes_keys_for_themselves_alone(place):
 def test_names_that_are_none(place, name):
     with pytest.raises(InvalidInput, match="no name for a key"):
         place.service().create(OPS, name, ["run"])
+
+
+@pytest.mark.parametrize("who", ["a b", "-a", "a" * 257, "ä", "a\n", ":a", "a\x1b[0m"])
+def test_principals_that_are_none(place, who):
+    with pytest.raises(InvalidInput, match="no name for a principal"):
+        place.service().create(OPS, "ci", ["run"], principal=who)
+    assert not place.store.records
+
+
+def test_who_looks_a_key_up_needs_the_scope_and_gets_no_hash(place):
+    service = place.service()
+    made = service.create(TEAM, "mine", ["run"])
+    assert service.get(TEAM, made.record.id).digest == b""
+    assert [r.digest for r in service.ls(TEAM)] == [b""]
+    without = Principal("team", frozenset({"run"}), "jwt")
+    with pytest.raises(Forbidden, match="lacks the scope 'keys'"):
+        service.get(without, made.record.id)
+    with pytest.raises(Forbidden, match="lacks the scope 'keys'"):
+        service.ls(without)
+
+
+def test_what_cannot_be_written_down_is_not_done(place):
+    """The audit log has it first: a key that nobody could account for is none."""
+    service = place.service()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        service.create(OPS, "ci", ["run"], record=full)
+    assert not place.store.records
+    made = service.create(OPS, "ci", ["run"])
+    with pytest.raises(OSError, match="No space"):
+        service.revoke(OPS, made.record.id, record=full)
+    assert place.enter(made.key)
 
 
 @pytest.mark.parametrize("scopes", [[], ["run", "fly"]])

@@ -192,7 +192,11 @@ def test_a_key_under_two_names_has_none(folder):
     assert [signer.name for signer in found.all()] == ["alice"]
 
 
-@pytest.mark.parametrize("what", ["folder", "file", "toml", "parent", "link", "fifo", "directory"])
+# In a sticky folder others could still add a signer of their own; and a file's bit means nothing.
+@pytest.mark.parametrize(
+    "what",
+    ["folder", "sticky", "file", "bit", "toml", "parent", "link", "fifo", "directory"],
+)
 def test_what_others_may_have_written_is_not_trusted(folder, what):
     key = add(folder, "alice", "scopes = ['read']")
     found = Signers(str(folder))
@@ -200,8 +204,12 @@ def test_what_others_may_have_written_is_not_trusted(folder, what):
     match what:
         case "folder":
             folder.chmod(0o775)
+        case "sticky":
+            folder.chmod(0o1777)
         case "file":
             (folder / "alice.pem").chmod(0o664)
+        case "bit":
+            (folder / "alice.pem").chmod(0o1666)
         case "toml":
             (folder / "alice.toml").chmod(0o646)
         case "parent":
@@ -248,6 +256,21 @@ def test_a_link_to_the_directory_is_followed_where_only_root_could_turn_it(folde
     (place / "link").symlink_to(folder)
     found = Signers(str(place / "link"))
     assert found.find(key) is None and "others may write" in found.problems[0]
+
+
+def test_a_link_leads_to_no_directory_that_others_could_replace(folder, tmp_path):
+    key = add(folder, "alice")
+    place = tmp_path / "open"
+    place.mkdir()
+    folder.rename(place / "signers")
+    link = tmp_path / "link"
+    link.symlink_to(place / "signers")
+    found = Signers(str(link))
+    assert found.find(key)
+    place.chmod(0o777)
+    found.reload()
+    assert found.find(key) is None
+    assert f"others may write {place}" in found.problems[0]
 
 
 def test_a_directory_that_is_gone_or_too_large_trusts_nobody(folder, monkeypatch):
