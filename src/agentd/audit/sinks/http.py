@@ -11,6 +11,7 @@ import msgspec
 
 from agentd.audit.record import decode
 from agentd.audit.sinks.port import Rejected, Unsent
+from agentd.model.errors import InvalidInput
 
 if TYPE_CHECKING:
     import httpcore
@@ -110,6 +111,22 @@ class OtlpSink(HttpSink):
             return max(0, int((found.get("partialSuccess") or {}).get("rejectedLogRecords", 0)))
         except (ValueError, TypeError, AttributeError):
             return 0
+
+
+def check_address(url: str) -> None:
+    """Raises InvalidInput for what nothing could be sent to. Who is told may not see a password."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        fine = parts.scheme in ("http", "https") and parts.hostname and port != 0
+    except ValueError:
+        fine = False
+    if not fine:
+        raise InvalidInput(
+            "this is no address that records could be sent to",
+            remediation="write it as https://HOST/PATH or https://HOST:PORT/PATH, "
+            "behind otlp: for OTLP",
+        )
 
 
 def _target(url: str) -> tuple[str, dict[str, str]]:

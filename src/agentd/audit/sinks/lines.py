@@ -102,6 +102,11 @@ class SyslogSink:
         return b"%b%b - %b" % (head.encode(), _word(record.kind).encode(), line.rstrip(b"\n"))
 
 
+def check_syslog(address: str) -> None:
+    """Raises InvalidInput for what a SyslogSink is not made of."""
+    _parse(address)
+
+
 def _parse(address: str) -> tuple[str, str, int]:
     if address.startswith("/"):
         return "unix", "", 0

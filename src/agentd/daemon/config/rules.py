@@ -20,6 +20,7 @@ from agentd.sandbox.backends import identity
 
 # Their nonces are remembered for that long.
 _MAX_AGE = 3600.0
+_NO_GROUP = (1 << 32) - 1
 _ENABLE = "enable auth.keys, or add [[auth.jwt]] or [[auth.certificates]]"
 
 
@@ -32,6 +33,41 @@ def broken(config: Config) -> Iterator[Found]:
     yield from _ids(config)
     yield from _configuration(config)
     yield from _egress(config)
+    yield from _audit(config)
+    yield from _fetching(config)
+
+
+def _audit(config: Config) -> Iterator[Found]:
+    if not config.audit.sinks:
+        return  # nothing of them is imported
+    from agentd.audit.sinks.http import check_address
+    from agentd.audit.sinks.lines import check_syslog
+
+    for n, sink in enumerate(config.audit.sinks):
+        kind, _, rest = sink.partition(":")
+        try:
+            if kind == "syslog" and rest:
+                check_syslog(rest)
+            elif kind != "syslog" and rest:
+                check_address(rest if kind == "otlp" else str(sink))
+        except InvalidInput as error:
+            yield ("audit", "sinks", n), error.message, error.remediation
+
+
+def _fetching(config: Config) -> Iterator[Found]:
+    """What http.fetch.v1 would not be made with."""
+    from agentd.capability.fetch import address, hosts
+
+    for n, pattern in enumerate(config.capabilities.fetch_hosts):
+        try:
+            hosts.check_patterns((pattern,))
+        except InvalidInput as error:
+            yield ("capabilities", "fetch_hosts", n), error.message, error.remediation
+    for n, network in enumerate(config.capabilities.fetch_networks):
+        try:
+            address.parse_networks((network,))
+        except ValueError as error:
+            yield ("capabilities", "fetch_networks", n), str(error), "write it as 10.1.0.0/16"
 
 
 def _egress(config: Config) -> Iterator[Found]:
@@ -68,6 +104,22 @@ def _listening(config: Config) -> Iterator[Found]:
         yield from _tls(listen, path)
         if not listen.address.path:
             yield from _tcp(config, listen, path)
+        elif listen.group is not None and not _is_group(listen.group):
+            missing = f"there is no group {listen.group!r}"
+            yield (*path, "group"), missing, "give another, or its number"
+
+
+def _is_group(group: str) -> bool:
+    """A number needs no entry of its own; 4294967295 is none for chown(2), which leaves it then."""
+    if group.isascii() and group.isdigit():
+        return int(group[:20]) < _NO_GROUP
+    import grp
+
+    try:
+        grp.getgrnam(group)
+    except KeyError:
+        return False
+    return True
 
 
 def _tls(listen: Listen, path: Path) -> Iterator[Found]:
