@@ -219,6 +219,7 @@ def test_the_command_line_prints_them_and_follows(daemon: Daemon) -> None:
     plain = daemon.cli("events", "--after", start, key=ann)
     assert plain.returncode == 0, plain.stderr
     assert plain.stdout.split()[1:3] == [b"created", box.encode()]
+    assert daemon.cli("events", key=ann).stdout.endswith(plain.stdout)  # all that is kept
     (line,) = daemon.cli("events", "--json", "--after", start, key=ann).stdout.splitlines()
     assert json.loads(line)["sandbox"] == box
     wrong = daemon.cli("events", "--after", "7", key=ann)

@@ -188,7 +188,9 @@ def _parser() -> Parser:
     parser.add_argument(
         "--sandbox", type=named, metavar="ID", help="in this one (default: one made for it)"
     )
-    parser.add_argument("--request", metavar="FILE", help="a whole request, signed or not")
+    parser.add_argument(
+        "--request", type=named, metavar="FILE", help="a whole request, signed or not"
+    )
     parser.add_argument(
         "--bundle", type=named, metavar="DIGEST", help="refuse under any other policy"
     )

@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote
+from agentd.client.cli.parser import named
 
 if TYPE_CHECKING:
     from agentd.model.events import EventView
@@ -22,7 +23,7 @@ _WAIT_SECONDS = 30
 
 def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
-    after = options.after
+    after = options.after or ""
     with remote.service(options) as service:
         while True:
             wait = _WAIT_SECONDS if options.follow else 0
@@ -58,7 +59,6 @@ def _parser() -> argparse.ArgumentParser:
         _EXAMPLES,
     )
     parser.add_argument("-f", "--follow", action="store_true", help="wait for more")
-    parser.add_argument(
-        "--after", metavar="ID", default="", help="those behind this event, as --json shows its id"
-    )
+    about = "those behind this event, as --json shows its id"
+    parser.add_argument("--after", type=named, metavar="ID", help=about)
     return parser

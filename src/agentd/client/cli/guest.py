@@ -1,7 +1,7 @@
 """``agentd guest``: the guest agent for machines of your own, with a Python or without."""
 
 from agentd.client.cli import remote, streams
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 
 _EXAMPLES = """\
@@ -22,9 +22,11 @@ def _parser() -> Parser:
         epilog=_EXAMPLES,
     )
     form = parser.add_mutually_exclusive_group(required=True)
-    form.add_argument("--out", metavar="FILE", help="where to write the file; - is standard output")
+    about = "where to write the file; - is standard output"
+    form.add_argument("--out", type=named, metavar="FILE", help=about)
     form.add_argument(
         "--bundle",
+        type=named,
         metavar="PATH",
         help="where to write agent and interpreter: a file that ends in .tar, .tar.gz or .tgz,"
         " or a new directory",

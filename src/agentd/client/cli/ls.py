@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from agentd.client.cli import remote, table
+from agentd.client.cli.parser import named
 
 if TYPE_CHECKING:
     from agentd.model.api import SandboxView
@@ -19,7 +20,7 @@ def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     labels = remote.labels(options.label)
     with remote.service(options) as service:
-        found = service.sandboxes.list(labels=labels, state=options.state or None)
+        found = service.sandboxes.list(labels=labels, state=options.state)
     _show(found, options)
     return 0
 
@@ -50,7 +51,9 @@ def _show(found: "tuple[SandboxView, ...]", options: argparse.Namespace) -> None
 def _parser() -> argparse.ArgumentParser:
     parser = remote.parser("ls", "List the sandboxes that you may see.", _EXAMPLES)
     parser.add_argument("-q", "--quiet", action="store_true", help="print only the ids")
-    parser.add_argument("--state", metavar="STATE", help="only those in this state, such as ready")
+    parser.add_argument(
+        "--state", type=named, metavar="STATE", help="only those in this state, such as ready"
+    )
     parser.add_argument(
         "--label",
         metavar="KEY=VALUE",

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, TypeVar
 
 from agentd.client.cli import kept, output, params, remote
-from agentd.client.cli.parser import Parser
+from agentd.client.cli.parser import Parser, named
 from agentd.client.http.errors import Unreachable
 from agentd.model.errors import InvalidInput, NotFound
 from agentd.model.system import os_errors_as
@@ -63,8 +63,10 @@ def _parser() -> Parser:
         each.add_argument("--url", metavar="URL", help=remote.URL_HELP)
     example = "  agentd receipt verify receipt.json --key receipt.pub\n"
     verify = actions.add("verify", "check a receipt's signature", example, _verify)
-    verify.add_argument("file", metavar="FILE", help="the envelope, or - for standard input")
-    verify.add_argument("--key", metavar="PUBLIC.pem", required=True, help="who must have signed")
+    about = "the envelope, or - for standard input"
+    verify.add_argument("file", type=named, metavar="FILE", help=about)
+    about = "who must have signed"
+    verify.add_argument("--key", type=named, metavar="PUBLIC.pem", required=True, help=about)
     return parser
 
 

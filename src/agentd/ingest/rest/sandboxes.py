@@ -17,7 +17,7 @@ _SNAPSHOT = "/v1/snapshots/{id}"
 _LIMIT, _MOST = 100, 500
 _LIST_QUERY = (
     Parameter("label", default=(), repeat=True, help="key=value"),
-    Parameter("state", default="", help="those in this state alone"),
+    Parameter("state", default=None, help="those in this state alone"),
     Parameter("limit", int, _LIMIT),
     Parameter("cursor", default="", help="next of the page before"),
 )
@@ -42,7 +42,7 @@ def _list(service: DoorService, a: Arguments) -> SandboxPage:
         raise not_a_cursor(after)
     found = service.sandboxes.list(
         labels=labels(a.query["label"]),
-        state=a.query["state"] or None,
+        state=a.query["state"],
         after=after,
         limit=limit + 1,  # whether there is another page
     )

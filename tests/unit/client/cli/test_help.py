@@ -164,6 +164,13 @@ def test_what_a_list_has_no_place_for_is_refused(capsys):
         ["sign", "request.json", "--key", "k", "--audience", ""],
         ["sign", "request.json", "--key", "k", "--out", ""],
         ["sign", "--new-key", ""],
+        ["ls", "--state", ""],
+        ["events", "--after", ""],
+        ["call", "--request", ""],
+        ["receipt", "verify", "", "--key", "receipt.pub"],
+        ["receipt", "verify", "receipt.json", "--key", ""],
+        ["guest", "--out", ""],
+        ["guest", "--bundle", ""],
     ],
     ids=" ".join,
 )
