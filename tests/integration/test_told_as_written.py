@@ -28,6 +28,9 @@ daemon = fixture()
         (["--secret", "TOKEN"], "--secret has no host (write it as NAME@api.example.com, "),
         (["-w", ".:xx"], "unknown mode 'xx'"),
         (["--mount", ".:/data:xx"], "unknown mode 'xx'"),
+        (["-w", "/tmp:ro:rw"], "two modes of the mount '/tmp:ro' (leave one out)"),
+        (["--mount", ".:/data:ro:rw"], "two modes of the mount '.:/data:ro:rw' (leave one out)"),
+        (["--volume", "v:/data:ro:rw"], "two modes of the mount 'v:/data:ro:rw' (leave one out)"),
         (["--net", "reed example.com"], "network rule 'reed example.com' has the method 'reed'"),
     ],
 )
@@ -127,6 +130,8 @@ def test_a_mode_that_a_daemon_does_not_know(daemon: Daemon, tmp_path: Path) -> N
         answer = daemon.ask("POST", "/v1/sandboxes", body)
         assert answer.status == 400
         assert "'xx' is no mode: use ro, rw or cow" in answer.json["remediation"]
+        answer = daemon.ask("POST", "/v1/sandboxes", body | {"workspace": f"{tmp_path}:ro:rw"})
+        assert "a mount has one mode: leave one out" in answer.json["remediation"]
 
 
 def test_a_range_without_records(capsys: pytest.CaptureFixture[str], daemon: Daemon) -> None:

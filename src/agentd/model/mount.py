@@ -175,7 +175,11 @@ def check_apart(mounts: Sequence[Mount], *, image: bool) -> None:
 def unmountable(mount: Mount, why: str, check: str = "the path") -> InvalidInput:
     """Return the error for a source that cannot be opened: its last part may have been a mode."""
     _, colon, mode = mount.source.rpartition(":")
-    meant = f"; {mode!r} is no mode: use ro, rw or cow" if colon and "/" not in mode else ""
+    meant = ""
+    if mode in MountMode._value2member_map_:
+        meant = "; a mount has one mode: leave one out"
+    elif colon and "/" not in mode:
+        meant = f"; {mode!r} is no mode: use ro, rw or cow"
     return InvalidInput(
         f"cannot mount {mount.source}",
         cause=why,
@@ -201,6 +205,8 @@ def check_workspace(mount: Mount, *, directory: bool) -> None:
 
 
 def unknown_mode(text: str, mode: str, known: tuple[MountMode, ...]) -> InvalidInput:
+    if mode in known:
+        return InvalidInput(f"two modes of the mount {text!r}", remediation="leave one out")
     return InvalidInput(
         f"unknown mode {mode!r} of the mount {text!r}",
         remediation=f"use one of: {', '.join(known)}",
