@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.security.daemons import Daemon, fixture
 
-from agentd import Client, InvalidInput
+from agentd import Client, InvalidInput, Sandbox
 from agentd.client.cli import main as cli
 
 daemon = fixture()
@@ -210,6 +210,19 @@ def test_a_head_is_the_answer_to_get_without_its_body(
     lengths = [each.headers.get("content-length") for each in (got, head)]
     assert (got.status, head.status, head.body) == (status, status, b"")
     assert lengths[0] == lengths[1]
+
+
+def test_a_path_that_is_not_utf8(daemon: Daemon) -> None:
+    id_ = daemon.sandbox()
+    path = "/workspace/n\udcff"
+    told = "agentd cp: '/workspace/n\\udcff' is not UTF-8, and a daemon is asked in UTF-8 alone"
+    for words in (("cp", f"{id_}:{path}", "."), ("cp", __file__, f"{id_}:{path}")):
+        done = daemon.cli(*words)
+        assert (done.returncode, done.stderr.decode()[: len(told)]) == (2, told)
+    with Sandbox.connect(id_, url=daemon.url) as box, pytest.raises(InvalidInput, match="alone"):
+        box.files.stat(path)
+    answer = daemon.ask("GET", f"/v1/sandboxes/{id_}/files?path=/workspace/n%FF")
+    assert (answer.status, answer.json["message"]) == (400, "the query is not UTF-8")
 
 
 def test_a_label_of_another_type_is_looked_for_by_nobody(daemon: Daemon) -> None:

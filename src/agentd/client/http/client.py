@@ -284,9 +284,10 @@ class _Source:
 
 
 def encoded(query: Query) -> str:
-    """Write ``?name=value&...``; None is left out. Names of files need not be text."""
+    """Write ``?name=value&...``; None is left out. Raises InvalidInput for what is not UTF-8."""
     pairs = query.items() if isinstance(query, Mapping) else query
-    parts = [f"{name}={_quoted(_text(value))}" for name, value in pairs if value is not None]
+    texts = [(name, _raw(_text(value))) for name, value in pairs if value is not None]
+    parts = [f"{name}={quote(text, safe='/:')}" for name, text in texts]
     return "?" + "&".join(parts) if parts else ""
 
 
@@ -304,7 +305,8 @@ def segment(name: str) -> str:
             f"there is nothing with the id {name[:64]!r}",
             remediation="no id and no name has a slash in it; ls lists those there are",
         )
-    return quote(_raw(name), safe="").replace(".", "%2E")
+    # What came as other bytes is given back as those: nothing is called so.
+    return quote(_raw(name, "surrogateescape"), safe="").replace(".", "%2E")
 
 
 def as_json(body: object) -> bytes:
@@ -322,27 +324,26 @@ def as_json(body: object) -> bytes:
             "objects",
         ) from None
     except UnicodeEncodeError as error:
-        raise InvalidInput(
-            f"{error.object[:200]!a} is not UTF-8, and a daemon is asked in UTF-8 alone",
-            remediation="name it otherwise, or ask without a daemon (--embedded, embedded=True)",
-        ) from None
+        raise _not_utf8(error.object) from None
+
+
+def _not_utf8(text: str) -> InvalidInput:
+    return InvalidInput(
+        f"{text[:200]!a} is not UTF-8, and a daemon is asked in UTF-8 alone",
+        remediation="name it otherwise, or ask without a daemon (--embedded, embedded=True)",
+    )
 
 
 def new_key() -> str:
     return os.urandom(16).hex()
 
 
-def _quoted(text: str) -> str:
-    return quote(_raw(text), safe="/:")
-
-
-def _raw(text: str) -> bytes:
-    """Encode in UTF-8 whatever the locale says, and give what came as other bytes back as those.
-    Raises InvalidInput."""
+def _raw(text: str, errors: str = "strict") -> bytes:
+    """Encode in UTF-8 whatever the locale says. Raises InvalidInput."""
     try:
-        return text.encode("utf-8", "surrogateescape")
+        return text.encode("utf-8", errors)
     except UnicodeEncodeError:
-        raise InvalidInput(f"{text[:200]!a} is no Unicode", remediation="send UTF-8") from None
+        raise _not_utf8(text) from None
 
 
 def _text(value: object) -> str:

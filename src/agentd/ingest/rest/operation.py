@@ -57,6 +57,10 @@ def parse(query: bytes, declared: Sequence[Parameter]) -> dict[str, Any]:
         pairs = parse_qsl(
             query.decode("ascii"), keep_blank_values=True, max_num_fields=_MOST, errors="strict"
         )
+    except UnicodeDecodeError:
+        raise InvalidInput(
+            "the query is not UTF-8", remediation="write it in UTF-8, percent-encoded"
+        ) from None
     except ValueError as error:
         raise InvalidInput(
             "the query is malformed",
