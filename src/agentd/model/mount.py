@@ -296,7 +296,7 @@ def asked_mounts(
 
 def _names(volumes: Iterable[str] | None) -> tuple[str, ...]:
     fix = 'write them as ["NAME:/data[:ro|rw]"]'
-    if isinstance(volumes, str) or not isinstance(volumes, Iterable | None):
+    if isinstance(volumes, str | bytes | Mapping) or not isinstance(volumes, Iterable | None):
         raise InvalidInput("volumes are no list of volumes", remediation=fix)
     volumes = tuple(volumes or ())
     if wrong := [volume for volume in volumes if not isinstance(volume, str)]:

@@ -1,7 +1,7 @@
 """What callers write, made into the model's values; every mistake is one InvalidInput. No I/O."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import TypeAlias, TypedDict, Unpack
 
 import msgspec
@@ -222,8 +222,10 @@ def exec_request(
 
 
 def _words(cmd: object) -> tuple[str, ...]:
-    """Return the words of a list; none where it is no list. Bytes are a list of numbers."""
-    return tuple(cmd) if isinstance(cmd, Iterable) and not isinstance(cmd, bytes) else ()
+    """Return the words of a list; none where it is no list. Bytes are a list of numbers, and a set
+    has no order."""
+    unordered = isinstance(cmd, bytes | Mapping | Set)
+    return tuple(cmd) if isinstance(cmd, Iterable) and not unordered else ()
 
 
 def check_names(options: Mapping[str, object], known: type, also: Iterable[str] = ()) -> None:
