@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentd.client.cli import remote, streams
+from agentd.client.cli.interrupts import Interrupted, unwinding
 from agentd.model.errors import InvalidInput, OperationFailed
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ def main(words: list[str]) -> int:
     if source is None and target is not None:
         copied = _put(options, options.source, target)
     elif source is not None and target is None:
-        copied = _get(options, source, options.target)
+        try:
+            copied = _get(options, source, options.target)
+        except Interrupted as interrupted:
+            return 128 + interrupted.number
     else:
         raise InvalidInput(
             "one of the two must be inside a sandbox, and the other not",
@@ -101,7 +105,8 @@ def _get(options: argparse.Namespace, source: _Inside, target: str) -> "Copied":
         if target == "-":
             streams.check_output()
             return copy.download_stream(files, source.path, sys.stdout.buffer)
-        return copy.download(files, source.path, target, replace=options.force)
+        with unwinding():  # what is made beside the target goes
+            return copy.download(files, source.path, target, replace=options.force)
 
 
 @contextmanager

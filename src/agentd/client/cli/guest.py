@@ -1,6 +1,7 @@
 """``agentd guest``: the guest agent for machines of your own, with a Python or without."""
 
 from agentd.client.cli import remote, streams
+from agentd.client.cli.interrupts import Interrupted, unwinding
 from agentd.client.cli.parser import Parser, named
 from agentd.model.errors import InvalidInput
 
@@ -39,7 +40,10 @@ def main(words: list[str]) -> int:
     options = _parser().parse_args(words)
     if options.out == "-":
         return _print(json=options.json)
-    told = _bundle(options.bundle) if options.out is None else _file(options.out)
+    try:
+        told = _bundle(options.bundle) if options.out is None else _file(options.out)
+    except Interrupted as interrupted:
+        return 128 + interrupted.number
     return remote.tell(options, told, f"{told['path']} sha256:{told['sha256']}")
 
 
@@ -74,5 +78,6 @@ def _bundle(path: str) -> dict[str, object]:
         )
     from agentd.image.runtime import export
 
-    made = export.write(path)
+    with unwinding():  # what is made beside the path goes
+        made = export.write(path)
     return {"path": made.path, "sha256": made.digest, "python": made.version, "bytes": made.size}

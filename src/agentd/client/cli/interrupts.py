@@ -21,6 +21,29 @@ class Interrupted(BaseException):
         self.number = number
 
 
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """Raise Interrupted for SIGTERM and SIGHUP, as Ctrl-C raises, where what is half made would be
+    left behind; a second one ends at once."""
+    old: dict[int, Any] = {}
+
+    def restore() -> None:
+        while old:
+            signal.signal(*old.popitem())
+
+    def end(number: int, frame: FrameType | None) -> None:
+        restore()
+        raise Interrupted(number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            old[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        restore()
+
+
 class Interrupts:
     """Raises Interrupted inside ``allowed`` blocks; elsewhere a signal waits for the next one.
 
