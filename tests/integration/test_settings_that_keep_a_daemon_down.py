@@ -24,6 +24,8 @@ SOCKET = "[[listen]]\naddress = 'unix:/tmp/a.sock'\n"
          "2: capabilities.fetch_hosts[1]: 'http://b.org' is no pattern of hosts"),
         ("[capabilities]\nfetch_networks = ['10.0.0.1/8']\n",
          "2: capabilities.fetch_networks[0]: 10.0.0.1/8 has host bits set"),
+        ("[[pool]]\nimage = '../x'\nmin = 1\n", "2: pool[0].image: '../x' is not a name"),
+        ("[ids]\nstart = 4294967295\n", "whole blocks of 65536 from it, such as 2134217728"),
     ],
 )  # fmt: skip
 def test_what_no_daemon_could_do_with_is_told_with_its_line(
@@ -50,3 +52,23 @@ def test_what_a_daemon_takes_is_well(
     file = tmp_path / "agentd.toml"
     file.write_text(text)
     assert main(["config", "check", str(file)]) == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("again", "told"),
+    [
+        ("uid = '4242'\nscopes = ['admin']\n", True),
+        ("uid = 4242\nscopes = ['run']\nprincipal = 'b'\n", True),
+        ("uid = 4242\nscopes = ['run']\n", False),
+        ("uid = '*'\nscopes = ['read']\n", False),
+    ],
+)
+def test_a_user_with_two_rows_is_told_which_holds(
+    again: str, told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a user's name and number: the second row was passed over without a word."""
+    file = tmp_path / "agentd.toml"
+    file.write_text(f"[[auth.peers]]\nuid = 4242\nscopes = ['run']\n[[auth.peers]]\n{again}")
+    assert main(["config", "check", str(file)]) == 0
+    said = "4: warning: auth.peers[1]: uid = 4242 has no effect: the user has a row before it"
+    assert (said in capsys.readouterr().out) is told

@@ -26,6 +26,7 @@ COUNTED = ("memory", "cpus")
 
 def doubtful(config: Config) -> Iterator[Found]:
     yield from _roots(config)
+    yield from _twice(config)
     yield from _containers(config)
     yield from _first_key(config)
     yield from _open_files(config)
@@ -55,6 +56,20 @@ def _roots(config: Config) -> Iterator[Found]:
             may = f"{who} may ask for isolation none, and run as the daemon"
             fix = 'raise sandbox.minimum, to "namespace" for instance'
             yield path, f"{may}: {_root(peer)}", fix
+
+
+def _twice(config: Config) -> Iterator[Found]:
+    """Peers of whom another row holds, which comes first."""
+    first: dict[int | str, PeerUser] = {}
+    for n, peer in enumerate(config.auth.peers):
+        try:
+            held = first.setdefault(peer.uid.resolve(), peer)
+        except InvalidInput:
+            continue  # the rules say that there is no such user
+        other = (held.scopes, held.principal) != (peer.scopes, peer.principal)
+        if held is not peer and other:
+            same = f"uid = {peer.uid!s} has no effect: the user has a row before it, which holds"
+            yield ("auth", "peers", n), same, "drop one of them, or join them"
 
 
 def _containers(config: Config) -> Iterator[Found]:

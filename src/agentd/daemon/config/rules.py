@@ -15,6 +15,7 @@ from agentd.daemon.config.values import SHIPPED_BUNDLES
 from agentd.model.configuration import ROOTS
 from agentd.model.errors import InvalidInput
 from agentd.model.isolation import IsolationLevel
+from agentd.model.spec import IMAGE_NAME
 from agentd.sandbox import backends
 from agentd.sandbox.backends import identity
 
@@ -276,6 +277,9 @@ def _pools(config: Config) -> Iterator[Found]:
     for n, pool in enumerate(config.pool):
         path: Path = ("pool", n)
         level = IsolationLevel.parse(pool.isolation)
+        if not IMAGE_NAME.fullmatch(pool.image):
+            fix = "begin with a lower case letter or a digit; agentd image ls lists them"
+            yield (*path, "image"), f"{pool.image!r} is not a name", fix
         if pool.min > pool.max:
             yield (*path, "min"), "is more than max", "lower it, or raise max"
         if level < config.sandbox.level:

@@ -113,6 +113,8 @@ def check(found: Range) -> tuple[str, str, str] | None:
         return "start", f"{found.start} lies among the machine's own users", f"use {START}"
     if (found.start - START) % SIZE:
         near = found.start - (found.start - START) % SIZE + SIZE
+        if near + found.blocks * SIZE > _MOST:
+            near = START + found.blocks * SIZE
         why = f"{found.start} would let the blocks of two agentd processes overlap"
         return "start", why, f"use {START}, or whole blocks of {SIZE} from it, such as {near}"
     if found.end - 1 > _MOST:
