@@ -26,6 +26,7 @@ from agentd.policy.engine import Explanation
 from agentd.policy.store import PolicyStore
 
 NONE = "none"
+_KINDS = {str: "text", bool: "true or false", list: "a list", dict: "an object"}
 
 
 class Chosen(msgspec.Struct, frozen=True):
@@ -115,7 +116,25 @@ def _question(
         via="cli",
     )
     question = asked(act, time.time())
+    _check_sandbox(sandbox, question.sandbox)
     return msgspec.structs.replace(question, sandbox={**question.sandbox, **sandbox})
+
+
+def _check_sandbox(given: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Raises InvalidInput for what no sandbox has in a question: no rule would look at it."""
+    for name, value in given.items():
+        if name not in usual:
+            raise InvalidInput(
+                f"a policy sees no {name[:64]!r} of a sandbox",
+                remediation=f"it sees: {', '.join(usual)}",
+            )
+        kind = str if usual[name] is None else type(usual[name])
+        if not isinstance(value, kind) and (value, usual[name]) != (None, None):
+            raise InvalidInput(
+                f"{name!r} of a sandbox is {str(value)[:64]!r}, and to a policy it is "
+                f"{_KINDS[kind]}",
+                remediation=f"give {_KINDS[kind]}",
+            )
 
 
 def _about(name: str) -> About:

@@ -68,6 +68,24 @@ def test_explain_takes_the_sandbox_as_it_is_told(capsys):
     assert "network.host" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("sandbox", "told"),
+    [
+        ({"network": "host"}, "a policy sees no 'network' of a sandbox"),
+        ({"net": 5}, "'net' of a sandbox is '5', and to a policy it is text"),
+        ({"mounts": "/srv"}, "'mounts' of a sandbox is '/srv', and to a policy it is a list"),
+        ({"runtime": ["crun"]}, "to a policy it is text"),
+        ({"writable": "yes"}, "to a policy it is true or false"),
+    ],
+)
+def test_explain_refuses_what_no_sandbox_is_to_a_policy(sandbox, told):
+    """No rule would look at it: allowed was told of what is denied by another name."""
+    call = ["--call", "fs.list.v1", "--sandbox", json.dumps(sandbox)]
+    with pytest.raises(InvalidInput) as refused:
+        cli.main([*EXPLAIN, *call])
+    assert told in str(refused.value) and refused.value.remediation
+
+
 def test_explain_asks_the_configured_bundle(tmp_path, monkeypatch, capsys):
     (tmp_path / "manifest.json").write_text('{"name": "a", "modules": ["a.rego"]}')
     rules = 'package agentd\n\ndecision := {"allow": true, "reasons": ["configured"]}\n'
