@@ -48,6 +48,7 @@ def directory(given: argparse.Namespace, name: str, command: str) -> str:
     # What a daemon left that never came up hides nothing.
     path, whose = next((place for place in found if _holds(place[0])), found[0])
     if whose and not given.embedded and os.path.isdir(path):
-        other = "; --embedded has that of calls without one" if len(found) > 1 else ""
+        both = len(found) > 1 and whose == _DAEMONS
+        other = "; --embedded has that of calls without one" if both else ""
         output.say(f"{path}, {whose}{other}", command)
     return path

@@ -98,6 +98,9 @@ def test_else_it_is_that_of_calls_without_a_daemon(state, capsys):
     captured = capsys.readouterr()
     assert "req-own" in captured.out
     assert captured.err == f"agentd audit: {state}/embedded/audit, of calls without a daemon\n"
+    (state / "audit").mkdir()  # of a daemon that never came up
+    assert cli.main(["tail", "-n", "1"]) == 0
+    assert capsys.readouterr().err == captured.err
 
 
 def test_either_can_be_named(state, log, capsys):
