@@ -21,3 +21,16 @@ def test_a_format_that_is_none() -> None:
             assert ended.exit_code == 126
             assert f"./tool: Exec format error, as {why} (stage exec)" in ended.cause.message
             assert fix in ended.cause.remediation
+
+
+def test_a_working_directory_that_is_none() -> None:
+    with Sandbox.create(embedded=True) as sandbox:
+        sandbox.run("mkdir closed; chmod 0 closed; touch file", check=True)
+        for folder, code, why, fix in (
+            ("none", 127, "No such file or directory", "make it first: mkdir -p"),
+            ("closed", 126, "Permission denied", "let others in (chmod a+x)"),
+            ("file", 126, "Not a directory", "that is a file"),
+        ):
+            ended = sandbox.run("true", cwd=f"/workspace/{folder}")
+            assert (ended.exit_code, why in ended.cause.message) == (code, True)
+            assert fix in ended.cause.remediation

@@ -155,6 +155,12 @@ _NAME_MAX = 255  # of a file, in bytes
 # What the agent says of an interpreter, a loader, or where a link leads.
 _GONE = "does not exist in the sandbox"
 _NO_FOLDER = "name a directory of the sandbox as the working directory, or make it first: mkdir -p"
+_CLOSED = (
+    "its modes keep the command's user out: let others in (chmod a+x), also of a folder that is "
+    "mounted there, or name another working directory"
+)
+_FILE = "name a directory of the sandbox as the working directory: that is a file"
+_FOLDERS = {errno.EACCES: _CLOSED, errno.ENOTDIR: _FILE}
 _MOUNT = "show the folder that has it at its own path: --mount DIR:DIR"
 _INTERPRETER = "name what runs it: sh FILE; or make #!/bin/sh, say, its first line"
 _TOO_LONG = (
@@ -181,7 +187,7 @@ def spawn_exit(
     wanting = _WANTING.get(event.errno)
     remediation = REMEDIATION[wanting] if wanting is not None else ""
     if event.stage == "cwd":
-        remediation = remediation or _NO_FOLDER
+        remediation = remediation or _FOLDERS.get(event.errno, _NO_FOLDER)
     if event.stage == "pty" and event.errno in (errno.EACCES, errno.ENOENT):
         remediation = _NO_TERMINAL
     # Of an argument gVisor says what others say of a name.

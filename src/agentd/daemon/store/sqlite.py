@@ -266,9 +266,13 @@ def _prepare(folder: str) -> None:
             sync(os.path.dirname(folder))
         status = os.stat(folder)
     if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mine = os.geteuid() in (0, status.st_uid)
+        yours = f"make it yours alone: chown {os.geteuid()} {folder}; chmod 700 {folder}"
         raise StoreError(
-            f"others may change {folder}",
-            remediation=f"make it yours alone: chown {os.geteuid()} {folder}; chmod 700 {folder}",
+            f"others may change {folder}" if mine else f"{folder} is of uid {status.st_uid}",
+            remediation=yours
+            if mine
+            else "give --state a directory of your own, or set daemon.state",
         )
 
 
