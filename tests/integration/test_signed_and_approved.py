@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.security.daemons import running
 
 from agentd.auth.keyfiles import load_private, new_pair
 from agentd.auth.signing import sign
@@ -120,3 +121,20 @@ def test_over_the_lives_of_a_daemon(place: Path) -> None:
     (place / "signers/alice.pem").unlink()
     assert third.ask("signed", three) == "signer_unknown"
     third.end()
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"), [("", "sign it without an audience"), ("here", "agentd sign --audience NAME")]
+)
+def test_a_request_for_another_daemon_is_told_what_this_one_takes(
+    place: Path, name: str, fix: str
+) -> None:
+    new_pair(str(place / "alice.pem"))
+    (place / "alice.pub.pem").rename(place / "signers/alice.pem")
+    key = load_private(str(place / "alice.pem"))
+    audience = f"audience = '{name}'\n" if name else ""
+    with running(f"[auth.signed]\nsigners = '{place}/signers'\n{audience}") as daemon:
+        request = sign({"capability": "fs.list.v1", "parameters": {}}, key, audience="there")
+        answer = daemon.ask("POST", "/v1/call", request)
+        assert (answer.status, answer.code) == (401, "wrong_audience")
+        assert fix in answer.json["remediation"]

@@ -210,14 +210,16 @@ def _check_value(request: Mapping[str, Any], signature: Signature, signer: Signe
 def _check_audience(signature: Signature, audience: str | None) -> None:
     if signature.audience == audience:
         return
+    fix = "sign it for this one: agentd sign --audience NAME, as auth.signed.audience is"
     if audience is None:
         cause = "it names an audience, and this daemon has no name"
+        fix = "sign it without an audience, or give the daemon one: auth.signed.audience"
     else:
         cause = f"this daemon is called {audience!r}"
     raise WrongAudience(
         "the request was signed for another daemon",
         cause=cause,
-        remediation="sign it for this one: agentd sign --audience NAME, as auth.signed.audience is",
+        remediation=fix,
     )
 
 
