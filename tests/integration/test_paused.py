@@ -115,17 +115,19 @@ def test_a_pause_outlives_a_daemon_that_is_killed_or_drained(fresh: Daemon, kill
 
 
 def test_of_several_one_that_is_not_there_keeps_none_from_it(daemon: Daemon) -> None:
-    """What was done is told, too."""
+    """What was done is told, too; and is done once to one that is named twice."""
     sandbox = counting(daemon, "linux")
     for words, state in (("pause", "paused"), ("resume", "ready")):
-        done = daemon.cli(words, "--json", "none", sandbox.id)
+        done = daemon.cli(words, "--json", "none", sandbox.id, sandbox.id)
         assert done.returncode == 125 and b"there is no sandbox 'none'" in done.stderr
+        assert done.stderr.count(b"\n") == 1
         assert [(view["id"], view["state"]) for view in json.loads(done.stdout)] == [
             (sandbox.id, state)
         ]
     assert b"agentd inspect lists its commands" in daemon.cli("logs", sandbox.id, "none").stderr
-    done = daemon.cli("kill", "--json", "none", sandbox.id, "nobody")
+    done = daemon.cli("kill", "--json", "none", sandbox.id, "nobody", sandbox.id)
     assert (done.returncode, json.loads(done.stdout)) == (125, {"ended": [sandbox.id]})
+    assert done.stderr.count(b"\n") == 2
     for name in (b"none", b"nobody"):
         assert b"there is no sandbox '%s'" % name in done.stderr
 

@@ -209,7 +209,7 @@ def _rm(options: argparse.Namespace) -> int:
         else:
             raise _unknown(name, store)
 
-    return remote.to_each(options, dict.fromkeys(options.names), remove, remote.removed)
+    return remote.to_each(options, options.names, remove, remote.removed)
 
 
 def _unknown(name: str, store: "Store") -> "NotFound":

@@ -61,8 +61,8 @@ def service(options: argparse.Namespace) -> "Iterator[HttpService]":
 
 
 def remove(options: argparse.Namespace, noun: "Secrets | Volumes") -> int:
-    """Delete what ``names`` say, each once."""
-    return to_each(options, dict.fromkeys(options.names), noun.delete, removed)
+    """Delete what ``names`` say."""
+    return to_each(options, options.names, noun.delete, removed)
 
 
 def removed(done: dict[str, object]) -> dict[str, list[str]]:
@@ -76,11 +76,11 @@ def to_each(
     do: Callable[[str], object],
     told: Callable[[dict[str, object]], object],
 ) -> int:
-    """Do it to each, those behind one that fails among them. What was done is told, as ``told``
-    makes it of names and answers, then each failure; the last is raised."""
+    """Do it once to each, those behind one that fails among them. What was done is told, as
+    ``told`` makes it of names and answers, then each failure; the last is raised."""
     done: dict[str, object] = {}
     failed: dict[str, AgentdError] = {}
-    for name in names:
+    for name in dict.fromkeys(names):
         try:
             done[name] = do(name)
         except AgentdError as error:
