@@ -247,10 +247,13 @@ def test_what_is_named_and_is_not_there_has_one_exit_code(daemon: Daemon) -> Non
         assert wrote == ""
 
 
-@pytest.mark.parametrize("action", ["inspect", "rm"])
-def test_a_folder_that_is_no_snapshot_is_told_as_that(daemon: Daemon, action: str) -> None:
-    said = daemon.cli("snapshot", action, "/etc").stderr.decode()
+@pytest.mark.parametrize(
+    "words", ["snapshot inspect /etc", "snapshot rm /etc", "run --snapshot /etc -- true"]
+)
+def test_a_folder_that_is_no_snapshot_is_told_as_that(daemon: Daemon, words: str) -> None:
+    said = daemon.cli(*words.split()).stderr.decode()
     assert "no snapshot at /etc: it is a folder without manifest.json" in said
+    assert "is restored by agentd create)" in said
     assert "--save-snapshot" in said
 
 

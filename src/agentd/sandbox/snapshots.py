@@ -349,8 +349,8 @@ def _none(given: str, path: str, error: OSError) -> NotFound:
     if os.path.isdir(path) and error.errno == errno.ENOENT:
         why = f"it is a folder without {MANIFEST}"
     fix = (
-        "name the folder that agentd run --save-snapshot, or the SDK's snapshot(), has written, or "
-        "an id of agentd snapshot ls"
+        "name the folder that agentd run --save-snapshot, or the SDK's snapshot(), has written; "
+        "one that a daemon keeps has an id of agentd snapshot ls, and is restored by agentd create"
     )
     if _DAEMONS_ID.fullmatch(given):
         fix = f"one that a daemon keeps is restored by it: agentd create --snapshot {given}"
