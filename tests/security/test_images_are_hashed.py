@@ -67,7 +67,7 @@ class Changing(io.StringIO):
 
     def write(self, text: str) -> int:
         if "verifying" in text:
-            fetched = self._work.glob("*/fetched/blobs/sha256/*")
+            fetched = self._work.glob("*/files/fetched/blobs/sha256/*")
             change(max(fetched, key=lambda path: path.stat().st_size))
         return super().write(text)
 

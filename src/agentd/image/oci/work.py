@@ -1,4 +1,9 @@
-"""Folders of pulls, builds and pushes that go on: each locked for as long as its process lives."""
+"""Folders of pulls, builds and pushes that go on: each locked for as long as its process lives.
+
+FOLDER/NAME/live.lock   held by the process
+FOLDER/NAME/files/      what it works on: gone before the lock is given back, so that no other
+                        process begins to remove what its owner removes
+"""
 
 import contextlib
 import os
@@ -12,7 +17,7 @@ from agentd.linux import locks
 if TYPE_CHECKING:
     from agentd.image.oci.steps import BuiltStep
 
-_LIVE = "live.lock"
+_LIVE, _FILES = "live.lock", "files"
 
 
 class WorkFolder:
@@ -21,12 +26,18 @@ class WorkFolder:
 
     def __init__(self, above: str) -> None:
         """Make it, in use until it is closed. Under the store's lock. Raises OSError."""
-        self.path = tempfile.mkdtemp(dir=above)
+        self._top = tempfile.mkdtemp(dir=above)
+        self.path = os.path.join(self._top, _FILES)
         self.layout = os.path.join(self.path, "layout")
         self.blobs = layout.blobs_of(self.layout)
         self.unpacked = ""
         self.steps: dict[str, BuiltStep] = {}
-        self._live = locks.HeldLock(locks.take(os.path.join(self.path, _LIVE)))
+        self._live = locks.HeldLock(locks.take(os.path.join(self._top, _LIVE)))
+        try:
+            os.mkdir(self.path, 0o700)
+        except OSError:
+            self.close()
+            raise
 
     def make(self, name: str) -> str:
         path = os.path.join(self.path, name)
@@ -35,9 +46,10 @@ class WorkFolder:
 
     def close(self) -> None:
         """Remove it; what cannot be is the next sweep's."""
-        self._live.close()
-        with contextlib.suppress(OSError):
+        with self._live, contextlib.suppress(OSError):
             remove_folder(self.path)
+            os.unlink(os.path.join(self._top, _LIVE))
+            os.rmdir(self._top)
 
 
 def sweep(above: str) -> int:
@@ -47,7 +59,7 @@ def sweep(above: str) -> int:
         path = os.path.join(above, name)
         try:
             live = locks.take(os.path.join(path, _LIVE))
-        except BlockingIOError:
+        except (BlockingIOError, FileNotFoundError):  # in use, or removed by its owner just now
             continue
         with locks.HeldLock(live):
             freed += size_of(path)
