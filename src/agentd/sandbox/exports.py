@@ -71,7 +71,7 @@ def write(manifest: SnapshotManifest, folder: str, path: str) -> None:
             digest, made, config = described(state, work)
             size = sum(blob.size for blob in (made.config, *made.layers))
             whole = OciImage(manifest.id, digest, "", 0.0, size, state.chain, made, config)
-            push.archive(whole, path, store, work)
+            push.archive(whole, path, work)
     except OSError as error:
         raise explained(error, store, "exported") from error
 

@@ -202,7 +202,8 @@ def tell_kept(removed: "Removed") -> None:
 def rows() -> list[dict[str, Any]]:
     """Return one for each image, whatever its state."""
     images = store()
-    return [_row(images, name) for name in images.names()]
+    found = (_row(images, name) for name in images.names())
+    return [row for row in found if row is not None]
 
 
 def summary(image: "OciImage") -> dict[str, Any]:
@@ -219,10 +220,15 @@ def summary(image: "OciImage") -> dict[str, Any]:
     }
 
 
-def _row(images: "OciStore", name: str) -> dict[str, Any]:
+def _row(images: "OciStore", name: str) -> dict[str, Any] | None:
+    """None where it was removed just now."""
+    from agentd.image.model import NotFound
+
     try:
-        image = images.get(name)
-        images.lease(image).close()
+        image, lease = images.leased(lambda: images.get(name))
+        lease.close()
+    except NotFound:
+        return None
     except SandboxError as error:
         gone = {"name": name, "kind": "oci", "digest": "", "source": "", "platform": ""}
         return gone | {"layers": 0, "size": 0, "pulled": 0.0, "state": str(error)}
@@ -230,10 +236,10 @@ def _row(images: "OciStore", name: str) -> dict[str, Any]:
 
 
 def inspect(image: "OciImage", options: argparse.Namespace) -> None:
-    if options.verify and (wrong := store().verify([image.name])):
+    if options.verify and (wrong := store().verify([image.name])[image.name]):
         from agentd.image.model import Corrupt
 
-        raise Corrupt(wrong[image.name])
+        raise Corrupt(wrong)
     run = image.config.run
     root = store().roots.root(image.chain)
     disk = _disk(image)
@@ -284,13 +290,12 @@ def _disk(image: "OciImage") -> dict[str, Any] | None:
 def verify_images(options: argparse.Namespace) -> int:
     """Verify them; return 0, or 1 where an image is damaged."""
     images = store()
-    names = [images.find(each) for each in options.names] or images.names()
-    wrong = images.verify(names) if names else {}
+    states = images.verify(options.names)
     if options.json:
-        remote.print_json([{"name": n, "state": wrong.get(n, "ready")} for n in names])
-        return int(bool(wrong))
-    if not names:
+        remote.print_json([{"name": n, "state": wrong or "ready"} for n, wrong in states.items()])
+        return int(any(states.values()))
+    if not states:
         print(f"no images in {images.folder} (agentd image pull)", file=sys.stderr)
-    for name in names:
-        print(remote.safe(wrong.get(name, f"{name} is what was pulled")))
-    return int(bool(wrong))
+    for name, wrong in states.items():
+        print(remote.safe(wrong or f"{name} is what was pulled"))
+    return int(any(states.values()))

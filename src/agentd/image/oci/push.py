@@ -59,33 +59,25 @@ def push(
     wanted = _target(target)
     store = OciStore()
     say = progress or (lambda what, done, steps: None)
-    image = store.get(name)
     try:
         with store.work() as work:
-            pushing = _Push(store, image, wanted, work)
+            image = store.hold(name, work)
+            pushing = _Push(image, wanted, work)
             say(f"pushing {image.name} to {wanted.text}", 1, 1)
             if wanted.transport == "docker":
                 pushing.to_registry(seconds, insecure=insecure, net=net)
-            elif wanted.transport == "oci":
-                pushing.to_layout()
             else:
-                pushing.to_archive()
+                pushing.to_disk()
     except OSError as error:
-        if wanted.transport != "docker":
-            raise unwritten(wanted.place, error) from error
         raise explained(error, store, "pushed") from error
     return image
 
 
-def archive(image: OciImage, path: str, store: OciStore, work: WorkFolder) -> None:
-    """Write an image whose blobs are the store's, or ``work``'s, as ``oci-archive:PATH``. Raises
+def archive(image: OciImage, path: str, work: WorkFolder) -> None:
+    """Write an image whose blobs are ``work``'s as ``oci-archive:PATH``. Raises
     InvalidInput, Corrupt, ImageError."""
     target = ImageSource("oci-archive", os.path.abspath(path))
-    pushing = _Push(store, image, target, work)
-    try:
-        pushing.to_archive()
-    except OSError as error:
-        raise unwritten(target.place, error) from error
+    _Push(image, target, work).to_disk()
 
 
 def check_archive(path: str) -> None:
@@ -109,20 +101,24 @@ def unwritten(place: str, error: OSError) -> ImageError:
 
 
 class _Push:
-    def __init__(
-        self, store: OciStore, image: OciImage, target: ImageSource, work: WorkFolder
-    ) -> None:
-        self._store, self._image, self._target, self._work = store, image, target, work
+    def __init__(self, image: OciImage, target: ImageSource, work: WorkFolder) -> None:
+        """``work`` has the image's blobs."""
+        self._image, self._target, self._work = image, target, work
         self._tag = target.tag or _DEFAULT_TAG
-        # Nobody removes them meanwhile, and what was built just now is there.
-        for digest in (*(blob.digest for blob in image.blobs), image.digest):
-            if not os.path.exists(self._path(digest)):
-                os.link(store.blob_path(digest), self._path(digest))
         size = os.stat(self._path(image.digest)).st_size
         self._manifest = Descriptor(MANIFEST, image.digest, size, {REF_NAME: self._tag})
         self._blobs = {b.digest: b for b in (*image.blobs, self._manifest)}
 
-    def to_layout(self) -> None:
+    def to_disk(self) -> None:
+        try:
+            if self._target.transport == "oci":
+                self._to_layout()
+            else:
+                self._to_archive()
+        except OSError as error:
+            raise unwritten(self._target.place, error) from error
+
+    def _to_layout(self) -> None:
         """Into a directory that is a layout, or becomes one; an image of that tag is replaced."""
         place = self._target.place
         os.makedirs(place, exist_ok=True)
@@ -145,7 +141,7 @@ class _Push:
                 with _replacing("index.json", top) as file:
                     file.write(index)
 
-    def to_archive(self) -> None:
+    def _to_archive(self) -> None:
         """A tar archive with a layout; one of an image that is there is replaced."""
         check_archive(self._target.place)
         with replacing(self._target.place, 0o666 & ~process.umask(), synced=True) as file:

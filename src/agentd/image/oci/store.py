@@ -17,7 +17,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
@@ -84,7 +84,9 @@ class OciStore:
             return []
         except OSError as error:
             raise self._unreachable(error) from error
-        return sorted(unquote(n.removesuffix(_SUFFIX)) for n in found if n.endswith(_SUFFIX))
+        names = (unquote(file.removesuffix(_SUFFIX)) for file in found if file.endswith(_SUFFIX))
+        # A file whose name we would have written otherwise is nobody's.
+        return sorted(name for name in set(names) if _file_of(name) in found)
 
     def find(self, name: str) -> str:
         """Return the full name of what a caller calls ``name``, with or without the tag "latest"; a
@@ -103,25 +105,29 @@ class OciStore:
 
     def digest(self, name: str) -> str:
         """Return which image a name means, and nothing more of it. Raises NotFound, Corrupt."""
-        return self._named(self.find(name)).digest
+        return self._meant(name).digest
 
     def get(self, name: str) -> OciImage:
-        """Find an image by its full name. Raises NotFound, Corrupt, ImageError."""
-        named = self._named(self.find(name))
-        try:
-            manifest, config = self._described(named.digest)
-        except Corrupt as error:
-            raise _damaged(named.name, str(error)) from error
-        return OciImage(
-            name=named.name,
-            digest=named.digest,
-            source=named.source,
-            pulled=named.pulled,
-            size=sum(blob.size for blob in (manifest.config, *manifest.layers)),
-            chain=chain_id(config.rootfs.diff_ids),
-            manifest=manifest,
-            config=config,
-        )
+        """Find an image; where its name means another meanwhile, that one. Raises NotFound,
+        Corrupt, ImageError."""
+        while True:
+            named = self._meant(name)
+            try:
+                manifest, config = self._described(named.digest)
+            except Corrupt as error:
+                if self._meant(name) == named:
+                    raise _damaged(named.name, str(error)) from error
+                continue
+            return OciImage(
+                name=named.name,
+                digest=named.digest,
+                source=named.source,
+                pulled=named.pulled,
+                size=sum(blob.size for blob in (manifest.config, *manifest.layers)),
+                chain=chain_id(config.rootfs.diff_ids),
+                manifest=manifest,
+                config=config,
+            )
 
     def lease(self, image: OciImage) -> Lease:
         """Lease its unpacked root, which stays until the lease is closed. Raises Corrupt."""
@@ -129,6 +135,32 @@ class OciStore:
         if lease is None:
             raise _damaged(image.name, "its unpacked root is gone")
         return lease
+
+    def leased(self, find: Callable[[], OciImage]) -> tuple[OciImage, Lease]:
+        """Find an image, and lease its root: of one that is replaced meanwhile, the other's. Raises
+        as ``find`` does, and Corrupt."""
+        while True:
+            image = find()
+            try:
+                return image, self.lease(image)
+            except Corrupt:
+                if find() == image:
+                    raise
+
+    def hold(self, name: str, work: WorkFolder) -> OciImage:
+        """Find an image whose blobs are ``work``'s from now on, whoever removes it. Raises
+        NotFound, Corrupt, OSError."""
+        with self._locked():
+            image = self.get(name)
+            for digest in (image.digest, *(blob.digest for blob in image.blobs)):
+                place = os.path.join(work.blobs, check_digest(digest))
+                try:
+                    os.link(self.blob_path(digest), place, follow_symlinks=False)
+                except FileExistsError:
+                    continue
+                except FileNotFoundError:
+                    raise _damaged(image.name, f"the blob {digest} is gone") from None
+        return image
 
     @contextlib.contextmanager
     def work(self) -> Iterator[WorkFolder]:
@@ -176,14 +208,21 @@ class OciStore:
             return Removed(removed.bytes + left, removed.in_use)
 
     def verify(self, names: Iterable[str] = ()) -> dict[str, str]:
-        """Hash blobs, look at unpacked files, by default of all; what is wrong. Raises NotFound."""
-        wrong = {}
-        for name in [self.find(each) for each in names] or self.names():
+        """Hash blobs, look at unpacked files, by default of all; what is wrong with each, empty for
+        nothing. One of all that is removed meanwhile is left out. Raises NotFound."""
+        asked = [self.find(each) for each in names]
+        states = {}
+        for name in asked or self.names():
             try:
                 self._verify(name)
             except Corrupt as error:
-                wrong[name] = str(error)
-        return wrong
+                states[name] = str(error)
+            except NotFound:
+                if asked:
+                    raise
+            else:
+                states[name] = ""
+        return states
 
     def blob_path(self, digest: str) -> str:
         return os.path.join(self._blobs, check_digest(digest))
@@ -218,23 +257,36 @@ class OciStore:
                 )
 
     def _verify(self, name: str) -> None:
-        image = self.get(name)
-        with self.lease(image), layout.folder(self.folder, *layout.BLOBS) as blobs:
-            try:
-                for blob in image.blobs:
-                    layout.check_blob(blob, blobs)
-                self.roots.check(image.chain)
-                disk.check(self.roots.place(image.chain))
-            except Corrupt as error:
-                raise _damaged(name, str(error)) from error
+        while True:
+            image, lease = self.leased(lambda: self.get(name))
+            with lease, layout.folder(self.folder, *layout.BLOBS) as blobs:
+                try:
+                    for blob in image.blobs:
+                        layout.check_blob(blob, blobs)
+                    self.roots.check(image.chain)
+                    disk.check(self.roots.place(image.chain))
+                except Corrupt as error:
+                    if self.get(name) == image:
+                        raise _damaged(name, str(error)) from error
+                else:
+                    return
 
     def _described(self, digest: str) -> tuple[OciManifest, OciConfig]:
         manifest = manifest_of(self.blob(digest))
         return manifest, config_of(self.blob(manifest.config.digest), manifest)
 
+    def _meant(self, name: str) -> Named:
+        """Read what a name means now. Raises NotFound, Corrupt."""
+        while True:
+            try:
+                return self._named(self.find(name))
+            except Corrupt as error:  # where it was removed just now it is looked for again
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+
     def _named(self, name: str) -> Named:
         with layout.folder(self.folder, _NAMES) as names:
-            named = decode(layout.read(quote(name, safe="") + _SUFFIX, names), Named, "name")
+            named = decode(layout.read(_file_of(name), names), Named, "name")
         if named.format != FORMAT or named.name != name:
             raise _damaged(name, "its name was written by another version, or changed")
         return named
@@ -246,7 +298,7 @@ class OciStore:
         return False
 
     def _name_path(self, name: str) -> str:
-        return os.path.join(self._names, quote(name, safe="") + _SUFFIX)
+        return os.path.join(self._names, _file_of(name))
 
     def _write_name(self, named: Named) -> None:
         path = self._name_path(named.name)
@@ -331,6 +383,10 @@ class OciStore:
 def default_folder() -> str:
     """Return the folder beside the machine images."""
     return os.path.join(os.path.dirname(machines.default_folder()), "oci")
+
+
+def _file_of(name: str) -> str:
+    return quote(name, safe="") + _SUFFIX
 
 
 def _damaged(name: str, why: str) -> Corrupt:

@@ -205,8 +205,7 @@ R = TypeVar("R", bound=ImageRoot)
 def opened(spec: SandboxSpec, kind: type[R], *, kept: bool = False) -> R:
     """The caller closes it, and its lease once no sandbox of it runs. Raises as ``meant`` does."""
     store = OciStore()
-    image = meant(spec, store, kept=kept)
-    lease = store.lease(image)
+    image, lease = store.leased(lambda: meant(spec, store, kept=kept))
     try:
         return kind(image, lease)
     except BaseException:

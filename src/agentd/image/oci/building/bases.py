@@ -76,9 +76,10 @@ class Bases:
         """Find an image, or pull it. Raises ImageError, InvalidInput."""
         if name not in self._images:
             try:
-                self._images[name] = self._store.get(name.rpartition("@")[2])
+                image = self._store.hold(name.rpartition("@")[2], self._work)
             except NotFound:
-                self._images[name] = self._pull(name)
+                image = self._store.hold(self._pull(name).digest, self._work)
+            self._images[name] = image
         return self._images[name]
 
     @contextlib.contextmanager
